@@ -1,0 +1,2 @@
+//! Xen paravirtual block device for guests (blkfront)
+#![no_std]

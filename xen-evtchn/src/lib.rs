@@ -1,0 +1,2 @@
+//! Xen event channels for guests: ports, two-level delivery, a waker per port
+#![no_std]

@@ -1,0 +1,2 @@
+//! Xen paravirtual network device for guests (netfront)
+#![no_std]

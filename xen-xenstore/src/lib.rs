@@ -1,0 +1,2 @@
+//! Xenstore client and xenbus device handshake for Xen guests
+#![no_std]
