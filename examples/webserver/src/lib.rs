@@ -1,0 +1,185 @@
+//! The application: a web server for the files of a FAT disk.
+//!
+//! It knows a clock, a console, an optional network card and an optional disk, each behind a small
+//! trait, and nothing of the machine below: the same code runs wherever the traits are implemented.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod absent;
+pub mod clock;
+mod commands;
+pub mod config;
+mod files;
+mod http;
+mod net;
+pub mod report;
+mod site;
+mod transfer;
+
+use alloc::string::String;
+use core::time::Duration;
+
+pub use absent::Absent;
+use config::Config;
+use report::{Console, Report};
+
+/// What the world outside asks of the whole machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Stop and stay off.
+    PowerOff,
+    /// Stop and start again.
+    Reboot,
+}
+
+/// What the application needs of the machine it runs on.
+pub trait Machine {
+    /// The network card; [`Absent`] in an image without one.
+    type Nic: Nic;
+    /// The disk; [`Absent`] in an image without one.
+    type Disk: Disk;
+
+    /// Time since an arbitrary start; never goes back.
+    fn now(&self) -> Duration;
+    /// Time since 1970-01-01 00:00 UTC.
+    fn unix_time(&self) -> Duration;
+    /// Takes in what happened outside; says whether the machine is to stop.
+    fn poll(&mut self) -> Option<Request>;
+    /// Returns when something may have happened outside, or at `deadline`.
+    fn sleep(&mut self, deadline: Option<Duration>);
+    /// Bytes typed on the console.
+    fn console_read(&mut self, buf: &mut [u8]) -> usize;
+    /// Writes an answer to the console.
+    fn console_write(&mut self, text: &str);
+    /// Tells what the machine is and how it does.
+    fn report(&self, to: &mut dyn Report);
+}
+
+/// A network card.
+pub trait Nic: smoltcp::phy::Device {
+    /// Its hardware address.
+    fn mac(&self) -> [u8; 6];
+    /// Before sleeping: true when there is work to do first.
+    fn arm(&mut self) -> bool;
+    /// Hands everything written so far to the other side.
+    fn flush(&mut self);
+    /// Tells its state and figures.
+    fn report(&self, to: &mut dyn Report);
+}
+
+/// A disk.
+pub trait Disk: embedded_sdmmc::BlockDevice {
+    /// Whether writing is refused.
+    fn read_only(&self) -> bool;
+    /// Returns when all that was written is on stable storage.
+    fn flush(&self) -> Result<(), Self::Error>;
+    /// Tells its state and figures.
+    fn report(&self, to: &mut dyn Report);
+}
+
+/// The running application.
+#[derive(Debug)]
+pub struct App<M: Machine> {
+    machine: M,
+    line: String,
+    net: Option<net::Net<M::Nic>>,
+    files: Option<files::Files<M::Disk>>,
+}
+
+/// What the application's parts may look at while they work.
+pub(crate) struct Context<'a, M: Machine> {
+    pub(crate) machine: &'a M,
+    pub(crate) files: Option<&'a files::Files<M::Disk>>,
+}
+
+impl<M: Machine> App<M> {
+    /// Takes over the machine. A part that is missing or does not work is reported and left out.
+    pub fn new(machine: M, config: &Config, nic: Option<M::Nic>, disk: Option<M::Disk>) -> Self {
+        let files = disk.and_then(|disk| {
+            files::Files::open(disk, machine.unix_time())
+                .inspect_err(|e| log::error!("disk: {e}; carrying on without files"))
+                .ok()
+        });
+        let net = nic.map(|nic| net::Net::new(nic, config, machine.now()));
+        log::info!("ready; type help on the console for its commands");
+        Self { machine, line: String::new(), net, files }
+    }
+
+    /// Serves until the machine is asked to stop; then everything is on stable storage.
+    pub fn run(mut self) -> (M, Request) {
+        let request = loop {
+            let stop = self.machine.poll().or_else(|| self.commands());
+            if let Some(request) = stop {
+                break request;
+            }
+            let now = self.machine.now();
+            if let Some(files) = &self.files {
+                files.set_time(self.machine.unix_time());
+            }
+            let deadline = self.turn(now);
+            if deadline.is_none_or(|at| at > now) {
+                self.machine.sleep(deadline);
+            }
+        };
+        log::info!("stopping: {request:?}");
+        if let Some(net) = &mut self.net {
+            net.shut(&Context { machine: &self.machine, files: self.files.as_ref() });
+        }
+        if let Some(files) = self.files.take() {
+            files.close();
+        }
+        (self.machine, request)
+    }
+
+    /// One round of the network; answers when the next is due (now: at once).
+    fn turn(&mut self, now: Duration) -> Option<Duration> {
+        let context = Context { machine: &self.machine, files: self.files.as_ref() };
+        self.net.as_mut().and_then(|net| net.turn(now, &context))
+    }
+
+    fn commands(&mut self) -> Option<Request> {
+        let mut buf = [0; 64];
+        loop {
+            let n = self.machine.console_read(&mut buf);
+            for &byte in buf.get(..n)? {
+                match byte {
+                    b'\r' | b'\n' => {
+                        self.machine.console_write("\n");
+                        let line = core::mem::take(&mut self.line);
+                        if let Some(request) = self.command(line.trim()) {
+                            return Some(request);
+                        }
+                    }
+                    8 | 127 if self.line.pop().is_some() => self.machine.console_write("\u{8} \u{8}"),
+                    b' '..=b'~' if self.line.len() < 120 => {
+                        self.line.push(char::from(byte));
+                        self.machine.console_write(self.line.get(self.line.len() - 1..)?);
+                    }
+                    _ => {}
+                }
+            }
+            if n == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Every part's report, as the pages and the console show it.
+    fn report(&self, to: &mut dyn Report) {
+        self.machine.report(to);
+        if let Some(net) = &self.net {
+            net.report(to);
+        }
+        if let Some(files) = &self.files {
+            files.report(to);
+        }
+    }
+
+    fn print(&mut self, sections: &[&str]) {
+        let mut text = Console::new(sections);
+        self.report(&mut text);
+        self.machine.console_write(&text.finish());
+    }
+}

@@ -1,0 +1,177 @@
+//! The network: addresses, and the web server's connections.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::Ipv4Addr;
+use core::time::Duration;
+
+use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::{dhcpv4, tcp};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
+
+use crate::config::Config;
+use crate::http::{Connection, Figures, Server};
+use crate::report::Report;
+use crate::{Context, Machine, Nic};
+
+/// Connections that are served at once; a few more are told to come back later.
+const SERVED: usize = 32;
+const REFUSED: usize = 8;
+const RECEIVE_BUFFER: usize = 16 * 1024;
+const SEND_BUFFER: usize = 32 * 1024;
+
+/// The network interface and everything on it.
+pub(crate) struct Net<N> {
+    nic: N,
+    iface: Interface,
+    sockets: SocketSet<'static>,
+    dhcp: Option<SocketHandle>,
+    connections: Vec<Connection>,
+    figures: Figures,
+}
+
+impl<N> fmt::Debug for Net<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Net").field("addresses", &self.iface.ip_addrs()).finish_non_exhaustive()
+    }
+}
+
+impl<N: Nic> Net<N> {
+    /// Brings the interface up with the configured address, or asks DHCP for one.
+    pub(crate) fn new(mut nic: N, config: &Config, now: Duration) -> Self {
+        let mut settings = IfaceConfig::new(EthernetAddress(nic.mac()).into());
+        settings.random_seed = nic.mac().iter().fold(now.as_nanos() as u64, |seed, byte| {
+            (seed ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        let mut iface = Interface::new(settings, &mut nic, instant(now));
+        let mut sockets = SocketSet::new(Vec::new());
+        let dhcp = match config.address {
+            Some((address, prefix)) => {
+                set_address(&mut iface, Ipv4Cidr::new(address, prefix), config.gateway);
+                None
+            }
+            None => {
+                log::info!("net: no address given; asking DHCP");
+                Some(sockets.add(dhcpv4::Socket::new()))
+            }
+        };
+        let connections = (0..SERVED + REFUSED)
+            .map(|_| {
+                let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
+                let socket = tcp::Socket::new(buffer(RECEIVE_BUFFER), buffer(SEND_BUFFER));
+                Connection::new(sockets.add(socket))
+            })
+            .collect();
+        Self { nic, iface, sockets, dhcp, connections, figures: Figures::default() }
+    }
+
+    /// Moves packets and serves connections once; answers when to come back at the latest.
+    pub(crate) fn turn<M: Machine<Nic = N>>(
+        &mut self,
+        now: Duration,
+        context: &Context<'_, M>,
+    ) -> Option<Duration> {
+        self.iface.poll(instant(now), &mut self.nic, &mut self.sockets);
+        self.lease();
+        let busy = self.serve(now, context);
+        // What the connections said goes out in the same round, and the other side is told once.
+        let delay = self.iface.poll_delay(instant(now), &self.sockets);
+        if busy || delay == Some(smoltcp::time::Duration::ZERO) {
+            self.iface.poll(instant(now), &mut self.nic, &mut self.sockets);
+        }
+        self.nic.flush();
+        if busy || self.nic.arm() {
+            return Some(now);
+        }
+        let stack = self.iface.poll_delay(instant(now), &self.sockets);
+        let stack = stack.map(|d| now + Duration::from_micros(d.total_micros()));
+        let stalled = self.connections.iter().filter_map(Connection::deadline).min();
+        stack.into_iter().chain(stalled).min()
+    }
+
+    /// Ends all connections: nobody is left waiting for a machine that is gone.
+    pub(crate) fn shut<M: Machine<Nic = N>>(&mut self, context: &Context<'_, M>) {
+        let now = context.machine.now();
+        for connection in &mut self.connections {
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
+            connection.cut(socket, context);
+        }
+        self.iface.poll(instant(now), &mut self.nic, &mut self.sockets);
+        self.nic.flush();
+    }
+
+    /// Tells of the card, the addresses and the server.
+    pub(crate) fn report(&self, to: &mut dyn Report) {
+        let active = self.connections.iter().filter(|c| c.is_active()).count();
+        report(&self.nic, &self.iface, &self.figures, active, to);
+    }
+
+    fn serve<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
+        let Self { nic, iface, sockets, connections, figures, .. } = self;
+        let mut active = connections.iter().filter(|c| c.is_active()).count();
+        let mut busy = false;
+        for connection in connections {
+            let was_active = connection.is_active();
+            let server = Server { context, nic, iface, figures, now, active, full: active >= SERVED };
+            busy |= connection.serve(sockets.get_mut(connection.handle), &server);
+            active = active + usize::from(connection.is_active()) - usize::from(was_active);
+        }
+        busy
+    }
+
+    /// Takes over what DHCP gave or took away.
+    fn lease(&mut self) {
+        let Some(handle) = self.dhcp else { return };
+        match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
+            Some(dhcpv4::Event::Configured(lease)) => {
+                set_address(&mut self.iface, lease.address, lease.router);
+            }
+            Some(dhcpv4::Event::Deconfigured) => {
+                log::warn!("net: no address from DHCP any more");
+                self.iface.update_ip_addrs(|addresses| addresses.clear());
+                self.iface.routes_mut().remove_default_ipv4_route();
+            }
+            None => {}
+        }
+    }
+}
+
+fn report<N: Nic>(nic: &N, iface: &Interface, figures: &Figures, active: usize, to: &mut dyn Report) {
+    nic.report(to);
+    match iface.ip_addrs().first() {
+        Some(address) => to.fact("address", address),
+        None => to.fact("address", &"none yet"),
+    }
+    to.section("Web server");
+    to.figure("http_connections", active as u64);
+    figures.report(to);
+}
+
+/// Everything at once, for the status page.
+pub(super) fn report_all<M: Machine>(server: &Server<'_, M>, to: &mut dyn Report) {
+    server.context.machine.report(to);
+    report(server.nic, server.iface, server.figures, server.active, to);
+    if let Some(files) = server.context.files {
+        files.report(to);
+    }
+}
+
+fn set_address(iface: &mut Interface, address: Ipv4Cidr, gateway: Option<Ipv4Addr>) {
+    iface.update_ip_addrs(|addresses| {
+        addresses.clear();
+        let _ = addresses.push(IpCidr::Ipv4(address));
+    });
+    match gateway.map(|gateway| iface.routes_mut().add_default_ipv4_route(gateway)) {
+        None => log::info!("net: address {address}, no gateway"),
+        Some(Ok(_)) => {
+            log::info!("net: address {address}, gateway {}", gateway.unwrap_or(Ipv4Addr::UNSPECIFIED))
+        }
+        Some(Err(_)) => log::warn!("net: address {address}; no room for a gateway"),
+    }
+}
+
+fn instant(time: Duration) -> Instant {
+    Instant::from_micros(time.as_micros() as i64)
+}
