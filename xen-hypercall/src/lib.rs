@@ -1,2 +1,31 @@
-//! Typed Xen hypercalls and the platform traits a guest kernel implements
+#![doc = include_str!("../README.md")]
 #![no_std]
+#![deny(unsafe_code)]
+
+#[cfg(feature = "mock")]
+extern crate std;
+
+pub mod abi;
+pub mod arch;
+mod call;
+pub mod console_io;
+mod errno;
+pub mod event;
+pub mod grant;
+pub mod hvm;
+pub mod memory;
+#[cfg(feature = "mock")]
+pub mod mock;
+mod platform;
+pub mod sched;
+mod shared_info;
+mod time;
+mod types;
+pub mod vcpu;
+pub mod version;
+
+pub use errno::Errno;
+pub use platform::{Hypercall, PageMemory, Platform, Wait};
+pub use shared_info::{SharedInfo, VcpuInfo};
+pub use time::VcpuTime;
+pub use types::{DomId, Gfn, HypercallNr, PAGE_SIZE, Page, VcpuId};

@@ -1,0 +1,32 @@
+//! Xen's own console (`CONSOLEIO_*` of `xen.h`): there before anything else, but a release build of Xen shows it
+//! only for the first domain.
+#![allow(unsafe_code, reason = "hands over buffers")]
+
+use crate::abi::{CONSOLEIO_READ, CONSOLEIO_WRITE};
+use crate::{Errno, Hypercall, HypercallNr};
+
+/// Writes text to Xen's console.
+///
+/// # Errors
+/// `EPERM` or `ENOSYS` where Xen does not take it.
+pub fn write(xen: &impl Hypercall, text: &[u8]) -> Result<(), Errno> {
+    let pointer = text.as_ptr().expose_provenance();
+    // SAFETY: CONSOLEIO_write reads `text.len()` bytes at the pointer, all of them borrowed.
+    Errno::check(unsafe {
+        xen.hypercall(HypercallNr::CONSOLE_IO, [CONSOLEIO_WRITE, text.len(), pointer, 0, 0])
+    })
+    .map(drop)
+}
+
+/// Reads what was typed on Xen's console; answers how many bytes came, at most `buffer.len()`.
+///
+/// # Errors
+/// `EPERM` for all but the first domain.
+pub fn read(xen: &impl Hypercall, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let pointer = buffer.as_mut_ptr().expose_provenance();
+    // SAFETY: CONSOLEIO_read writes at most `buffer.len()` bytes at the pointer, all of them exclusively borrowed.
+    let count = Errno::check(unsafe {
+        xen.hypercall(HypercallNr::CONSOLE_IO, [CONSOLEIO_READ, buffer.len(), pointer, 0, 0])
+    })?;
+    Ok(count.min(buffer.len()))
+}

@@ -1,0 +1,120 @@
+//! Event channels, as bare calls (`event_channel.h`). The crate `xen-evtchn` makes owning handles of them.
+#![allow(unsafe_code, reason = "names the structure of each command")]
+
+use crate::abi::*;
+use crate::call::{Command, run};
+use crate::{DomId, Errno, Hypercall, HypercallNr, VcpuId};
+
+macro_rules! commands {
+    ($($name:ident = $cmd:ident;)*) => {$(
+        // SAFETY: the command reads and fills this structure of `event_channel.h`, and changes which domain and
+        // vCPU is told of what; it gives no memory away.
+        unsafe impl Command for $name {
+            const NR: HypercallNr = HypercallNr::EVENT_CHANNEL_OP;
+            const CMD: usize = $cmd;
+        }
+    )*};
+}
+
+commands! {
+    EvtchnAllocUnbound = EVTCHNOP_ALLOC_UNBOUND;
+    EvtchnBindInterdomain = EVTCHNOP_BIND_INTERDOMAIN;
+    EvtchnBindVirq = EVTCHNOP_BIND_VIRQ;
+    EvtchnBindIpi = EVTCHNOP_BIND_IPI;
+    EvtchnClose = EVTCHNOP_CLOSE;
+    EvtchnSend = EVTCHNOP_SEND;
+    EvtchnStatus = EVTCHNOP_STATUS;
+    EvtchnBindVcpu = EVTCHNOP_BIND_VCPU;
+    EvtchnUnmask = EVTCHNOP_UNMASK;
+    EvtchnReset = EVTCHNOP_RESET;
+}
+
+/// A new port that `remote` may bind to.
+///
+/// # Errors
+/// `ENOSPC` when all ports are taken, `ESRCH` for a domain that does not exist.
+pub fn alloc_unbound(xen: &impl Hypercall, remote: DomId) -> Result<u32, Errno> {
+    let mut op = EvtchnAllocUnbound { dom: DomId::SELF.0, remote_dom: remote.0, port: 0 };
+    run(xen, &mut op)?;
+    Ok(op.port)
+}
+
+/// A new port bound to one that `remote` allocated for us.
+///
+/// # Errors
+/// `EINVAL` when the remote port is not ours to bind, `ESRCH` for a domain that does not exist, `ENOSPC`.
+pub fn bind_interdomain(xen: &impl Hypercall, remote: DomId, remote_port: u32) -> Result<u32, Errno> {
+    let mut op = EvtchnBindInterdomain { remote_dom: remote.0, pad0: 0, remote_port, local_port: 0 };
+    run(xen, &mut op)?;
+    Ok(op.local_port)
+}
+
+/// A new port for a virtual interrupt of a vCPU.
+///
+/// # Errors
+/// `EEXIST` when it is bound already, `EINVAL`, `ENOENT` for a vCPU that does not exist, `ENOSPC`.
+pub fn bind_virq(xen: &impl Hypercall, virq: u32, vcpu: VcpuId) -> Result<u32, Errno> {
+    let mut op = EvtchnBindVirq { virq, vcpu: vcpu.0, port: 0 };
+    run(xen, &mut op)?;
+    Ok(op.port)
+}
+
+/// A new port by which this domain tells its own vCPU something.
+///
+/// # Errors
+/// `ENOENT` for a vCPU that does not exist, `ENOSPC`.
+pub fn bind_ipi(xen: &impl Hypercall, vcpu: VcpuId) -> Result<u32, Errno> {
+    let mut op = EvtchnBindIpi { vcpu: vcpu.0, port: 0 };
+    run(xen, &mut op)?;
+    Ok(op.port)
+}
+
+/// Gives a port up; the other end, if there is one, becomes unbound.
+///
+/// # Errors
+/// `EINVAL` for a port that is not open.
+pub fn close(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
+    run(xen, &mut EvtchnClose { port }).map(drop)
+}
+
+/// Sends an event to the other end.
+///
+/// # Errors
+/// `EINVAL` for a port of a kind that cannot send.
+pub fn send(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
+    run(xen, &mut EvtchnSend { port }).map(drop)
+}
+
+/// What a port is bound to (`EVTCHNSTAT_*` in the field `status`).
+///
+/// # Errors
+/// `EINVAL` for a port out of range.
+pub fn status(xen: &impl Hypercall, port: u32) -> Result<EvtchnStatus, Errno> {
+    let mut op = EvtchnStatus { dom: DomId::SELF.0, port, ..Default::default() };
+    run(xen, &mut op)?;
+    Ok(op)
+}
+
+/// Makes a port's events come to another vCPU.
+///
+/// # Errors
+/// `EINVAL` for a port of a kind that cannot move, `ENOENT` for a vCPU that does not exist.
+pub fn bind_vcpu(xen: &impl Hypercall, port: u32, vcpu: VcpuId) -> Result<(), Errno> {
+    run(xen, &mut EvtchnBindVcpu { port, vcpu: vcpu.0 }).map(drop)
+}
+
+/// Unmasks a port and, if its event is pending, delivers it.
+///
+/// # Errors
+/// `EINVAL` for a port out of range.
+pub fn unmask(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
+    run(xen, &mut EvtchnUnmask { port }).map(drop)
+}
+
+/// Closes every port of this domain.
+///
+/// # Errors
+/// None for the calling domain itself.
+pub fn reset(xen: &impl Hypercall) -> Result<(), Errno> {
+    run(xen, &mut EvtchnReset { dom: DomId::SELF.0 }).map(drop)
+}

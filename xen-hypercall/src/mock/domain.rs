@@ -1,0 +1,282 @@
+//! One domain: its pages, parameters and timer; the platform of a driver under test.
+#![allow(unsafe_code, reason = "hands out real memory")]
+
+use core::ptr::NonNull;
+use core::time::Duration;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec::Vec;
+
+use super::MockXen;
+use crate::hvm::HvmParam;
+use crate::sched::ShutdownReason;
+use crate::{DomId, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait};
+
+/// What freed pages are filled with: they are not used again within a machine's life, so that whoever still reads
+/// or writes one shows.
+const POISON: u8 = 0xDB;
+/// The first frame that `alloc_pages` gives out.
+const FIRST_GFN: u64 = 0x1000;
+
+/// A domain of a [`MockXen`]. Clones are handles to the same domain.
+#[derive(Clone)]
+pub struct MockDomain {
+    xen: MockXen,
+    id: DomId,
+    state: Arc<Mutex<DomainState>>,
+}
+
+impl std::fmt::Debug for MockDomain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MockDomain").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct DomainState {
+    pages: BTreeMap<Gfn, Block>,
+    by_address: BTreeMap<usize, Gfn>,
+    allocated: u64,
+    in_use: usize,
+    allocs_left: Option<usize>,
+    params: BTreeMap<u32, u64>,
+    pub(super) shared_info: Option<Gfn>,
+    shutdown: Option<ShutdownReason>,
+    console: Vec<u8>,
+    timer: Option<Duration>,
+}
+
+#[derive(Clone, Copy)]
+struct Block {
+    first: NonNull<Page>,
+    pages: usize,
+    state: Use,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Use {
+    Allocated,
+    Special,
+    Freed,
+}
+
+// SAFETY: the pointers are to memory that this state alone allocates and frees.
+unsafe impl Send for DomainState {}
+
+impl Drop for DomainState {
+    fn drop(&mut self) {
+        for block in self.pages.values() {
+            // SAFETY: allocated by `DomainState::map` with this layout; nothing outlives the machine's last handle,
+            // which every user of a page holds through its domain.
+            unsafe { dealloc(block.first.as_ptr().cast(), layout(block.pages)) };
+        }
+    }
+}
+
+fn layout(pages: usize) -> Layout {
+    match Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE) {
+        Ok(layout) => layout,
+        Err(error) => panic!("{pages} pages: {error}"),
+    }
+}
+
+impl DomainState {
+    fn map(&mut self, gfn: Gfn, pages: usize, state: Use) -> Option<NonNull<Page>> {
+        // SAFETY: the layout is not empty: callers ask for at least one page.
+        let first = NonNull::new(unsafe { alloc_zeroed(layout(pages)) }.cast::<Page>())?;
+        self.pages.insert(gfn, Block { first, pages, state });
+        self.by_address.insert(first.as_ptr() as usize, gfn);
+        Some(first)
+    }
+
+    fn find(&self, gfn: Gfn) -> Option<NonNull<Page>> {
+        let (start, block) = self.pages.range(..=gfn).next_back()?;
+        let index = usize::try_from(gfn.0 - start.0).ok().filter(|index| *index < block.pages)?;
+        // SAFETY: `index` is within the block's pages.
+        Some(unsafe { block.first.add(index) })
+    }
+}
+
+impl MockDomain {
+    pub(super) fn new(xen: MockXen, id: DomId, state: Arc<Mutex<DomainState>>) -> Self {
+        Self { xen, id, state }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, DomainState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its number.
+    pub fn id(&self) -> DomId {
+        self.id
+    }
+
+    /// The machine it is on.
+    pub fn xen(&self) -> &MockXen {
+        &self.xen
+    }
+
+    /// Any page of the domain, by its frame.
+    pub fn page_at(&self, gfn: Gfn) -> Option<NonNull<Page>> {
+        self.state().find(gfn)
+    }
+
+    /// Puts a zeroed page at a frame of the toolstack's choice, as it does for the console and xenstore.
+    ///
+    /// # Panics
+    /// When a page is there already, or the host is out of memory.
+    pub fn special_page(&self, gfn: Gfn) -> NonNull<Page> {
+        let mut state = self.state();
+        assert!(state.find(gfn).is_none(), "{}: a page is at {gfn} already", self.id);
+        state.map(gfn, 1, Use::Special).expect("out of memory")
+    }
+
+    /// Sets an HVM parameter from outside, as the toolstack does.
+    pub fn set_hvm_param(&self, param: HvmParam, value: u64) {
+        self.state().params.insert(param.0, value);
+    }
+
+    /// An HVM parameter; zero when it was never set.
+    pub fn hvm_param(&self, param: HvmParam) -> u64 {
+        self.state().params.get(&param.0).copied().unwrap_or(0)
+    }
+
+    /// The domain's `shared_info`, once it has asked for it.
+    pub fn shared_info(&self) -> Option<SharedInfo> {
+        let gfn = self.state().shared_info?;
+        let page = self.page_at(gfn)?;
+        // SAFETY: the domain made this page its shared_info; its memory lives as long as the machine, and both
+        // sides access it by atomics.
+        Some(unsafe { SharedInfo::from_page(page) })
+    }
+
+    /// How many pages are allocated and not freed.
+    pub fn pages_in_use(&self) -> usize {
+        self.state().in_use
+    }
+
+    /// Lets `n` more allocations succeed and all later ones fail; none: all succeed again.
+    pub fn fail_allocs_after(&self, n: Option<usize>) {
+        self.state().allocs_left = n;
+    }
+
+    /// How the domain ended, if it did.
+    pub fn shutdown_reason(&self) -> Option<ShutdownReason> {
+        self.state().shutdown
+    }
+
+    pub(super) fn set_shutdown(&self, reason: ShutdownReason) {
+        self.state().shutdown = Some(reason);
+    }
+
+    /// What the domain wrote to Xen's console.
+    pub fn console_output(&self) -> Vec<u8> {
+        self.state().console.clone()
+    }
+
+    pub(super) fn add_console_output(&self, text: &[u8]) {
+        self.state().console.extend_from_slice(text);
+    }
+
+    pub(super) fn timer(&self) -> Option<Duration> {
+        self.state().timer
+    }
+
+    pub(super) fn set_timer(&self, at: Duration) {
+        self.state().timer = Some(at);
+    }
+
+    pub(super) fn clear_timer(&self) {
+        self.state().timer = None;
+    }
+
+    fn upcall_pending(&self) -> bool {
+        self.shared_info().and_then(|shared| {
+            let vcpu = shared.vcpu(VcpuId(0))?;
+            Some(vcpu.upcall_pending.load(core::sync::atomic::Ordering::Acquire) != 0)
+        }) == Some(true)
+    }
+}
+
+// SAFETY: the machine's handlers do what Xen does, in this domain.
+unsafe impl Hypercall for MockDomain {
+    unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize {
+        self.xen.call(self, nr, args)
+    }
+}
+
+// SAFETY: pages are memory of their own, stay until the machine is gone, and are given out once.
+unsafe impl PageMemory for MockDomain {
+    fn alloc_pages(&self, count: usize) -> Option<NonNull<Page>> {
+        if count == 0 {
+            return None;
+        }
+        let mut state = self.state();
+        if let Some(left) = &mut state.allocs_left {
+            *left = left.checked_sub(1)?;
+        }
+        let gfn = Gfn(FIRST_GFN + state.allocated);
+        state.allocated += count as u64;
+        state.in_use += count;
+        state.map(gfn, count, Use::Allocated)
+    }
+
+    unsafe fn free_pages(&self, first: NonNull<Page>, count: usize) {
+        let mut state = self.state();
+        let gfn = state.by_address.get(&(first.as_ptr() as usize)).copied();
+        let block = gfn.and_then(|gfn| state.pages.get_mut(&gfn));
+        match block {
+            Some(block) if block.state == Use::Allocated && block.pages == count => {
+                block.state = Use::Freed;
+                state.in_use -= count;
+                // SAFETY: the whole block is valid memory, and the caller promises that nobody uses it any more.
+                unsafe { first.as_ptr().cast::<u8>().write_bytes(POISON, count * PAGE_SIZE) };
+            }
+            _ => {
+                drop(state);
+                panic!(
+                    "{}: free of {count} pages that are not allocated\n{}",
+                    self.id,
+                    self.xen.trace_text()
+                );
+            }
+        }
+    }
+
+    fn gfn(&self, page: NonNull<Page>) -> Gfn {
+        let address = page.as_ptr() as usize;
+        let state = self.state();
+        let found = state.by_address.range(..=address).next_back().and_then(|(start, gfn)| {
+            let index = (address - start) / PAGE_SIZE;
+            let block = state.pages.get(gfn)?;
+            (index < block.pages).then_some(Gfn(gfn.0 + index as u64))
+        });
+        found.unwrap_or_else(|| panic!("{}: {address:#x} is not memory of this domain", self.id))
+    }
+
+    unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
+        if count == 1 { self.page_at(gfn) } else { None }
+    }
+}
+
+impl Wait for MockDomain {
+    fn now(&self) -> Duration {
+        self.xen.now()
+    }
+
+    /// Lets the far sides act; when none has anything to do, time goes on to the next timer or the deadline.
+    ///
+    /// # Panics
+    /// When there is nothing left to wait for, with the trace.
+    fn wait(&self, deadline: Option<Duration>) {
+        if self.upcall_pending() || self.xen.step() || self.upcall_pending() {
+            return;
+        }
+        let timer = self.xen.next_timer().map(|(at, _)| at);
+        match timer.into_iter().chain(deadline).min() {
+            Some(at) => self.xen.advance(at.saturating_sub(self.xen.now())),
+            None => panic!("{} waits for ever: no event, no timer\n{}", self.id, self.xen.trace_text()),
+        }
+    }
+}

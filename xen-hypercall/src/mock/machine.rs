@@ -1,0 +1,219 @@
+//! The machine: domains, handlers, actors, time and the trace.
+
+use core::any::{Any, TypeId};
+use core::time::Duration;
+use std::boxed::Box;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::format;
+use std::string::String;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec::Vec;
+
+use super::MockDomain;
+use super::domain::DomainState;
+use crate::{DomId, Errno, HypercallNr, VcpuId};
+
+type Handler = Box<dyn FnMut(&MockDomain, [usize; 5]) -> isize + Send>;
+type Actor = Box<dyn FnMut(&MockXen) -> bool + Send>;
+type TimerHook = Box<dyn FnMut(&MockDomain, VcpuId) + Send>;
+
+/// Lines that the trace keeps; older ones go.
+const TRACE_LINES: usize = 4000;
+
+/// A machine with Xen on it. Clones are handles to the same machine.
+#[derive(Clone)]
+pub struct MockXen(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    domains: BTreeMap<DomId, Arc<Mutex<DomainState>>>,
+    handlers: HashMap<usize, Option<Handler>>,
+    actors: Vec<(ActorId, String, Option<Actor>)>,
+    next_actor: u64,
+    timer_hook: Option<TimerHook>,
+    now: Duration,
+    trace: VecDeque<String>,
+    extensions: HashMap<TypeId, Box<dyn Any + Send>>,
+}
+
+/// Names an actor, to take it away again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ActorId(u64);
+
+impl std::fmt::Debug for MockXen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MockXen").field("now", &self.now()).finish_non_exhaustive()
+    }
+}
+
+impl Default for MockXen {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MockXen {
+    /// A machine without domains, at time zero. The calls of this crate's own modules are answered; event channels
+    /// and grant tables once their crates' mocks are installed.
+    pub fn new() -> Self {
+        let machine = Self(Arc::default());
+        super::handlers::install(&machine);
+        machine
+    }
+
+    /// A panic elsewhere leaves the state as consistent as the code that panicked did; tests go on to report it.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A domain; it is made when first asked for.
+    pub fn domain(&self, id: DomId) -> MockDomain {
+        let state = Arc::clone(self.state().domains.entry(id).or_default());
+        MockDomain::new(self.clone(), id, state)
+    }
+
+    /// Whether a domain was ever asked for.
+    pub fn has_domain(&self, id: DomId) -> bool {
+        self.state().domains.contains_key(&id)
+    }
+
+    /// Answers hypercall `nr` by `handler` from now on. The handler gets the calling domain and may make hypercalls
+    /// itself, though not of the same number.
+    pub fn register(
+        &self,
+        nr: HypercallNr,
+        handler: impl FnMut(&MockDomain, [usize; 5]) -> isize + Send + 'static,
+    ) {
+        self.state().handlers.insert(nr.0, Some(Box::new(handler)));
+    }
+
+    /// Calls `hook` when a domain's timer is due, to raise its virtual interrupt.
+    pub fn set_timer_hook(&self, hook: impl FnMut(&MockDomain, VcpuId) + Send + 'static) {
+        self.state().timer_hook = Some(Box::new(hook));
+    }
+
+    pub(super) fn call(&self, caller: &MockDomain, nr: HypercallNr, args: [usize; 5]) -> isize {
+        let taken = self.state().handlers.get_mut(&nr.0).and_then(Option::take);
+        let result = match taken {
+            None => Errno::ENOSYS.as_return(),
+            Some(mut handler) => {
+                // No lock is held here: the handler may use the machine.
+                let result = handler(caller, args);
+                if let Some(place @ None) = self.state().handlers.get_mut(&nr.0) {
+                    *place = Some(handler);
+                }
+                result
+            }
+        };
+        self.trace(|| format!("{} {}({}, ..) = {}", caller.id(), nr.name(), args[0], describe(result)));
+        result
+    }
+
+    /// Adds a far side. `step` does what can be done at once, and answers whether that was anything.
+    pub fn add_actor(&self, name: &str, step: impl FnMut(&Self) -> bool + Send + 'static) -> ActorId {
+        let mut state = self.state();
+        let id = ActorId(state.next_actor);
+        state.next_actor += 1;
+        state.actors.push((id, name.into(), Some(Box::new(step))));
+        id
+    }
+
+    /// Takes a far side away.
+    pub fn remove_actor(&self, id: ActorId) {
+        self.state().actors.retain(|(other, ..)| *other != id);
+    }
+
+    /// Lets every actor act once, in the order they were added; answers whether any did anything.
+    pub fn step(&self) -> bool {
+        let ids: Vec<ActorId> = self.state().actors.iter().map(|(id, ..)| *id).collect();
+        let mut progress = false;
+        for id in ids {
+            let taken =
+                self.state().actors.iter_mut().find(|(other, ..)| *other == id).and_then(|(.., a)| a.take());
+            // Absent: an actor that is acting at this moment, further up the stack.
+            if let Some(mut actor) = taken {
+                progress |= actor(self);
+                if let Some((.., place)) = self.state().actors.iter_mut().find(|(other, ..)| *other == id) {
+                    *place = Some(actor);
+                }
+            }
+        }
+        progress
+    }
+
+    /// Steps until no actor does anything, at most `max_steps` times; answers how many steps did something.
+    pub fn run_until_idle(&self, max_steps: usize) -> usize {
+        (0..max_steps).take_while(|_| self.step()).count()
+    }
+
+    /// Virtual time since the machine began.
+    pub fn now(&self) -> Duration {
+        self.state().now
+    }
+
+    /// Lets time pass; timers that become due fire in order.
+    pub fn advance(&self, time: Duration) {
+        let end = self.now().saturating_add(time);
+        while let Some((at, domain)) = self.next_timer().filter(|(at, _)| *at <= end) {
+            {
+                let mut state = self.state();
+                state.now = state.now.max(at);
+            }
+            domain.clear_timer();
+            let hook = self.state().timer_hook.take();
+            if let Some(mut hook) = hook {
+                hook(&domain, VcpuId(0));
+                self.state().timer_hook.get_or_insert(hook);
+            }
+        }
+        let mut state = self.state();
+        state.now = state.now.max(end);
+    }
+
+    /// The timer that is due first, and whose it is.
+    pub(super) fn next_timer(&self) -> Option<(Duration, MockDomain)> {
+        let ids: Vec<DomId> = self.state().domains.keys().copied().collect();
+        ids.into_iter()
+            .filter_map(|id| {
+                let domain = self.domain(id);
+                domain.timer().map(|at| (at, domain))
+            })
+            .min_by_key(|(at, _)| *at)
+    }
+
+    /// Adds a line to the trace.
+    pub fn trace(&self, line: impl FnOnce() -> String) {
+        let line = line();
+        let mut state = self.state();
+        if state.trace.len() == TRACE_LINES {
+            state.trace.pop_front();
+        }
+        let now = state.now;
+        state.trace.push_back(format!("[{:>10.6}] {line}", now.as_secs_f64()));
+    }
+
+    /// What passed between the domains, oldest first, a line each.
+    pub fn trace_text(&self) -> String {
+        self.state().trace.iter().fold(String::new(), |text, line| text + line + "\n")
+    }
+
+    /// State that another crate's mock keeps with the machine, found by its type.
+    pub fn extension<T: Any + Send + Default>(&self) -> Arc<Mutex<T>> {
+        let mut state = self.state();
+        let slot = state
+            .extensions
+            .entry(TypeId::of::<T>())
+            .or_insert_with(|| Box::new(Arc::new(Mutex::new(T::default()))));
+        match slot.downcast_ref::<Arc<Mutex<T>>>() {
+            Some(found) => Arc::clone(found),
+            None => unreachable!("keyed by the type itself"),
+        }
+    }
+}
+
+fn describe(result: isize) -> String {
+    match Errno::check(result) {
+        Ok(value) => format!("{value}"),
+        Err(error) => format!("{error}"),
+    }
+}

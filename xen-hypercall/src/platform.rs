@@ -1,0 +1,111 @@
+//! What a kernel implements to use the crates of this family.
+#![allow(unsafe_code)]
+
+use core::ptr::NonNull;
+use core::time::Duration;
+
+use crate::{Gfn, HypercallNr, Page};
+
+/// The way into Xen.
+///
+/// A kernel usually takes one of [`arch`](crate::arch); a test takes [`MockDomain`](crate::mock::MockDomain).
+///
+/// # Implementation safety
+/// `hypercall` performs exactly the call `nr` with exactly these arguments in the calling domain, and returns
+/// what it returned. It has no effect on the guest's memory beyond those of the call itself.
+pub unsafe trait Hypercall {
+    /// Performs a hypercall with up to five arguments; those the call does not take are ignored.
+    ///
+    /// Below zero is a negated [`Errno`](crate::Errno).
+    ///
+    /// # Safety
+    /// The caller knows call `nr`: each argument that the call takes as an address points to memory that is valid
+    /// for what the call does with it, for as long as it does it, and what the call changes of the guest (its
+    /// memory layout, pages that another domain may then reach) breaks no promise made to other code.
+    unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize;
+}
+
+/// Whole pages of the guest's memory.
+///
+/// # Implementation safety
+/// Pages given out are valid for reads and writes, are given to nobody else until they come back by
+/// `free_pages`, and stay where they are. `gfn` tells the frame that these bytes really live in.
+pub unsafe trait PageMemory {
+    /// `count` zeroed pages in a row in the kernel's address space (their frames need not be in a row). None:
+    /// out of memory.
+    fn alloc_pages(&self, count: usize) -> Option<NonNull<Page>>;
+
+    /// Takes pages back.
+    ///
+    /// # Safety
+    /// `first` and `count` are of one `alloc_pages`; nothing uses the pages any more, in this domain or another.
+    unsafe fn free_pages(&self, first: NonNull<Page>, count: usize);
+
+    /// The frame of a page that `alloc_pages` gave out.
+    fn gfn(&self, page: NonNull<Page>) -> Gfn;
+
+    /// Makes pages accessible that Xen or the toolstack put into this domain's memory before it started, such as
+    /// those of the console and of xenstore. They stay so as long as the platform exists. None: the kernel
+    /// cannot reach them.
+    ///
+    /// # Safety
+    /// Xen or the toolstack named these frames for the purpose they are then used for; they are not memory that
+    /// the kernel uses for something else.
+    unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>>;
+}
+
+/// What time it is, and how a blocking helper passes it.
+pub trait Wait {
+    /// Time since an arbitrary start; never goes back.
+    fn now(&self) -> Duration;
+
+    /// Returns when an event may have arrived, at `deadline`, or early for no reason.
+    ///
+    /// An event that arrived before the call and was not dispatched yet must make it return at once: callers look
+    /// for work, then wait, and what arrives between the two must not be slept over.
+    fn wait(&self, deadline: Option<Duration>);
+}
+
+/// Everything that a driver needs of the kernel.
+pub trait Platform: Hypercall + PageMemory {}
+
+impl<T: Hypercall + PageMemory + ?Sized> Platform for T {}
+
+// SAFETY: every call is handed to the implementation behind the reference, which keeps the promises.
+unsafe impl<T: Hypercall + ?Sized> Hypercall for &T {
+    unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize {
+        // SAFETY: the caller keeps the same promises to this call as to the inner one.
+        unsafe { (**self).hypercall(nr, args) }
+    }
+}
+
+// SAFETY: every call is handed to the implementation behind the reference, which keeps the promises.
+unsafe impl<T: PageMemory + ?Sized> PageMemory for &T {
+    fn alloc_pages(&self, count: usize) -> Option<NonNull<Page>> {
+        (**self).alloc_pages(count)
+    }
+
+    unsafe fn free_pages(&self, first: NonNull<Page>, count: usize) {
+        // SAFETY: the caller keeps the same promises to this call as to the inner one.
+        unsafe { (**self).free_pages(first, count) }
+    }
+
+    fn gfn(&self, page: NonNull<Page>) -> Gfn {
+        (**self).gfn(page)
+    }
+
+    unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
+        // SAFETY: the caller keeps the same promises to this call as to the inner one.
+        unsafe { (**self).map_special(gfn, count) }
+    }
+}
+
+impl<T: Wait + ?Sized> Wait for &T {
+    fn now(&self) -> Duration {
+        (**self).now()
+    }
+
+    fn wait(&self, deadline: Option<Duration>) {
+        (**self).wait(deadline);
+    }
+}

@@ -1,0 +1,141 @@
+//! The page that Xen shares with every guest: pending events, and the time (`shared_info` of `xen.h`).
+#![allow(unsafe_code, reason = "reads a page that Xen writes")]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use core::time::Duration;
+
+use crate::abi::shared_info as at;
+use crate::memory::{PhysmapSpace, add_to_physmap};
+use crate::{Errno, Page, Platform, VcpuId, VcpuTime};
+
+/// A handle to the `shared_info` page. All access is by atomics, so handles may be copied and shared freely.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedInfo(NonNull<Page>);
+
+// SAFETY: the page lives as long as the platform (it is never given back) and is accessed only by atomics.
+unsafe impl Send for SharedInfo {}
+// SAFETY: as above; no method needs exclusive access.
+unsafe impl Sync for SharedInfo {}
+
+/// The event fields of one vCPU (`vcpu_info`).
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuInfo<'a> {
+    /// Not zero while Xen wants the vCPU to look at its events.
+    pub upcall_pending: &'a AtomicU8,
+    /// Not zero: do not interrupt (PV guests only).
+    pub upcall_mask: &'a AtomicU8,
+    /// Which words of pending events to look at, a bit each.
+    pub pending_sel: &'a AtomicU64,
+}
+
+/// How often to read again what Xen writes at the moment, before taking it as it is. Xen's updates take well
+/// under a microsecond; a page that never settles must not hang the guest.
+const PATIENCE: usize = 1000;
+
+impl SharedInfo {
+    /// Asks Xen for the page, on a page taken from the platform.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the platform has no page, otherwise what Xen answers.
+    pub fn map(platform: &impl Platform) -> Result<Self, Errno> {
+        let page = platform.alloc_pages(1).ok_or(Errno::ENOMEM)?;
+        // SAFETY: the page was just allocated for this, nothing else uses it, and it is never freed once mapped.
+        let mapped = unsafe { add_to_physmap(platform, PhysmapSpace::SHARED_INFO, 0, platform.gfn(page)) };
+        if let Err(error) = mapped {
+            // SAFETY: allocated above and not mapped, so it is still the plain page it was.
+            unsafe { platform.free_pages(page, 1) };
+            return Err(error);
+        }
+        Ok(Self(page))
+    }
+
+    /// Takes a page that holds `shared_info` already.
+    ///
+    /// # Safety
+    /// The page is `shared_info`, stays so for as long as any copy of the handle, and nobody in this domain
+    /// accesses it other than by atomics.
+    pub const unsafe fn from_page(page: NonNull<Page>) -> Self {
+        Self(page)
+    }
+
+    fn u8_at(&self, offset: usize) -> &AtomicU8 {
+        debug_assert!(offset < crate::PAGE_SIZE);
+        // SAFETY: `offset` comes from the layout constants and lies in the page, which is valid and accessed only
+        // by atomics; a byte needs no alignment.
+        unsafe { AtomicU8::from_ptr(self.0.as_ptr().cast::<u8>().add(offset)) }
+    }
+
+    fn u32_at(&self, offset: usize) -> &AtomicU32 {
+        debug_assert!(offset % 4 == 0 && offset < crate::PAGE_SIZE);
+        // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 4 of an aligned page.
+        unsafe { AtomicU32::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
+    }
+
+    fn u64_at(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset % 8 == 0 && offset < crate::PAGE_SIZE);
+        // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 8 of an aligned page.
+        unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
+    }
+
+    /// Word `word` (0 to 63) of the pending events, 64 ports each; words beyond are none.
+    pub fn evtchn_pending(&self, word: usize) -> Option<&AtomicU64> {
+        (word < 64).then(|| self.u64_at(at::EVTCHN_PENDING + word * 8))
+    }
+
+    /// Word `word` (0 to 63) of the masked events, 64 ports each; words beyond are none.
+    pub fn evtchn_mask(&self, word: usize) -> Option<&AtomicU64> {
+        (word < 64).then(|| self.u64_at(at::EVTCHN_MASK + word * 8))
+    }
+
+    /// The event fields of a vCPU; none for a vCPU that has no place in this page (32 and up on x86).
+    pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuInfo<'_>> {
+        let base = vcpu_base(vcpu)?;
+        Some(VcpuInfo {
+            upcall_pending: self.u8_at(base + at::EVTCHN_UPCALL_PENDING),
+            upcall_mask: self.u8_at(base + at::EVTCHN_UPCALL_MASK),
+            pending_sel: self.u64_at(base + at::EVTCHN_PENDING_SEL),
+        })
+    }
+
+    /// How to tell the time on a vCPU; none for a vCPU that has no place in this page.
+    pub fn time(&self, vcpu: VcpuId) -> Option<VcpuTime> {
+        let base = vcpu_base(vcpu)? + at::VCPU_TIME;
+        Some(self.settled(base + at::TIME_VERSION, || VcpuTime {
+            tsc_timestamp: self.u64_at(base + at::TIME_TSC_TIMESTAMP).load(Ordering::Relaxed),
+            system_time: self.u64_at(base + at::TIME_SYSTEM_TIME).load(Ordering::Relaxed),
+            tsc_to_system_mul: self.u32_at(base + at::TIME_TSC_TO_SYSTEM_MUL).load(Ordering::Relaxed),
+            tsc_shift: self.u8_at(base + at::TIME_SHIFT_AND_FLAGS).load(Ordering::Relaxed) as i8,
+        }))
+    }
+
+    /// Time since 1970-01-01 00:00 UTC at the moment when Xen's system time was zero.
+    pub fn wall_clock(&self) -> Duration {
+        let (low, high, nanoseconds) = self.settled(at::WC_VERSION, || {
+            let word = |offset| self.u32_at(offset).load(Ordering::Relaxed);
+            (word(at::WC_SEC), word(at::WC_SEC_HI), word(at::WC_NSEC))
+        });
+        Duration::from_secs(u64::from(high) << 32 | u64::from(low))
+            .saturating_add(Duration::from_nanos(nanoseconds.into()))
+    }
+
+    /// Reads what Xen guards by a version that is odd while it writes and changes each time.
+    fn settled<T>(&self, version: usize, read: impl Fn() -> T) -> T {
+        let version = self.u32_at(version);
+        for _ in 0..PATIENCE {
+            let before = version.load(Ordering::Acquire);
+            let value = read();
+            fence(Ordering::Acquire);
+            if before % 2 == 0 && version.load(Ordering::Relaxed) == before {
+                return value;
+            }
+            core::hint::spin_loop();
+        }
+        read()
+    }
+}
+
+fn vcpu_base(vcpu: VcpuId) -> Option<usize> {
+    let index = vcpu.0 as usize;
+    (index < at::VCPUS).then_some(index * at::VCPU_INFO_SIZE)
+}
