@@ -1,2 +1,18 @@
-//! Xen shared rings: the slot ring of io/ring.h and the byte ring of console and xenstore, from both ends
+#![doc = include_str!("../README.md")]
 #![no_std]
+#![deny(unsafe_code)]
+
+mod back;
+mod error;
+mod front;
+mod header;
+mod mem;
+mod stream;
+pub mod word;
+
+pub use back::Back;
+pub use error::{RingError, Violation};
+pub use front::Front;
+pub use header::{HEADER_SIZE, Protocol, slots_in};
+pub use mem::{Backing, OutOfRange, SharedMem};
+pub use stream::{ByteRing, ConsoleLayout, Reversed, StreamLayout, XenstoreLayout};

@@ -1,0 +1,165 @@
+//! The back's end of a slot ring: it takes requests and sends responses.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::sync::atomic::Ordering;
+
+use crate::error::{RingError, Violation};
+use crate::header::{Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in};
+use crate::mem::{Backing, OutOfRange};
+use crate::word::{SharedWord, arm, publish};
+
+/// The back's end, as careful of its front as [`Front`](crate::Front) is of its back.
+pub struct Back<P, M> {
+    mem: M,
+    slots: u32,
+    /// Requests taken.
+    taken: u32,
+    /// Requests known to be there.
+    available: u32,
+    /// Responses written, published or not.
+    pushed: u32,
+    /// Responses that the peer was shown.
+    published: u32,
+    broken: Option<Violation>,
+    _protocol: PhantomData<fn() -> P>,
+}
+
+impl<P: Protocol, M: Backing> Back<P, M> {
+    /// Takes part in a ring that a front has made, from the first request on.
+    ///
+    /// # Errors
+    /// [`RingError::TooSmall`] when not even one slot fits.
+    pub fn attach(mem: M) -> Result<Self, RingError> {
+        Self::attach_at(mem, 0)
+    }
+
+    /// Takes part in a ring whose indices began at `index`.
+    ///
+    /// # Errors
+    /// [`RingError::TooSmall`] when not even one slot fits.
+    pub fn attach_at(mut mem: M, index: u32) -> Result<Self, RingError> {
+        let available = mem.mem().len();
+        let slots = slots_in::<P>(available);
+        if slots == 0 {
+            return Err(OutOfRange { offset: 0, len: crate::HEADER_SIZE + 1, available }.into());
+        }
+        Ok(Self {
+            mem,
+            slots,
+            taken: index,
+            available: index,
+            pushed: index,
+            published: index,
+            broken: None,
+            _protocol: PhantomData,
+        })
+    }
+
+    /// How many requests fit.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Requests taken and not answered yet.
+    pub fn unanswered(&self) -> u32 {
+        self.taken.wrapping_sub(self.pushed)
+    }
+
+    /// Takes the next request: a copy that the peer cannot change any more.
+    ///
+    /// # Errors
+    /// [`RingError::Broken`] when the peer claims more requests than fit, and for ever after.
+    pub fn pop(&mut self) -> Result<Option<P::Request>, RingError> {
+        self.check()?;
+        if self.available == self.taken {
+            let index = self.mem.mem().load_u32(REQ_PROD, Ordering::Acquire)?;
+            if !self.accept(index)? {
+                return Ok(None);
+            }
+        }
+        let request = self.mem.mem().read(slot_offset::<P>(self.slots, self.taken))?;
+        self.taken = self.taken.wrapping_add(1);
+        Ok(Some(request))
+    }
+
+    /// Writes a response. The peer does not see it before [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// [`RingError::Full`] when every request taken is answered.
+    pub fn push(&mut self, response: &P::Response) -> Result<(), RingError> {
+        self.check()?;
+        if self.unanswered() == 0 {
+            return Err(RingError::Full);
+        }
+        self.mem.mem().write(slot_offset::<P>(self.slots, self.pushed), response)?;
+        self.pushed = self.pushed.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the peer all responses pushed so far, and answers whether it must be notified.
+    ///
+    /// # Errors
+    /// [`RingError::Broken`] for ever after the peer broke the protocol.
+    pub fn publish(&mut self) -> Result<bool, RingError> {
+        self.check()?;
+        if self.pushed == self.published {
+            return Ok(false);
+        }
+        let mem = self.mem.mem();
+        let (producer, event) = (SharedWord::new(&mem, RSP_PROD), SharedWord::new(&mem, RSP_EVENT));
+        let notify = publish(&producer, &event, self.published, self.pushed)?;
+        self.published = self.pushed;
+        Ok(notify)
+    }
+
+    /// Asks to be notified of the next request, and answers whether one is there already.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    pub fn arm(&mut self) -> Result<bool, RingError> {
+        self.check()?;
+        let mem = self.mem.mem();
+        let (event, producer) = (SharedWord::new(&mem, REQ_EVENT), SharedWord::new(&mem, REQ_PROD));
+        let index = arm(&event, &producer, self.taken)?;
+        self.accept(index)
+    }
+
+    /// The memory again.
+    pub fn into_inner(self) -> M {
+        self.mem
+    }
+
+    /// The memory, while the ring is in it.
+    pub fn backing(&mut self) -> &mut M {
+        &mut self.mem
+    }
+
+    /// Believes the peer's index if so many requests fit beside those that are not answered yet.
+    fn accept(&mut self, index: u32) -> Result<bool, RingError> {
+        let limit = self.slots - self.taken.wrapping_sub(self.published);
+        let ahead = index.wrapping_sub(self.taken);
+        if ahead > limit || ahead < self.available.wrapping_sub(self.taken) {
+            let violation = Violation { index, ours: self.taken, limit };
+            self.broken = Some(violation);
+            return Err(RingError::Broken(violation));
+        }
+        self.available = index;
+        Ok(self.available != self.taken)
+    }
+
+    fn check(&self) -> Result<(), RingError> {
+        self.broken.map_or(Ok(()), |violation| Err(RingError::Broken(violation)))
+    }
+}
+
+impl<P, M> fmt::Debug for Back<P, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Back")
+            .field("slots", &self.slots)
+            .field("taken", &self.taken)
+            .field("published", &self.published)
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
+    }
+}

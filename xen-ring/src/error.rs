@@ -1,0 +1,53 @@
+//! What can go wrong with a ring.
+
+use core::fmt;
+
+use crate::mem::OutOfRange;
+
+/// Why a ring did not do what it was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum RingError {
+    /// Every slot is in use; some come back with the responses.
+    Full,
+    /// The peer broke the protocol. The ring stays in this state.
+    Broken(Violation),
+    /// The memory is too small for the ring.
+    TooSmall(OutOfRange),
+}
+
+/// How the peer broke the protocol: its index is further ahead than it can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// The index that the peer wrote.
+    pub index: u32,
+    /// Our own index at that moment.
+    pub ours: u32,
+    /// By how much the peer's may lie ahead of ours at most.
+    pub limit: u32,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, ours, limit } = self;
+        write!(f, "the peer's index {index} is not within {limit} of {ours}")
+    }
+}
+
+impl fmt::Display for RingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the ring is full"),
+            Self::Broken(violation) => write!(f, "the ring is broken: {violation}"),
+            Self::TooSmall(access) => write!(f, "the ring does not fit its memory: {access}"),
+        }
+    }
+}
+
+impl core::error::Error for RingError {}
+
+impl From<OutOfRange> for RingError {
+    fn from(error: OutOfRange) -> Self {
+        Self::TooSmall(error)
+    }
+}

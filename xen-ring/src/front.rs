@@ -1,0 +1,234 @@
+//! The front's end of a slot ring: it sends requests and takes responses.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::sync::atomic::Ordering;
+
+use crate::error::{RingError, Violation};
+use crate::header::{HEADER_SIZE, Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in};
+use crate::mem::{Backing, OutOfRange};
+use crate::word::{SharedWord, arm, publish};
+
+/// The front's end. What it wrote it remembers itself, and never reads back from memory that the peer can change.
+pub struct Front<P, M> {
+    mem: M,
+    slots: u32,
+    /// Requests written, published or not.
+    pushed: u32,
+    /// Requests that the peer was shown.
+    published: u32,
+    /// Responses taken.
+    taken: u32,
+    /// Responses known to be there: read from the peer once, checked, good for all of them.
+    available: u32,
+    broken: Option<Violation>,
+    _protocol: PhantomData<fn() -> P>,
+}
+
+impl<P: Protocol, M: Backing> Front<P, M> {
+    /// Makes an empty ring in `mem`.
+    ///
+    /// # Errors
+    /// [`RingError::TooSmall`] when not even one slot fits.
+    pub fn init(mem: M) -> Result<Self, RingError> {
+        Self::init_at(mem, 0)
+    }
+
+    /// Makes an empty ring whose indices begin at `index` instead of zero. Every peer that follows the protocol
+    /// goes on from there; tests begin shortly before the numbers wrap.
+    ///
+    /// # Errors
+    /// [`RingError::TooSmall`] when not even one slot fits.
+    pub fn init_at(mut mem: M, index: u32) -> Result<Self, RingError> {
+        let view = mem.mem();
+        let slots = slots_in::<P>(view.len());
+        if slots == 0 {
+            return Err(OutOfRange { offset: 0, len: HEADER_SIZE + 1, available: view.len() }.into());
+        }
+        view.fill(0, view.len(), 0)?;
+        for (offset, value) in [
+            (REQ_PROD, index),
+            (RSP_PROD, index),
+            (REQ_EVENT, index.wrapping_add(1)),
+            (RSP_EVENT, index.wrapping_add(1)),
+        ] {
+            view.store_u32(offset, value, Ordering::Release)?;
+        }
+        Ok(Self {
+            mem,
+            slots,
+            pushed: index,
+            published: index,
+            taken: index,
+            available: index,
+            broken: None,
+            _protocol: PhantomData,
+        })
+    }
+
+    /// How many requests fit.
+    #[inline]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// How many requests can be pushed before responses must be taken.
+    #[inline]
+    pub fn free(&self) -> u32 {
+        self.slots - self.pushed.wrapping_sub(self.taken)
+    }
+
+    /// How many requests were shown to the peer and not answered as far as we have looked.
+    #[inline]
+    pub fn in_flight(&self) -> u32 {
+        self.published.wrapping_sub(self.taken)
+    }
+
+    /// Whether requests wait for [`publish`](Self::publish).
+    #[inline]
+    pub fn has_unpublished(&self) -> bool {
+        self.pushed != self.published
+    }
+
+    /// Whether the peer broke the protocol.
+    #[inline]
+    pub fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// Writes a request. The peer does not see it before [`publish`](Self::publish). Answers its index, counted
+    /// through from the first and wrapping.
+    ///
+    /// # Errors
+    /// [`RingError::Full`]; [`RingError::Broken`] for ever after the peer broke the protocol.
+    #[inline]
+    pub fn push(&mut self, request: &P::Request) -> Result<u32, RingError> {
+        self.check()?;
+        if self.free() == 0 {
+            return Err(RingError::Full);
+        }
+        let index = self.pushed;
+        self.mem.mem().write(slot_offset::<P>(self.slots, index), request)?;
+        self.pushed = index.wrapping_add(1);
+        Ok(index)
+    }
+
+    /// Shows the peer all requests pushed so far, and answers whether it must be notified.
+    ///
+    /// # Errors
+    /// [`RingError::Broken`] for ever after the peer broke the protocol.
+    #[inline]
+    pub fn publish(&mut self) -> Result<bool, RingError> {
+        self.check()?;
+        if self.pushed == self.published {
+            return Ok(false);
+        }
+        let mem = self.mem.mem();
+        let (producer, event) = (SharedWord::new(&mem, REQ_PROD), SharedWord::new(&mem, REQ_EVENT));
+        let notify = publish(&producer, &event, self.published, self.pushed)?;
+        self.published = self.pushed;
+        Ok(notify)
+    }
+
+    /// Takes the next response: a copy that the peer cannot change any more. What it says is still the peer's word.
+    ///
+    /// # Errors
+    /// [`RingError::Broken`] when the peer claims more responses than there were requests, and for ever after.
+    #[inline]
+    pub fn pop(&mut self) -> Result<Option<P::Response>, RingError> {
+        self.check()?;
+        if self.available == self.taken && !self.look()? {
+            return Ok(None);
+        }
+        let response = self.mem.mem().read(slot_offset::<P>(self.slots, self.taken))?;
+        self.taken = self.taken.wrapping_add(1);
+        Ok(Some(response))
+    }
+
+    /// The index that the next response will have, counted through like those of the requests.
+    #[inline]
+    pub fn response_index(&self) -> u32 {
+        self.taken
+    }
+
+    /// Whether a response is there.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn has_responses(&mut self) -> Result<bool, RingError> {
+        self.check()?;
+        Ok(self.available != self.taken || self.look()?)
+    }
+
+    /// Asks to be notified of the next response, and answers whether one is there already: then there will be no
+    /// notification for it, and sleeping would be wrong.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn arm(&mut self) -> Result<bool, RingError> {
+        self.arm_after(0)
+    }
+
+    /// Like [`arm`](Self::arm), but for the response that follows `skip` others: who needs no single one of them
+    /// is woken less often. Answers whether any response is there already.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn arm_after(&mut self, skip: u32) -> Result<bool, RingError> {
+        self.check()?;
+        let mem = self.mem.mem();
+        let (event, producer) = (SharedWord::new(&mem, RSP_EVENT), SharedWord::new(&mem, RSP_PROD));
+        let index = arm(&event, &producer, self.taken.wrapping_add(skip))?;
+        self.accept(index)
+    }
+
+    /// The memory again.
+    pub fn into_inner(self) -> M {
+        self.mem
+    }
+
+    /// The memory, while the ring is in it.
+    pub fn backing(&mut self) -> &mut M {
+        &mut self.mem
+    }
+
+    fn look(&mut self) -> Result<bool, RingError> {
+        let index = self.mem.mem().load_u32(RSP_PROD, Ordering::Acquire)?;
+        self.accept(index)
+    }
+
+    /// Believes the peer's index if there can be so many responses.
+    #[inline]
+    fn accept(&mut self, index: u32) -> Result<bool, RingError> {
+        let limit = self.in_flight();
+        let ahead = index.wrapping_sub(self.taken);
+        // An index that goes back would take away what the peer has said to be there.
+        if ahead > limit || ahead < self.available.wrapping_sub(self.taken) {
+            let violation = Violation { index, ours: self.taken, limit };
+            self.broken = Some(violation);
+            return Err(RingError::Broken(violation));
+        }
+        self.available = index;
+        Ok(self.available != self.taken)
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), RingError> {
+        self.broken.map_or(Ok(()), |violation| Err(RingError::Broken(violation)))
+    }
+}
+
+impl<P, M> fmt::Debug for Front<P, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front")
+            .field("slots", &self.slots)
+            .field("pushed", &self.pushed)
+            .field("published", &self.published)
+            .field("taken", &self.taken)
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,42 @@
+//! What front and back share: the layout of a ring's page (`io/ring.h`).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes before the first slot.
+pub const HEADER_SIZE: usize = 64;
+
+pub(crate) const REQ_PROD: usize = 0;
+pub(crate) const REQ_EVENT: usize = 4;
+pub(crate) const RSP_PROD: usize = 8;
+pub(crate) const RSP_EVENT: usize = 12;
+
+/// The records that travel in a ring. A request and a response share a slot, which is as large as the larger.
+///
+/// The bounds say that the records have no padding and that any bytes are a valid record: what a peer writes can
+/// be wrong, but never undefined.
+pub trait Protocol {
+    /// What the front sends.
+    type Request: FromBytes + IntoBytes + Immutable + KnownLayout + Copy;
+    /// What the back answers.
+    type Response: FromBytes + IntoBytes + Immutable + KnownLayout + Copy;
+}
+
+pub(crate) const fn slot_size<P: Protocol>() -> usize {
+    let (request, response) = (size_of::<P::Request>(), size_of::<P::Response>());
+    if request > response { request } else { response }
+}
+
+/// How many slots a ring of protocol `P` has in `len` bytes: the largest power of two that fits behind the header
+/// (`__RING_SIZE` of `io/ring.h`). Zero when not even one fits.
+pub const fn slots_in<P: Protocol>(len: usize) -> u32 {
+    let size = slot_size::<P>();
+    if size == 0 || len < HEADER_SIZE + size {
+        return 0;
+    }
+    let fit = (len - HEADER_SIZE) / size;
+    if fit > 1 << 31 { 1 << 31 } else { 1 << fit.ilog2() }
+}
+
+pub(crate) const fn slot_offset<P: Protocol>(slots: u32, index: u32) -> usize {
+    HEADER_SIZE + (index & (slots - 1)) as usize * slot_size::<P>()
+}
