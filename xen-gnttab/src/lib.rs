@@ -1,2 +1,25 @@
-//! Xen grant tables for guests: granted pages that own themselves, with quarantine while a peer holds on
+#![doc = include_str!("../README.md")]
 #![no_std]
+#![deny(unsafe_code)]
+
+#[cfg(feature = "mock")]
+extern crate std;
+
+mod abi;
+mod error;
+mod frames;
+mod free_list;
+mod granted;
+#[cfg(feature = "mock")]
+pub mod mock;
+mod page;
+mod status;
+mod table;
+mod xen;
+
+pub use abi::{Access, GrantFlags, GrantRef};
+pub use error::Error;
+pub use granted::{Ended, GrantedPage};
+pub use page::OwnedPage;
+pub use status::GrantStatus;
+pub use table::{GrantTable, Rejected, Stats};

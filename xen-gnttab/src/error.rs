@@ -1,0 +1,43 @@
+//! What can go wrong.
+
+use core::fmt;
+
+use xen_hypercall::{Errno, Gfn};
+
+/// Why a grant table operation failed.
+#[non_exhaustive]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Error {
+    /// Every reference is in use or in quarantine, and the table has its greatest size.
+    NoFreeReference,
+    /// The platform had no page left.
+    OutOfMemory,
+    /// Another caller is adding a frame to the table at this moment; try again.
+    Growing,
+    /// The page lies above 16 TiB: a version 1 entry has 32 bits for the frame's number.
+    FrameTooHigh(Gfn),
+    /// Xen refused a hypercall.
+    Hypercall {
+        /// The operation under Xen's name, such as `"GNTTABOP_query_size"`.
+        operation: &'static str,
+        /// Xen's reason.
+        errno: Errno,
+    },
+    /// The domain's table has entries of this version and Xen does not change it to version 1.
+    Version(u32),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFreeReference => f.write_str("no free grant reference"),
+            Self::OutOfMemory => f.write_str("no memory for a granted page or the grant table"),
+            Self::Growing => f.write_str("the grant table is growing, try again"),
+            Self::FrameTooHigh(gfn) => write!(f, "{gfn} does not fit a version 1 grant entry"),
+            Self::Hypercall { operation, errno } => write!(f, "{operation} failed: {errno}"),
+            Self::Version(version) => write!(f, "the grant table has version {version}, not 1"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}

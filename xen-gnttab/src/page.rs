@@ -1,0 +1,144 @@
+//! Pages that are this domain's alone, pages that are not, and the way back.
+#![allow(unsafe_code)]
+
+use core::fmt;
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+
+use xen_hypercall::{Gfn, PAGE_SIZE, Page, Platform};
+use xen_ring::{Backing, SharedMem};
+
+use crate::abi::{Entry, GrantFlags};
+
+/// A page of memory that this domain alone can reach. Freed when dropped.
+pub struct OwnedPage<'g, P: Platform> {
+    memory: &'g P,
+    page: NonNull<Page>,
+}
+
+// SAFETY: the page is exclusively this value's and is not tied to a thread; `&P` goes to another thread if `P: Sync`.
+unsafe impl<P: Platform + Sync> Send for OwnedPage<'_, P> {}
+// SAFETY: through `&OwnedPage` the page can only be read.
+unsafe impl<P: Platform + Sync> Sync for OwnedPage<'_, P> {}
+
+impl<'g, P: Platform> OwnedPage<'g, P> {
+    pub(crate) fn alloc(memory: &'g P) -> Option<Self> {
+        Some(Self { memory, page: memory.alloc_pages(1)? })
+    }
+
+    /// Gives the page up to be granted.
+    pub(crate) fn expose(self) -> ExposedPage {
+        ExposedPage(ManuallyDrop::new(self).page)
+    }
+
+    /// The guest frame of the page.
+    pub fn gfn(&self) -> Gfn {
+        self.memory.gfn(self.page)
+    }
+
+    /// The page's bytes.
+    pub fn bytes(&self) -> &[u8; PAGE_SIZE] {
+        // SAFETY: the page is initialised (zeroed at allocation), exclusively ours, and no other domain has access.
+        unsafe { self.page.cast().as_ref() }
+    }
+
+    /// The page's bytes, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8; PAGE_SIZE] {
+        // SAFETY: as in `bytes`; `&mut self` excludes other references.
+        unsafe { self.page.cast().as_mut() }
+    }
+
+    /// The page as memory that others might share, for code that works on both kinds.
+    pub fn mem(&mut self) -> SharedMem<'_> {
+        // SAFETY: PAGE_SIZE bytes, valid while `self` is, and borrowed exclusively for the result's lifetime.
+        unsafe { SharedMem::new(self.page.cast(), PAGE_SIZE) }
+    }
+}
+
+impl<P: Platform> Backing for OwnedPage<'_, P> {
+    fn mem(&mut self) -> SharedMem<'_> {
+        OwnedPage::mem(self)
+    }
+}
+
+impl<P: Platform> fmt::Debug for OwnedPage<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedPage").field("gfn", &self.gfn()).finish()
+    }
+}
+
+impl<P: Platform> Drop for OwnedPage<'_, P> {
+    fn drop(&mut self) {
+        // SAFETY: the page is of this memory and exclusively ours; this is its last use.
+        unsafe { self.memory.free_pages(self.page, 1) };
+    }
+}
+
+/// A page of this domain that another may reach by a grant entry. Linear: not copied, and when it is dropped the page
+/// is lost rather than freed.
+pub(crate) struct ExposedPage(NonNull<Page>);
+
+// SAFETY: the page is exclusively this value's within the domain, and not tied to a thread.
+unsafe impl Send for ExposedPage {}
+
+impl ExposedPage {
+    /// For a slot of the quarantine.
+    pub(crate) fn into_raw(self) -> NonNull<Page> {
+        self.0
+    }
+
+    /// # Safety
+    /// The page comes from `into_raw`, and from each of those one `ExposedPage` is made again at most.
+    pub(crate) unsafe fn from_raw(page: NonNull<Page>) -> Self {
+        Self(page)
+    }
+
+    pub(crate) fn gfn<P: Platform>(&self, memory: &P) -> Gfn {
+        memory.gfn(self.0)
+    }
+
+    pub(crate) fn mem(&mut self) -> SharedMem<'_> {
+        // SAFETY: PAGE_SIZE bytes that stay allocated, for nobody else frees the page while this value exists; borrowed
+        // exclusively for the result's lifetime. What the peer does to them is what `SharedMem` is made for.
+        unsafe { SharedMem::new(self.0.cast(), PAGE_SIZE) }
+    }
+
+    /// Ends the grant `entry`, which is the one that the page was exposed by, in the table on `memory`, where the page is
+    /// from. If the peer uses the page it stays exposed.
+    pub(crate) fn revoke<'g, P: Platform>(
+        self,
+        memory: &'g P,
+        entry: &Entry,
+    ) -> Result<OwnedPage<'g, P>, Self> {
+        if revoke(entry) {
+            // No grant leads to the page any more, and Xen let nobody keep a mapping: it is ours alone.
+            Ok(OwnedPage { memory, page: self.0 })
+        } else {
+            Err(self)
+        }
+    }
+}
+
+/// How often a peer may change an entry's flags under our hands before it counts as using the page.
+const ATTEMPTS: usize = 4;
+
+/// Makes an entry grant nothing, if the peer does not use it. False: it does, and the entry is as it was.
+///
+/// Xen sets "reading" and "writing" by a compare-exchange on the same 16 bits, so either Xen sees the zero and refuses the
+/// peer, or we see the peer. A peer that maps and unmaps without pause could make our exchange fail without end, hence
+/// the limit.
+pub(crate) fn revoke(entry: &Entry) -> bool {
+    let mut flags = entry.flags.load(Ordering::Relaxed);
+    for _ in 0..ATTEMPTS {
+        if GrantFlags::from_bits_retain(flags).intersects(GrantFlags::IN_USE) {
+            return false;
+        }
+        // Acquire: what the peer did to the page before it let go is seen by whoever has the page next.
+        match entry.flags.compare_exchange(flags, 0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return true,
+            Err(now) => flags = now,
+        }
+    }
+    false
+}
