@@ -1,0 +1,53 @@
+//! What can go wrong with a console.
+
+use core::fmt;
+
+use xen_hypercall::{Errno, Gfn};
+
+/// Why a console did not do what it was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The toolstack gave this domain no console: a domain without one, or the first domain.
+    NoConsole,
+    /// The platform cannot reach the console's page.
+    Unreachable(Gfn),
+    /// Xen refused.
+    Hypercall(Errno),
+    /// The event channel does not work.
+    Event(xen_evtchn::Error),
+    /// The console daemon broke the ring's protocol; the console is of no use any more.
+    Broken(xen_ring::RingError),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoConsole => f.write_str("this domain has no console"),
+            Self::Unreachable(gfn) => write!(f, "the console's page at {gfn} cannot be mapped"),
+            Self::Hypercall(errno) => write!(f, "console: {errno}"),
+            Self::Event(error) => write!(f, "console: {error}"),
+            Self::Broken(error) => write!(f, "console: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        Self::Hypercall(errno)
+    }
+}
+
+impl From<xen_evtchn::Error> for Error {
+    fn from(error: xen_evtchn::Error) -> Self {
+        Self::Event(error)
+    }
+}
+
+impl From<xen_ring::RingError> for Error {
+    fn from(error: xen_ring::RingError) -> Self {
+        Self::Broken(error)
+    }
+}
