@@ -1,73 +1,55 @@
-//! The free references: a lock-free stack linked through the slots.
+//! The free references: a lock-free stack, linked through the references' own slots.
+//!
+//! Apart from where head and links live ([`Links`]), so that the same code runs on loom's model of memory.
+#![allow(unreachable_pub, reason = "public for the loom tests alone")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use xen_hypercall::Platform;
-
-use crate::abi::GrantRef;
-use crate::frames::Frames;
-
-/// Low half: the first free reference, or 0, which is reserved and so never free. High half: a tag that changes with
-/// every operation, so that a head that was taken, used and put back between another caller's load and exchange is not
-/// mistaken for the one that was loaded (its link may be another by then).
-#[derive(Debug)]
-pub(crate) struct FreeList {
-    head: AtomicU64,
+/// Head and links of the stack.
+///
+/// The head's low half is the first free reference, or 0, which is reserved and so never free. Its high half is a tag that
+/// changes with every operation, so that a head that was taken, used and put back between another caller's look and
+/// exchange is not mistaken for the one it saw: its link may be another by then.
+pub trait Links {
+    /// Reads the head; what was done before the exchange that set it is visible afterwards.
+    fn head(&self) -> u64;
+    /// Replaces the head if it is `old`, in both directions ordered with what stands around it; otherwise what it is. May
+    /// fail for no reason.
+    fn exchange_head(&self, old: u64, new: u64) -> Result<(), u64>;
+    /// What was set last as the link of a reference; something meaningless while the reference is not in the stack.
+    fn next(&self, reference: u32) -> Option<u32>;
+    /// Links a reference that is the caller's.
+    fn set_next(&self, reference: u32, next: u32);
 }
 
-impl FreeList {
-    pub(crate) const fn new() -> Self {
-        Self { head: AtomicU64::new(0) }
-    }
-
-    /// Puts a reference into the list. The caller owns it and from then on does not.
-    pub(crate) fn push<P: Platform>(&self, frames: &Frames<P>, gref: GrantRef) {
-        let Some(slot) = frames.slot(gref) else { return };
-        let mut head = self.head.load(Ordering::Relaxed);
-        loop {
-            slot.set_free(head as u32);
-            // Release: the link, and all that the last owner did with the entry, before the reference is seen here.
-            match self.head.compare_exchange_weak(
-                head,
-                next_head(head, gref.0),
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
-    }
-
-    /// Takes a reference; it is the caller's alone.
-    pub(crate) fn pop<P: Platform>(&self, frames: &Frames<P>) -> Option<GrantRef> {
-        let mut head = self.head.load(Ordering::Acquire);
-        loop {
-            let gref = GrantRef(head as u32);
-            if gref.0 == 0 {
-                return None;
-            }
-            // If another caller has taken it meanwhile this reads something else than a link. The tag has changed then, and
-            // the exchange fails.
-            let slot = frames.slot(gref)?;
-            let next = slot.next_free();
-            match self.head.compare_exchange_weak(
-                head,
-                next_head(head, next),
-                Ordering::Acquire,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => {
-                    slot.set_owned();
-                    return Some(gref);
-                }
-                Err(now) => head = now,
-            }
+/// Puts a reference into the stack. The caller owns it, and from then on does not.
+pub fn push(links: &impl Links, reference: u32) {
+    let mut head = links.head();
+    loop {
+        links.set_next(reference, head as u32);
+        match links.exchange_head(head, successor(head, reference)) {
+            Ok(()) => return,
+            Err(now) => head = now,
         }
     }
 }
 
-fn next_head(old: u64, first: u32) -> u64 {
-    let tag = (old >> 32) as u32;
+/// Takes a reference; it is the caller's alone.
+pub fn pop(links: &impl Links) -> Option<u32> {
+    let mut head = links.head();
+    loop {
+        let reference = head as u32;
+        if reference == 0 {
+            return None;
+        }
+        // If another caller has taken it meanwhile this is no link. The tag is another then, and the exchange fails.
+        let next = links.next(reference)?;
+        match links.exchange_head(head, successor(head, next)) {
+            Ok(()) => return Some(reference),
+            Err(now) => head = now,
+        }
+    }
+}
+
+fn successor(head: u64, first: u32) -> u64 {
+    let tag = (head >> 32) as u32;
     u64::from(tag.wrapping_add(1)) << 32 | u64::from(first)
 }

@@ -8,7 +8,11 @@ extern crate std;
 mod abi;
 mod error;
 mod frames;
+#[cfg(not(loom))]
 mod free_list;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod free_list;
 mod granted;
 #[cfg(feature = "mock")]
 pub mod mock;

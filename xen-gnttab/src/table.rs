@@ -7,7 +7,7 @@ use xen_hypercall::{DomId, Platform};
 
 use crate::abi::{Access, ENTRIES, GrantFlags, GrantRef, MAX_FRAMES};
 use crate::frames::Frames;
-use crate::free_list::FreeList;
+use crate::free_list::{self, Links};
 use crate::granted::{Ended, GrantedPage};
 use crate::page::{ExposedPage, OwnedPage, revoke};
 use crate::{Error, xen};
@@ -21,7 +21,7 @@ use crate::{Error, xen};
 /// peers that hold on to them: they are lost as memory, which is better than being reused.
 pub struct GrantTable<P: Platform> {
     frames: Frames<P>,
-    free: FreeList,
+    free_head: AtomicU64,
     max_frames: u32,
     growing: AtomicBool,
     free_count: AtomicU32,
@@ -87,7 +87,7 @@ impl<P: Platform> GrantTable<P> {
         let max_frames = xen::max_frames(&platform)?.min(MAX_FRAMES as u32);
         let table = Self {
             frames: Frames::new(platform),
-            free: FreeList::new(),
+            free_head: AtomicU64::new(0),
             max_frames,
             growing: AtomicBool::new(false),
             free_count: AtomicU32::new(0),
@@ -231,8 +231,11 @@ impl<P: Platform> GrantTable<P> {
 
     fn take_reference(&self) -> Result<GrantRef, Error> {
         loop {
-            if let Some(gref) = self.free.pop(&self.frames) {
+            if let Some(gref) = free_list::pop(self).map(GrantRef) {
                 self.free_count.fetch_sub(1, Ordering::Relaxed);
+                if let Some(slot) = self.frames.slot(gref) {
+                    slot.set_owned();
+                }
                 return Ok(gref);
             }
             // Every turn makes references free; it ends when there are none to be made.
@@ -244,7 +247,7 @@ impl<P: Platform> GrantTable<P> {
 
     fn put_reference(&self, gref: GrantRef) {
         self.free_count.fetch_add(1, Ordering::Relaxed);
-        self.free.push(&self.frames, gref);
+        free_list::push(self, gref.0);
     }
 
     /// Adds a frame. One caller at a time; another is sent away instead of waiting, as it may be an interrupt handler that
@@ -279,6 +282,26 @@ impl<P: Platform> GrantTable<P> {
             }
         }
         Ok(())
+    }
+}
+
+impl<P: Platform> Links for GrantTable<P> {
+    fn head(&self) -> u64 {
+        self.free_head.load(Ordering::Acquire)
+    }
+
+    fn exchange_head(&self, old: u64, new: u64) -> Result<(), u64> {
+        self.free_head.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
+    fn next(&self, reference: u32) -> Option<u32> {
+        Some(self.frames.slot(GrantRef(reference))?.next_free())
+    }
+
+    fn set_next(&self, reference: u32, next: u32) {
+        if let Some(slot) = self.frames.slot(GrantRef(reference)) {
+            slot.set_free(next);
+        }
     }
 }
 

@@ -1,0 +1,182 @@
+//! Two domains that do anything at any time, against a plain model of what must arrive.
+#![cfg(feature = "mock")]
+
+use proptest::prelude::*;
+use std::sync::atomic::Ordering;
+use xen_evtchn::{Channel, EventChannels, mock};
+use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::{DomId, SharedInfo, VcpuId};
+
+const VCPU0: VcpuId = VcpuId(0);
+const DOMAINS: [DomId; 2] = [DomId(0), DomId(1)];
+
+/// `side` is a domain, `link` picks one of the connections there are.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Open { side: usize },
+    Bind { link: usize },
+    Send { link: usize, side: usize },
+    Spurious { link: usize, side: usize },
+    Mask { link: usize, side: usize },
+    Unmask { link: usize, side: usize },
+    Take { link: usize, side: usize },
+    Close { link: usize, side: usize },
+    Dispatch { side: usize },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let (link, side) = (0..8usize, 0..2usize);
+    prop_oneof![
+        2 => side.clone().prop_map(|side| Op::Open { side }),
+        3 => link.clone().prop_map(|link| Op::Bind { link }),
+        8 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Send { link, side }),
+        1 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Spurious { link, side }),
+        3 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Mask { link, side }),
+        4 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Unmask { link, side }),
+        4 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Take { link, side }),
+        1 => (link, side.clone()).prop_map(|(link, side)| Op::Close { link, side }),
+        4 => side.prop_map(|side| Op::Dispatch { side }),
+    ]
+}
+
+/// One end: the channel, and what is true of it by the rules alone.
+struct End<'e> {
+    channel: Channel<'e, MockDomain>,
+    masked: bool,
+    pending: bool,
+    fired: bool,
+    events: u64,
+    sent: u64,
+}
+
+impl<'e> End<'e> {
+    fn new(channel: Channel<'e, MockDomain>, pending: bool) -> Self {
+        Self { channel, masked: false, pending, fired: false, events: 0, sent: 0 }
+    }
+}
+
+type Link<'e> = [Option<End<'e>>; 2];
+
+fn run(ops: &[Op]) {
+    let xen = MockXen::new();
+    mock::install(&xen);
+    let sides = DOMAINS.map(|id| {
+        let domain = xen.domain(id);
+        EventChannels::new(domain.clone(), SharedInfo::map(&domain).unwrap()).unwrap()
+    });
+    let mut links: Vec<Link<'_>> = Vec::new();
+    let mut sent = [0; 2];
+    for op in ops {
+        step(&sides, &mut links, &mut sent, *op);
+        check(&sides, &links, &sent);
+    }
+    drop(links);
+    for side in &sides {
+        assert_eq!(side.dispatch(VCPU0), 0, "closed ports have no events");
+        assert_eq!(side.stats().stray, 0);
+        assert_eq!(mock::open_ports(side.platform()), 0);
+    }
+    drop(sides);
+    for id in DOMAINS {
+        assert_eq!(xen.domain(id).pages_in_use(), 1, "only shared_info is left");
+    }
+}
+
+fn step<'e>(
+    sides: &'e [EventChannels<MockDomain>; 2],
+    links: &mut Vec<Link<'e>>,
+    sent: &mut [u64; 2],
+    op: Op,
+) {
+    let count = links.len().max(1);
+    match op {
+        Op::Open { side } if links.len() < 8 => {
+            let channel = sides[side].alloc_unbound(DOMAINS[1 - side]).unwrap();
+            let mut link = [None, None];
+            link[side] = Some(End::new(channel, false));
+            links.push(link);
+        }
+        Op::Open { .. } => {}
+        Op::Bind { link } => {
+            let Some(link) = links.get_mut(link % count) else { return };
+            let side = match link {
+                [Some(_), None] => 1,
+                [None, Some(_)] => 0,
+                _ => return,
+            };
+            let port = link[1 - side].as_ref().unwrap().channel.port();
+            let channel = sides[side].bind_interdomain(DOMAINS[1 - side], port).unwrap();
+            link[side] = Some(End::new(channel, true));
+        }
+        Op::Send { link, side } => {
+            let Some(link) = links.get_mut(link % count) else { return };
+            let Some(end) = &mut link[side] else { return };
+            end.channel.notify().unwrap();
+            end.sent += 1;
+            sent[side] += 1;
+            if let Some(peer) = &mut link[1 - side] {
+                peer.pending = true;
+            }
+        }
+        Op::Spurious { link, side } => {
+            let Some(Some(end)) = links.get_mut(link % count).map(|link| &mut link[side]) else { return };
+            assert!(mock::inject(sides[side].platform(), end.channel.port()));
+            end.pending = true;
+        }
+        Op::Mask { link, side } | Op::Unmask { link, side } => {
+            let Some(Some(end)) = links.get_mut(link % count).map(|link| &mut link[side]) else { return };
+            end.masked = matches!(op, Op::Mask { .. });
+            if end.masked { end.channel.mask() } else { end.channel.unmask() }
+        }
+        Op::Take { link, side } => {
+            let Some(Some(end)) = links.get_mut(link % count).map(|link| &mut link[side]) else { return };
+            assert_eq!(end.channel.take(), end.fired);
+            end.fired = false;
+        }
+        Op::Close { link, side } => {
+            let index = link % count;
+            let Some(link) = links.get_mut(index) else { return };
+            link[side] = None;
+            if matches!(link, [None, None]) {
+                links.remove(index);
+            }
+        }
+        Op::Dispatch { side } => {
+            let mut expected = 0;
+            for end in links.iter_mut().filter_map(|link| link[side].as_mut()) {
+                if end.pending && !end.masked {
+                    (end.pending, end.fired) = (false, true);
+                    end.events += 1;
+                    expected += 1;
+                }
+            }
+            assert_eq!(sides[side].dispatch(VCPU0), expected);
+        }
+    }
+}
+
+fn check(sides: &[EventChannels<MockDomain>; 2], links: &[Link<'_>], sent: &[u64; 2]) {
+    for (side, events) in sides.iter().enumerate() {
+        let ends = || links.iter().filter_map(|link| link[side].as_ref());
+        for end in ends() {
+            assert_eq!(end.channel.is_masked(), end.masked);
+            assert_eq!(
+                (end.channel.stats().events, end.channel.stats().notifications),
+                (end.events, end.sent)
+            );
+        }
+        let due = ends().any(|end| end.pending && !end.masked);
+        let upcall = events.shared_info().vcpu(VCPU0).unwrap().upcall_pending.load(Ordering::Relaxed) != 0;
+        assert!(upcall || !due, "an event is due on {} and Xen does not say so", DOMAINS[side]);
+        assert_eq!(events.stats().notifications, sent[side]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_sent_arrives_once_and_nothing_else_does(ops in prop::collection::vec(op(), 1..200)) {
+        run(&ops);
+    }
+}
