@@ -1,0 +1,175 @@
+//! From Xen's 32-bit entry to Rust, and what Xen says about the machine (`arch-x86/hvm/start_info.h`).
+
+use core::arch::global_asm;
+use core::ffi::CStr;
+
+// The note tells Xen where to enter: 32-bit, flat, paging off, ebx = physical address of the start info.
+//
+// The tables made here map the first 4 GiB to themselves with every right; `paging::seal` replaces them once there
+// is memory to make better ones in. CR4: PAE, OSFXSR, OSXMMEXCPT (compiled code uses SSE). EFER: LME, NXE.
+// CR0: PG, WP, NE, MP, PE.
+global_asm!(
+    r#"
+    .pushsection .note.Xen, "a", @note
+    .balign 4
+    .long 4, 4, 18
+    .asciz "Xen"
+    .long pvh_entry
+    .popsection
+
+    .pushsection .text.entry, "ax", @progbits
+    .code32
+    .global pvh_entry
+pvh_entry:
+    cld
+    mov esp, offset stack_top
+    mov edi, offset boot_pml4
+    mov eax, offset boot_pdpt + 3
+    mov [edi], eax
+    mov edi, offset boot_pdpt
+    mov eax, offset boot_pd + 3
+    mov ecx, 4
+2:  mov [edi], eax
+    add edi, 8
+    add eax, 4096
+    dec ecx
+    jnz 2b
+    mov edi, offset boot_pd
+    mov eax, 0x83
+    mov ecx, 2048
+3:  mov [edi], eax
+    add edi, 8
+    add eax, 0x200000
+    dec ecx
+    jnz 3b
+    mov eax, offset boot_pml4
+    mov cr3, eax
+    mov eax, 0x620
+    mov cr4, eax
+    mov ecx, 0xC0000080
+    rdmsr
+    or eax, 0x900
+    wrmsr
+    mov eax, 0x80010023
+    mov cr0, eax
+    lgdt [boot_gdt_pointer]
+    push 8
+    push offset 4f
+    retf
+    .code64
+4:  xor eax, eax
+    mov ds, eax
+    mov es, eax
+    mov ss, eax
+    mov fs, eax
+    mov gs, eax
+    mov rsp, offset stack_top
+    mov edi, ebx
+    xor ebp, ebp
+    call {start}
+    ud2
+    .popsection
+
+    .pushsection .rodata.boot, "a", @progbits
+    .balign 8
+boot_gdt:
+    .quad 0, 0x00AF9B000000FFFF
+boot_gdt_pointer:
+    .word 15
+    .long boot_gdt
+    .popsection
+
+    .pushsection .bss.boot, "aw", @nobits
+    .balign 4096
+boot_pml4: .skip 4096
+boot_pdpt: .skip 4096
+boot_pd: .skip 4 * 4096
+    .popsection
+
+    .pushsection .bss.stack, "aw", @nobits
+    .balign 4096
+    .skip 128 * 1024
+    .popsection
+    "#,
+    start = sym start,
+);
+
+const MAGIC: u32 = 0x336E_C578;
+const E820_RAM: u32 = 1;
+const MAX_RANGES: usize = 32;
+
+#[repr(C)]
+struct StartInfo {
+    magic: u32,
+    version: u32,
+    flags: u32,
+    nr_modules: u32,
+    modlist_paddr: u64,
+    cmdline_paddr: u64,
+    rsdp_paddr: u64,
+    memmap_paddr: u64,
+    memmap_entries: u32,
+    reserved: u32,
+}
+
+#[repr(C)]
+struct MemmapEntry {
+    addr: u64,
+    size: u64,
+    kind: u32,
+    reserved: u32,
+}
+
+/// Addresses from `start` up to, not including, `end`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Range {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+/// What Xen said about the machine, copied out of memory that is then free for use.
+#[derive(Debug)]
+pub(crate) struct BootInfo {
+    ram: [Range; MAX_RANGES],
+    ranges: usize,
+    cmdline: [u8; 1024],
+    cmdline_len: usize,
+}
+
+impl BootInfo {
+    /// Memory that may be used, lowest first as Xen lists it.
+    pub(crate) fn ram(&self) -> &[Range] {
+        &self.ram[..self.ranges]
+    }
+
+    /// The command line; what is not UTF-8 is left out.
+    pub(crate) fn cmdline(&self) -> &str {
+        self.cmdline[..self.cmdline_len].utf8_chunks().next().map_or("", |chunk| chunk.valid())
+    }
+}
+
+extern "C" fn start(start_info: u64) -> ! {
+    let mut info = BootInfo { ram: [Range::default(); MAX_RANGES], ranges: 0, cmdline: [0; 1024], cmdline_len: 0 };
+    // SAFETY: Xen passes the address of this structure, below 4 GiB and so mapped; the addresses in it are valid
+    // where they are not zero. Nothing has written to memory outside the image so far.
+    unsafe {
+        let xen = &*core::ptr::with_exposed_provenance::<StartInfo>(start_info as usize);
+        assert!(xen.magic == MAGIC, "not started by Xen as a PVH guest");
+        if xen.cmdline_paddr != 0 {
+            let text = CStr::from_ptr(core::ptr::with_exposed_provenance(xen.cmdline_paddr as usize)).to_bytes();
+            let len = text.len().min(info.cmdline.len());
+            info.cmdline[..len].copy_from_slice(&text[..len]);
+            info.cmdline_len = len;
+        }
+        if xen.version >= 1 && xen.memmap_paddr != 0 {
+            let first = core::ptr::with_exposed_provenance::<MemmapEntry>(xen.memmap_paddr as usize);
+            for entry in core::slice::from_raw_parts(first, xen.memmap_entries as usize) {
+                if entry.kind == E820_RAM && info.ranges < MAX_RANGES {
+                    info.ram[info.ranges] = Range { start: entry.addr, end: entry.addr.saturating_add(entry.size) };
+                    info.ranges += 1;
+                }
+            }
+        }
+    }
+    crate::main(&info)
+}

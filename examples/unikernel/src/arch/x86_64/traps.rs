@@ -1,0 +1,171 @@
+//! Faults, which end the domain with a report, and the one interrupt, which ends a sleep.
+//!
+//! Interrupts are off everywhere but inside `idle_until_event`, so nothing is ever interrupted in the middle of
+//! work, no lock is needed, and no register but the flags and the instruction pointer has to be thought of. Xen
+//! asserts the upcall vector as long as `evtchn_upcall_pending` of the vCPU is set, and the handler does not clear
+//! it: the main loop does, when it looks at the events.
+//!
+//! The main loop looks for work, finds none, and calls `idle_until_event`. If an event arrives before `sti`, the
+//! upcall comes right after it, before the hypercall is made: were that all, the hypercall would then sleep on an
+//! event that nobody has looked at. So the handler moves an instruction pointer that it finds anywhere between the
+//! two labels to the second one, past the hypercall. It also turns interrupts off in the flags it returns to,
+//! since the vector stays asserted until the main loop has looked.
+
+use alloc::boxed::Box;
+use core::arch::{asm, global_asm};
+
+use super::paging;
+
+/// The interrupt by which Xen tells of events.
+pub(crate) const UPCALL_VECTOR: u8 = 0x20;
+
+const SCHED_OP: u32 = 29;
+const SCHEDOP_BLOCK: u32 = 1;
+const CODE: u16 = 8;
+const TSS: u16 = 16;
+const FAULTS: usize = 32;
+/// Faults run on a stack of their own: the one they come from may be what is broken.
+const FAULT_STACK: usize = 16 * 1024;
+
+global_asm!(
+    r#"
+    .global idle_until_event
+idle_until_event:
+    mov r8d, edi
+    mov eax, {sched_op}
+    mov edi, {block}
+    xor esi, esi
+    test r8d, r8d
+idle_begin:
+    sti
+    jnz 2f
+    vmmcall
+    jmp idle_end
+2:  vmcall
+idle_end:
+    cli
+    ret
+
+upcall_entry:
+    push rax
+    lea rax, [rip + idle_begin]
+    cmp [rsp + 8], rax
+    jb 3f
+    lea rax, [rip + idle_end]
+    cmp [rsp + 8], rax
+    jae 3f
+    mov [rsp + 8], rax
+3:  and qword ptr [rsp + 24], ~0x200
+    pop rax
+    iretq
+
+    .balign 16
+fault_entries:
+    .set vector, 0
+    .rept {faults}
+    .balign 16
+    .if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)
+    .else
+    push 0
+    .endif
+    .byte 0x6A, vector // push
+    jmp fault_entry
+    .set vector, vector + 1
+    .endr
+fault_entry:
+    cld
+    mov rdi, rsp
+    mov rsi, cr2
+    and rsp, -16
+    call {fault}
+    "#,
+    sched_op = const SCHED_OP,
+    block = const SCHEDOP_BLOCK,
+    faults = const FAULTS,
+    fault = sym fault,
+);
+
+#[repr(C)]
+struct Frame {
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+extern "C" fn fault(frame: &Frame, cr2: u64) -> ! {
+    let Frame { vector, error, rip, rsp, .. } = *frame;
+    let name = match vector {
+        0 => "divide error",
+        6 => "invalid instruction",
+        8 => "double fault",
+        13 => "general protection fault",
+        14 => "page fault",
+        _ => "fault",
+    };
+    if vector == 14 {
+        let access = match error {
+            error if error & 16 != 0 => "executing",
+            error if error & 2 != 0 => "writing",
+            _ => "reading",
+        };
+        let why = match (paging::describe(cr2), error & 16) {
+            ("", 16) => ", which may not be executed",
+            (place, _) => place,
+        };
+        crate::crash(format_args!("{name}: {access} {cr2:#x}{why}; rip {rip:#x} rsp {rsp:#x} error {error:#x}"))
+    }
+    crate::crash(format_args!("{name} (vector {vector}); rip {rip:#x} rsp {rsp:#x} error {error:#x}"))
+}
+
+#[repr(C, packed)]
+struct Pointer {
+    limit: u16,
+    base: u64,
+}
+
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Tss {
+    reserved0: u32,
+    rsp: [u64; 3],
+    reserved1: u64,
+    ist: [u64; 7],
+    reserved2: [u16; 5],
+    iomap: u16,
+}
+
+/// Gives faults and the upcall their handlers. What is made here is never freed.
+pub(crate) fn install() {
+    unsafe extern "C" {
+        static fault_entries: u8;
+        static upcall_entry: u8;
+    }
+    let stack = Box::leak(alloc::vec![0_u8; FAULT_STACK].into_boxed_slice()).as_mut_ptr_range().end;
+    let mut tss =
+        Tss { reserved0: 0, rsp: [0; 3], reserved1: 0, ist: [0; 7], reserved2: [0; 5], iomap: size_of::<Tss>() as u16 };
+    tss.ist = [stack.expose_provenance() as u64 & !15, 0, 0, 0, 0, 0, 0];
+    let tss = (Box::leak(Box::new(tss)) as *mut Tss).expose_provenance() as u64;
+    let limit = size_of::<Tss>() as u64 - 1;
+    let low = limit | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56;
+    let gdt = Box::leak(Box::new([0, 0x00AF_9B00_0000_FFFF_u64, low, tss >> 32]));
+    let gate = |handler: u64, ist: u64| {
+        let selector = u64::from(CODE);
+        [handler & 0xFFFF | selector << 16 | ist << 32 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48, handler >> 32]
+    };
+    let idt = Box::leak(Box::new([[0_u64; 2]; UPCALL_VECTOR as usize + 1]));
+    let entries = (&raw const fault_entries).expose_provenance() as u64;
+    for (vector, slot) in idt.iter_mut().enumerate().take(FAULTS) {
+        *slot = gate(entries + vector as u64 * 16, 1);
+    }
+    idt[UPCALL_VECTOR as usize] = gate((&raw const upcall_entry).expose_provenance() as u64, 0);
+    let gdt = Pointer { limit: size_of_val(gdt) as u16 - 1, base: gdt.as_ptr().expose_provenance() as u64 };
+    let idt = Pointer { limit: size_of_val(idt) as u16 - 1, base: idt.as_ptr().expose_provenance() as u64 };
+    // SAFETY: the tables are well-formed and live for ever; the code segment stays the same as the boot code's.
+    unsafe {
+        asm!("lgdt [{}]", "lidt [{}]", "ltr {:x}", in(reg) &raw const gdt, in(reg) &raw const idt, in(reg) TSS);
+    }
+}
