@@ -191,6 +191,9 @@ impl<P: Platform> fmt::Write for Console<'_, P> {
 
 impl<P: Platform> fmt::Debug for Console<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Console").field("ring", &self.ring).field("stats", &self.stats).finish_non_exhaustive()
+        f.debug_struct("Console")
+            .field("ring", &self.ring)
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
     }
 }

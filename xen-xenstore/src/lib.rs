@@ -1,2 +1,25 @@
-//! Xenstore client and xenbus device handshake for Xen guests
+#![doc = include_str!("../README.md")]
 #![no_std]
+#![deny(unsafe_code)]
+
+#[cfg(feature = "mock")]
+extern crate std;
+
+mod client;
+pub mod control;
+mod error;
+#[cfg(feature = "mock")]
+pub mod mock;
+mod page;
+mod path;
+mod session;
+mod transaction;
+mod watch;
+pub mod wire;
+pub mod xenbus;
+
+pub use client::{Stats, Xenstore};
+pub use error::{Error, Violation};
+pub use path::Path;
+pub use transaction::Transaction;
+pub use watch::Watch;

@@ -1,0 +1,285 @@
+//! The frontend's side of the handshake, with how far it is in its type.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::str::FromStr;
+use core::time::Duration;
+
+use xen_hypercall::{DomId, Platform, Wait};
+
+use super::XenbusState;
+use crate::{Error, Path, Transaction, Watch, Xenstore};
+
+/// The device is known; its backend may not be ready.
+#[derive(Debug)]
+pub enum Initialising {}
+/// The backend has told what it can do.
+#[derive(Debug)]
+pub enum BackendReady {}
+/// The backend was told what it needs to connect.
+#[derive(Debug)]
+pub enum Published {}
+/// Both sides are at work.
+#[derive(Debug)]
+pub enum Connected {}
+
+/// A device as its frontend sees it, in state `S`. Each step of the handshake takes it and answers it in the next
+/// state, so a device that is not connected cannot be used as one that is.
+///
+/// It borrows nothing: each call takes the connection to xenstore.
+pub struct Frontend<S> {
+    frontend: Path,
+    backend: Path,
+    backend_id: DomId,
+    index: u32,
+    watch: Watch,
+    _state: PhantomData<S>,
+}
+
+impl Frontend<Initialising> {
+    /// Finds device `index` of `kind` (`vif`, `vbd`, ...) and its backend, and begins the handshake, whatever an
+    /// earlier kernel of this domain left behind.
+    ///
+    /// The toolstack may still be writing the device's nodes: they are waited for until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such device by then; [`Error::BadValue`] when its nodes make no sense.
+    pub fn open<P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        kind: &str,
+        index: u32,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
+        let frontend = Path::format(format_args!("device/{kind}/{index}"))?;
+        let found = xs.watch(&frontend)?;
+        let looked = loop {
+            match find_backend(xs, &frontend) {
+                Err(error) if error.is_not_found() && xs.now() < deadline => {
+                    xs.wait_fired(&found, deadline)?;
+                }
+                other => break other,
+            }
+        };
+        xs.unwatch(found)?;
+        let (backend, backend_id) = looked?;
+        let watch = xs.watch(&backend.join("state")?)?;
+        let device = Self { frontend, backend, backend_id, index, watch, _state: PhantomData };
+        device.switch(xs, XenbusState::INITIALISING)?;
+        Ok(device)
+    }
+
+    /// Waits until the backend has told what it can do.
+    ///
+    /// A backend that is still closing after an earlier kernel is waited for: it begins anew when it sees us begin.
+    ///
+    /// # Errors
+    /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
+    pub fn wait_for_backend<P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: Duration,
+    ) -> Result<Frontend<BackendReady>, Error> {
+        let ready = [XenbusState::INIT_WAIT, XenbusState::INITIALISED, XenbusState::CONNECTED];
+        self.wait_for(xs, deadline, |state| ready.contains(&state).then_some(Ok(())))?;
+        Ok(self.into())
+    }
+}
+
+fn find_backend<P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    frontend: &Path,
+) -> Result<(Path, DomId), Error> {
+    let backend = Path::new(xs.read_str(&frontend.join("backend")?)?)?;
+    let id = xs.read_parsed(&frontend.join("backend-id")?)?;
+    Ok((backend, DomId(id)))
+}
+
+impl Frontend<BackendReady> {
+    /// Tells the backend what it needs, and goes to state `next`, all in one transaction. `f` gets the transaction
+    /// and the device's directory; it may run more than once.
+    ///
+    /// # Errors
+    /// What `f` answers, or the transaction.
+    pub fn publish<'x, P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        next: XenbusState,
+        mut f: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
+    ) -> Result<Frontend<Published>, Error> {
+        let state = self.frontend.join("state")?;
+        xs.transaction(|transaction| {
+            f(transaction, &self.frontend)?;
+            transaction.write_display(&state, next.0)
+        })?;
+        Ok(self.into())
+    }
+}
+
+impl Frontend<Published> {
+    /// Waits until the backend is connected. Our own state is to be [switched](Frontend::switch) to Connected
+    /// by the driver, before or after, as its protocol wants.
+    ///
+    /// # Errors
+    /// [`Error::BackendGone`] when it closes instead; [`Error::BackendTimedOut`] with the state it was in at
+    /// `deadline`.
+    pub fn wait_connected<P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: Duration,
+    ) -> Result<Frontend<Connected>, Error> {
+        self.wait_for(xs, deadline, |state| match state {
+            XenbusState::CONNECTED => Some(Ok(())),
+            state if state.is_gone() => Some(Err(Error::BackendGone(state))),
+            _ => None,
+        })?;
+        Ok(self.into())
+    }
+}
+
+impl Frontend<Connected> {
+    /// Whether the backend wants the device to end, or is gone. Cheap unless its state has changed.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when the connection to xenstore is of no use any more.
+    pub fn is_closing<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
+        Ok(xs.fired(&self.watch)? && self.backend_state(xs)?.is_gone())
+    }
+
+    /// Ends the device: tells the backend, waits until it has let go, and is closed.
+    ///
+    /// The device is closed as far as we are concerned even when the backend does not answer.
+    ///
+    /// # Errors
+    /// [`Error::BackendTimedOut`] with the state the backend was in at `deadline`.
+    pub fn close<P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        self.switch(xs, XenbusState::CLOSING)?;
+        let let_go = self.wait_for(xs, deadline, |state| state.is_gone().then_some(Ok(())));
+        self.switch(xs, XenbusState::CLOSED)?;
+        let closed = let_go.and_then(|()| {
+            let done = [XenbusState::CLOSED, XenbusState::UNKNOWN, XenbusState::INIT_WAIT];
+            self.wait_for(xs, deadline, |state| done.contains(&state).then_some(Ok(())))
+        });
+        xs.unwatch(self.watch)?;
+        closed
+    }
+}
+
+impl<S> Frontend<S> {
+    /// The device's directory, below this domain's own.
+    pub fn frontend_path(&self) -> &Path {
+        &self.frontend
+    }
+
+    /// The backend's directory for this device.
+    pub fn backend_path(&self) -> &Path {
+        &self.backend
+    }
+
+    /// The domain that the backend is in.
+    pub fn backend_id(&self) -> DomId {
+        self.backend_id
+    }
+
+    /// The device's number.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The watch on the backend's state.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// The backend's state; [`XenbusState::UNKNOWN`] when there is none, or it is no number.
+    ///
+    /// # Errors
+    /// When xenstore cannot be asked.
+    pub fn backend_state<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
+        match self.read_backend(xs, "state") {
+            Ok(state) => Ok(state.unwrap_or(XenbusState::UNKNOWN)),
+            Err(Error::BadValue | Error::NotText) => Ok(XenbusState::UNKNOWN),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets our own state.
+    ///
+    /// # Errors
+    /// When xenstore refuses.
+    pub fn switch<P: Platform + Wait>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        state: XenbusState,
+    ) -> Result<(), Error> {
+        xs.write_display(&self.frontend.join("state")?, state.0)
+    }
+
+    /// A value of the backend's; none when there is no such node.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] when it is not what it should be.
+    pub fn read_backend<P: Platform + Wait, T: FromStr>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        key: &str,
+    ) -> Result<Option<T>, Error> {
+        xs.read_optional(&self.backend.join(key)?)
+    }
+
+    /// A value of the device's own directory; none when there is no such node.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] when it is not what it should be.
+    pub fn read_frontend<P: Platform + Wait, T: FromStr>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        key: &str,
+    ) -> Result<Option<T>, Error> {
+        xs.read_optional(&self.frontend.join(key)?)
+    }
+
+    /// Gives a device up without a handshake; its watch ends.
+    ///
+    /// # Errors
+    /// When xenstore refuses.
+    pub fn abandon<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
+        xs.unwatch(self.watch)?;
+        self.switch(xs, XenbusState::CLOSED)
+    }
+
+    fn wait_for<P: Platform + Wait>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: Duration,
+        mut decide: impl FnMut(XenbusState) -> Option<Result<(), Error>>,
+    ) -> Result<(), Error> {
+        loop {
+            let state = self.backend_state(xs)?;
+            if let Some(outcome) = decide(state) {
+                return outcome;
+            }
+            if !xs.wait_fired(&self.watch, deadline)? {
+                return Err(Error::BackendTimedOut(state));
+            }
+        }
+    }
+
+    fn into<T>(self) -> Frontend<T> {
+        let Self { frontend, backend, backend_id, index, watch, .. } = self;
+        Frontend { frontend, backend, backend_id, index, watch, _state: PhantomData }
+    }
+}
+
+impl<S> fmt::Debug for Frontend<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frontend")
+            .field("frontend", &self.frontend)
+            .field("backend", &self.backend)
+            .field("backend_id", &self.backend_id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,7 @@
+//! Bringing a device up and down: two domains tell each other by nodes in xenstore how far they are (`io/xenbus.h`).
+
+mod frontend;
+mod state;
+
+pub use frontend::{BackendReady, Connected, Frontend, Initialising, Published};
+pub use state::XenbusState;
