@@ -43,6 +43,7 @@ pub const VCPU_SSHOTTMR_FUTURE: u32 = 1;
 
 // memory.h
 pub const XENMEM_ADD_TO_PHYSMAP: usize = 7;
+pub const XENMEM_MEMORY_MAP: usize = 9;
 pub const XENMAPSPACE_SHARED_INFO: u32 = 0;
 pub const XENMAPSPACE_GRANT_TABLE: u32 = 1;
 
@@ -137,4 +138,14 @@ pub mod shared_info {
     pub const TIME_TSC_TO_SYSTEM_MUL: usize = 24;
     /// `tsc_shift` and `flags` are bytes of the word here.
     pub const TIME_SHIFT_AND_FLAGS: usize = 28;
+}
+
+/// `struct xen_memory_map`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct XenMemoryMap {
+    /// Entries that fit the buffer; then those that are in it.
+    pub nr_entries: u32,
+    /// Where the entries go.
+    pub buffer: u64,
 }

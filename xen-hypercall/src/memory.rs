@@ -1,7 +1,7 @@
 //! The layout of the guest's memory (`memory.h`).
 #![allow(unsafe_code, reason = "these calls change what lies behind an address")]
 
-use crate::abi::{XENMAPSPACE_GRANT_TABLE, XENMAPSPACE_SHARED_INFO, XENMEM_ADD_TO_PHYSMAP, XenAddToPhysmap};
+use crate::abi::{XENMAPSPACE_GRANT_TABLE, XENMAPSPACE_SHARED_INFO, XENMEM_ADD_TO_PHYSMAP, XENMEM_MEMORY_MAP, XenAddToPhysmap, XenMemoryMap};
 use crate::{DomId, Errno, Gfn, Hypercall, HypercallNr};
 
 /// Pages of Xen's that a guest can have in its memory (`XENMAPSPACE_*`).
@@ -36,4 +36,33 @@ pub unsafe fn add_to_physmap(
     // SAFETY: the call reads the structure; the caller vouches for what it does to the memory at `gfn`.
     Errno::check(unsafe { xen.hypercall(HypercallNr::MEMORY_OP, [XENMEM_ADD_TO_PHYSMAP, pointer, 0, 0, 0]) })
         .map(drop)
+}
+
+/// One range of the memory map that the toolstack, or for the first domain Xen, made (an e820 entry).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C, packed(4))]
+pub struct MemoryRange {
+    /// Where it starts, in bytes.
+    pub start: u64,
+    /// How many bytes it has.
+    pub size: u64,
+    /// What is there: 1 is RAM.
+    pub kind: u32,
+}
+
+static_assertions::const_assert_eq!(size_of::<MemoryRange>(), 20);
+
+/// The calling domain's memory map, as much of it as fits; answers how many ranges were filled in (x86 only).
+///
+/// # Errors
+/// `ENOSYS` when nobody made a map.
+pub fn memory_map(xen: &impl Hypercall, ranges: &mut [MemoryRange]) -> Result<usize, Errno> {
+    let room = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+    let mut argument =
+        XenMemoryMap { nr_entries: room, buffer: ranges.as_mut_ptr().expose_provenance() as u64 };
+    let pointer = (&raw mut argument).expose_provenance();
+    // SAFETY: the call reads and writes the structure and at most `nr_entries` entries of 20 bytes, which are in
+    // `ranges`, exclusively borrowed meanwhile.
+    Errno::check(unsafe { xen.hypercall(HypercallNr::MEMORY_OP, [XENMEM_MEMORY_MAP, pointer, 0, 0, 0]) })?;
+    Ok(argument.nr_entries.min(room) as usize)
 }

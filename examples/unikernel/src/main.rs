@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod arch;
 mod console;
+mod devices;
 mod machine;
 mod mem;
 mod platform;
@@ -51,8 +52,7 @@ fn main(info: &arch::BootInfo) -> ! {
         arch::selftest(name);
     }
     let (machine, devices, config) = XenMachine::new(events, config);
-    let (machine, request) = App::new(machine, &config, devices.nic, devices.disk).run();
-    machine.close();
+    let (_, request) = App::new(machine, &config, devices.nic, devices.disk).run();
     let reason = match request {
         Request::PowerOff => ShutdownReason::POWEROFF,
         Request::Reboot => ShutdownReason::REBOOT,

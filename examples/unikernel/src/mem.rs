@@ -1,4 +1,4 @@
-//! The C functions that compiled code calls for memory, where no C library has them.
+//! What the precompiled core and alloc of a hosted target want of a C library and an unwinder, where there is neither.
 #![cfg(not(target_os = "none"))]
 #![allow(unsafe_code, reason = "these are the bottom that slices are made of")]
 
@@ -73,3 +73,25 @@ unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
     // SAFETY: the same promises.
     unsafe { memcmp(a, b, n) }
 }
+
+/// # Safety
+/// As in C: bytes up to a zero byte.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(text: *const u8) -> usize {
+    let mut n = 0;
+    // SAFETY: no byte before was zero, so this one is there. Volatile, or this loop would become a call of strlen.
+    while unsafe { text.add(n).read_volatile() } != 0 {
+        n += 1;
+    }
+    n
+}
+
+/// Precompiled code names it where it would go on unwinding. A panic ends the domain and unwinds nothing.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    crate::crash(format_args!("unwinding, in an image that never does"))
+}
+
+/// Tables of the same code name it; nobody reads them.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}

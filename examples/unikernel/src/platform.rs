@@ -1,34 +1,56 @@
 //! The SDK's platform traits on this kernel: one vCPU, memory mapped to itself, sleep by hypercall.
 #![allow(unsafe_code, reason = "promises the SDK what this kernel keeps")]
 
-use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::alloc::{GlobalAlloc, Layout, alloc_zeroed, dealloc};
 use core::cell::RefCell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use talc::source::Manual;
-use talc::{DefaultBinning, TalcCell, TalcSyncCell};
+use talc::DefaultBinning;
+use talc::cell::TalcCell;
 use xen_hypercall::{Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait, vcpu};
 
 use crate::arch;
 
-// SAFETY: there is one vCPU, and interrupts run no Rust code: no two threads ever use the allocator.
+/// The heap.
+struct Heap(TalcCell<Manual, DefaultBinning>);
+
+// SAFETY: there is one vCPU, and interrupts run no Rust code: no two threads ever use the heap.
+unsafe impl Sync for Heap {}
+
+// SAFETY: the inner allocator keeps the promises; all calls are handed to it.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.0.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.0.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.0.realloc(at, layout, size) }
+    }
+}
+
 #[global_allocator]
-static HEAP: TalcSyncCell<Manual, DefaultBinning> = unsafe { TalcSyncCell::new(TalcCell::new(Manual)) };
+static HEAP: Heap = Heap(TalcCell::new(Manual));
 
 /// Gives all usable memory to the heap.
 pub(crate) fn init_heap(info: &arch::BootInfo) {
     for range in arch::usable(info) {
         let base = core::ptr::with_exposed_provenance_mut(range.start as usize);
         // SAFETY: this is RAM by Xen's own word, mapped, outside of the image, and given to nobody else.
-        unsafe { HEAP.claim(base, (range.end - range.start) as usize) };
+        unsafe { HEAP.0.claim(base, (range.end - range.start) as usize) };
     }
 }
 
 /// Memory in bytes: used, and free.
 pub(crate) fn memory() -> (usize, usize) {
-    let counters = HEAP.counters();
+    let counters = HEAP.0.counters();
     (counters.allocated_bytes, counters.available_bytes)
 }
 
@@ -56,20 +78,26 @@ pub(crate) struct Kernel {
     hypercalls: AtomicU64,
     /// When the timer fires, in nanoseconds; zero: it is not set.
     timer: AtomicU64,
+    started: Duration,
 }
 
 impl Kernel {
     pub(crate) fn new(call: arch::Call) -> Self {
-        Self { call, shared: None, hypercalls: AtomicU64::new(0), timer: AtomicU64::new(0) }
+        Self { call, shared: None, hypercalls: AtomicU64::new(0), timer: AtomicU64::new(0), started: Duration::ZERO }
     }
 
     /// Makes the clock run.
     pub(crate) fn set_shared_info(&mut self, shared: SharedInfo) {
         self.shared = Some(shared);
+        self.started = self.now();
     }
 
     pub(crate) fn unix_time(&self) -> Duration {
         self.shared.map_or(Duration::ZERO, |shared| shared.wall_clock() + self.now())
+    }
+
+    pub(crate) fn started(&self) -> Duration {
+        self.started
     }
 
     pub(crate) fn hypercalls(&self) -> u64 {

@@ -3,6 +3,8 @@
 use core::arch::global_asm;
 use core::ffi::CStr;
 
+use xen_hypercall::memory::{MemoryRange, memory_map};
+
 // The note tells Xen where to enter: 32-bit, flat, paging off, ebx = physical address of the start info.
 //
 // The tables made here map the first 4 GiB to themselves with every right; `paging::seal` replaces them once there
@@ -54,10 +56,12 @@ pvh_entry:
     mov cr0, eax
     lgdt [boot_gdt_pointer]
     push 8
-    push offset 4f
+    mov eax, offset long_mode
+    push eax
     retf
     .code64
-4:  xor eax, eax
+long_mode:
+    xor eax, eax
     mov ds, eax
     mov es, eax
     mov ss, eax
@@ -137,6 +141,13 @@ pub(crate) struct BootInfo {
 }
 
 impl BootInfo {
+    fn add(&mut self, start: u64, size: u64, kind: u32) {
+        if kind == E820_RAM && self.ranges < MAX_RANGES {
+            self.ram[self.ranges] = Range { start, end: start.saturating_add(size) };
+            self.ranges += 1;
+        }
+    }
+
     /// Memory that may be used, lowest first as Xen lists it.
     pub(crate) fn ram(&self) -> &[Range] {
         &self.ram[..self.ranges]
@@ -164,12 +175,17 @@ extern "C" fn start(start_info: u64) -> ! {
         if xen.version >= 1 && xen.memmap_paddr != 0 {
             let first = core::ptr::with_exposed_provenance::<MemmapEntry>(xen.memmap_paddr as usize);
             for entry in core::slice::from_raw_parts(first, xen.memmap_entries as usize) {
-                if entry.kind == E820_RAM && info.ranges < MAX_RANGES {
-                    info.ram[info.ranges] = Range { start: entry.addr, end: entry.addr.saturating_add(entry.size) };
-                    info.ranges += 1;
-                }
+                info.add(entry.addr, entry.size, entry.kind);
             }
         }
+    }
+    // The first domain of an older Xen has to ask for its memory map.
+    if info.ranges == 0
+        && let Some(call) = super::call()
+    {
+        let mut map = [MemoryRange::default(); MAX_RANGES];
+        let count = memory_map(&call, &mut map).unwrap_or(0);
+        map.iter().take(count).for_each(|range| info.add(range.start, range.size, range.kind));
     }
     crate::main(&info)
 }

@@ -7,7 +7,7 @@ mod traps;
 use core::arch::asm;
 
 pub(crate) use boot::{BootInfo, Range};
-pub(crate) use paging::{map_special, seal};
+pub(crate) use paging::{map_special, seal, usable};
 pub(crate) use traps::{UPCALL_VECTOR, install};
 
 pub(crate) use xen_hypercall::arch::x86_64::VendorCall as Call;

@@ -81,7 +81,7 @@ unsafe fn entry(root: *mut Table, at: u64, level: u32) -> *mut u64 {
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.
 pub(crate) fn seal(info: &BootInfo) {
     let root = new_table();
-    let mut map = |range: Range, rights: u64| {
+    let map = |range: Range, rights: u64| {
         let mut at = range.start.next_multiple_of(PAGE);
         while at + PAGE <= range.end {
             let large = at % LARGE_PAGE == 0 && at + LARGE_PAGE <= range.end;
@@ -106,12 +106,13 @@ pub(crate) fn seal(info: &BootInfo) {
     ROOT.store(root, Ordering::Relaxed);
 }
 
-/// Memory for the heap: RAM, without low memory and the image.
+/// Memory for the heap: whole pages of RAM, without low memory and the image.
 pub(crate) fn usable(info: &BootInfo) -> impl Iterator<Item = Range> {
     let image = image();
     info.ram().iter().flat_map(move |ram| {
         let start = ram.start.max(LOW);
         [Range { start, end: ram.end.min(image.start) }, Range { start: start.max(image.end), end: ram.end }]
+            .map(|range| Range { start: range.start.next_multiple_of(PAGE), end: range.end & !(PAGE - 1) })
             .into_iter()
             .filter(|range| range.start < range.end)
     })

@@ -1,0 +1,36 @@
+//! The application's network card and disk: netfront and blkfront, or nothing, as the image's features say.
+
+#[cfg(feature = "disk")]
+mod disk;
+#[cfg(feature = "net")]
+mod nic;
+
+#[cfg(feature = "disk")]
+pub(crate) use disk::{Disk, open_disk};
+#[cfg(feature = "net")]
+pub(crate) use nic::{Nic, open_nic};
+
+#[cfg(not(feature = "net"))]
+pub(crate) type Nic = webserver::Absent;
+#[cfg(not(feature = "disk"))]
+pub(crate) type Disk = webserver::Absent;
+
+#[cfg(not(feature = "net"))]
+pub(crate) fn open_nic(
+    _: crate::machine::Store,
+    _: crate::machine::Events,
+    _: crate::machine::Grants,
+    _: core::time::Duration,
+) -> Option<Nic> {
+    None
+}
+
+#[cfg(not(feature = "disk"))]
+pub(crate) fn open_disk(
+    _: crate::machine::Store,
+    _: crate::machine::Events,
+    _: crate::machine::Grants,
+    _: core::time::Duration,
+) -> Option<Disk> {
+    None
+}

@@ -1,0 +1,164 @@
+//! The application's machine: clock, console and requests of the toolstack, by xenstore and event channels.
+
+use core::cell::RefCell;
+use core::fmt;
+use core::time::Duration;
+
+use webserver::config::{self, Config};
+use webserver::report::Report;
+use webserver::{Machine, Request};
+use xen_evtchn::EventChannels;
+use xen_gnttab::GrantTable;
+use xen_hypercall::{Wait, version};
+use xen_xenstore::{Xenstore, control};
+
+use crate::devices::{Disk, Nic, open_disk, open_nic};
+use crate::platform::{self, Kernel};
+use crate::{arch, console};
+
+pub(crate) type Events = &'static EventChannels<&'static Kernel>;
+pub(crate) type Grants = &'static GrantTable<&'static Kernel>;
+/// Xenstore, which the machine and the devices use in turns.
+pub(crate) type Store = &'static RefCell<Xenstore<'static, &'static Kernel>>;
+
+/// How long a device may take to connect.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) struct XenMachine {
+    kernel: &'static Kernel,
+    events: Events,
+    control: Option<(Store, control::ShutdownWatch)>,
+    name: alloc::string::String,
+}
+
+impl fmt::Debug for XenMachine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("XenMachine")
+    }
+}
+
+/// What was found to work with.
+pub(crate) struct Devices {
+    pub(crate) nic: Option<Nic>,
+    pub(crate) disk: Option<Disk>,
+}
+
+/// The first line: who we are, on what.
+pub(crate) fn greet(kernel: &Kernel, info: &arch::BootInfo) {
+    let (major, minor) = version::version(kernel).unwrap_or_default();
+    let extra = version::extraversion(kernel).map_or_else(|_| Default::default(), |text| alloc::format!("{text}"));
+    let ram: u64 = info.ram().iter().map(|range| range.end - range.start).sum();
+    log::info!("unikernel {} on Xen {major}.{minor}{extra}, {} MiB", env!("CARGO_PKG_VERSION"), ram >> 20);
+}
+
+impl XenMachine {
+    /// Opens what the domain has. What is missing or broken is reported and left out.
+    pub(crate) fn new(events: Events, mut config: Config) -> (Self, Devices, Config) {
+        let kernel = *events.platform();
+        let mut machine = Self { kernel, events, control: None, name: alloc::string::String::new() };
+        let mut devices = Devices { nic: None, disk: None };
+        let store = match Xenstore::new(events) {
+            Ok(store) => leak(RefCell::new(store)),
+            Err(error) => {
+                log::error!("{error}; no devices, no name");
+                return (machine, devices, config);
+            }
+        };
+        {
+            let mut xs = store.borrow_mut();
+            machine.name = xs.read_str("name").unwrap_or_default().into();
+            match control::ShutdownWatch::new(&mut xs) {
+                Ok(watch) => machine.control = Some((store, watch)),
+                Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
+            }
+            if config.address.is_none() {
+                config.address = xs.read_str("device/vif/0/ip").ok().and_then(config::address);
+            }
+        }
+        match GrantTable::new(kernel) {
+            Ok(grants) => {
+                let grants = leak(grants);
+                let deadline = kernel.now() + PATIENCE;
+                devices.nic = open_nic(store, events, grants, deadline);
+                devices.disk = open_disk(store, events, grants, deadline);
+            }
+            Err(error) => log::error!("no grant table, so no devices: {error}"),
+        }
+        (machine, devices, config)
+    }
+}
+
+impl Machine for XenMachine {
+    type Nic = Nic;
+    type Disk = Disk;
+
+    fn now(&self) -> Duration {
+        self.kernel.now()
+    }
+
+    fn unix_time(&self) -> Duration {
+        self.kernel.unix_time()
+    }
+
+    fn poll(&mut self) -> Option<Request> {
+        let (store, watch) = self.control.as_ref()?;
+        match watch.poll(&mut store.borrow_mut()) {
+            Ok(None) => None,
+            Ok(Some(control::Request::PowerOff | control::Request::Halt)) => Some(Request::PowerOff),
+            Ok(Some(control::Request::Reboot)) => Some(Request::Reboot),
+            Ok(Some(control::Request::Crash)) => panic!("the toolstack asked for a crash"),
+            Ok(Some(request)) => {
+                log::warn!("the toolstack asked for {request:?}, which this kernel cannot do");
+                None
+            }
+            Err(error) => {
+                log::error!("{error}; requests of the toolstack will not be seen any more");
+                self.control = None;
+                None
+            }
+        }
+    }
+
+    fn sleep(&mut self, deadline: Option<Duration>) {
+        self.events.wait(deadline);
+    }
+
+    fn console_read(&mut self, buf: &mut [u8]) -> usize {
+        console::read(buf)
+    }
+
+    fn console_write(&mut self, text: &str) {
+        console::write_text(text);
+    }
+
+    fn report(&self, to: &mut dyn Report) {
+        to.section("Domain");
+        to.fact("name", &self.name);
+        if let Ok(uuid) = version::guest_handle(self.kernel) {
+            to.fact("uuid", &uuid);
+        }
+        if let (Ok((major, minor)), Ok(extra)) = (version::version(self.kernel), version::extraversion(self.kernel)) {
+            to.fact("Xen version", &format_args!("{major}.{minor}{extra}"));
+        }
+        let (used, free) = platform::memory();
+        let (events, console) = (self.events.stats(), console::stats());
+        to.figure("uptime_seconds", (self.kernel.now() - self.kernel.started()).as_secs());
+        to.figure("memory_used_bytes", used as u64);
+        to.figure("memory_free_bytes", free as u64);
+        to.figure("xen_hypercalls_total", self.kernel.hypercalls());
+        to.figure("xen_notifications_total", events.notifications);
+        to.figure("xen_upcalls_total", events.upcalls);
+        to.figure("console_written_bytes_total", console.written);
+        to.figure("console_dropped_bytes_total", console.dropped);
+        if let Some((store, _)) = &self.control
+            && let Ok(store) = store.try_borrow()
+        {
+            to.figure("xenstore_requests_total", store.stats().requests);
+        }
+    }
+}
+
+/// Makes a thing that lives as long as the domain.
+pub(crate) fn leak<T>(value: T) -> &'static T {
+    alloc::boxed::Box::leak(alloc::boxed::Box::new(value))
+}
