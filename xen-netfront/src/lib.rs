@@ -1,2 +1,25 @@
-//! Xen paravirtual network device for guests (netfront)
+#![doc = include_str!("../README.md")]
 #![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "mock")]
+extern crate std;
+
+pub mod abi;
+pub mod adapters;
+mod connect;
+mod error;
+mod front;
+mod mac;
+#[cfg(feature = "mock")]
+pub mod mock;
+mod pool;
+mod stats;
+
+pub use error::{Error, Violation};
+pub use front::{NetFront, State};
+pub use mac::Mac;
+pub use stats::Stats;
+
+/// The longest frame, in bytes, without its checksum: what fits the one page that a slot of the ring names.
+pub const FRAME_MAX: usize = xen_hypercall::PAGE_SIZE;

@@ -1,0 +1,4 @@
+//! The device as other crates want it, a feature for each.
+
+#[cfg(feature = "smoltcp-v0-14")]
+pub mod smoltcp;
