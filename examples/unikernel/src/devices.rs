@@ -10,6 +10,10 @@ pub(crate) use disk::{Disk, open_disk};
 #[cfg(feature = "net")]
 pub(crate) use nic::{Nic, open_nic};
 
+/// How long a backend may take to let a device go.
+#[cfg(any(feature = "net", feature = "disk"))]
+const CLOSING: core::time::Duration = core::time::Duration::from_secs(5);
+
 #[cfg(not(feature = "net"))]
 pub(crate) type Nic = webserver::Absent;
 #[cfg(not(feature = "disk"))]

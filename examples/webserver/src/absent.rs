@@ -52,6 +52,9 @@ impl Nic for Absent {
     fn report(&self, _: &mut dyn Report) {
         match *self {}
     }
+    fn close(self) {
+        match self {}
+    }
 }
 
 impl BlockDevice for Absent {
@@ -77,5 +80,8 @@ impl Disk for Absent {
     }
     fn report(&self, _: &mut dyn Report) {
         match *self {}
+    }
+    fn close(self) {
+        match self {}
     }
 }

@@ -243,6 +243,7 @@ impl<D: Disk> Files<D> {
         }
         self.ended(self.volumes.close_volume(self.volume));
         self.ended(self.flush());
+        self.volumes.free().0.inner.close();
     }
 
     /// Tells of the disk and what is open.

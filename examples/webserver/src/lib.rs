@@ -67,6 +67,8 @@ pub trait Nic: smoltcp::phy::Device {
     fn flush(&mut self);
     /// Tells its state and figures.
     fn report(&self, to: &mut dyn Report);
+    /// Ends it in good order.
+    fn close(self);
 }
 
 /// A disk.
@@ -77,6 +79,8 @@ pub trait Disk: embedded_sdmmc::BlockDevice {
     fn flush(&self) -> Result<(), Self::Error>;
     /// Tells its state and figures.
     fn report(&self, to: &mut dyn Report);
+    /// Ends it in good order.
+    fn close(self);
 }
 
 /// The running application.
@@ -124,7 +128,7 @@ impl<M: Machine> App<M> {
             }
         };
         log::info!("stopping: {request:?}");
-        if let Some(net) = &mut self.net {
+        if let Some(net) = self.net.take() {
             net.shut(&Context { machine: &self.machine, files: self.files.as_ref() });
         }
         if let Some(files) = self.files.take() {

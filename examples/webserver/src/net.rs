@@ -91,8 +91,8 @@ impl<N: Nic> Net<N> {
         stack.into_iter().chain(stalled).min()
     }
 
-    /// Ends all connections: nobody is left waiting for a machine that is gone.
-    pub(crate) fn shut<M: Machine<Nic = N>>(&mut self, context: &Context<'_, M>) {
+    /// Ends all connections, for nobody is to wait for a machine that is gone, and the card.
+    pub(crate) fn shut<M: Machine<Nic = N>>(mut self, context: &Context<'_, M>) {
         let now = context.machine.now();
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
@@ -100,6 +100,7 @@ impl<N: Nic> Net<N> {
         }
         self.iface.poll(instant(now), &mut self.nic, &mut self.sockets);
         self.nic.flush();
+        self.nic.close();
     }
 
     /// Tells of the card, the addresses and the server.

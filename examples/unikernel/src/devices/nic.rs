@@ -1,0 +1,105 @@
+//! Netfront as the application's network card.
+
+use alloc::boxed::Box;
+use core::time::Duration;
+
+use smoltcp::phy::{Device, DeviceCapabilities};
+use smoltcp::time::Instant;
+use webserver::report::Report;
+use xen_netfront::adapters::smoltcp::SmoltcpDevice;
+use xen_netfront::{NetFront, State};
+
+use crate::machine::{Events, Grants, Store};
+use crate::platform::Kernel;
+
+type Inner = SmoltcpDevice<'static, &'static Kernel>;
+
+#[derive(Debug)]
+pub(crate) struct Nic {
+    device: Box<Inner>,
+    store: Store,
+    state: State,
+}
+
+/// Connects the first network card; without one, or when it does not come, says so and goes without.
+pub(crate) fn open_nic(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Nic> {
+    let mut xs = store.borrow_mut();
+    if xs.read("device/vif/0/backend").is_err() {
+        log::warn!("net: this domain has no network card (vif)");
+        return None;
+    }
+    match NetFront::connect(&mut xs, events, grants, 0, deadline) {
+        Ok(front) => {
+            log::info!("net: vif/0 {} connected to {}, MTU {}", front.mac(), front.backend(), front.mtu());
+            Some(Nic { state: front.state(), device: Box::new(SmoltcpDevice::new(front)), store })
+        }
+        Err(error) => {
+            log::error!("net: {error}; carrying on without");
+            None
+        }
+    }
+}
+
+impl Device for Nic {
+    type RxToken<'a> = <Inner as Device>::RxToken<'a>;
+    type TxToken<'a> = <Inner as Device>::TxToken<'a>;
+
+    fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        self.device.receive(now)
+    }
+
+    fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
+        self.device.transmit(now)
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.device.capabilities()
+    }
+}
+
+impl webserver::Nic for Nic {
+    fn mac(&self) -> [u8; 6] {
+        self.device.front().mac().0
+    }
+
+    fn arm(&mut self) -> bool {
+        let front = self.device.front_mut();
+        if let Err(error) = front.service(&mut self.store.borrow_mut()) {
+            log::debug!("net: {error}");
+        }
+        let ready = front.arm().unwrap_or(false);
+        let state = front.state();
+        if state != self.state {
+            log::warn!("net: {state}");
+            self.state = state;
+        }
+        ready
+    }
+
+    fn flush(&mut self) {
+        // A device that is broken or closed says so when it is armed.
+        let _ = self.device.front_mut().flush();
+    }
+
+    fn report(&self, to: &mut dyn Report) {
+        let (front, stats) = (self.device.front(), self.device.front().stats());
+        to.section("Network");
+        to.fact("network card", &format_args!("vif/0, {}, {}", front.mac(), front.state()));
+        to.figure("net_rx_frames_total", stats.rx_frames);
+        to.figure("net_rx_bytes_total", stats.rx_bytes);
+        to.figure("net_rx_dropped_total", stats.rx_dropped);
+        to.figure("net_tx_frames_total", stats.tx_frames);
+        to.figure("net_tx_bytes_total", stats.tx_bytes);
+        to.figure("net_tx_errors_total", stats.tx_errors);
+        to.figure("net_notifications_total", stats.notifications);
+    }
+
+    fn close(self) {
+        let Self { device, store, .. } = self;
+        let mut xs = store.borrow_mut();
+        let deadline = xs.now() + crate::devices::CLOSING;
+        if let Err(error) = device.into_inner().close(&mut xs, deadline) {
+            log::warn!("net: {error}");
+        }
+    }
+}
