@@ -1,0 +1,319 @@
+//! The programs of the test bed, taken from Debian's packages without installing them.
+//!
+//! Installing Xen and a kernel would rewrite the boot menu of the machine this runs on, so the packages are only
+//! downloaded and unpacked below `target/bed`. QEMU has no such effect and is installed normally.
+
+use anyhow::{Context, Result, bail};
+use fs4::FileExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// What is unpacked: the hypervisor, its toolstack, dom0's programs, and the libraries they load.
+const PACKAGES: &[&str] = &[
+    "xen-hypervisor-4.17-amd64",
+    "xen-utils-4.17",
+    "xen-utils-common",
+    "xenstore-utils",
+    "busybox-static",
+    "bash",
+    "bridge-utils",
+    "coreutils",
+    "ethtool",
+    "iproute2",
+    "mount",
+    "util-linux",
+    "util-linux-extra",
+    "libacl1",
+    "libattr1",
+    "libblkid1",
+    "libbpf1",
+    "libbsd0",
+    "libc6",
+    "libcap-ng0",
+    "libcap2",
+    "libelf1",
+    "libgcc-s1",
+    "libmd0",
+    "libmnl0",
+    "libmount1",
+    "libncurses6",
+    "libpcre2-8-0",
+    "libselinux1",
+    "libsmartcols1",
+    "libtinfo6",
+    "libuuid1",
+    "libxencall1",
+    "libxendevicemodel1",
+    "libxenevtchn1",
+    "libxenforeignmemory1",
+    "libxengnttab1",
+    "libxenhypfs1",
+    "libxenmisc4.17",
+    "libxenstore4",
+    "libxentoolcore1",
+    "libxentoollog1",
+    "libxtables12",
+    "libyajl2",
+    "libzstd1",
+    "liblzma5",
+    "libnl-3-200",
+    "libnl-route-3-200",
+    "libfdt1",
+    "zlib1g",
+];
+
+/// The package that names the current kernel. The cloud kernels lack what a dom0 needs.
+const KERNEL: &str = "linux-image-amd64";
+
+/// Changes whenever the folder's layout does, so that an old cache is not taken for a new one.
+const LAYOUT: &str = "1";
+
+/// The unpacked packages.
+#[derive(Debug, Clone)]
+pub struct Bed {
+    /// `target/bed`.
+    pub dir: PathBuf,
+    /// The folder that holds the unpacked packages.
+    pub root: PathBuf,
+}
+
+impl Bed {
+    /// The hypervisor, as the ELF that QEMU can load.
+    pub const XEN: &str = "xen";
+    /// dom0's kernel.
+    pub const KERNEL: &str = "vmlinuz";
+}
+
+/// `target/bed` of this workspace, or `XEN_BED_DIR` where that is set.
+pub fn dir() -> PathBuf {
+    match std::env::var_os("XEN_BED_DIR") {
+        Some(dir) => dir.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bed"),
+    }
+}
+
+/// Holds off every other process that fills the same folder, until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Waits until no other process is filling `dir`.
+pub fn lock(dir: &Path) -> Result<Lock> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    FileExt::lock(&file).with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(Lock { _file: file })
+}
+
+/// Makes sure that the packages are downloaded and unpacked. The caller holds the lock.
+pub fn ensure(_lock: &Lock, dir: &Path) -> Result<Bed> {
+    let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
+    let bed = Bed { root: dir.join("root"), dir };
+    let stamp = bed.root.join("stamp");
+    let wanted = format!("{LAYOUT} {KERNEL} {}\n", PACKAGES.join(" "));
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(bed);
+    }
+    if !cfg!(target_arch = "x86_64") {
+        bail!("the test bed needs an x86-64 machine: its programs are x86-64 programs");
+    }
+
+    let debs = bed.dir.join("debs");
+    fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
+    let files = download(&debs)?;
+    // Unpacked next to its place, so that an interrupted run never looks complete.
+    let fresh = bed.dir.join("root.new");
+    for old in [&fresh, &bed.root] {
+        if old.exists() {
+            fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+    }
+    unpack(&files, &fresh)?;
+    place_kernels(&bed.dir, &fresh)?;
+    fs::write(fresh.join("stamp"), wanted).context("cannot write the stamp of the unpacked packages")?;
+    fs::rename(&fresh, &bed.root).with_context(|| format!("cannot rename {}", fresh.display()))?;
+    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))?;
+    Ok(bed)
+}
+
+/// Finds QEMU, and installs it where this process may.
+pub fn ensure_qemu() -> Result<PathBuf> {
+    const NAME: &str = "qemu-system-x86_64";
+    const INSTALL: &str = "apt-get install -y --no-install-recommends qemu-system-x86";
+    if let Some(path) = which(NAME) {
+        return Ok(path);
+    }
+    if is_root() {
+        eprintln!("{NAME} is missing, running: {INSTALL}");
+        let mut words = INSTALL.split(' ');
+        let status = Command::new(words.next().unwrap_or_default())
+            .args(words)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdout(Stdio::null())
+            .status();
+        let installed = status.is_ok_and(|status| status.success());
+        if let Some(path) = which(NAME).filter(|_| installed) {
+            return Ok(path);
+        }
+    }
+    bail!("{NAME} is not installed, run as root: {INSTALL}")
+}
+
+/// The path of a program, as a shell would find it.
+pub(crate) fn which(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// Runs a program to its end and returns what it printed.
+pub(crate) fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S], dir: &Path) -> Result<String> {
+    let name = program.as_ref().to_string_lossy().into_owned();
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {name}, which the test bed needs"))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} failed ({}): {}", output.status, message.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The real kernel package behind the one that only names it.
+fn kernel_package(dir: &Path) -> Result<String> {
+    let text = output("apt-cache", &["depends", KERNEL], dir)?;
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|name| name.starts_with("linux-image-"))
+        .map(str::to_owned)
+        .with_context(|| {
+            format!("apt knows no package {KERNEL}: run apt-get update (this bed needs Debian 12)")
+        })
+}
+
+/// A file that apt can fetch.
+struct Deb {
+    package: String,
+    path: PathBuf,
+    size: u64,
+}
+
+/// Parses one line of `apt-get download --print-uris`: `'URL' FILE SIZE HASH`.
+fn parse_uri(line: &str, dir: &Path) -> Option<Deb> {
+    let mut words = line.strip_prefix('\'')?.split_whitespace().skip(1);
+    let file = words.next()?;
+    let size = words.next()?.parse().ok()?;
+    let package = file.split('_').next()?.to_owned();
+    Some(Deb { package, path: dir.join(file), size })
+}
+
+/// Brings the packages' files into `dir`, and returns them.
+fn download(dir: &Path) -> Result<Vec<PathBuf>> {
+    let kernel = kernel_package(dir)?;
+    let mut args = vec!["download", "-q"];
+    if is_root() {
+        // apt's own user may not write in a build folder.
+        args.extend(["-o", "APT::Sandbox::User=root"]);
+    }
+    let mut list = args.clone();
+    list.push("--print-uris");
+    list.extend(PACKAGES);
+    list.push(&kernel);
+    let text = output("apt-get", &list, dir)
+        .context("apt cannot find the test bed's packages: run apt-get update (this bed needs Debian 12)")?;
+    let debs: Vec<Deb> = text.lines().filter_map(|line| parse_uri(line, dir)).collect();
+    if debs.len() != PACKAGES.len() + 1 {
+        bail!("apt named {} of {} packages: run apt-get update", debs.len(), PACKAGES.len() + 1);
+    }
+
+    let have = |deb: &Deb| fs::metadata(&deb.path).map_or(0, |meta| meta.len());
+    let missing: Vec<&Deb> = debs.iter().filter(|deb| have(deb) != deb.size).collect();
+    if !missing.is_empty() {
+        args.extend(missing.iter().map(|deb| deb.package.as_str()));
+        let bar = bar(missing.iter().map(|deb| deb.size).sum(), "downloading Xen", "{bytes}/{total_bytes}");
+        let mut apt = Command::new("apt-get")
+            .args(&args)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run apt-get")?;
+        while apt.try_wait().context("cannot wait for apt-get")?.is_none() {
+            bar.set_position(missing.iter().map(|deb| have(deb)).sum());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let apt = apt.wait_with_output().context("cannot wait for apt-get")?;
+        bar.finish_and_clear();
+        if !apt.status.success() {
+            let message = String::from_utf8_lossy(&apt.stderr);
+            bail!("apt-get download failed: {}: run apt-get update, then this again", message.trim());
+        }
+    }
+    Ok(debs.into_iter().map(|deb| deb.path).collect())
+}
+
+fn bar(length: u64, what: &'static str, unit: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{{msg}} {{bar:40}} {unit}"))
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length).with_style(style).with_message(what)
+}
+
+fn unpack(files: &[PathBuf], root: &Path) -> Result<()> {
+    let bar = bar(files.len() as u64, "unpacking Xen", "{pos}/{len}");
+    fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+    for file in files {
+        output("dpkg", &[OsStr::new("-x"), file.as_os_str(), root.as_os_str()], root)
+            .with_context(|| format!("cannot unpack {}", file.display()))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Puts the hypervisor and dom0's kernel where QEMU finds them under names without versions.
+fn place_kernels(dir: &Path, root: &Path) -> Result<()> {
+    let boot = root.join("boot");
+    let xen = boot.join("xen-4.17-amd64.gz");
+    let packed = File::open(&xen).with_context(|| format!("cannot open {}", xen.display()))?;
+    let target = dir.join(Bed::XEN);
+    let mut plain = File::create(&target).with_context(|| format!("cannot create {}", target.display()))?;
+    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut plain)
+        .with_context(|| format!("cannot unpack {}", xen.display()))?;
+
+    let kernel = fs::read_dir(&boot)
+        .with_context(|| format!("cannot list {}", boot.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .with_context(|| format!("no kernel in {}", boot.display()))?;
+    fs::copy(&kernel, dir.join(Bed::KERNEL)).with_context(|| format!("cannot copy {}", kernel.display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_apt_names_package_file_and_size() {
+        let line = "'http://h/busybox.deb' busybox-static_1%3a1.35.0_amd64.deb 931684 SHA256:00";
+        let deb = parse_uri(line, Path::new("/d")).expect("a valid line");
+        assert_eq!(deb.package, "busybox-static");
+        assert_eq!(deb.path, Path::new("/d/busybox-static_1%3a1.35.0_amd64.deb"));
+        assert_eq!(deb.size, 931684);
+        assert!(parse_uri("W: a warning", Path::new("/d")).is_none());
+    }
+}

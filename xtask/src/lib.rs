@@ -1,0 +1,11 @@
+//! The parts of the project's commands. `main.rs` holds only the command line.
+//!
+//! The test bed is real Xen inside QEMU: [`deb`] fetches its programs, [`initramfs`] packs them for dom0, [`qemu`]
+//! runs the machine and [`dom0`] is what a test uses.
+
+pub mod bed;
+pub mod deb;
+pub mod dom0;
+pub mod initramfs;
+pub mod modules;
+pub mod qemu;
