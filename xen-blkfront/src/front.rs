@@ -8,6 +8,7 @@ use xen_gnttab::{GrantTable, GrantedPage};
 use xen_hypercall::{Platform, Wait};
 use xen_ring::Front;
 use xen_xenstore::Xenstore;
+use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{Connected, Frontend, XenbusState};
 
 use crate::abi::*;
@@ -46,6 +47,17 @@ pub enum State {
     Gone,
     /// The backend broke the protocol, and nothing it says is believed any more.
     Broken(Violation),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected => f.write_str("connected"),
+            Self::Closing => f.write_str("closing"),
+            Self::Gone => f.write_str("gone"),
+            Self::Broken(violation) => write!(f, "broken: {violation}"),
+        }
+    }
 }
 
 /// What passed since the disk was connected.
@@ -200,12 +212,21 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     where
         P: Wait,
     {
-        if matches!(self.state, State::Connected | State::Closing) && self.device.is_closing(xs)? {
-            self.state = match self.device.backend_state(xs)? {
-                XenbusState::CLOSING => State::Closing,
-                _ => State::Gone,
-            };
+        if !matches!(self.state, State::Connected | State::Closing) {
+            return Ok(self.state);
         }
+        let found = match self.device.is_closing(xs) {
+            Ok(false) => return Ok(self.state),
+            Ok(true) => self.device.backend_state(xs),
+            Err(error) => Err(error),
+        };
+        self.state = match found {
+            Ok(XenbusState::CLOSING) => State::Closing,
+            Ok(_) => State::Gone,
+            // The node is gone, and what is above it was never ours to read.
+            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => State::Gone,
+            Err(error) => return Err(error.into()),
+        };
         Ok(self.state)
     }
 
