@@ -1,0 +1,58 @@
+//! A guest with everything that a disk needs.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+
+use std::time::Duration;
+
+use xen_blkfront::mock::{MockBlkback, Options};
+use xen_blkfront::{BlkFront, Config, Error};
+use xen_evtchn::EventChannels;
+use xen_gnttab::GrantTable;
+use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::{DomId, SharedInfo};
+use xen_xenstore::Xenstore;
+use xen_xenstore::mock::MockXenstored;
+
+pub const VBD: u32 = 51712;
+
+pub struct Machine {
+    pub xen: MockXen,
+    pub guest: MockDomain,
+    pub store: MockXenstored,
+    pub events: EventChannels<MockDomain>,
+    pub grants: GrantTable<MockDomain>,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        let xen = MockXen::new();
+        xen_evtchn::mock::install(&xen);
+        xen_gnttab::mock::install(&xen);
+        let store = MockXenstored::new(&xen);
+        let guest = xen.domain(DomId(1));
+        store.connect(&guest);
+        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
+        let grants = GrantTable::new(guest.clone()).unwrap();
+        Self { xen, guest, store, events, grants }
+    }
+
+    pub fn disk(&self, options: Options) -> MockBlkback {
+        MockBlkback::new(&self.store, &self.guest, VBD, options)
+    }
+
+    pub fn soon(&self) -> Duration {
+        self.xen.now() + Duration::from_secs(5)
+    }
+
+    pub fn connect<'x>(
+        &'x self,
+        xs: &mut Xenstore<'x, MockDomain>,
+    ) -> Result<BlkFront<'x, MockDomain>, Error> {
+        let config = Config { requests: 8, timeout: Duration::from_secs(2) };
+        BlkFront::connect_with(xs, &self.events, &self.grants, VBD, self.soon(), config)
+    }
+}
+
+/// Bytes that differ from sector to sector.
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i / 512) as u8 ^ (i as u8).wrapping_mul(7) ^ seed).collect()
+}

@@ -1,0 +1,244 @@
+//! What a disk does with a backend that lies, hangs, closes or dies.
+#![cfg(feature = "mock")]
+
+mod common;
+
+use common::{Machine, pattern};
+use xen_blkfront::abi::{OP_READ, OP_WRITE};
+use xen_blkfront::mock::{Fault, MockBlkback, Options};
+use xen_blkfront::{BlkFront, Error, State, Violation};
+use xen_hypercall::mock::MockDomain;
+use xen_xenstore::Xenstore;
+
+/// Connects to a backend that keeps pages, runs `f`, and drops the disk: whatever the backend holds is in quarantine
+/// and comes back only when it lets go.
+fn with_disk(f: impl FnOnce(&Machine, &MockBlkback, &mut BlkFront<'_, MockDomain>)) {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    f(&machine, &back, &mut disk);
+    back.hold(true);
+    let mapped = xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id());
+    let _ = disk.close(&mut xs, machine.soon());
+    assert_eq!(machine.grants.stats().quarantined as usize, mapped);
+    back.hold(false);
+    back.stall(false);
+    machine.xen.run_until_idle(10);
+    assert_eq!(machine.grants.reclaim(), mapped);
+    assert_eq!(machine.grants.stats().in_use, 0);
+}
+
+/// The disk is broken, and stays so whatever is tried.
+fn assert_broken(disk: &mut BlkFront<'_, MockDomain>, violation: Violation) {
+    let broken = Error::Broken(violation);
+    assert_eq!(disk.state(), State::Broken(violation));
+    assert_eq!(disk.read(0, &mut [0; 512]), Err(broken));
+    assert_eq!(disk.write(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.flush(), Err(broken));
+    assert_eq!(disk.submit_read(0, 1), Err(broken));
+    assert_eq!(disk.submit_flush(), Err(broken));
+    assert_eq!(disk.poll(), Err(broken));
+    assert_eq!(disk.publish(), Err(broken));
+}
+
+#[test]
+fn an_answer_to_nothing_breaks_the_disk() {
+    for id in [u64::MAX, 0, 1 << 8 | 31, 2 << 8, 1 << 40, 200] {
+        with_disk(|_, back, disk| {
+            back.fault(Fault::Id(id));
+            let violation = Violation::Id(id);
+            assert_eq!(disk.read(0, &mut [0; 512]), Err(Error::Broken(violation)));
+            assert_broken(disk, violation);
+        });
+    }
+}
+
+#[test]
+fn an_answer_that_comes_twice_breaks_the_disk() {
+    with_disk(|_, back, disk| {
+        back.fault(Fault::Twice);
+        let answer = disk.write(0, &pattern(512 * 200, 0));
+        let Err(Error::Broken(Violation::Id(id))) = answer else { panic!("{answer:?}") };
+        assert_broken(disk, Violation::Id(id));
+    });
+}
+
+#[test]
+fn an_answer_to_another_operation_breaks_the_disk() {
+    with_disk(|_, back, disk| {
+        back.fault(Fault::Operation(OP_READ));
+        let violation = Violation::Operation { asked: OP_WRITE, answered: OP_READ };
+        assert_eq!(disk.write(0, &[1; 512]), Err(Error::Broken(violation)));
+        assert_broken(disk, violation);
+    });
+}
+
+#[test]
+fn an_index_that_jumps_breaks_the_disk() {
+    for more in [1, 32, 1 << 31, u32::MAX] {
+        with_disk(|_, back, disk| {
+            back.fault(Fault::Index(more));
+            let answer = disk.read(0, &mut [0; 512]);
+            // An index that goes back to what it was is no more than an answer that does not come.
+            if more == u32::MAX {
+                return assert_eq!(answer, Err(Error::TimedOut));
+            }
+            let Err(Error::Broken(violation @ Violation::Ring(_))) = answer else { panic!("{answer:?}") };
+            assert_broken(disk, violation);
+        });
+    }
+}
+
+#[test]
+fn a_request_that_fails_is_an_error_and_no_more() {
+    with_disk(|_, back, disk| {
+        for (status, error) in [
+            (-1, Error::Io),
+            (-2, Error::Unsupported),
+            (1, Error::Status(1)),
+            (i16::MIN, Error::Status(i16::MIN)),
+        ] {
+            back.fault(Fault::Status(status));
+            assert_eq!(disk.read(0, &mut [0; 512 * 300]), Err(error));
+            back.fault(Fault::Status(status));
+            assert_eq!(disk.write(0, &[0; 512 * 300]), Err(error));
+            assert_eq!(disk.state(), State::Connected);
+            disk.read(0, &mut [0; 512 * 300]).unwrap();
+        }
+        assert_eq!((disk.stats().errors, disk.free_requests()), (8, 8));
+    });
+}
+
+#[test]
+fn a_backend_that_hangs_does_not_hang_the_guest() {
+    with_disk(|_, back, disk| {
+        back.stall(true);
+        assert_eq!(disk.read(0, &mut [0; 512 * 500]), Err(Error::TimedOut));
+        // The requests that it has are its own until it answers, and their places are taken.
+        assert_eq!(disk.free_requests(), 2);
+        assert_eq!(disk.flush(), Err(Error::TimedOut));
+        assert_eq!(disk.free_requests(), 1);
+        back.stall(false);
+        disk.read(0, &mut [0; 512]).unwrap();
+        assert_eq!(disk.free_requests(), 8);
+    });
+}
+
+#[test]
+fn a_backend_that_never_answers_takes_every_place_and_then_time() {
+    with_disk(|_, back, disk| {
+        back.stall(true);
+        assert_eq!(disk.read(0, &mut [0; 512 * 800]), Err(Error::TimedOut));
+        assert_eq!(disk.free_requests(), 0);
+        assert_eq!(disk.write(0, &[0; 512]), Err(Error::TimedOut));
+        assert_eq!(disk.submit_read(0, 1), Err(Error::Busy));
+    });
+}
+
+#[test]
+fn a_backend_that_wants_to_end_is_noticed_and_let_go() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    disk.write(0, &[7; 512]).unwrap();
+    assert_eq!(disk.service(&mut xs), Ok(State::Connected));
+    let ticket = disk.submit_write(1, &[8; 512]).unwrap();
+    back.detach();
+    machine.xen.run_until_idle(10);
+    assert_eq!(disk.service(&mut xs), Ok(State::Closing));
+    assert_eq!(disk.write(0, &[9; 512]), Err(Error::Closing));
+    disk.forget(ticket);
+    // What was submitted before is still done.
+    disk.close(&mut xs, machine.soon()).unwrap();
+    assert_eq!((back.disk()[0], back.disk()[512]), (7, 8));
+    assert_eq!(machine.grants.stats().quarantined, 0);
+}
+
+#[test]
+fn a_backend_that_dies_fails_what_it_had() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    let ticket = disk.submit_read(0, 1).unwrap();
+    disk.publish().unwrap();
+    back.vanish();
+    machine.xen.run_until_idle(10);
+    assert_eq!(disk.service(&mut xs), Ok(State::Gone));
+    assert_eq!(disk.take(ticket, &mut [0; 512]), Some(Err(Error::Closing)));
+    assert_eq!(disk.read(0, &mut [0; 512]), Err(Error::Closing));
+    assert_eq!(disk.flush(), Err(Error::Closing));
+    let _ = disk.close(&mut xs, machine.soon());
+    assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0));
+}
+
+#[test]
+fn sizes_that_make_no_sense_are_refused() {
+    for (node, value) in [
+        ("sectors", Some("0")),
+        ("sectors", None),
+        ("sectors", Some("many")),
+        ("sectors", Some("-1")),
+        ("sectors", Some("18446744073709551615")),
+        ("sectors", Some("99999999999999999999999")),
+        ("sector-size", Some("0")),
+        ("sector-size", Some("513")),
+        ("sector-size", Some("256")),
+        ("sector-size", Some("8192")),
+        ("sector-size", Some("4294967296")),
+        ("info", Some("x")),
+        ("mode", Some("")),
+        ("feature-flush-cache", Some("yes")),
+    ] {
+        let machine = Machine::new();
+        let back = machine.disk(Options::default());
+        back.lie(node, value);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        assert_eq!(machine.connect(&mut xs).err(), Some(Error::BadNode(node)), "{value:?}");
+        let grants = machine.grants.stats();
+        assert_eq!((grants.in_use, grants.quarantined), (0, 0));
+        // A backend that comes to its senses is believed.
+        back.lie("sectors", Some("2048"));
+        back.lie(
+            node,
+            Some(if node == "sector-size" {
+                "512"
+            } else if node == "mode" {
+                "w"
+            } else {
+                "1"
+            }),
+        );
+        machine.connect(&mut xs).unwrap();
+    }
+}
+
+#[test]
+fn a_backend_that_does_not_come_up_costs_nothing() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    back.lie("state", Some("2"));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    for _ in 0..40 {
+        // More often than there are places for watches.
+        assert!(matches!(machine.connect(&mut xs).err(), Some(Error::Xenstore(_))));
+        assert_eq!(machine.grants.stats().in_use, 0);
+    }
+}
+
+#[test]
+fn memory_that_runs_out_is_an_error() {
+    for left in 0..60 {
+        let machine = Machine::new();
+        let _back = machine.disk(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        machine.guest.fail_allocs_after(Some(left));
+        let error = machine.connect(&mut xs).err();
+        assert!(matches!(error, Some(Error::Grant(_) | Error::Event(_))), "{left}: {error:?}");
+        assert_eq!(machine.grants.stats().in_use, 0);
+        machine.guest.fail_allocs_after(None);
+        machine.connect(&mut xs).unwrap();
+    }
+}
