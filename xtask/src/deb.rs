@@ -64,6 +64,7 @@ const PACKAGES: &[&str] = &[
     "libnl-3-200",
     "libnl-route-3-200",
     "libfdt1",
+    "xz-utils",
     "zlib1g",
 ];
 
@@ -71,7 +72,7 @@ const PACKAGES: &[&str] = &[
 const KERNEL: &str = "linux-image-amd64";
 
 /// Changes whenever the folder's layout does, so that an old cache is not taken for a new one.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 
 /// The unpacked packages.
 #[derive(Debug, Clone)]
@@ -86,7 +87,7 @@ impl Bed {
     /// The hypervisor, as the ELF that QEMU can load.
     pub const XEN: &str = "xen";
     /// dom0's kernel.
-    pub const KERNEL: &str = "vmlinuz";
+    pub const KERNEL: &str = "vmlinux";
 }
 
 /// `target/bed` of this workspace, or `XEN_BED_DIR` where that is set.
@@ -192,6 +193,22 @@ pub(crate) fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S], di
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Where the packages keep their shared libraries.
+const LIB_DIRS: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+/// The packages' dynamic loader.
+pub(crate) const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+
+/// Runs the packages' loader on one of their programs, with their libraries, whatever this machine has of its own.
+/// With `--list` as the program the loader lists the libraries of the next argument.
+pub(crate) fn run_inside(root: &Path, program: &str, args: &[&str], dir: &Path) -> Result<String> {
+    let libraries = LIB_DIRS.map(|dir| root.join(dir).display().to_string()).join(":");
+    let program =
+        if program == "--list" { program.to_owned() } else { root.join(program).display().to_string() };
+    let mut all = vec!["--library-path", &libraries, &program];
+    all.extend(args);
+    output(root.join(LOADER), &all, dir)
+}
+
 /// The real kernel package behind the one that only names it.
 fn kernel_package(dir: &Path) -> Result<String> {
     let text = output("apt-cache", &["depends", KERNEL], dir)?;
@@ -234,13 +251,10 @@ fn download(dir: &Path) -> Result<Vec<PathBuf>> {
     list.push(&kernel);
     let text = output("apt-get", &list, dir)
         .context("apt cannot find the test bed's packages: run apt-get update (this bed needs Debian 12)")?;
-    let debs: Vec<Deb> = text.lines().filter_map(|line| parse_uri(line, dir)).collect();
-    if debs.len() != PACKAGES.len() + 1 {
-        bail!("apt named {} of {} packages: run apt-get update", debs.len(), PACKAGES.len() + 1);
-    }
+    let missing: Vec<Deb> = text.lines().filter_map(|line| parse_uri(line, dir)).collect();
 
+    // apt names only the files that are not there yet.
     let have = |deb: &Deb| fs::metadata(&deb.path).map_or(0, |meta| meta.len());
-    let missing: Vec<&Deb> = debs.iter().filter(|deb| have(deb) != deb.size).collect();
     if !missing.is_empty() {
         args.extend(missing.iter().map(|deb| deb.package.as_str()));
         let bar = bar(missing.iter().map(|deb| deb.size).sum(), "downloading Xen", "{bytes}/{total_bytes}");
@@ -253,7 +267,7 @@ fn download(dir: &Path) -> Result<Vec<PathBuf>> {
             .spawn()
             .context("cannot run apt-get")?;
         while apt.try_wait().context("cannot wait for apt-get")?.is_none() {
-            bar.set_position(missing.iter().map(|deb| have(deb)).sum());
+            bar.set_position(missing.iter().map(&have).sum());
             std::thread::sleep(Duration::from_millis(100));
         }
         let apt = apt.wait_with_output().context("cannot wait for apt-get")?;
@@ -263,7 +277,18 @@ fn download(dir: &Path) -> Result<Vec<PathBuf>> {
             bail!("apt-get download failed: {}: run apt-get update, then this again", message.trim());
         }
     }
-    Ok(debs.into_iter().map(|deb| deb.path).collect())
+
+    let files: Vec<PathBuf> = fs::read_dir(dir)
+        .with_context(|| format!("cannot list {}", dir.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|end| end == "deb"))
+        .collect();
+    if files.len() != PACKAGES.len() + 1 {
+        // Packages of an older run that was interrupted, in other versions.
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        bail!("{} packages are there instead of {}: run this again", files.len(), PACKAGES.len() + 1);
+    }
+    Ok(files)
 }
 
 fn bar(length: u64, what: &'static str, unit: &str) -> ProgressBar {
@@ -299,8 +324,31 @@ fn place_kernels(dir: &Path, root: &Path) -> Result<()> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
         .with_context(|| format!("no kernel in {}", boot.display()))?;
-    fs::copy(&kernel, dir.join(Bed::KERNEL)).with_context(|| format!("cannot copy {}", kernel.display()))?;
+    // Xen would take seconds to do this in an emulated machine.
+    let image = fs::read(&kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
+    let packed = payload(&image).with_context(|| format!("{} is not a bzImage", kernel.display()))?;
+    let part = dir.join("vmlinux.xz");
+    fs::write(&part, packed).with_context(|| format!("cannot write {}", part.display()))?;
+    run_inside(root, "usr/bin/xz", &["-d", "-f", "vmlinux.xz"], dir)
+        .with_context(|| format!("cannot unpack the kernel in {}", kernel.display()))?;
     Ok(())
+}
+
+/// The compressed ELF in a bzImage, by the fields of Linux's boot protocol.
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    const SECTOR: usize = 512;
+    /// The size of the unpacked kernel, which follows the compressed bytes and is counted with them.
+    const TRAILER: usize = 4;
+    let word = |at: usize| -> Option<usize> {
+        let bytes = image.get(at..)?.first_chunk()?;
+        usize::try_from(u32::from_le_bytes(*bytes)).ok()
+    };
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let setup = usize::from(*image.get(0x1f1)?);
+    let start = (setup + 1) * SECTOR + word(0x248)?;
+    image.get(start..)?.get(..word(0x24c)?.checked_sub(TRAILER)?)
 }
 
 #[cfg(test)]

@@ -16,10 +16,6 @@ use std::path::{Path, PathBuf};
 const INIT: &str = include_str!("init.sh");
 const SERVE: &str = include_str!("serve.sh");
 
-/// Where the unpacked packages keep their shared libraries.
-const LIB_DIRS: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
-
 /// Folders whose programs are taken, and which of them.
 const PROGRAMS: &[(&str, &[&str])] = &[
     (
@@ -243,7 +239,7 @@ fn programs(tree: &mut Tree, root: &Path) -> Result<()> {
     for path in EXTRA_LIBS {
         tree.file(path, 0o755, read(&root.join(path))?);
     }
-    tree.file(LOADER, 0o755, read(&root.join(LOADER))?);
+    tree.file(deb::LOADER, 0o755, read(&root.join(deb::LOADER))?);
     for path in elfs {
         libraries(tree, root, &path)?;
     }
@@ -264,9 +260,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Adds the shared libraries of a program, as the packages' own loader finds them.
 fn libraries(tree: &mut Tree, root: &Path, program: &str) -> Result<()> {
-    let dirs = LIB_DIRS.map(|dir| root.join(dir).display().to_string()).join(":");
     let program = root.join(program).display().to_string();
-    let list = deb::output(root.join(LOADER), &["--library-path", &dirs, "--list", &program], root)
+    let list = deb::run_inside(root, "--list", &[&program], root)
         .with_context(|| format!("cannot list the libraries of {program}"))?;
     for line in list.lines() {
         let Some((name, rest)) = line.trim().split_once(" => ") else { continue };

@@ -221,12 +221,12 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
     command.args(["-m", &machine.memory.to_string()]);
     command.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nodefaults"]);
     command.args(["-kernel", Bed::XEN, "-append"]).arg(format!(
-        "console=com1 com1=115200 loglvl=warning guest_loglvl=all dom0_mem={}M dom0_max_vcpus=1 no-real-mode \
-         sched=credit spec-ctrl=no cpuidle=0",
+        "console=com1 com1=115200 loglvl=warning guest_loglvl=all dom0_mem={0}M,max:{0}M dom0_max_vcpus=1 no-real-mode \
+         sched=credit spec-ctrl=no cpuidle=0 bootscrub=0",
         machine.dom0_memory
     ));
     command.arg("-initrd").arg(format!(
-        "{} console=hvc0 panic=-1 mitigations=off quiet {},{}",
+        "{} console=hvc0 panic=-1 mitigations=off quiet rodata=off cryptomgr.notests audit=0 {},{}",
         Bed::KERNEL,
         machine.dom0_options,
         machine.initramfs
