@@ -92,7 +92,7 @@ boot_pd: .skip 4 * 4096
 
     .pushsection .bss.stack, "aw", @nobits
     .balign 4096
-    .skip 128 * 1024
+    .skip 512 * 1024
     .popsection
     "#,
     start = sym start,
