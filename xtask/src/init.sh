@@ -9,6 +9,11 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
+# Without these the lock of the hotplug scripts never sees that it holds its file.
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
 mount -t tmpfs run /run
 mount -t tmpfs -o size=80% tmp /tmp
 exec </dev/console >/dev/console 2>&1

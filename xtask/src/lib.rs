@@ -6,6 +6,11 @@
 pub mod bed;
 pub mod deb;
 pub mod dom0;
+pub mod fat;
+pub mod http;
+pub mod image;
 pub mod initramfs;
 pub mod modules;
 pub mod qemu;
+pub mod run;
+pub mod size;

@@ -13,11 +13,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(xtask::run::Args),
+    Build(xtask::image::Args),
+    Size(xtask::size::Args),
     Bed(xtask::bed::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Run(args) => xtask::run::run(&args),
+        Command::Build(args) => xtask::image::run(&args),
+        Command::Size(args) => xtask::size::run(&args),
         Command::Bed(args) => xtask::bed::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -1,0 +1,115 @@
+//! The unikernel's image: built by cargo, stripped, under `target/xen`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+/// Build the unikernel to target/xen/unikernel
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Leave parts out: a list of `net` and `disk`, or `none` for the console alone [default: all]
+    #[arg(long, value_delimiter = ',')]
+    features: Option<Vec<String>>,
+    /// Fix the configuration in the image, which then takes no command line
+    #[arg(long, value_name = "WORDS")]
+    cmdline: Option<String>,
+}
+
+/// What to build.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The features of the unikernel; none: the default ones.
+    pub features: Option<Vec<String>>,
+    /// The configuration to fix in the image.
+    pub cmdline: Option<String>,
+    /// Whether cargo keeps quiet unless it fails.
+    pub quiet: bool,
+}
+
+/// A finished image.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// What Xen loads, without symbols.
+    pub path: PathBuf,
+    /// The same with symbols.
+    pub debug: PathBuf,
+}
+
+/// `cargo xtask build`.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let features = args.features.clone().map(|list| list.into_iter().filter(|name| name != "none").collect());
+    let image = build(&Options { features, cmdline: args.cmdline.clone(), quiet: false })?;
+    println!("{} ({})", image.path.display(), kib(size(&image.path)?));
+    println!("{} (with symbols)", image.debug.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The workspace's folder.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
+}
+
+/// Where images and disks go.
+pub fn out_dir() -> Result<PathBuf> {
+    let dir = workspace().join("target/xen");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// The cargo that runs this.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    cargo
+}
+
+/// Builds an image; cargo sees to it that nothing old is served.
+pub fn build(options: &Options) -> Result<Image> {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let mut cargo = cargo();
+    cargo.args(["build", "--package", "unikernel", "--profile", "unikernel"]);
+    cargo.arg("--target-dir").arg(&target);
+    if options.quiet {
+        cargo.arg("--quiet");
+    }
+    if let Some(features) = &options.features {
+        cargo.args(["--no-default-features", "--features", &features.join(",")]);
+    }
+    match &options.cmdline {
+        Some(words) => cargo.env("UNIKERNEL_CMDLINE", words),
+        None => cargo.env_remove("UNIKERNEL_CMDLINE"),
+    };
+    let status = cargo.status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("the unikernel does not build; cargo says why above");
+    }
+    let dir = out_dir()?;
+    let name = match &options.features {
+        None => "unikernel".to_owned(),
+        Some(features) if features.is_empty() => "unikernel-console".to_owned(),
+        Some(features) => format!("unikernel-{}", features.join("-")),
+    };
+    let image = Image { path: dir.join(&name), debug: dir.join(format!("{name}.debug")) };
+    let built = target.join("unikernel/unikernel");
+    fs::copy(&built, &image.debug)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), image.debug.display()))?;
+    let strip = Command::new("strip").arg("-o").arg(&image.path).arg(&image.debug).status();
+    match strip {
+        Ok(status) if status.success() => Ok(image),
+        Ok(status) => bail!("strip {} failed: {status}", image.debug.display()),
+        Err(error) => bail!("cannot run strip ({error}); install it: apt-get install binutils"),
+    }
+}
+
+/// A file's size in bytes.
+pub fn size(path: &Path) -> Result<u64> {
+    Ok(fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.len())
+}
+
+/// Bytes for people.
+pub fn kib(bytes: u64) -> String {
+    format!("{:.1} KiB", bytes as f64 / 1024.0)
+}

@@ -1,0 +1,86 @@
+//! `cargo xtask size`: what the parts of the unikernel cost.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use crate::image::{self, Options, kib};
+
+/// Show what each part and each crate costs in the image
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Builds the image with each choice of parts, then counts the symbols of the whole one by crate.
+pub fn run(_: &Args) -> Result<ExitCode> {
+    let choices: [(&str, Option<&[&str]>); 4] =
+        [("console only", Some(&[])), ("+ net", Some(&["net"])), ("+ disk", Some(&["disk"])), ("all", None)];
+    println!("{:<14} {:>12}", "image", "stripped");
+    let mut whole = None;
+    for (name, features) in choices {
+        let features = features.map(|list| list.iter().map(|name| (*name).to_owned()).collect());
+        let image = image::build(&Options { features, cmdline: None, quiet: true })?;
+        println!("{name:<14} {:>12}", kib(image::size(&image.path)?));
+        whole = Some(image);
+    }
+    if let Some(image) = whole {
+        println!("\n{:<24} {:>12}", "crate (of \"all\")", "code, data");
+        for (name, bytes) in by_crate(&image.debug)? {
+            println!("{name:<24} {:>12}", kib(bytes));
+        }
+        println!("Code that was inlined counts for the crate it ended up in.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sums the sizes of the symbols by the crate that their names begin with.
+fn by_crate(image: &Path) -> Result<Vec<(String, u64)>> {
+    let nm = Command::new("nm").args(["--print-size", "--radix=d"]).arg(image).output();
+    let nm = nm.context("cannot run nm; install it: apt-get install binutils")?;
+    if !nm.status.success() {
+        bail!("nm {} failed: {}", image.display(), String::from_utf8_lossy(&nm.stderr));
+    }
+    let mut sums = BTreeMap::<String, u64>::new();
+    for line in String::from_utf8_lossy(&nm.stdout).lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Address, size, kind, name; what has no size is a label. Memory without contents (b) is not in the image.
+        if let [_, size, kind, name] = fields[..]
+            && !kind.eq_ignore_ascii_case("b")
+            && let Ok(size) = size.parse::<u64>()
+        {
+            *sums.entry(crate_of(name)).or_default() += size;
+        }
+    }
+    let mut list: Vec<_> = sums.into_iter().collect();
+    list.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    Ok(list)
+}
+
+/// The crate of a mangled name (`_ZN`, then each part after its length; the first may be `<Type as Trait>`).
+fn crate_of(name: &str) -> String {
+    let first = name.strip_prefix("_ZN").and_then(|rest| {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let (len, rest) = rest.split_at(digits);
+        rest.get(..len.parse::<usize>().ok()?)
+    });
+    let Some(first) = first else { return "(no crate)".to_owned() };
+    let plain = first.replace("$LT$", "<").replace("$RF$", "&").replace("$u20$", " ").replace("..", "::");
+    let start = plain.trim_start_matches(['_', '<', '&', ' ']);
+    start.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(start).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::crate_of;
+
+    #[test]
+    fn names_tell_their_crate() {
+        assert_eq!(crate_of("_ZN9webserver4http5parse17h895f5db01467f91eE"), "webserver");
+        assert_eq!(
+            crate_of("_ZN56_$LT$xen_ring..Front$u20$as$u20$core..fmt..Debug$GT$3fmt17h0E"),
+            "xen_ring"
+        );
+        assert_eq!(crate_of("memcpy"), "(no crate)");
+    }
+}
