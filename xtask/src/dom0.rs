@@ -151,7 +151,7 @@ impl Dom0 {
         let stdout = String::from_utf8_lossy(&bytes).into_owned();
         match status.parse() {
             Ok(status) => Ok(Output { status, stdout }),
-            Err(_) => bail!("dom0's script was not done after {seconds} s: {script}\nIt printed:\n{stdout}"),
+            Err(_) => bail!("dom0's script was not done after {seconds} s: {}", shown(script, &stdout)),
         }
     }
 
@@ -159,11 +159,7 @@ impl Dom0 {
     pub fn run(&self, script: &str, timeout: Duration) -> Result<String> {
         let output = self.sh(script, timeout)?;
         if output.status != 0 {
-            bail!(
-                "dom0's script failed with status {}: {script}\nIt printed:\n{}",
-                output.status,
-                output.stdout
-            );
+            bail!("dom0's script failed with status {}: {}", output.status, shown(script, &output.stdout));
         }
         Ok(output.stdout)
     }
@@ -236,6 +232,13 @@ impl Dom0 {
         let what = if self.qemu.ended() { "QEMU has ended" } else { "dom0 does not answer" };
         format!("{what}. The serial line's last lines:\n{}", qemu::last_lines(&serial))
     }
+}
+
+/// A script and what it printed, short enough for an error message.
+fn shown(script: &str, stdout: &str) -> String {
+    let first = script.lines().next().unwrap_or_default();
+    let more = if script.lines().nth(1).is_some() { " ..." } else { "" };
+    format!("{first}{more}\nIts last lines:\n{}", qemu::last_lines(stdout))
 }
 
 /// Paths end a request's line.
