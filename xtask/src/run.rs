@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     spinner.set_message("starting the unikernel");
     dom0.put("/unikernel", &fs::read(&unikernel.path)?)?;
     dom0.put("/unikernel.cfg", config(args, disk.is_some()).as_bytes())?;
-    dom0.run("xl create /unikernel.cfg", PATIENCE).context("xl cannot start the unikernel")?;
+    create(&dom0).context("xl cannot start the unikernel")?;
     let mut console = dom0.console("unikernel")?;
     let mut shown = 0;
     let mut show = |text: &str| {
@@ -85,6 +85,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             println!("Ctrl-C ends it.");
         }
         if announced && args.once {
+            let _ = console.read_more(Duration::from_secs(2));
+            show(&console.text());
             return Ok(ExitCode::SUCCESS);
         }
         if !announced && Instant::now() > end {
@@ -101,6 +103,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
         }
+    }
+}
+
+/// Starts the guest. QEMU's emulation now and then ends a program of dom0's by a fault of its own, hence the second try.
+fn create(dom0: &Dom0) -> Result<()> {
+    const SEGMENTATION_FAULT: i32 = 139;
+    let first = dom0.sh("xl create /unikernel.cfg", PATIENCE)?;
+    match first.status {
+        0 => Ok(()),
+        SEGMENTATION_FAULT => {
+            dom0.run("xl destroy unikernel 2>/dev/null; xl create /unikernel.cfg", PATIENCE).map(drop)
+        }
+        status => bail!("status {status}:\n{}", first.stdout),
     }
 }
 
