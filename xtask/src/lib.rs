@@ -4,6 +4,7 @@
 //! runs the machine and [`dom0`] is what a test uses.
 
 pub mod bed;
+pub mod bench;
 pub mod deb;
 pub mod dom0;
 pub mod fat;

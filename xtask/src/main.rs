@@ -16,6 +16,7 @@ enum Command {
     Run(xtask::run::Args),
     Build(xtask::image::Args),
     Size(xtask::size::Args),
+    Bench(xtask::bench::Args),
     Bed(xtask::bed::Args),
 }
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Run(args) => xtask::run::run(&args),
         Command::Build(args) => xtask::image::run(&args),
         Command::Size(args) => xtask::size::run(&args),
+        Command::Bench(args) => xtask::bench::run(&args),
         Command::Bed(args) => xtask::bed::run(&args),
     };
     result.unwrap_or_else(|error| {

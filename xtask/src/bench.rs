@@ -1,0 +1,125 @@
+//! `cargo xtask bench`: figures of the running unikernel. Counts first: they do not depend on the machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::dom0::{Dom0, Options};
+use crate::image::{self, kib};
+use crate::{fat, http};
+
+/// Measure the unikernel on real Xen: size, memory, boot, requests, hypercalls per request
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Requests of each kind
+    #[arg(long, default_value_t = 500)]
+    requests: u32,
+}
+
+const GUEST: &str = "name='bench'\ntype='pvh'\nkernel='/unikernel'\nmemory=16\nvcpus=1\ntsc_mode='native'\n\
+    extra='ip=10.0.0.2/24'\nvif=['bridge=xenbr0,mac=00:16:3e:00:00:02']\ndisk=['phy:/dev/vda,xvda,w']\n";
+
+/// From the toolstack's "go" to the first byte of an answer, as dom0 sees it. The neighbour is entered by hand, or the
+/// kernel's retries of its question for it, a second apart, would be what is measured.
+const BOOT: &str = "ip neigh replace 10.0.0.2 lladdr 00:16:3e:00:00:02 dev xenbr0\n\
+    xl create -p /bench.cfg >/dev/null || exit 1\n\
+    ask() { exec 3<>/dev/tcp/10.0.0.2/80 && printf 'GET /-/metrics HTTP/1.0\\r\\n\\r\\n' >&3 && read -r line <&3; }\n\
+    start=${EPOCHREALTIME/./}\n\
+    xl unpause bench & \n\
+    for i in {1..200}; do\n\
+      (ask) 2>/dev/null & try=$!\n\
+      (sleep 0.1; kill $try) 2>/dev/null & guard=$!\n\
+      wait $try && { kill $guard; break; }\n\
+    done 2>/dev/null\n\
+    echo $((${EPOCHREALTIME/./} - start))\n";
+
+/// Boots once and measures.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    println!("image, stripped");
+    for (name, features) in [("console only", Some(vec![])), ("everything", None)] {
+        let image = image::build(&image::Options { features, cmdline: None, quiet: true })?;
+        println!("  {name:<44} {}", kib(image::size(&image.path)?));
+    }
+    let image = image::build(&image::Options { quiet: true, ..image::Options::default() })?;
+    let disk = image::out_dir()?.join("bench.img");
+    fat::image(&disk, 32, &[("SMALL.TXT", &[b'x'; 512]), ("LARGE.BIN", &vec![0x5A; 4 << 20])])?;
+    let dom0 = Dom0::boot(&Options { disk: Some(disk), ..Options::default() })?;
+    dom0.put("/unikernel", &fs::read(&image.path)?)?;
+    dom0.put("/bench.cfg", GUEST.as_bytes())?;
+    let boot = dom0.run(BOOT, Duration::from_secs(60))?;
+    let micros: f64 =
+        boot.lines().last().unwrap_or_default().parse().with_context(|| format!("no boot time: {boot}"))?;
+    println!("a domain with memory=16");
+    println!("  unpause to first HTTP answer, seen from dom0 {:.3} s", micros / 1e6);
+    let port = dom0.http_port();
+    for (name, path, requests) in [
+        ("512-byte file", "/SMALL.TXT", args.requests),
+        ("status page", "/-/status", args.requests),
+        ("4 MiB file", "/LARGE.BIN", (args.requests / 50).max(1)),
+    ] {
+        let before = metrics(port)?;
+        let start = Instant::now();
+        let bytes = requests_on_one_connection(port, path, requests)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let after = metrics(port)?;
+        println!(
+            "{name}: {requests} requests, one connection, {:.0} per second, {:.2} MB/s",
+            f64::from(requests) / seconds,
+            bytes as f64 / seconds / 1e6
+        );
+        for counter in
+            ["xen_hypercalls_total", "xen_notifications_total", "xen_upcalls_total", "disk_requests_total"]
+        {
+            let count = after.get(counter).unwrap_or(&0) - before.get(counter).unwrap_or(&0);
+            println!("  {counter:<28} {:>10.2} per request", count as f64 / f64::from(requests));
+        }
+    }
+    let now = metrics(port)?;
+    for figure in ["memory_used_bytes", "memory_free_bytes"] {
+        println!("{figure:<46} {}", kib(*now.get(figure).unwrap_or(&0)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn metrics(port: u16) -> Result<BTreeMap<String, u64>> {
+    let text = String::from_utf8(http::get(port, "/-/metrics")?)?;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    Ok(lines
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter_map(|(n, v)| Some((n.to_owned(), v.parse().ok()?)))
+        .collect())
+}
+
+/// One after the other, each answer read to its end.
+fn requests_on_one_connection(port: u16, path: &str, requests: u32) -> Result<u64> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut bytes = 0;
+    for _ in 0..requests {
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        let mut length = None;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let line = line.trim_end().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse::<u64>().ok();
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let length = length.with_context(|| format!("{path}: an answer without length"))?;
+        let read = std::io::copy(&mut (&mut reader).take(length), &mut std::io::sink())?;
+        anyhow::ensure!(read == length, "{path}: {read} of {length} bytes");
+        bytes += length;
+    }
+    Ok(bytes)
+}
