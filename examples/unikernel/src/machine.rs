@@ -46,7 +46,8 @@ pub(crate) struct Devices {
 /// The first line: who we are, on what.
 pub(crate) fn greet(kernel: &Kernel, info: &arch::BootInfo) {
     let (major, minor) = version::version(kernel).unwrap_or_default();
-    let extra = version::extraversion(kernel).map_or_else(|_| Default::default(), |text| alloc::format!("{text}"));
+    let extra =
+        version::extraversion(kernel).map_or_else(|_| Default::default(), |text| alloc::format!("{text}"));
     let ram: u64 = info.ram().iter().map(|range| range.end - range.start).sum();
     log::info!("unikernel {} on Xen {major}.{minor}{extra}, {} MiB", env!("CARGO_PKG_VERSION"), ram >> 20);
 }
@@ -137,7 +138,9 @@ impl Machine for XenMachine {
         if let Ok(uuid) = version::guest_handle(self.kernel) {
             to.fact("uuid", &uuid);
         }
-        if let (Ok((major, minor)), Ok(extra)) = (version::version(self.kernel), version::extraversion(self.kernel)) {
+        if let (Ok((major, minor)), Ok(extra)) =
+            (version::version(self.kernel), version::extraversion(self.kernel))
+        {
             to.fact("Xen version", &format_args!("{major}.{minor}{extra}"));
         }
         let (used, free) = platform::memory();

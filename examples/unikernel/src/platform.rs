@@ -7,10 +7,12 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use talc::source::Manual;
 use talc::DefaultBinning;
 use talc::cell::TalcCell;
-use xen_hypercall::{Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait, vcpu};
+use talc::source::Manual;
+use xen_hypercall::{
+    Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait, vcpu,
+};
 
 use crate::arch;
 
@@ -83,7 +85,13 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     pub(crate) fn new(call: arch::Call) -> Self {
-        Self { call, shared: None, hypercalls: AtomicU64::new(0), timer: AtomicU64::new(0), started: Duration::ZERO }
+        Self {
+            call,
+            shared: None,
+            hypercalls: AtomicU64::new(0),
+            timer: AtomicU64::new(0),
+            started: Duration::ZERO,
+        }
     }
 
     /// Makes the clock run.

@@ -41,8 +41,7 @@ pub(crate) fn open_disk(store: Store, events: Events, grants: Grants, deadline: 
 impl Disk {
     /// Follows the backend.
     fn service(&self) {
-        let state = self.disk.with(|front| front.service(&mut self.store.borrow_mut()));
-        if let Err(error) = state {
+        if let Err(error) = self.disk.service(&mut self.store.borrow_mut()) {
             log::debug!("disk: {error}");
         }
     }

@@ -160,14 +160,16 @@ impl BootInfo {
 }
 
 extern "C" fn start(start_info: u64) -> ! {
-    let mut info = BootInfo { ram: [Range::default(); MAX_RANGES], ranges: 0, cmdline: [0; 1024], cmdline_len: 0 };
+    let mut info =
+        BootInfo { ram: [Range::default(); MAX_RANGES], ranges: 0, cmdline: [0; 1024], cmdline_len: 0 };
     // SAFETY: Xen passes the address of this structure, below 4 GiB and so mapped; the addresses in it are valid
     // where they are not zero. Nothing has written to memory outside the image so far.
     unsafe {
         let xen = &*core::ptr::with_exposed_provenance::<StartInfo>(start_info as usize);
         assert!(xen.magic == MAGIC, "not started by Xen as a PVH guest");
         if xen.cmdline_paddr != 0 {
-            let text = CStr::from_ptr(core::ptr::with_exposed_provenance(xen.cmdline_paddr as usize)).to_bytes();
+            let text =
+                CStr::from_ptr(core::ptr::with_exposed_provenance(xen.cmdline_paddr as usize)).to_bytes();
             let len = text.len().min(info.cmdline.len());
             info.cmdline[..len].copy_from_slice(&text[..len]);
             info.cmdline_len = len;

@@ -116,7 +116,9 @@ extern "C" fn fault(frame: &Frame, cr2: u64) -> ! {
             ("", 16) => ", which may not be executed",
             (place, _) => place,
         };
-        crate::crash(format_args!("{name}: {access} {cr2:#x}{why}; rip {rip:#x} rsp {rsp:#x} error {error:#x}"))
+        crate::crash(format_args!(
+            "{name}: {access} {cr2:#x}{why}; rip {rip:#x} rsp {rsp:#x} error {error:#x}"
+        ))
     }
     crate::crash(format_args!("{name} (vector {vector}); rip {rip:#x} rsp {rsp:#x} error {error:#x}"))
 }
@@ -145,8 +147,14 @@ pub(crate) fn install() {
         static upcall_entry: u8;
     }
     let stack = Box::leak(alloc::vec![0_u8; FAULT_STACK].into_boxed_slice()).as_mut_ptr_range().end;
-    let mut tss =
-        Tss { reserved0: 0, rsp: [0; 3], reserved1: 0, ist: [0; 7], reserved2: [0; 5], iomap: size_of::<Tss>() as u16 };
+    let mut tss = Tss {
+        reserved0: 0,
+        rsp: [0; 3],
+        reserved1: 0,
+        ist: [0; 7],
+        reserved2: [0; 5],
+        iomap: size_of::<Tss>() as u16,
+    };
     tss.ist = [stack.expose_provenance() as u64 & !15, 0, 0, 0, 0, 0, 0];
     let tss = (Box::leak(Box::new(tss)) as *mut Tss).expose_provenance() as u64;
     let limit = size_of::<Tss>() as u64 - 1;
@@ -154,7 +162,10 @@ pub(crate) fn install() {
     let gdt = Box::leak(Box::new([0, 0x00AF_9B00_0000_FFFF_u64, low, tss >> 32]));
     let gate = |handler: u64, ist: u64| {
         let selector = u64::from(CODE);
-        [handler & 0xFFFF | selector << 16 | ist << 32 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48, handler >> 32]
+        [
+            handler & 0xFFFF | selector << 16 | ist << 32 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48,
+            handler >> 32,
+        ]
     };
     let idt = Box::leak(Box::new([[0_u64; 2]; UPCALL_VECTOR as usize + 1]));
     let entries = (&raw const fault_entries).expose_provenance() as u64;
