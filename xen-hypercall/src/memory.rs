@@ -1,7 +1,10 @@
 //! The layout of the guest's memory (`memory.h`).
 #![allow(unsafe_code, reason = "these calls change what lies behind an address")]
 
-use crate::abi::{XENMAPSPACE_GRANT_TABLE, XENMAPSPACE_SHARED_INFO, XENMEM_ADD_TO_PHYSMAP, XENMEM_MEMORY_MAP, XenAddToPhysmap, XenMemoryMap};
+use crate::abi::{
+    XENMAPSPACE_GRANT_TABLE, XENMAPSPACE_SHARED_INFO, XENMEM_ADD_TO_PHYSMAP, XENMEM_MEMORY_MAP,
+    XenAddToPhysmap, XenMemoryMap,
+};
 use crate::{DomId, Errno, Gfn, Hypercall, HypercallNr};
 
 /// Pages of Xen's that a guest can have in its memory (`XENMAPSPACE_*`).

@@ -5,9 +5,11 @@
 //! runs on it unchanged. Far sides (a backend, a daemon) are *actors*: closures that [`MockXen::step`] runs, and
 //! that a waiting domain runs, too.
 
+mod dice;
 mod domain;
 mod handlers;
 mod machine;
 
+pub use dice::{Chance, Dice};
 pub use domain::MockDomain;
 pub use machine::{ActorId, MockXen};
