@@ -67,7 +67,8 @@ impl<'x, P: Platform + Wait> NetFront<'x, P> {
             transaction.write(&path.join("feature-sg")?, b"0")
         })?;
         let device = device.wait_connected(xs, deadline)?;
-        let mut front = Self::new(device, channel, (tx, tx_pool), (rx, rx_pool), mac, mtu.unwrap_or(*MTU.end()));
+        let mut front =
+            Self::new(device, channel, (tx, tx_pool), (rx, rx_pool), mac, mtu.unwrap_or(*MTU.end()));
         front.refill()?;
         front.flush()?;
         Ok(front)

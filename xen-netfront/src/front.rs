@@ -122,7 +122,8 @@ impl<'x, P: Platform> NetFront<'x, P> {
         if self.can_transmit()? == 0 {
             return Err(Error::Full);
         }
-        let size = u16::try_from(frame.len()).ok().filter(|size| (1..=FRAME_MAX).contains(&usize::from(*size)));
+        let size =
+            u16::try_from(frame.len()).ok().filter(|size| (1..=FRAME_MAX).contains(&usize::from(*size)));
         let size = size.ok_or(Error::Length(frame.len()))?;
         let (id, page) = self.tx_pool.next().ok_or(Error::Full)?;
         page.write_bytes(0, frame).map_err(|_| Error::Length(frame.len()))?;

@@ -11,8 +11,6 @@ mod connect;
 mod error;
 mod front;
 mod mac;
-#[cfg(feature = "mock")]
-pub mod mock;
 mod pool;
 mod stats;
 

@@ -18,7 +18,8 @@ impl FromStr for Mac {
         let mut mac = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
-            let part = parts.next().filter(|part| part.len() == 2 && !part.starts_with('+')).ok_or(NotAMac)?;
+            let part =
+                parts.next().filter(|part| part.len() == 2 && !part.starts_with('+')).ok_or(NotAMac)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| NotAMac)?;
         }
         if parts.next().is_some() { Err(NotAMac) } else { Ok(Self(mac)) }
