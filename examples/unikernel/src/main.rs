@@ -16,7 +16,6 @@ mod platform;
 
 use alloc::boxed::Box;
 use core::fmt;
-use core::panic::PanicInfo;
 
 use webserver::config::Config;
 use webserver::{App, Request};
@@ -79,7 +78,8 @@ fn crash(why: fmt::Arguments<'_>) -> ! {
     arch::halt()
 }
 
+#[cfg(not(feature = "hosted"))]
 #[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     crash(format_args!("{info}"))
 }

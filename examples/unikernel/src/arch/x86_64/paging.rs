@@ -84,7 +84,7 @@ pub(crate) fn seal(info: &BootInfo) {
     let map = |range: Range, rights: u64| {
         let mut at = range.start.next_multiple_of(PAGE);
         while at + PAGE <= range.end {
-            let large = at % LARGE_PAGE == 0 && at + LARGE_PAGE <= range.end;
+            let large = at.is_multiple_of(LARGE_PAGE) && at + LARGE_PAGE <= range.end;
             let (level, flags, size) = if large { (2, LARGE, LARGE_PAGE) } else { (1, 0, PAGE) };
             // SAFETY: the tables are being made, here only, and the boot code's tables map memory to itself.
             unsafe { *entry(root, at, level) = at | flags | rights | PRESENT };
