@@ -27,11 +27,11 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let (index, writable) = (0..64usize, any::<bool>());
     prop_oneof![
-        5 => writable.clone().prop_map(|writable| Op::Share { writable }),
+        5 => writable.prop_map(|writable| Op::Share { writable }),
         2 => index.clone().prop_map(|grant| Op::End { grant }),
         2 => index.clone().prop_map(|grant| Op::Drop { grant }),
         1 => Just(Op::Reclaim),
-        5 => (index.clone(), writable.clone()).prop_map(|(grant, writable)| Op::Map { grant, writable }),
+        5 => (index.clone(), writable).prop_map(|(grant, writable)| Op::Map { grant, writable }),
         2 => (0..40u32, writable).prop_map(|(gref, writable)| Op::MapStale { gref, writable }),
         2 => (index.clone(), any::<u8>()).prop_map(|(mapping, value)| Op::Write { mapping, value }),
         4 => index.clone().prop_map(|mapping| Op::Unmap { mapping }),
