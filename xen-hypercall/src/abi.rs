@@ -63,6 +63,9 @@ pub const EVTCHNOP_BIND_IPI: usize = 7;
 pub const EVTCHNOP_BIND_VCPU: usize = 8;
 pub const EVTCHNOP_UNMASK: usize = 9;
 pub const EVTCHNOP_RESET: usize = 10;
+pub const EVTCHNOP_INIT_CONTROL: usize = 11;
+pub const EVTCHNOP_EXPAND_ARRAY: usize = 12;
+pub const EVTCHNOP_SET_PRIORITY: usize = 13;
 
 // grant_table.h
 pub const GNTTABOP_MAP_GRANT_REF: usize = 0;
@@ -90,6 +93,9 @@ wire! {
     EvtchnBindVcpu = 8 { port: u32, vcpu: u32, }
     EvtchnUnmask = 4 { port: u32, }
     EvtchnReset = 2 { dom: u16, }
+    EvtchnInitControl = 24 { control_gfn: u64, offset: u32, vcpu: u32, link_bits: u8, pad0: [u8; 7], }
+    EvtchnExpandArray = 8 { array_gfn: u64, }
+    EvtchnSetPriority = 8 { port: u32, priority: u32, }
     GnttabQuerySize = 16 { dom: u16, pad0: u16, nr_frames: u32, max_nr_frames: u32, status: i16, pad1: u16, }
     GnttabSetVersion = 4 { version: u32, }
     GnttabGetVersion = 8 { dom: u16, pad0: u16, version: u32, }

@@ -3,7 +3,7 @@
 
 use crate::abi::*;
 use crate::call::{Command, run};
-use crate::{DomId, Errno, Hypercall, HypercallNr, VcpuId};
+use crate::{DomId, Errno, Gfn, Hypercall, HypercallNr, VcpuId};
 
 macro_rules! commands {
     ($($name:ident = $cmd:ident;)*) => {$(
@@ -27,6 +27,7 @@ commands! {
     EvtchnBindVcpu = EVTCHNOP_BIND_VCPU;
     EvtchnUnmask = EVTCHNOP_UNMASK;
     EvtchnReset = EVTCHNOP_RESET;
+    EvtchnSetPriority = EVTCHNOP_SET_PRIORITY;
 }
 
 /// A new port that `remote` may bind to.
@@ -111,10 +112,58 @@ pub fn unmask(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
     run(xen, &mut EvtchnUnmask { port }).map(drop)
 }
 
-/// Closes every port of this domain.
+/// Closes every port of this domain, and goes back to the two-level ABI: pages given by [`init_control`] and
+/// [`expand_array`] are the guest's alone again.
 ///
 /// # Errors
 /// None for the calling domain itself.
 pub fn reset(xen: &impl Hypercall) -> Result<(), Errno> {
     run(xen, &mut EvtchnReset { dom: DomId::SELF.0 }).map(drop)
+}
+
+/// Gives Xen the control block of a vCPU, at `offset` in page `gfn`: the ready bits and the queue heads of the FIFO ABI.
+/// The first call switches the domain to that ABI, without event words yet; ports that are open stay open, and events
+/// that are pending are raised again once their words exist. Answers how many bits a link has (17).
+///
+/// # Errors
+/// `ENOENT` for a vCPU that does not exist, `EINVAL` for an offset that is no multiple of 8 or too near the end of the
+/// page, for a page that is not the guest's, and for a vCPU that has one already; `ENOSYS` from a Xen before 4.4.
+///
+/// # Safety
+/// Xen writes to the block until [`reset`], or the end of the domain. Nothing else may use those bytes meanwhile but
+/// by atomics, as `struct evtchn_fifo_control_block`.
+pub unsafe fn init_control(xen: &impl Hypercall, gfn: Gfn, offset: u32, vcpu: VcpuId) -> Result<u8, Errno> {
+    let mut op = EvtchnInitControl { control_gfn: gfn.0, offset, vcpu: vcpu.0, link_bits: 0, pad0: [0; 7] };
+    let pointer = (&raw mut op).expose_provenance();
+    // SAFETY: the call reads and fills this structure; the caller vouches for the page that it names.
+    Errno::check(unsafe {
+        xen.hypercall(HypercallNr::EVENT_CHANNEL_OP, [EVTCHNOP_INIT_CONTROL, pointer, 0, 0, 0])
+    })?;
+    Ok(op.link_bits)
+}
+
+/// Gives Xen the next page of event words of the FIFO ABI: 1024 ports more. Only its masked bits may be set.
+///
+/// # Errors
+/// `EINVAL` for a page that is not the guest's, `ENOSPC` after 128 pages, `EOPNOTSUPP` before [`init_control`].
+///
+/// # Safety
+/// Xen writes to the page until [`reset`], or the end of the domain. Nothing else may use it meanwhile but by atomics,
+/// as `event_word_t`.
+pub unsafe fn expand_array(xen: &impl Hypercall, gfn: Gfn) -> Result<(), Errno> {
+    let argument = EvtchnExpandArray { array_gfn: gfn.0 };
+    let pointer = (&raw const argument).expose_provenance();
+    // SAFETY: the call reads this structure; the caller vouches for the page that it names.
+    Errno::check(unsafe {
+        xen.hypercall(HypercallNr::EVENT_CHANNEL_OP, [EVTCHNOP_EXPAND_ARRAY, pointer, 0, 0, 0])
+    })
+    .map(drop)
+}
+
+/// Chooses the queue of a port's later events, 0 (first) to 15 (last); new ports have 7.
+///
+/// # Errors
+/// `EINVAL` for a port or priority out of range, `ENOSYS` under the two-level ABI.
+pub fn set_priority(xen: &impl Hypercall, port: u32, priority: u32) -> Result<(), Errno> {
+    run(xen, &mut EvtchnSetPriority { port, priority }).map(drop)
 }
