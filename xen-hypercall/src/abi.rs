@@ -37,6 +37,8 @@ pub const CONSOLEIO_READ: usize = 1;
 
 // vcpu.h
 pub const VCPUOP_IS_UP: usize = 3;
+pub const VCPUOP_SET_PERIODIC_TIMER: usize = 6;
+pub const VCPUOP_STOP_PERIODIC_TIMER: usize = 7;
 pub const VCPUOP_SET_SINGLESHOT_TIMER: usize = 8;
 pub const VCPUOP_STOP_SINGLESHOT_TIMER: usize = 9;
 pub const VCPU_SSHOTTMR_FUTURE: u32 = 1;
@@ -79,6 +81,7 @@ wire! {
     SchedShutdown = 4 { reason: u32, }
     SchedPoll = 24 { ports: u64, nr_ports: u32, pad0: u32, timeout: u64, }
     XenFeatureInfo = 8 { submap_idx: u32, submap: u32, }
+    VcpuSetPeriodicTimer = 8 { period_ns: u64, }
     VcpuSetSingleshotTimer = 16 { timeout_abs_ns: u64, flags: u32, pad0: u32, }
     XenAddToPhysmap = 24 { domid: u16, size: u16, space: u32, idx: u64, gpfn: u64, }
     XenHvmParam = 16 { domid: u16, pad0: u16, index: u32, value: u64, }

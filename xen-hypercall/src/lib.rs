@@ -26,6 +26,6 @@ pub mod version;
 
 pub use errno::Errno;
 pub use platform::{Hypercall, PageMemory, Platform, Wait};
-pub use shared_info::{SharedInfo, VcpuInfo};
+pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};
 pub use time::VcpuTime;
 pub use types::{DomId, Gfn, HypercallNr, PAGE_SIZE, Page, VcpuId};

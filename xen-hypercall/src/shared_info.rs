@@ -90,23 +90,34 @@ impl SharedInfo {
 
     /// The event fields of a vCPU; none for a vCPU that has no place in this page (32 and up on x86).
     pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuInfo<'_>> {
-        let base = vcpu_base(vcpu)?;
-        Some(VcpuInfo {
+        vcpu_base(vcpu).map(|base| self.info_at(base))
+    }
+
+    /// A vCPU's place in this page; none for a vCPU that has none (32 and up on x86).
+    pub fn area(&self, vcpu: VcpuId) -> Option<VcpuArea> {
+        vcpu_base(vcpu).map(|offset| VcpuArea { page: *self, offset })
+    }
+
+    fn info_at(&self, base: usize) -> VcpuInfo<'_> {
+        VcpuInfo {
             upcall_pending: self.u8_at(base + at::EVTCHN_UPCALL_PENDING),
             upcall_mask: self.u8_at(base + at::EVTCHN_UPCALL_MASK),
             pending_sel: self.u64_at(base + at::EVTCHN_PENDING_SEL),
-        })
+        }
     }
 
     /// How to tell the time on a vCPU; none for a vCPU that has no place in this page.
     pub fn time(&self, vcpu: VcpuId) -> Option<VcpuTime> {
-        let base = vcpu_base(vcpu)? + at::VCPU_TIME;
-        Some(self.settled(base + at::TIME_VERSION, || VcpuTime {
+        vcpu_base(vcpu).map(|base| self.time_at(base + at::VCPU_TIME))
+    }
+
+    fn time_at(&self, base: usize) -> VcpuTime {
+        self.settled(base + at::TIME_VERSION, || VcpuTime {
             tsc_timestamp: self.u64_at(base + at::TIME_TSC_TIMESTAMP).load(Ordering::Relaxed),
             system_time: self.u64_at(base + at::TIME_SYSTEM_TIME).load(Ordering::Relaxed),
             tsc_to_system_mul: self.u32_at(base + at::TIME_TSC_TO_SYSTEM_MUL).load(Ordering::Relaxed),
             tsc_shift: self.u8_at(base + at::TIME_SHIFT_AND_FLAGS).load(Ordering::Relaxed) as i8,
-        }))
+        })
     }
 
     /// Time since 1970-01-01 00:00 UTC at the moment when Xen's system time was zero.
@@ -132,6 +143,43 @@ impl SharedInfo {
             core::hint::spin_loop();
         }
         read()
+    }
+}
+
+/// Where one vCPU's `vcpu_info` is: in `shared_info`, or in a page where the guest registered it. All access is by
+/// atomics, so copies may be shared freely.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuArea {
+    /// Not the page of that name when the area is elsewhere; it lends its atomics.
+    page: SharedInfo,
+    offset: usize,
+}
+
+impl VcpuArea {
+    /// Takes the `vcpu_info` at byte `offset` of a page.
+    ///
+    /// # Panics
+    /// When the offset is not a multiple of 8, or the structure does not end within the page.
+    ///
+    /// # Safety
+    /// The page is one that Xen writes a `vcpu_info` to at this offset, stays so for as long as any copy of the
+    /// handle, and nobody in this domain accesses those bytes other than by atomics.
+    pub const unsafe fn from_page(page: NonNull<Page>, offset: usize) -> Self {
+        assert!(
+            offset % 8 == 0 && offset <= crate::PAGE_SIZE - at::VCPU_INFO_SIZE,
+            "a vcpu_info does not fit there"
+        );
+        Self { page: SharedInfo(page), offset }
+    }
+
+    /// The event fields.
+    pub fn info(&self) -> VcpuInfo<'_> {
+        self.page.info_at(self.offset)
+    }
+
+    /// How to tell the time on this vCPU.
+    pub fn time(&self) -> VcpuTime {
+        self.page.time_at(self.offset + at::VCPU_TIME)
     }
 }
 

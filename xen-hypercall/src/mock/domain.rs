@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "hands out real memory")]
 
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering::Acquire;
 use core::time::Duration;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
@@ -9,9 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use super::MockXen;
+use super::vcpu::Vcpu;
 use crate::hvm::HvmParam;
 use crate::sched::ShutdownReason;
-use crate::{DomId, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait};
+use crate::{
+    DomId, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuArea, VcpuId, Wait,
+};
 
 /// What freed pages are filled with: they are not used again within a machine's life, so that whoever still reads
 /// or writes one shows.
@@ -19,21 +23,24 @@ const POISON: u8 = 0xDB;
 /// The first frame that `alloc_pages` gives out.
 const FIRST_GFN: u64 = 0x1000;
 
-/// A domain of a [`MockXen`]. Clones are handles to the same domain.
+/// A domain of a [`MockXen`], as one of its vCPUs sees it. Clones are handles to the same domain.
+///
+/// A domain has one vCPU, number 0, until [`set_vcpus`](Self::set_vcpus) gives it more; what is done through
+/// [`on_vcpu`](Self::on_vcpu) is done by that vCPU.
 #[derive(Clone)]
 pub struct MockDomain {
     xen: MockXen,
     id: DomId,
+    vcpu: VcpuId,
     state: Arc<Mutex<DomainState>>,
 }
 
 impl std::fmt::Debug for MockDomain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MockDomain").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("MockDomain").field("id", &self.id).field("vcpu", &self.vcpu).finish_non_exhaustive()
     }
 }
 
-#[derive(Default)]
 pub(super) struct DomainState {
     pages: BTreeMap<Gfn, Block>,
     by_address: BTreeMap<usize, Gfn>,
@@ -44,7 +51,24 @@ pub(super) struct DomainState {
     pub(super) shared_info: Option<Gfn>,
     shutdown: Option<ShutdownReason>,
     console: Vec<u8>,
-    timer: Option<Duration>,
+    pub(super) vcpus: Vec<Vcpu>,
+}
+
+impl Default for DomainState {
+    fn default() -> Self {
+        Self {
+            pages: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            allocated: 0,
+            in_use: 0,
+            allocs_left: None,
+            params: BTreeMap::new(),
+            shared_info: None,
+            shutdown: None,
+            console: Vec::new(),
+            vcpus: std::vec![Vcpu::first()],
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -100,7 +124,7 @@ impl DomainState {
 
 impl MockDomain {
     pub(super) fn new(xen: MockXen, id: DomId, state: Arc<Mutex<DomainState>>) -> Self {
-        Self { xen, id, state }
+        Self { xen, id, vcpu: VcpuId(0), state }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, DomainState> {
@@ -110,6 +134,58 @@ impl MockDomain {
     /// Its number.
     pub fn id(&self) -> DomId {
         self.id
+    }
+
+    /// The vCPU that this handle acts as.
+    pub fn vcpu(&self) -> VcpuId {
+        self.vcpu
+    }
+
+    /// The same domain as another of its vCPUs: hypercalls through the handle are made by that vCPU.
+    ///
+    /// # Panics
+    /// When the domain has no such vCPU.
+    pub fn on_vcpu(&self, vcpu: VcpuId) -> Self {
+        let count = self.vcpus();
+        assert!((vcpu.0 as usize) < count, "{} has {count} vCPUs and no {vcpu:?}", self.id);
+        Self { vcpu, ..self.clone() }
+    }
+
+    /// How many vCPUs the domain has.
+    pub fn vcpus(&self) -> usize {
+        self.state().vcpus.len()
+    }
+
+    /// Gives the domain `count` vCPUs, as the toolstack does before it starts. Those above 0 are down until the
+    /// guest brings them up; those there already stay as they are.
+    ///
+    /// # Panics
+    /// When `count` is less than what the domain has: vCPUs do not go away.
+    pub fn set_vcpus(&self, count: usize) {
+        let mut state = self.state();
+        let has = state.vcpus.len();
+        assert!(count >= has, "{} has {has} vCPUs already", self.id);
+        state.vcpus.resize_with(count, Vcpu::default);
+    }
+
+    /// The vector of its own that a vCPU asked to be interrupted at, if it did.
+    pub fn upcall_vector(&self, vcpu: VcpuId) -> Option<u8> {
+        self.with_vcpu(vcpu, |state| state.upcall_vector)?
+    }
+
+    /// Where a vCPU's event fields and time are: where the guest registered them, or else in its `shared_info`.
+    /// None: the guest has neither yet.
+    pub fn vcpu_area(&self, vcpu: VcpuId) -> Option<VcpuArea> {
+        let registered = self.state().vcpus.get(vcpu.0 as usize)?.area;
+        match registered {
+            Some((gfn, offset)) => {
+                let page = self.page_at(gfn)?;
+                // SAFETY: the domain registered this place, which lies in a page of its memory and was checked then;
+                // its memory lives as long as the machine, and both sides access it by atomics.
+                Some(unsafe { VcpuArea::from_page(page, offset) })
+            }
+            None => self.shared_info()?.area(vcpu),
+        }
     }
 
     /// The machine it is on.
@@ -179,23 +255,20 @@ impl MockDomain {
         self.state().console.extend_from_slice(text);
     }
 
-    pub(super) fn timer(&self) -> Option<Duration> {
-        self.state().timer
+    /// What a vCPU's state says, or becomes. None: no such vCPU.
+    pub(super) fn with_vcpu<R>(&self, vcpu: VcpuId, f: impl FnOnce(&mut Vcpu) -> R) -> Option<R> {
+        self.state().vcpus.get_mut(vcpu.0 as usize).map(f)
     }
 
-    pub(super) fn set_timer(&self, at: Duration) {
-        self.state().timer = Some(at);
+    /// The timer of this domain that is due first.
+    pub(super) fn next_timer(&self) -> Option<(Duration, VcpuId)> {
+        let state = self.state();
+        let due = state.vcpus.iter().zip(0..).filter_map(|(vcpu, id)| Some((vcpu.next_timer()?, VcpuId(id))));
+        due.min_by_key(|(at, _)| *at)
     }
 
-    pub(super) fn clear_timer(&self) {
-        self.state().timer = None;
-    }
-
-    fn upcall_pending(&self) -> bool {
-        self.shared_info().and_then(|shared| {
-            let vcpu = shared.vcpu(VcpuId(0))?;
-            Some(vcpu.upcall_pending.load(core::sync::atomic::Ordering::Acquire) != 0)
-        }) == Some(true)
+    pub(super) fn upcall_pending(&self) -> bool {
+        self.vcpu_area(self.vcpu).is_some_and(|area| area.info().upcall_pending.load(Acquire) != 0)
     }
 }
 
@@ -273,7 +346,7 @@ impl Wait for MockDomain {
         if self.upcall_pending() || self.xen.step() || self.upcall_pending() {
             return;
         }
-        let timer = self.xen.next_timer().map(|(at, _)| at);
+        let timer = self.xen.next_timer().map(|(at, ..)| at);
         match timer.into_iter().chain(deadline).min() {
             Some(at) => self.xen.advance(at.saturating_sub(self.xen.now())),
             None => panic!("{} waits for ever: no event, no timer\n{}", self.id, self.xen.trace_text()),

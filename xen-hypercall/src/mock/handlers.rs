@@ -82,11 +82,11 @@ fn hvm_op(domain: &MockDomain, [command, pointer, ..]: [usize; 5]) -> Result<usi
         }
         HVMOP_SET_EVTCHN_UPCALL_VECTOR => {
             let op = argument::<XenHvmEvtchnUpcallVector>(pointer)?;
-            match (op.vcpu, op.vector) {
-                (1.., _) => Err(Errno::ENOENT),
-                (_, 0..0x10) => Err(Errno::EINVAL),
-                _ => Ok(0),
+            if op.vector < 0x10 {
+                return Err(Errno::EINVAL);
             }
+            let set = domain.with_vcpu(VcpuId(op.vcpu), |vcpu| vcpu.upcall_vector = Some(op.vector));
+            set.map(|()| 0).ok_or(Errno::ENOENT)
         }
         _ => Err(Errno::ENOSYS),
     }
@@ -161,22 +161,40 @@ fn xen_version(domain: &MockDomain, [command, pointer, ..]: [usize; 5]) -> Resul
 }
 
 fn vcpu_op(domain: &MockDomain, [command, vcpu, pointer, ..]: [usize; 5]) -> Result<usize, Errno> {
-    if vcpu != VcpuId(0).0 as usize {
-        return Err(Errno::ENOENT);
-    }
+    /// Past this, Xen takes no period (`STIME_DELTA_MAX`).
+    const PERIOD_MAX: u64 = u64::MAX >> 2;
+    let vcpu = u32::try_from(vcpu).map(VcpuId).map_err(|_| Errno::ENOENT)?;
+    domain.with_vcpu(vcpu, |_| ()).ok_or(Errno::ENOENT)?;
+    let its_own = || if vcpu == domain.vcpu() { Ok(()) } else { Err(Errno::EINVAL) };
+    let now = domain.xen().now();
     match command {
-        VCPUOP_IS_UP => Ok(1),
+        VCPUOP_IS_UP => Ok(usize::from(domain.with_vcpu(vcpu, |state| state.up) == Some(true))),
         VCPUOP_SET_SINGLESHOT_TIMER => {
-            let op = argument::<VcpuSetSingleshotTimer>(pointer)?;
-            let at = Duration::from_nanos(op.timeout_abs_ns);
-            if op.flags & VCPU_SSHOTTMR_FUTURE != 0 && at < domain.xen().now() {
-                return Err(Errno::ETIME);
+            its_own()?;
+            let at = Duration::from_nanos(argument::<VcpuSetSingleshotTimer>(pointer)?.timeout_abs_ns);
+            let past = at < now;
+            domain.with_vcpu(vcpu, |state| state.singleshot = (!past).then_some(at));
+            if past {
+                domain.xen().raise_timer(domain, vcpu);
             }
-            domain.set_timer(at);
             Ok(0)
         }
         VCPUOP_STOP_SINGLESHOT_TIMER => {
-            domain.clear_timer();
+            its_own()?;
+            domain.with_vcpu(vcpu, |state| state.singleshot = None);
+            Ok(0)
+        }
+        VCPUOP_SET_PERIODIC_TIMER => {
+            let period = argument::<VcpuSetPeriodicTimer>(pointer)?.period_ns;
+            if !(1_000_000..=PERIOD_MAX).contains(&period) {
+                return Err(Errno::EINVAL);
+            }
+            let period = Duration::from_nanos(period);
+            domain.with_vcpu(vcpu, |state| state.periodic = Some((now + period, period)));
+            Ok(0)
+        }
+        VCPUOP_STOP_PERIODIC_TIMER => {
+            domain.with_vcpu(vcpu, |state| state.periodic = None);
             Ok(0)
         }
         _ => Err(Errno::ENOSYS),

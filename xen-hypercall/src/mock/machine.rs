@@ -87,7 +87,7 @@ impl MockXen {
         self.state().handlers.insert(nr.0, Some(Box::new(handler)));
     }
 
-    /// Calls `hook` when a domain's timer is due, to raise its virtual interrupt.
+    /// Calls `hook` when a timer of a domain's vCPU is due, to raise its virtual interrupt.
     pub fn set_timer_hook(&self, hook: impl FnMut(&MockDomain, VcpuId) + Send + 'static) {
         self.state().timer_hook = Some(Box::new(hook));
     }
@@ -105,7 +105,10 @@ impl MockXen {
                 result
             }
         };
-        self.trace(|| format!("{} {}({}, ..) = {}", caller.id(), nr.name(), args[0], describe(result)));
+        self.trace(|| {
+            let vcpu = if caller.vcpus() > 1 { format!("v{}", caller.vcpu().0) } else { String::new() };
+            format!("{}{vcpu} {}({}, ..) = {}", caller.id(), nr.name(), args[0], describe(result))
+        });
         result
     }
 
@@ -154,31 +157,36 @@ impl MockXen {
     /// Lets time pass; timers that become due fire in order.
     pub fn advance(&self, time: Duration) {
         let end = self.now().saturating_add(time);
-        while let Some((at, domain)) = self.next_timer().filter(|(at, _)| *at <= end) {
+        while let Some((at, domain, vcpu)) = self.next_timer().filter(|(at, ..)| *at <= end) {
             {
                 let mut state = self.state();
                 state.now = state.now.max(at);
             }
-            domain.clear_timer();
-            let hook = self.state().timer_hook.take();
-            if let Some(mut hook) = hook {
-                hook(&domain, VcpuId(0));
-                self.state().timer_hook.get_or_insert(hook);
-            }
+            domain.with_vcpu(vcpu, |state| state.fire(at));
+            self.raise_timer(&domain, vcpu);
         }
         let mut state = self.state();
         state.now = state.now.max(end);
     }
 
+    /// Raises a vCPU's timer interrupt now.
+    pub(super) fn raise_timer(&self, domain: &MockDomain, vcpu: VcpuId) {
+        let hook = self.state().timer_hook.take();
+        if let Some(mut hook) = hook {
+            hook(domain, vcpu);
+            self.state().timer_hook.get_or_insert(hook);
+        }
+    }
+
     /// The timer that is due first, and whose it is.
-    pub(super) fn next_timer(&self) -> Option<(Duration, MockDomain)> {
+    pub(super) fn next_timer(&self) -> Option<(Duration, MockDomain, VcpuId)> {
         let ids: Vec<DomId> = self.state().domains.keys().copied().collect();
         ids.into_iter()
             .filter_map(|id| {
                 let domain = self.domain(id);
-                domain.timer().map(|at| (at, domain))
+                domain.next_timer().map(|(at, vcpu)| (at, domain, vcpu))
             })
-            .min_by_key(|(at, _)| *at)
+            .min_by_key(|(at, ..)| *at)
     }
 
     /// Adds a line to the trace.

@@ -9,6 +9,7 @@ mod dice;
 mod domain;
 mod handlers;
 mod machine;
+mod vcpu;
 
 pub use dice::{Chance, Dice};
 pub use domain::MockDomain;
