@@ -56,6 +56,76 @@ pub struct RxResponse {
     pub status: i16,
 }
 
+/// `netif_extra_info_t`: more about a frame, in a slot of its own; as long as the shorter of the two kinds of slots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ExtraInfo {
+    /// `XEN_NETIF_EXTRA_TYPE_*`.
+    pub kind: u8,
+    /// [`EXTRA_FLAG_MORE`] or nothing.
+    pub flags: u8,
+    /// What the kind says.
+    pub data: [u8; 6],
+}
+
+/// An [`ExtraInfo`] in a slot of the ring of frames to send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TxExtra {
+    /// The information.
+    pub info: ExtraInfo,
+    /// What a request is longer; zero.
+    pub pad: [u8; 4],
+}
+
+impl ExtraInfo {
+    /// Information of [`EXTRA_TYPE_GSO`], with the size of the segments and `XEN_NETIF_GSO_TYPE_*`.
+    pub fn gso(size: u16, kind: u8) -> Self {
+        let [low, high] = size.to_le_bytes();
+        Self { kind: EXTRA_TYPE_GSO, flags: 0, data: [low, high, kind, 0, 0, 0] }
+    }
+
+    /// The size of the segments and their kind, if that is what it is.
+    pub fn as_gso(&self) -> Option<(u16, u8)> {
+        let [low, high, kind, ..] = self.data;
+        (self.kind == EXTRA_TYPE_GSO).then_some((u16::from_le_bytes([low, high]), kind))
+    }
+}
+
+/// `XEN_NETIF_EXTRA_FLAG_MORE`: the next slot is one of these, too.
+pub const EXTRA_FLAG_MORE: u8 = 1;
+/// `XEN_NETIF_EXTRA_TYPE_GSO`: the frame is to be cut.
+pub const EXTRA_TYPE_GSO: u8 = 1;
+/// `XEN_NETIF_EXTRA_TYPE_MCAST_ADD`: no frame, but an address whose frames are wanted.
+pub const EXTRA_TYPE_MCAST_ADD: u8 = 2;
+/// `XEN_NETIF_EXTRA_TYPE_MCAST_DEL`: no frame, but an address whose frames are not wanted any more.
+pub const EXTRA_TYPE_MCAST_DEL: u8 = 3;
+/// `XEN_NETIF_EXTRA_TYPE_HASH`: the frame's hash.
+pub const EXTRA_TYPE_HASH: u8 = 4;
+/// `XEN_NETIF_EXTRA_TYPE_MAX`: one more than the last kind.
+pub const EXTRA_TYPE_MAX: u8 = 5;
+
+/// `XEN_NETIF_GSO_TYPE_TCPV4`.
+pub const GSO_TYPE_TCPV4: u8 = 1;
+/// `XEN_NETIF_GSO_TYPE_TCPV6`.
+pub const GSO_TYPE_TCPV6: u8 = 2;
+
+/// `XEN_NETIF_NR_SLOTS_MIN`: the slots of one frame that every backend takes.
+pub const NR_SLOTS_MIN: usize = 18;
+/// `XEN_NETIF_MAX_TX_SIZE`: the longest frame, in bytes.
+pub const MAX_TX_SIZE: usize = 0xffff;
+
+/// `NETIF_RSP_DROPPED`: the frame was not sent.
+pub const RSP_DROPPED: i16 = -2;
+/// `NETIF_RSP_ERROR`: the frame made no sense, or did not arrive whole.
+pub const RSP_ERROR: i16 = -1;
+/// `NETIF_RSP_OKAY`: the frame was sent.
+pub const RSP_OKAY: i16 = 0;
+/// `NETIF_RSP_NULL`: answers a slot that held no request. The response's id means nothing.
+pub const RSP_NULL: i16 = 1;
+
+const_assert_eq!(size_of::<ExtraInfo>(), 8);
+const_assert_eq!(size_of::<TxExtra>(), 12);
 const_assert_eq!(size_of::<TxRequest>(), 12);
 const_assert_eq!(size_of::<TxResponse>(), 4);
 const_assert_eq!(size_of::<RxRequest>(), 8);

@@ -37,8 +37,10 @@ impl<'x, P: Platform + Wait> NetFront<'x, P> {
             Ok(None) | Err(xen_xenstore::Error::BadValue) => return give_up(device, xs, Error::NoMac),
             Err(error) => return give_up(device, xs, error.into()),
         };
-        if device.read_backend::<P, u32>(xs, "feature-rx-copy")? != Some(1) {
-            return give_up(device, xs, Error::NoRxCopy);
+        match device.read_backend::<P, u32>(xs, "feature-rx-copy") {
+            Ok(Some(1)) => {}
+            Ok(_) | Err(xen_xenstore::Error::BadValue) => return give_up(device, xs, Error::NoRxCopy),
+            Err(error) => return give_up(device, xs, error.into()),
         }
         let mtu = device.read_frontend(xs, "mtu").ok().flatten().filter(|mtu| MTU.contains(mtu));
         let parts = || -> Result<_, Error> {
@@ -54,7 +56,8 @@ impl<'x, P: Platform + Wait> NetFront<'x, P> {
             Err(error) => return give_up(device, xs, error),
         };
         let (tx_ref, rx_ref) = (tx.backing().gref(), rx.backing().gref());
-        let device = device.publish(xs, XenbusState::CONNECTED, |transaction, path| {
+        let watch = *device.watch();
+        let published = device.publish(xs, XenbusState::CONNECTED, |transaction, path| {
             transaction.write_display(&path.join("tx-ring-ref")?, tx_ref.0)?;
             transaction.write_display(&path.join("rx-ring-ref")?, rx_ref.0)?;
             transaction.write_display(&path.join("event-channel")?, channel.port().0)?;
@@ -65,13 +68,33 @@ impl<'x, P: Platform + Wait> NetFront<'x, P> {
             transaction.write(&path.join("feature-rx-notify")?, b"1")?;
             transaction.write(&path.join("feature-no-csum-offload")?, b"1")?;
             transaction.write(&path.join("feature-sg")?, b"0")
-        })?;
-        let device = device.wait_connected(xs, deadline)?;
+        });
+        let device = match published {
+            Ok(device) => device,
+            Err(error) => {
+                let _ = xs.unwatch(watch);
+                return Err(error.into());
+            }
+        };
+        let state = device.frontend_path().join("state")?;
+        let device = match device.wait_connected(xs, deadline) {
+            Ok(device) => device,
+            Err(error) => {
+                // The backend must not go on with pages that are about to be taken away.
+                let _ = xs.unwatch(watch);
+                let _ = xs.write_display(&state, XenbusState::CLOSED.0);
+                return Err(error.into());
+            }
+        };
         let mut front =
             Self::new(device, channel, (tx, tx_pool), (rx, rx_pool), mac, mtu.unwrap_or(*MTU.end()));
-        front.refill()?;
-        front.flush()?;
-        Ok(front)
+        match front.refill().and_then(|()| front.flush()) {
+            Ok(()) => Ok(front),
+            Err(error) => {
+                let _ = front.close(xs, deadline);
+                Err(error)
+            }
+        }
     }
 }
 

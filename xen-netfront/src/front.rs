@@ -9,6 +9,7 @@ use xen_gnttab::GrantedPage;
 use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
 use xen_ring::{Front, RingError};
 use xen_xenstore::Xenstore;
+use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{Connected, Frontend, XenbusState};
 
 use crate::abi::{Rx, RxFlags, RxRequest, RxResponse, Tx, TxRequest};
@@ -266,7 +267,12 @@ impl<'x, P: Platform> NetFront<'x, P> {
     where
         P: Wait,
     {
-        if self.device.is_closing(xs)? && self.state != State::Closed {
+        let ending = match self.device.is_closing(xs) {
+            // The node is gone, and what is above it was never ours to read.
+            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => true,
+            ending => ending?,
+        };
+        if ending && self.state != State::Closed {
             self.state = State::Closed;
             self.device.switch(xs, XenbusState::CLOSED)?;
         }
@@ -283,7 +289,7 @@ impl<'x, P: Platform> NetFront<'x, P> {
         P: Wait,
     {
         match self.state {
-            State::Closed => Ok(()),
+            State::Closed => Ok(self.device.abandon(xs)?),
             _ => Ok(self.device.close(xs, deadline)?),
         }
     }

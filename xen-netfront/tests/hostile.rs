@@ -1,0 +1,263 @@
+//! What a network device does with a backend that lies, hangs, closes or dies.
+#![cfg(feature = "mock")]
+
+mod common;
+
+use common::{GUEST, HOST, Machine, frame};
+use xen_hypercall::mock::MockDomain;
+use xen_netfront::mock::{Fault, MockNetback, Options};
+use xen_netfront::{Error, FRAME_MAX, NetFront, State, Violation};
+use xen_xenstore::Xenstore;
+
+/// Connects, runs `f`, and closes with a backend that still has everything mapped: that is in quarantine, and comes
+/// back only when it lets go.
+fn with_device(f: impl FnOnce(&Machine, &MockNetback, &mut NetFront<'_, MockDomain>)) {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    machine.run();
+    f(&machine, &back, &mut front);
+    back.hold(true);
+    let _ = front.close(&mut xs, machine.soon());
+    let mapped = xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id());
+    assert_eq!(machine.grants.stats().quarantined as usize, mapped);
+    back.stall(false);
+    machine.xen.run_until_idle(10);
+    back.hold(false);
+    assert_eq!(machine.grants.reclaim(), mapped);
+    assert_eq!(machine.grants.stats().in_use, 0);
+}
+
+/// The device is broken, and stays so whatever is tried.
+fn assert_broken(front: &mut NetFront<'_, MockDomain>, violation: Violation) {
+    let broken = Error::Broken(violation);
+    assert_eq!(front.state(), State::Broken(violation));
+    assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(broken));
+    assert_eq!(front.can_transmit(), Err(broken));
+    assert_eq!(front.receive(&mut [0; FRAME_MAX]), Err(broken));
+    assert_eq!(front.flush(), Err(broken));
+    assert_eq!(front.arm(), Err(broken));
+}
+
+/// Sends frames until pages must come back.
+fn send_all(machine: &Machine, front: &mut NetFront<'_, MockDomain>) -> Result<(), Error> {
+    for i in 0..300 {
+        front.transmit(&frame(HOST, GUEST, 60, i as u8))?;
+        front.flush()?;
+        machine.run();
+    }
+    Ok(())
+}
+
+#[test]
+fn an_answer_to_nothing_breaks_the_device() {
+    for id in [256, 1000, u16::MAX] {
+        with_device(|machine, back, front| {
+            back.fault_tx(Fault::Id(id));
+            let violation = Violation::Id(id);
+            assert_eq!(send_all(machine, front), Err(Error::Broken(violation)));
+            assert_broken(front, violation);
+        });
+        with_device(|machine, back, front| {
+            back.fault_rx(Fault::Id(id));
+            machine.switch.send(frame(GUEST, HOST, 60, 0));
+            machine.run();
+            let violation = Violation::Id(id);
+            assert_eq!(front.receive(&mut [0; FRAME_MAX]), Err(Error::Broken(violation)));
+            assert_broken(front, violation);
+        });
+    }
+}
+
+#[test]
+fn an_answer_that_comes_twice_breaks_the_device() {
+    with_device(|machine, back, front| {
+        for i in 0..256 {
+            front.transmit(&frame(HOST, GUEST, 60, i as u8)).unwrap();
+        }
+        back.fault_tx(Fault::Twice);
+        front.flush().unwrap();
+        machine.run();
+        let Err(Error::Broken(violation @ Violation::Id(_))) = front.can_transmit() else {
+            panic!("{:?}", front.state())
+        };
+        assert_broken(front, violation);
+    });
+}
+
+#[test]
+fn an_index_that_jumps_breaks_the_device() {
+    for more in [1, 256, 257, 1 << 31] {
+        with_device(|machine, back, front| {
+            for i in 0..256 {
+                front.transmit(&frame(HOST, GUEST, 60, i as u8)).unwrap();
+            }
+            back.fault_tx(Fault::Index(more));
+            front.flush().unwrap();
+            machine.run();
+            let answer = front.can_transmit();
+            let Err(Error::Broken(violation @ Violation::Ring(_))) = answer else {
+                panic!("{more}: {answer:?}")
+            };
+            assert_broken(front, violation);
+        });
+        with_device(|machine, back, front| {
+            back.fault_rx(Fault::Index(more.max(257)));
+            machine.switch.send(frame(GUEST, HOST, 60, 0));
+            machine.run();
+            let answer = front.receive(&mut [0; FRAME_MAX]);
+            let Err(Error::Broken(violation @ Violation::Ring(_))) = answer else {
+                panic!("{more}: {answer:?}")
+            };
+            assert_broken(front, violation);
+        });
+    }
+}
+
+#[test]
+fn a_frame_that_is_not_in_its_page_breaks_the_device() {
+    for (fault, violation) in [
+        (Fault::Offset(4037), Violation::Outside(4037, 60)),
+        (Fault::Offset(4096), Violation::Outside(4096, 60)),
+        (Fault::Offset(u16::MAX), Violation::Outside(u16::MAX, 60)),
+        (Fault::Status(4097), Violation::Outside(0, 4097)),
+        (Fault::Status(i16::MAX), Violation::Outside(0, i16::MAX)),
+    ] {
+        with_device(|machine, back, front| {
+            back.fault_rx(fault);
+            machine.switch.send(frame(GUEST, HOST, 60, 0));
+            machine.run();
+            assert_eq!(front.receive(&mut [0; FRAME_MAX]), Err(Error::Broken(violation)));
+            assert_broken(front, violation);
+        });
+    }
+}
+
+#[test]
+fn a_frame_with_an_error_is_dropped_and_no_more() {
+    with_device(|machine, back, front| {
+        for status in [0, -1, -2, i16::MIN] {
+            back.fault_rx(Fault::Status(status));
+            machine.switch.send(frame(GUEST, HOST, 60, 0));
+            machine.switch.send(frame(GUEST, HOST, 70, 0));
+            machine.run();
+            assert_eq!(front.receive(&mut [0; FRAME_MAX]), Ok(Some(70)));
+            assert_eq!(front.receive(&mut [0; FRAME_MAX]), Ok(None));
+        }
+        assert_eq!(front.stats().rx_dropped, 4);
+        back.fault_tx(Fault::Status(-1));
+        back.fault_tx(Fault::Status(-2));
+        send_all(machine, front).unwrap();
+        assert_eq!(front.stats().tx_errors, 2);
+        assert_eq!(front.state(), State::Connected);
+    });
+}
+
+#[test]
+fn a_backend_that_never_answers_costs_its_pages_and_no_more() {
+    with_device(|machine, back, front| {
+        back.stall(true);
+        assert_eq!(send_all(machine, front), Err(Error::Full));
+        assert_eq!(front.arm(), Ok(false));
+        back.stall(false);
+        machine.run();
+        assert_eq!(front.arm(), Ok(true));
+        send_all(machine, front).unwrap();
+    });
+}
+
+#[test]
+fn a_backend_that_wants_to_end_is_noticed_and_let_go() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    assert_eq!(front.service(&mut xs), Ok(State::Connected));
+    back.detach();
+    machine.run();
+    assert_eq!(front.service(&mut xs), Ok(State::Closed));
+    assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Closed));
+    assert_eq!(front.receive(&mut [0; 60]), Err(Error::Closed));
+    front.close(&mut xs, machine.soon()).unwrap();
+    assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0));
+    // And again.
+    back.come_back();
+    let front = machine.connect(&mut xs).unwrap();
+    front.close(&mut xs, machine.soon()).unwrap();
+}
+
+#[test]
+fn a_backend_that_dies_ends_the_device() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    back.vanish();
+    machine.run();
+    assert_eq!(front.service(&mut xs), Ok(State::Closed));
+    assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Closed));
+    let _ = front.close(&mut xs, machine.soon());
+    assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0));
+}
+
+#[test]
+fn nodes_that_make_no_sense_are_refused() {
+    for (node, value, error) in [
+        ("feature-rx-copy", Some("0"), Error::NoRxCopy),
+        ("feature-rx-copy", None, Error::NoRxCopy),
+        ("feature-rx-copy", Some("\u{fffd}"), Error::NoRxCopy),
+        ("feature-rx-copy", Some("99999999999999999999"), Error::NoRxCopy),
+    ] {
+        let machine = Machine::new();
+        let back = machine.vif(Options::default());
+        back.lie(node, value);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        for _ in 0..40 {
+            // More often than there are places for watches.
+            assert_eq!(machine.connect(&mut xs).err(), Some(error), "{value:?}");
+        }
+        assert_eq!(machine.grants.stats().in_use, 0);
+    }
+    for value in [None, Some(""), Some("00:16:3e"), Some("no"), Some("00:16:3e:12:34:5g")] {
+        let machine = Machine::new();
+        let back = machine.vif(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        back.set_front("mac", value);
+        for _ in 0..40 {
+            assert_eq!(machine.connect(&mut xs).err(), Some(Error::NoMac), "{value:?}");
+        }
+        assert_eq!(machine.grants.stats().in_use, 0);
+    }
+}
+
+#[test]
+fn a_backend_that_does_not_come_up_costs_nothing() {
+    for state in ["1", "2", "5", "6", "0", "", "x", "4294967296"] {
+        let machine = Machine::new();
+        let back = machine.vif(Options::default());
+        let ports = xen_evtchn::mock::open_ports(&machine.guest);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        back.lie("state", Some(state));
+        for _ in 0..40 {
+            assert!(matches!(machine.connect(&mut xs).err(), Some(Error::Store(_))), "{state}");
+            assert_eq!(machine.grants.stats().in_use, 0);
+            assert_eq!(xen_evtchn::mock::open_ports(&machine.guest), ports);
+        }
+    }
+}
+
+#[test]
+fn memory_that_runs_out_is_an_error() {
+    for left in [0, 1, 2, 3, 5, 100, 257, 258, 300, 513, 514] {
+        let machine = Machine::new();
+        let _back = machine.vif(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        machine.guest.fail_allocs_after(Some(left));
+        let error = machine.connect(&mut xs).err();
+        assert!(matches!(error, Some(Error::Grant(_) | Error::Event(_))), "{left}: {error:?}");
+        assert_eq!(machine.grants.stats().in_use, 0);
+        machine.guest.fail_allocs_after(None);
+        machine.connect(&mut xs).unwrap();
+    }
+}

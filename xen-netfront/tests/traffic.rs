@@ -1,0 +1,159 @@
+//! What a network device does with a backend that does its part.
+#![cfg(feature = "mock")]
+
+mod common;
+
+use common::{GUEST, HOST, Machine, frame};
+use xen_netfront::mock::Options;
+use xen_netfront::{Error, FRAME_MAX, Mac, State};
+use xen_xenstore::Xenstore;
+
+#[test]
+fn a_device_comes_up_and_goes_down_and_leaves_nothing() {
+    let machine = Machine::new();
+    let back = machine.vif(Options { mtu: Some(1400), ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let ports = xen_evtchn::mock::open_ports(&machine.guest);
+    for round in 0..20u8 {
+        let (pages, in_use) = (machine.guest.pages_in_use(), machine.grants.stats().in_use);
+        let mut front = machine.connect(&mut xs).unwrap();
+        assert_eq!((front.mac(), front.mtu(), front.state()), (Mac(GUEST), 1400, State::Connected));
+        front.transmit(&frame(HOST, GUEST, 100, round)).unwrap();
+        front.flush().unwrap();
+        machine.run();
+        assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, 100, round));
+        front.close(&mut xs, machine.soon()).unwrap();
+        assert_eq!(machine.grants.stats().in_use, in_use);
+        assert_eq!(machine.grants.stats().quarantined, 0);
+        // The table keeps the frames that it grew by.
+        assert!(round == 0 || machine.guest.pages_in_use() == pages);
+        assert_eq!(xen_evtchn::mock::open_ports(&machine.guest), ports);
+        assert_eq!(xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id()), 0);
+    }
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
+fn frames_go_both_ways_in_order_and_whole() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    let mut buf = [0; FRAME_MAX];
+    // Several times around the rings.
+    for round in 0..40 {
+        for i in 0..30 {
+            let len = 60 + (round * 30 + i) % 1440;
+            front.transmit(&frame(HOST, GUEST, len, i as u8)).unwrap();
+            machine.switch.send(frame(GUEST, HOST, len, !i as u8));
+        }
+        front.flush().unwrap();
+        machine.run();
+        for i in 0..30 {
+            let len = 60 + (round * 30 + i) % 1440;
+            assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, len, i as u8));
+            assert_eq!(front.receive(&mut buf), Ok(Some(len)));
+            assert_eq!(buf[..len], frame(GUEST, HOST, len, !i as u8));
+        }
+        assert_eq!(front.receive(&mut buf), Ok(None));
+        assert_eq!(machine.switch.receive(), None);
+    }
+    let stats = front.stats();
+    assert_eq!((stats.tx_frames, stats.rx_frames, stats.tx_errors, stats.rx_dropped), (1200, 1200, 0, 0));
+    assert_eq!((back.stats().from_guest, back.stats().to_guest), (1200, 1200));
+    assert_eq!(back.complaints(), [""; 0]);
+    front.close(&mut xs, machine.soon()).unwrap();
+}
+
+#[test]
+fn many_frames_are_one_event() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    machine.run();
+    let (sent, events) = (front.stats().notifications, back.stats().events);
+    for i in 0..100 {
+        front.transmit(&frame(HOST, GUEST, 60, i)).unwrap();
+    }
+    machine.run();
+    assert_eq!(machine.switch.receive(), None, "nothing is seen before it is shown");
+    front.flush().unwrap();
+    machine.run();
+    assert_eq!((front.stats().notifications - sent, back.stats().events - events), (1, 1));
+    assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 100);
+}
+
+#[test]
+fn a_full_device_says_so_and_goes_on_when_frames_are_sent() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    back.stall(true);
+    let mut sent = 0;
+    while front.can_transmit().unwrap() > 0 {
+        front.transmit(&frame(HOST, GUEST, 60, sent as u8)).unwrap();
+        sent += 1;
+    }
+    assert_eq!(sent, 256);
+    assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Full));
+    front.flush().unwrap();
+    assert_eq!(front.arm(), Ok(false));
+    back.stall(false);
+    machine.run();
+    assert_eq!(front.arm(), Ok(true), "pages came back");
+    assert!(front.can_transmit().unwrap() > 0);
+    front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+}
+
+#[test]
+fn frames_that_cannot_be_are_refused() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    for len in [0, 70_000] {
+        assert_eq!(front.transmit(&vec![0; len]), Err(Error::Length(len)));
+    }
+    front.flush().unwrap();
+    machine.run();
+    assert_eq!(back.stats().from_guest, 0);
+}
+
+#[test]
+fn two_guests_talk_by_the_switch_and_wireshark_can_listen() {
+    let machine = Machine::new();
+    let _back = machine.vif(Options::default());
+    let other = machine.xen.domain(xen_hypercall::DomId(2));
+    machine.store.connect(&other);
+    let options = Options { mac: Mac([0, 22, 62, 0, 0, 2]), ..Options::default() };
+    let _other_back =
+        xen_netfront::mock::MockNetback::new(&machine.switch, &machine.store, &other, 0, options);
+    let events =
+        xen_evtchn::EventChannels::new(other.clone(), xen_hypercall::SharedInfo::map(&other).unwrap())
+            .unwrap();
+    let grants = xen_gnttab::GrantTable::new(other.clone()).unwrap();
+    let (mut xs, mut other_xs) = (Xenstore::new(&machine.events).unwrap(), Xenstore::new(&events).unwrap());
+    let mut a = machine.connect(&mut xs).unwrap();
+    let mut b = xen_netfront::NetFront::connect(&mut other_xs, &events, &grants, 0, machine.soon()).unwrap();
+
+    let mut buf = [0; FRAME_MAX];
+    a.transmit(&frame(b.mac().0, GUEST, 200, 1)).unwrap();
+    a.flush().unwrap();
+    machine.run();
+    assert_eq!(b.receive(&mut buf), Ok(Some(200)));
+    b.transmit(&frame(GUEST, b.mac().0, 300, 2)).unwrap();
+    b.flush().unwrap();
+    machine.run();
+    assert_eq!(a.receive(&mut buf), Ok(Some(300)));
+    assert_eq!(buf[..300], frame(GUEST, b.mac().0, 300, 2));
+    // The host saw the first, whose address nobody had shown yet, and not the second.
+    assert_eq!(machine.switch.receive().unwrap().bytes.len(), 200);
+    assert_eq!(machine.switch.receive(), None);
+
+    let pcap = machine.switch.pcap();
+    assert_eq!(pcap.len(), 24 + 2 * 16 + 500);
+    assert_eq!((&pcap[..4], &pcap[20..24]), (&[0x4d, 0x3c, 0xb2, 0xa1][..], &[1, 0, 0, 0][..]));
+    assert_eq!(pcap[24 + 16..][..200], frame(b.mac().0, GUEST, 200, 1));
+}
