@@ -9,8 +9,8 @@ use std::string::String;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
-use super::MockDomain;
 use super::domain::DomainState;
+use super::{Dice, HypercallFaults, MockDomain};
 use crate::{DomId, Errno, HypercallNr, VcpuId};
 
 type Handler = Box<dyn FnMut(&MockDomain, [usize; 5]) -> isize + Send>;
@@ -31,6 +31,7 @@ struct State {
     actors: Vec<(ActorId, String, Option<Actor>)>,
     next_actor: u64,
     timer_hook: Option<TimerHook>,
+    faults: Option<(Dice, HypercallFaults)>,
     now: Duration,
     trace: VecDeque<String>,
     extensions: HashMap<TypeId, Box<dyn Any + Send>>,
@@ -92,7 +93,26 @@ impl MockXen {
         self.state().timer_hook = Some(Box::new(hook));
     }
 
+    /// Makes hypercalls fail from now on as `faults` says; [`HypercallFaults::new`] ends it.
+    pub fn set_faults(&self, dice: Dice, faults: HypercallFaults) {
+        self.state().faults = Some((dice, faults));
+    }
+
+    fn fault(&self, caller: DomId, nr: HypercallNr, command: usize) -> Option<Errno> {
+        let state = self.state();
+        let (dice, faults) = state.faults.as_ref()?;
+        faults.roll(dice, caller, nr, command)
+    }
+
     pub(super) fn call(&self, caller: &MockDomain, nr: HypercallNr, args: [usize; 5]) -> isize {
+        let who = || {
+            let vcpu = if caller.vcpus() > 1 { format!("v{}", caller.vcpu().0) } else { String::new() };
+            format!("{}{vcpu}", caller.id())
+        };
+        if let Some(errno) = self.fault(caller.id(), nr, args[0]) {
+            self.trace(|| format!("{} {}({}, ..) is made to fail: {errno}", who(), nr.name(), args[0]));
+            return errno.as_return();
+        }
         let taken = self.state().handlers.get_mut(&nr.0).and_then(Option::take);
         let result = match taken {
             None => Errno::ENOSYS.as_return(),
@@ -105,10 +125,7 @@ impl MockXen {
                 result
             }
         };
-        self.trace(|| {
-            let vcpu = if caller.vcpus() > 1 { format!("v{}", caller.vcpu().0) } else { String::new() };
-            format!("{}{vcpu} {}({}, ..) = {}", caller.id(), nr.name(), args[0], describe(result))
-        });
+        self.trace(|| format!("{} {}({}, ..) = {}", who(), nr.name(), args[0], describe(result)));
         result
     }
 

@@ -7,10 +7,12 @@
 
 mod dice;
 mod domain;
+mod faults;
 mod handlers;
 mod machine;
 mod vcpu;
 
 pub use dice::{Chance, Dice};
 pub use domain::MockDomain;
+pub use faults::{HypercallFaults, TraceOnPanic};
 pub use machine::{ActorId, MockXen};
