@@ -7,8 +7,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Most pages in one request (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
 pub const MAX_SEGMENTS: usize = 11;
-/// Requests that fit a ring of one page.
+/// Most pages of segments in one indirect request (`BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST`).
+pub const MAX_INDIRECT_PAGES: usize = 8;
+/// Segments that fit such a page.
+pub const SEGMENTS_PER_PAGE: usize = xen_hypercall::PAGE_SIZE / size_of::<Segment>();
+/// Requests that fit a ring of one page; twice as many for each doubling of the pages.
 pub const RING_SLOTS: usize = 32;
+/// Most pages of a ring, as a power of two: what Linux's backend takes (`XENBUS_MAX_RING_GRANT_ORDER`).
+pub const MAX_RING_ORDER: u32 = 4;
 /// What sector numbers count, whatever the disk's own sector size is.
 pub const SECTOR: usize = 512;
 
@@ -16,8 +22,17 @@ pub const SECTOR: usize = 512;
 pub const OP_READ: u8 = 0;
 /// `BLKIF_OP_WRITE`.
 pub const OP_WRITE: u8 = 1;
-/// `BLKIF_OP_FLUSH_DISKCACHE`.
+/// `BLKIF_OP_WRITE_BARRIER`: a write after all writes before it on the ring, and before all that follow.
+pub const OP_BARRIER: u8 = 2;
+/// `BLKIF_OP_FLUSH_DISKCACHE`: what was written survives a loss of power once this is answered.
 pub const OP_FLUSH: u8 = 3;
+/// `BLKIF_OP_DISCARD`: what is in these sectors is not needed any more ([`RequestDiscard`]).
+pub const OP_DISCARD: u8 = 5;
+/// `BLKIF_OP_INDIRECT`: a read or write whose segments are in pages of their own ([`RequestIndirect`]).
+pub const OP_INDIRECT: u8 = 6;
+
+/// `BLKIF_DISCARD_SECURE`: no copy of the discarded sectors may be left.
+pub const DISCARD_SECURE: u8 = 1;
 
 /// `BLKIF_RSP_OKAY`.
 pub const RSP_OKAY: i16 = 0;
@@ -66,6 +81,52 @@ pub struct Request {
     pub segment: [Segment; MAX_SEGMENTS],
 }
 
+/// A request with [`OP_DISCARD`] (`blkif_request_discard`); the rest of its slot means nothing.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RequestDiscard {
+    /// [`OP_DISCARD`].
+    pub operation: u8,
+    /// [`DISCARD_SECURE`] or zero.
+    pub flag: u8,
+    /// The device's number, cut to 16 bits.
+    pub handle: u16,
+    /// Nothing.
+    pub pad: u32,
+    /// Comes back in the response.
+    pub id: u64,
+    /// First sector on the disk.
+    pub sector: u64,
+    /// How many.
+    pub sectors: u64,
+}
+
+/// A request with [`OP_INDIRECT`] (`blkif_request_indirect`); the rest of its slot means nothing.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RequestIndirect {
+    /// [`OP_INDIRECT`].
+    pub operation: u8,
+    /// [`OP_READ`] or [`OP_WRITE`].
+    pub indirect_op: u8,
+    /// How many segments there are, [`SEGMENTS_PER_PAGE`] in each page.
+    pub segments: u16,
+    /// Nothing.
+    pub pad: u32,
+    /// Comes back in the response.
+    pub id: u64,
+    /// First sector on the disk.
+    pub sector: u64,
+    /// The device's number, cut to 16 bits.
+    pub handle: u16,
+    /// Nothing.
+    pub pad2: u16,
+    /// The grants of the pages that the segments are in.
+    pub grefs: [u32; MAX_INDIRECT_PAGES],
+    /// Nothing.
+    pub pad3: u32,
+}
+
 /// A response (`blkif_response`).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -106,6 +167,37 @@ impl Protocol for Blkif {
     type Response = Response;
 }
 
+impl From<RequestDiscard> for Request {
+    fn from(discard: RequestDiscard) -> Self {
+        Self::holding(discard.as_bytes())
+    }
+}
+
+impl From<RequestIndirect> for Request {
+    fn from(indirect: RequestIndirect) -> Self {
+        Self::holding(indirect.as_bytes())
+    }
+}
+
+impl Request {
+    /// A slot that begins with these bytes.
+    fn holding(bytes: &[u8]) -> Self {
+        let mut request = Self::default();
+        for (to, from) in request.as_mut_bytes().iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        request
+    }
+
+    /// The slot's bytes as another kind of request's.
+    pub fn as_kind<T: FromBytes + KnownLayout + Immutable>(&self) -> Option<T> {
+        Some(T::read_from_prefix(self.as_bytes()).ok()?.0)
+    }
+}
+
 const_assert_eq!(size_of::<Request>(), 112);
+const_assert_eq!(size_of::<RequestDiscard>(), 32);
+const_assert_eq!(size_of::<RequestIndirect>(), 64);
+const_assert_eq!(core::mem::offset_of!(RequestIndirect, grefs), 28);
 const_assert_eq!(size_of::<Response>(), 16);
 const_assert_eq!(slots_in::<Blkif>(4096), RING_SLOTS as u32);

@@ -109,7 +109,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     fn run(&mut self, lba: u64, buffer: &mut Buffer<'_>, window: &mut Window) -> Result<(), Error> {
         // What others submitted gives its places back only once the backend has seen it.
         self.publish()?;
-        let (len, mut next) = (buffer.len(), 0);
+        let (len, mut next, mut taken) = (buffer.len(), 0, 0);
         let mut outcome = Ok(());
         let mut deadline = self.deadline();
         loop {
@@ -125,8 +125,8 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
                 };
                 match submitted {
                     Ok(ticket) => *place = Some((ticket, next, size)),
-                    // Others' requests have all the places; some come back.
-                    Err(Error::Busy) if self.ring.in_flight() > 0 => break,
+                    // All places are taken; some come back, of ours or of others.
+                    Err(Error::Busy) if next > taken || self.ring.in_flight() > 0 => break,
                     Err(error) => {
                         outcome = Err(error);
                         break;
@@ -143,6 +143,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
                 };
                 if let Some(result) = self.take(ticket, out) {
                     *entry = None;
+                    taken += size;
                     outcome = outcome.and(result);
                 }
             }

@@ -66,6 +66,11 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         self.taken.wrapping_sub(self.pushed)
     }
 
+    /// The index that the next response will have, counted through from the first and wrapping.
+    pub fn response_index(&self) -> u32 {
+        self.pushed
+    }
+
     /// Takes the next request: a copy that the peer cannot change any more.
     ///
     /// # Errors

@@ -1,56 +1,65 @@
-//! The ring's work: requests are taken, done and answered.
+//! The rings' work: requests are taken, done and answered.
 
 use core::sync::atomic::Ordering::{Acquire, Release};
 use std::format;
-use std::string::{String, ToString};
-use std::vec;
+use std::string::ToString;
 use std::vec::Vec;
 
-use xen_gnttab::GrantRef;
-use xen_gnttab::mock::map;
-use xen_hypercall::event;
-
-use super::{Backend, Fault, Order};
+use super::backend::Backend;
+use super::{Fault, Faults, Order};
 use crate::abi::*;
 
-/// Where the producer index of the responses is in the ring's page (`io/ring.h`).
+/// Where the indices are in the ring's page (`io/ring.h`).
+const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
+/// How many requests are remembered at most.
+const SERVED: usize = 1 << 16;
 
 impl Backend {
-    /// Takes what was sent, if an event said so, and answers some of it. Whether there was anything.
+    /// Takes what was sent, where an event said so, and answers some of it. Whether there was anything.
     pub(super) fn serve(&mut self) -> bool {
-        let Some(port) = self.link.as_ref().map(|link| link.port) else { return false };
-        let taken = self.notified(port) && self.take_requests();
-        let count = match self.options.order {
-            _ if self.requests.is_empty() => return taken,
-            Order::Sent => self.requests.len(),
-            Order::Reversed => {
-                self.requests.reverse();
-                self.requests.len()
-            }
-            Order::Shuffled(_) => {
-                for index in (1..self.requests.len()).rev() {
-                    let other = self.below(index + 1);
-                    self.requests.swap(index, other);
-                }
-                1 + self.below(self.requests.len())
-            }
-        };
-        let now: Vec<Request> = self.requests.drain(..count).collect();
+        let queues = self.link.as_ref().map_or(0, |link| link.queues.len());
+        let mut progress = false;
+        for queue in 0..queues {
+            progress |= self.serve_queue(queue);
+        }
+        progress
+    }
+
+    fn queue(&mut self, index: usize) -> Option<&mut super::link::Queue> {
+        self.link.as_mut()?.queues.get_mut(index)
+    }
+
+    fn serve_queue(&mut self, index: usize) -> bool {
+        let spurious = self.hit(false, |faults| faults.spurious_event);
+        let dom0 = self.dom0.clone();
+        let Some(queue) = self.queue(index) else { return false };
+        if spurious || core::mem::take(&mut queue.late_event) {
+            queue.notify(&dom0);
+        }
+        let taken = queue.notified(&dom0) && self.take_requests(index);
+        let now = self.choose(index);
+        if now.is_empty() {
+            return taken || spurious;
+        }
         let mut last = None;
         for request in now {
-            last = Some(self.answer(request, last));
+            if self.hit(false, |faults| faults.late) {
+                self.queue(index).map(|queue| queue.requests.push(request));
+            } else {
+                last = self.answer(index, request, last);
+            }
         }
-        self.notify();
+        self.notify(index);
         true
     }
 
-    fn take_requests(&mut self) -> bool {
-        let Some(link) = &mut self.link else { return false };
+    fn take_requests(&mut self, index: usize) -> bool {
+        let Some(queue) = self.queue(index) else { return false };
         loop {
-            match link.ring.pop() {
-                Ok(Some(request)) => self.requests.push(request),
-                Ok(None) if link.ring.arm().unwrap_or(false) => {}
+            match queue.ring.pop() {
+                Ok(Some(request)) => queue.requests.push(request),
+                Ok(None) if queue.ring.arm().unwrap_or(false) => {}
                 Ok(None) => return true,
                 Err(error) => {
                     self.complaints.push(error.to_string());
@@ -60,13 +69,77 @@ impl Backend {
         }
     }
 
+    /// The requests to be served now, in order. One after a barrier waits for it, a barrier for those before it.
+    fn choose(&mut self, index: usize) -> Vec<Request> {
+        let (dice, order) = (self.dice.clone(), self.options.order);
+        let Some(queue) = self.queue(index) else { return Vec::new() };
+        let barrier = queue.requests.iter().position(|request| request.operation == OP_BARRIER);
+        // With nothing before it the barrier is by itself.
+        let end = barrier.map_or(queue.requests.len(), |at| at.max(1));
+        let mut now: Vec<Request> = queue.requests.drain(..end).collect();
+        match order {
+            Order::Sent => {}
+            Order::Reversed => now.reverse(),
+            Order::Shuffled(_) if !now.is_empty() => {
+                for index in (1..now.len()).rev() {
+                    now.swap(index, dice.below(index as u64 + 1) as usize);
+                }
+                let later = now.split_off(1 + dice.below(now.len() as u64) as usize);
+                queue.requests.splice(..0, later);
+            }
+            Order::Shuffled(_) => {}
+        }
+        now
+    }
+
+    /// The next response's fault: one that was asked for, or one by chance.
+    fn draw(&mut self, request: &Request) -> Option<Fault> {
+        if let Some(fault) = self.faults.pop_front() {
+            return Some(fault);
+        }
+        let id = request.id ^ (1 << self.random(64));
+        let operation = self.random(256) as u8;
+        let status = (self.random(0x1_0000) as u16).cast_signed();
+        let jump = match self.random(3) {
+            0 => 1 + self.random(64) as u32,
+            1 => 0_u32.wrapping_sub(1 + self.random(64) as u32),
+            _ => self.random(1 << 32) as u32,
+        };
+        let candidates: [(bool, fn(&Faults) -> _, Fault); 9] = [
+            (false, |faults| faults.fail, Fault::Status(RSP_ERROR)),
+            (false, |faults| faults.unsupported, Fault::Status(RSP_EOPNOTSUPP)),
+            (true, |faults| faults.odd_status, Fault::Status(status)),
+            (true, |faults| faults.lost, Fault::Lost),
+            (true, |faults| faults.wrong_id, Fault::Id(id)),
+            (true, |faults| faults.wrong_operation, Fault::Operation(operation)),
+            (true, |faults| faults.twice, Fault::Twice),
+            (true, |faults| faults.unwritten, Fault::Unwritten),
+            (true, |faults| faults.index_jump, Fault::Index(jump)),
+        ];
+        candidates.into_iter().find(|(lie, chance, _)| self.hit(*lie, chance)).map(|(.., fault)| fault)
+    }
+
     /// Does a request and writes its response, or `last` again when that one was to be there twice.
-    fn answer(&mut self, request: Request, last: Option<(Response, bool)>) -> (Response, bool) {
-        let fault = self.faults.pop_front();
+    fn answer(
+        &mut self,
+        index: usize,
+        request: Request,
+        last: Option<(Response, bool)>,
+    ) -> Option<(Response, bool)> {
+        let fault = self.draw(&request);
         let mut response = Response { id: request.id, operation: request.operation, ..Response::default() };
+        if request.operation == OP_INDIRECT {
+            // As Linux answers.
+            response.operation = request.as_kind::<RequestIndirect>().map_or(0, |it| it.indirect_op);
+        }
         match fault {
-            Some(Fault::Status(status)) => response.status = status,
+            // A request that is said to be done was done, so that an odd status is the only lie.
+            Some(Fault::Status(status)) if status != RSP_OKAY => response.status = status,
+            Some(Fault::Lost) => {}
             _ => {
+                if self.served.len() == SERVED {
+                    self.served.drain(..SERVED / 2);
+                }
                 self.served.push(request);
                 response.status = self.perform(&request).unwrap_or_else(|complaint| {
                     self.complaints.push(complaint);
@@ -74,96 +147,74 @@ impl Backend {
                 });
             }
         }
+        self.trace(|| format!("queue {index}: {request:?} is answered {response:?}, fault {fault:?}"));
         match (fault, last) {
+            (Some(Fault::Lost), _) => return last,
             (Some(Fault::Id(id)), _) => response.id = id,
             (Some(Fault::Operation(operation)), _) => response.operation = operation,
             (_, Some((before, true))) => response = before,
             _ => {}
         }
-        let Some(link) = &mut self.link else { return (response, false) };
-        if let Err(error) = link.ring.push(&response) {
+        let dom0 = self.dom0.clone();
+        let queue = self.queue(index)?;
+        let pushed = match fault {
+            Some(Fault::Unwritten) => {
+                // What is in the slot takes part as if it were the response.
+                let slot = queue.ring.slots();
+                let at = queue.ring.response_index();
+                let mem = queue.ring.backing().mem();
+                let old = mem.read(xen_ring::HEADER_SIZE + (at & (slot - 1)) as usize * size_of::<Request>());
+                queue.ring.push(&old.unwrap_or_default())
+            }
+            _ => queue.ring.push(&response),
+        };
+        if let Some(Fault::Index(more)) = fault {
+            let _ = queue.ring.publish();
+            let mem = queue.ring.backing().mem();
+            let at = mem.load_u32(RSP_PROD, Acquire).unwrap_or(0);
+            let poked = mem.store_u32(RSP_PROD, at.wrapping_add(more), Release);
+            poked.expect("the ring's page");
+            queue.notify(&dom0);
+        }
+        if let Err(error) = pushed {
             self.complaints.push(error.to_string());
         }
-        if let Some(Fault::Index(more)) = fault {
-            let _ = link.ring.publish();
-            let mem = link.ring.backing().mem();
-            let index = mem.load_u32(RSP_PROD, Acquire).unwrap_or(0);
-            let poked = mem.store_u32(RSP_PROD, index.wrapping_add(more), Release);
-            poked.expect("the ring's page");
-            let _ = event::send(&self.dom0, link.port);
-        }
-        (response, fault == Some(Fault::Twice))
+        Some((response, fault == Some(Fault::Twice)))
     }
 
-    fn notify(&mut self) {
-        let Some(link) = &mut self.link else { return };
-        match link.ring.publish() {
-            // Fails when the guest has closed its end, who then does not care.
-            Ok(true) => drop(event::send(&self.dom0, link.port)),
+    fn notify(&mut self, index: usize) {
+        let (lost, late) =
+            (self.hit(true, |faults| faults.lost_event), self.hit(false, |faults| faults.late_event));
+        let scribble = self.hit(true, |faults| faults.scribble);
+        let dom0 = self.dom0.clone();
+        let Some(queue) = self.queue(index) else { return };
+        match queue.ring.publish() {
+            Ok(true) if lost => {}
+            Ok(true) if late => queue.late_event = true,
+            Ok(true) => queue.notify(&dom0),
             Ok(false) => {}
             Err(error) => self.complaints.push(error.to_string()),
         }
+        if scribble {
+            self.scribble(index);
+        }
     }
 
-    /// The request's status; an error for what no guest may ask.
-    fn perform(&mut self, request: &Request) -> Result<i16, String> {
-        let segments = request.segment.get(..request.segments.into()).ok_or("more than 11 segments")?;
-        match request.operation {
-            OP_READ | OP_WRITE => {}
-            OP_FLUSH if !self.options.flush => return Ok(RSP_EOPNOTSUPP),
-            OP_FLUSH if segments.is_empty() => return Ok(RSP_OKAY),
-            OP_FLUSH => return Err("a flush with segments".into()),
-            other => return Err(format!("operation {other}")),
+    /// Changes what the guest has no reason to read any more.
+    fn scribble(&mut self, index: usize) {
+        let seed = self.random(u64::MAX);
+        let Some(queue) = self.queue(index) else { return };
+        let (slots, unread) = (queue.ring.slots(), queue.ring.response_index().wrapping_sub(1));
+        let mem = queue.ring.backing().mem();
+        for (offset, value) in
+            [(REQ_PROD, seed as u32), (4, (seed >> 32) as u32), (12, seed.rotate_left(9) as u32)]
+        {
+            let _ = mem.store_u32(offset, value, Release);
         }
-        if segments.is_empty() {
-            return Err("a transfer of nothing".into());
+        // The newest response may not have been read; the slots after it are free or requests that were copied.
+        for slot in 1..slots / 2 {
+            let at = (unread.wrapping_add(slot) & (slots - 1)) as usize * size_of::<Request>();
+            let _ = mem.fill(xen_ring::HEADER_SIZE + at, size_of::<Request>(), seed.rotate_left(slot) as u8);
         }
-        if request.operation == OP_WRITE && self.options.read_only {
-            return Err("a write to a disk that cannot be written".into());
-        }
-        let each = u64::from(self.options.sector_size) / SECTOR as u64;
-        if request.sector % each != 0 {
-            return Err(format!("sector {} is not aligned", request.sector));
-        }
-        let mut at = usize::try_from(request.sector).map_err(|_| "a sector beyond all memory")? * SECTOR;
-        for segment in segments {
-            let (first, last) = (usize::from(segment.first), usize::from(segment.last));
-            if first > last || last >= 4096 / SECTOR {
-                return Err(format!("segment {segment:?}"));
-            }
-            let len = (last - first + 1) * SECTOR;
-            if len as u64 % (each * SECTOR as u64) != 0 {
-                return Err(format!("segment {segment:?} is not of whole sectors"));
-            }
-            let room = self.disk.get_mut(at..at + len).ok_or("beyond the end of the disk")?;
-            let gref = GrantRef(segment.gref);
-            let mut page = match self.mapped.remove(&gref) {
-                Some(page) => page,
-                None => {
-                    let writable = self.options.persistent || self.holds || request.operation == OP_READ;
-                    let page = map(&self.dom0, self.guest.id(), gref, writable);
-                    page.map_err(|status| format!("{gref}: {status:?}"))?
-                }
-            };
-            if request.operation == OP_READ {
-                page.mem().write_bytes(first * SECTOR, room).map_err(|error| error.to_string())?;
-            } else {
-                let mut data = vec![0; len];
-                page.mem().read_bytes(first * SECTOR, &mut data).map_err(|error| error.to_string())?;
-                room.copy_from_slice(&data);
-            }
-            if self.options.persistent || self.holds {
-                self.mapped.insert(gref, page);
-            }
-            at += len;
-        }
-        Ok(RSP_OKAY)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random % limit as u64) as usize
     }
 }

@@ -1,0 +1,127 @@
+//! What the mock's disk itself promises: files, caches that lose what was not flushed, pages kept mapped.
+#![cfg(feature = "mock")]
+
+mod common;
+
+use std::io::{Read, Seek, SeekFrom, Write};
+
+use common::{Machine, VBD, pattern};
+use proptest::prelude::*;
+use xen_blkfront::mock::{Faults, MockBlkback, Options, Order};
+use xen_blkfront::{Error, State};
+use xen_hypercall::mock::{Chance, Dice};
+use xen_xenstore::Xenstore;
+
+#[test]
+fn a_disk_may_be_a_file() {
+    let machine = Machine::new();
+    let path = std::env::temp_dir().join(format!("xen-blkfront-{}-{VBD}", std::process::id()));
+    let mut options = std::fs::File::options();
+    let mut file = options.read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    // Not whole sectors: the rest does not belong to the disk.
+    file.write_all(&pattern(512 * 20 + 100, 3)).unwrap();
+    let mut other = file.try_clone().unwrap();
+    let back = MockBlkback::with_file(&machine.store, &machine.guest, VBD, Options::default(), file).unwrap();
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    assert_eq!(disk.capacity(), 20);
+    let mut out = vec![0; 512 * 20];
+    disk.read(0, &mut out).unwrap();
+    assert!(out == pattern(512 * 20, 3));
+    disk.write(18, &[9; 1024]).unwrap();
+    disk.flush().unwrap();
+    assert_eq!(disk.read(19, &mut [0; 1024]), Err(Error::OutOfRange));
+    let mut all = Vec::new();
+    other.seek(SeekFrom::Start(0)).unwrap();
+    other.read_to_end(&mut all).unwrap();
+    assert_eq!((&all[512 * 18..512 * 20], all.len()), ([9; 1024].as_slice(), 512 * 20 + 100));
+    assert!(back.disk()[..512 * 18] == pattern(512 * 20, 3)[..512 * 18]);
+}
+
+#[test]
+fn a_loss_of_power_loses_what_was_not_flushed_and_nothing_else() {
+    let (mut lost, mut kept) = (0, 0);
+    for seed in 0..8 {
+        let machine = Machine::new();
+        let back = machine.disk(Options { volatile_cache: true, ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut disk = machine.connect(&mut xs).unwrap();
+        for value in [1, 2] {
+            disk.write(0, &[value; 512 * 64]).unwrap();
+            disk.flush().unwrap();
+        }
+        assert_eq!(back.power_loss(&Dice::new(seed)), 0);
+        assert!(back.disk()[..512 * 64] == [2; 512 * 64]);
+        // Both of these may survive, whole or in part, and the first instead of the second.
+        disk.write(0, &[3; 512 * 32]).unwrap();
+        disk.write(0, &[4; 512 * 32]).unwrap();
+        let mut out = vec![0; 512 * 64];
+        disk.read(0, &mut out).unwrap();
+        assert!(out[..512 * 32] == [4; 512 * 32] && out[512 * 32..] == [2; 512 * 32]);
+        lost += back.power_loss(&Dice::new(seed));
+        for (at, sector) in back.disk()[..512 * 64].chunks(512).enumerate() {
+            assert!(sector == [sector[0]; 512], "a sector is written whole or not at all");
+            assert!(sector[0] == 2 || at < 32 && [3, 4].contains(&sector[0]), "{at}: {}", sector[0]);
+            kept += usize::from(sector[0] > 2);
+        }
+    }
+    assert!(lost > 0 && kept > 0);
+}
+
+#[test]
+fn a_backend_keeps_no_more_pages_mapped_than_it_may() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { persistent_limit: 5, ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    disk.write(0, &pattern(512 * 800, 0)).unwrap();
+    // And the ring.
+    assert_eq!(xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id()), 5 + 1);
+    assert!(back.disk()[..512 * 800] == pattern(512 * 800, 0));
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let run = |seed| {
+        let machine = Machine::new();
+        let back = machine.disk(Options { order: Order::Shuffled(seed), ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut disk = machine.connect(&mut xs).unwrap();
+        back.set_faults(Dice::new(seed), Faults::all(Chance::permille(20)));
+        for at in 0..50 {
+            let _ = disk.write(at, &[at as u8; 512 * 20]);
+        }
+        (machine.xen.trace_text(), back.disk(), disk.state())
+    };
+    for seed in 0..4 {
+        assert!(run(seed) == run(seed));
+    }
+    assert!(run(1) != run(2));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// The disk is still like memory when the backend has bad days, as long as it does not lie.
+    #[test]
+    fn an_honest_backends_failures_are_no_more_than_errors(seed: u64, permille in 0..200_u16) {
+        let machine = Machine::new();
+        let back = machine.disk(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut disk = machine.connect(&mut xs).unwrap();
+        back.set_faults(Dice::new(seed), Faults::honest(Chance::permille(permille)));
+        for at in 0..40_u64 {
+            let data = pattern(512 * 30, at as u8);
+            let Ok(()) = disk.write(at * 30, &data) else { continue };
+            prop_assert!(back.disk()[at as usize * 512 * 30..][..data.len()] == data);
+            let mut out = vec![0; data.len()];
+            if disk.read(at * 30, &mut out).is_ok() {
+                prop_assert!(out == data);
+            }
+        }
+        prop_assert_eq!(disk.state(), State::Connected);
+        prop_assert!(permille == 0 || back.faults_hit() > 0);
+        prop_assert_eq!((back.lies_hit(), back.complaints()), (0, Vec::<String>::new()));
+    }
+}
