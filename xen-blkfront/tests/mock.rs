@@ -121,7 +121,7 @@ proptest! {
             }
         }
         prop_assert_eq!(disk.state(), State::Connected);
-        prop_assert!(permille == 0 || back.faults_hit() > 0);
+        prop_assert!(permille < 50 || back.faults_hit() > 0);
         prop_assert_eq!((back.lies_hit(), back.complaints()), (0, Vec::<String>::new()));
     }
 }
