@@ -5,6 +5,8 @@ use std::format;
 use std::string::ToString;
 use std::vec::Vec;
 
+use xen_hypercall::mock::Chance;
+
 use super::backend::Backend;
 use super::{Fault, Faults, Order};
 use crate::abi::*;
@@ -12,6 +14,8 @@ use crate::abi::*;
 /// Where the indices are in the ring's page (`io/ring.h`).
 const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
+type Pick = fn(&Faults) -> Chance;
+
 /// How many requests are remembered at most.
 const SERVED: usize = 1 << 16;
 
@@ -45,7 +49,9 @@ impl Backend {
         let mut last = None;
         for request in now {
             if self.hit(false, |faults| faults.late) {
-                self.queue(index).map(|queue| queue.requests.push(request));
+                if let Some(queue) = self.queue(index) {
+                    queue.requests.push(request);
+                }
             } else {
                 last = self.answer(index, request, last);
             }
@@ -99,13 +105,13 @@ impl Backend {
         }
         let id = request.id ^ (1 << self.random(64));
         let operation = self.random(256) as u8;
-        let status = (self.random(0x1_0000) as u16).cast_signed();
+        let status = self.random(0x1_0000) as u16 as i16;
         let jump = match self.random(3) {
             0 => 1 + self.random(64) as u32,
             1 => 0_u32.wrapping_sub(1 + self.random(64) as u32),
             _ => self.random(1 << 32) as u32,
         };
-        let candidates: [(bool, fn(&Faults) -> _, Fault); 9] = [
+        let candidates: [(bool, Pick, Fault); 9] = [
             (false, |faults| faults.fail, Fault::Status(RSP_ERROR)),
             (false, |faults| faults.unsupported, Fault::Status(RSP_EOPNOTSUPP)),
             (true, |faults| faults.odd_status, Fault::Status(status)),
