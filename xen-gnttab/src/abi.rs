@@ -1,10 +1,8 @@
-//! The table's entries as Xen reads and writes them (`grant_table.h`).
+//! References and flags under Xen's names (`grant_table.h`). The entries themselves are in [`entry`](crate::entry).
 
 use core::fmt;
-use core::sync::atomic::{AtomicU16, AtomicU32};
 
 use bitflags::bitflags;
-use xen_hypercall::PAGE_SIZE;
 
 /// Names one entry of a domain's grant table. The granter hands it to the peer, which maps or copies the page by it
 /// (`grant_ref_t`).
@@ -28,36 +26,14 @@ impl fmt::Display for GrantRef {
     }
 }
 
-/// A version 1 entry (`struct grant_entry_v1`). Shared with Xen, so atomics only.
-#[repr(C)]
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// [`GrantFlags`]: the guest sets type and permission, Xen sets and clears "reading" and "writing".
-    pub(crate) flags: AtomicU16,
-    /// Who may use the grant.
-    pub(crate) domid: AtomicU16,
-    /// The granted guest frame.
-    pub(crate) frame: AtomicU32,
-}
-
-/// Entries in one frame of the table.
-pub(crate) const ENTRIES: usize = PAGE_SIZE / size_of::<Entry>();
-/// Frames of the table this crate can hold: Xen's default limit per domain, 32,768 references.
-pub(crate) const MAX_FRAMES: usize = 64;
-
-static_assertions::const_assert_eq!(size_of::<Entry>(), 8);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, domid), 2);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, frame), 4);
-static_assertions::const_assert_eq!(ENTRIES, 512);
-
 bitflags! {
     /// An entry's flags (`GTF_*`). Unknown bits are kept.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct GrantFlags: u16 {
         /// The peer may map and copy the page (`GTF_permit_access`).
         const PERMIT_ACCESS = 1;
-        /// The peer may transfer a page to this entry (`GTF_accept_transfer`); with `PERMIT_ACCESS` together it is a
-        /// transitive grant. This crate makes neither.
+        /// The peer may transfer a page to this entry (`GTF_accept_transfer`), which is obsolete and not done here. With
+        /// `PERMIT_ACCESS` together it is a transitive grant.
         const ACCEPT_TRANSFER = 2;
         /// Only reading is allowed (`GTF_readonly`).
         const READONLY = 1 << 2;
@@ -65,6 +41,8 @@ bitflags! {
         const READING = 1 << 3;
         /// Set by Xen while the peer has the page mapped for writing or copies into it (`GTF_writing`).
         const WRITING = 1 << 4;
+        /// Only a part of the page is granted (`GTF_sub_page`, version 2).
+        const SUB_PAGE = 1 << 8;
         const _ = !0;
     }
 }
@@ -72,12 +50,14 @@ bitflags! {
 impl GrantFlags {
     /// Both bits of the type (`GTF_type_mask`).
     pub const TYPE: Self = Self::PERMIT_ACCESS.union(Self::ACCEPT_TRANSFER);
+    /// The type of a grant that passes another domain's grant on (`GTF_transitive`, version 2).
+    pub const TRANSITIVE: Self = Self::TYPE;
     /// Either of Xen's bits: the peer uses the page now.
     pub const IN_USE: Self = Self::READING.union(Self::WRITING);
 }
 
 /// What the peer may do with a granted page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Access {
     /// Read, map read-only, copy from.
     ReadOnly,

@@ -23,8 +23,14 @@ pub enum Error {
         /// Xen's reason.
         errno: Errno,
     },
-    /// The domain's table has entries of this version and Xen does not change it to version 1.
+    /// The domain's table has entries of this version, and Xen does not change it to the one asked for.
     Version(u32),
+    /// The page comes from another table's platform, where it would have to go back to.
+    ForeignPage,
+    /// Only a table of version 2 can grant this.
+    NeedsVersion2,
+    /// A part of a page that reaches beyond its end, or is empty.
+    BadRange,
 }
 
 impl fmt::Display for Error {
@@ -35,7 +41,10 @@ impl fmt::Display for Error {
             Self::Growing => f.write_str("the grant table is growing, try again"),
             Self::FrameTooHigh(gfn) => write!(f, "{gfn} does not fit a version 1 grant entry"),
             Self::Hypercall { operation, errno } => write!(f, "{operation} failed: {errno}"),
-            Self::Version(version) => write!(f, "the grant table has version {version}, not 1"),
+            Self::Version(version) => write!(f, "the grant table stays at version {version}"),
+            Self::ForeignPage => f.write_str("the page comes from another platform than the grant table's"),
+            Self::NeedsVersion2 => f.write_str("only a grant table of version 2 can grant this"),
+            Self::BadRange => f.write_str("the part is empty or reaches beyond the page's end"),
         }
     }
 }

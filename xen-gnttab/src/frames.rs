@@ -1,166 +1,273 @@
-//! The memory of the table: frames shared with Xen, and beside each a private page with a slot per reference.
+//! The memory of the table: frames shared with Xen, and private pages with a slot per reference.
 #![allow(unsafe_code)]
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering};
 
-use xen_hypercall::{PAGE_SIZE, Page, Platform};
+use xen_hypercall::{DomId, PAGE_SIZE, Page, Platform};
 
-use crate::abi::{ENTRIES, Entry, GrantRef, MAX_FRAMES};
-use crate::page::ExposedPage;
+use crate::abi::{GrantFlags, GrantRef};
+use crate::entry::{Grant, Ops, v1, v2};
+use crate::slot::Slot;
 use crate::{Error, xen};
 
-type Slots = [Slot; ENTRIES];
-type Entries = [Entry; ENTRIES];
+/// Frames of the table that the directory has room for: 131,072 references of version 1, half as many of version 2.
+pub(crate) const MAX_FRAMES: u32 = 256;
+/// Slots in a page of them.
+const SLOTS: usize = 512;
 
-const _: () = assert!(size_of::<Entries>() == PAGE_SIZE && size_of::<Slots>() <= PAGE_SIZE);
-const _: () = assert!(align_of::<Slots>() <= PAGE_SIZE && align_of::<Entries>() <= PAGE_SIZE);
+type Slots = [Slot; SLOTS];
+type Pointers = [AtomicPtr<Page>; 512];
 
-/// What the guest knows of one reference. One word, so that every change of hands is one atomic access: the two low
-/// bits are the kind, the rest is the next free reference or the address of the quarantined page.
-#[repr(transparent)]
+/// Where in the directory the frames with entries begin, those with slots (of either version), and those with the status
+/// words of version 2, which has half as many slots for as many frames.
+const ENTRIES_AT: usize = 0;
+const SLOTS_AT: usize = MAX_FRAMES as usize;
+const STATUS_AT: usize = SLOTS_AT + MAX_FRAMES as usize * v2::PER_FRAME / SLOTS;
+
+const _: () = assert!(size_of::<Slots>() <= PAGE_SIZE && align_of::<Slots>() <= PAGE_SIZE);
+const _: () = assert!(size_of::<Pointers>() <= PAGE_SIZE && align_of::<Pointers>() <= PAGE_SIZE);
+const _: () = assert!(SLOTS_AT + MAX_FRAMES as usize * v1::PER_FRAME / SLOTS <= 512);
+const _: () = assert!(STATUS_AT + MAX_FRAMES as usize * v2::PER_FRAME / v2::STATUS_PER_FRAME <= 512);
+// Entries fill a page of either version and fit its alignment.
+const _: () = assert!(size_of::<[v1::Entry; v1::PER_FRAME]>() == PAGE_SIZE);
+const _: () = assert!(size_of::<[v2::Entry; v2::PER_FRAME]>() == PAGE_SIZE);
+const _: () = assert!(size_of::<[AtomicU16; v2::STATUS_PER_FRAME]>() == PAGE_SIZE);
+
+/// Finds entries and slots: a page of pointers, made once, and how many references it leads to.
 #[derive(Debug)]
-pub(crate) struct Slot(AtomicPtr<Page>);
+pub(crate) struct Directory {
+    pointers: NonNull<Pointers>,
+    per_frame: u32,
+    /// References whose frames and slots are all there.
+    refs: AtomicU32,
+}
 
-const KIND: usize = 0b11;
-const OWNED: usize = 0b01;
-const FREE: usize = 0b10;
-const QUARANTINED: usize = 0b11;
+// SAFETY: the page of pointers is private to the directory, and only atomics are in it; so are the pages it leads to.
+unsafe impl Send for Directory {}
+// SAFETY: as above.
+unsafe impl Sync for Directory {}
 
-impl Slot {
-    fn is(word: *mut Page, kind: usize) -> bool {
-        word.addr() & KIND == kind
+impl Directory {
+    fn pointer(&self, index: usize) -> Option<&AtomicPtr<Page>> {
+        // SAFETY: `Frames::new` made the page, initialised; it is freed when `Frames` is dropped.
+        unsafe { self.pointers.as_ref() }.get(index)
     }
 
-    /// A granted page, or whoever moves the reference just now, has it.
-    pub(crate) fn set_owned(&self) {
-        self.0.store(ptr::without_provenance_mut(OWNED), Ordering::Relaxed);
+    /// How many references there are.
+    pub(crate) fn refs(&self) -> u32 {
+        self.refs.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_free(&self, next: u32) {
-        self.0.store(ptr::without_provenance_mut((next as usize) << 2 | FREE), Ordering::Relaxed);
-    }
-
-    /// The reference after this one in the free list; meaningless if this one is not in it at the moment.
-    pub(crate) fn next_free(&self) -> u32 {
-        (self.0.load(Ordering::Relaxed).addr() >> 2) as u32
-    }
-
-    /// Leaves the page, if it is known, to the slot.
-    pub(crate) fn set_quarantined(&self, page: Option<ExposedPage>) {
-        let page = page.map_or(ptr::null_mut(), |page| page.into_raw().as_ptr());
-        // Release: what the last owner did with the page comes before what the sweeper does.
-        self.0.store(page.map_addr(|address| address | QUARANTINED), Ordering::Release);
-    }
-
-    /// Takes a quarantined reference, and its page, out of the slot; of several sweepers one succeeds.
-    pub(crate) fn take_quarantined(&self) -> Option<Option<ExposedPage>> {
-        let word = self.0.load(Ordering::Relaxed);
-        if !Self::is(word, QUARANTINED) {
+    /// A page of the directory that holds the element `index` of an array of which `per_page` are in a page, and its place
+    /// there; if `gref` is a reference of this table.
+    fn find(&self, gref: GrantRef, at: usize, per_page: usize) -> Option<(NonNull<Page>, usize)> {
+        if gref.0 >= self.refs() {
             return None;
         }
-        let owned = ptr::without_provenance_mut(OWNED);
-        self.0.compare_exchange(word, owned, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-        let page = NonNull::new(word.map_addr(|address| address & !KIND));
-        // SAFETY: only `set_quarantined` makes such a word, of a page from `into_raw`, and the exchange took it out, once.
-        Some(page.map(|page| unsafe { ExposedPage::from_raw(page) }))
+        let page = self.pointer(at + gref.0 as usize / per_page)?.load(Ordering::Relaxed);
+        Some((NonNull::new(page)?, gref.0 as usize % per_page))
     }
+
+    /// The entry that Xen sees of a reference, in a table of version 1.
+    pub(crate) fn entry_v1(&self, gref: GrantRef) -> Option<&v1::Entry> {
+        if self.per_frame as usize != v1::PER_FRAME {
+            return None;
+        }
+        let (page, index) = self.find(gref, ENTRIES_AT, v1::PER_FRAME)?;
+        // SAFETY: `add` mapped a frame of the grant table at this page, for good. Xen writes to it, therefore an entry is
+        // atomics only, for which every bit pattern is a value.
+        unsafe { page.cast::<[v1::Entry; v1::PER_FRAME]>().as_ref() }.get(index)
+    }
+
+    /// The entry of a reference and its status word, in a table of version 2.
+    pub(crate) fn entry_v2(&self, gref: GrantRef) -> Option<(&v2::Entry, &AtomicU16)> {
+        if self.per_frame as usize != v2::PER_FRAME {
+            return None;
+        }
+        let (page, index) = self.find(gref, ENTRIES_AT, v2::PER_FRAME)?;
+        // SAFETY: as in `entry_v1`.
+        let entry = unsafe { page.cast::<[v2::Entry; v2::PER_FRAME]>().as_ref() }.get(index)?;
+        let (page, index) = self.find(gref, STATUS_AT, v2::STATUS_PER_FRAME)?;
+        // SAFETY: likewise, a status frame.
+        let status = unsafe { page.cast::<[AtomicU16; v2::STATUS_PER_FRAME]>().as_ref() }.get(index)?;
+        Some((entry, status))
+    }
+
+    /// The private word of a reference.
+    pub(crate) fn slot(&self, gref: GrantRef) -> Option<&Slot> {
+        let (page, index) = self.find(gref, SLOTS_AT, SLOTS)?;
+        // SAFETY: `add` made slots of this page before it counted the reference; freed only by `Frames::drop`.
+        unsafe { page.cast::<Slots>().as_ref() }.get(index)
+    }
+}
+
+/// What a table of version 2 does in place of what stands in the code.
+struct Version2<P: Platform> {
+    ops: &'static Ops,
+    add_status: fn(&Frames<P>, u32) -> Result<(), Error>,
 }
 
 /// The frames mapped so far. Owns the memory that everything comes from.
-#[derive(Debug)]
 pub(crate) struct Frames<P: Platform> {
     platform: P,
-    entries: [AtomicPtr<Entries>; MAX_FRAMES],
-    slots: [AtomicPtr<Slots>; MAX_FRAMES],
-    count: AtomicU32,
+    directory: Directory,
+    /// A page that a frame could not be put over. Perhaps Xen had taken its memory away by then, so it is good for
+    /// another try and for nothing else.
+    spare: AtomicPtr<Page>,
+    version_2: Option<Version2<P>>,
 }
 
 impl<P: Platform> Frames<P> {
-    pub(crate) const fn new(platform: P) -> Self {
-        Self {
-            platform,
-            entries: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_FRAMES],
-            slots: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_FRAMES],
-            count: AtomicU32::new(0),
+    /// A directory for a table of version 1.
+    pub(crate) fn new(platform: P) -> Result<Self, Error> {
+        let pointers = platform.alloc_pages(1).ok_or(Error::OutOfMemory)?.cast::<Pointers>();
+        let first = pointers.cast::<AtomicPtr<Page>>();
+        for index in 0..size_of::<Pointers>() / size_of::<AtomicPtr<Page>>() {
+            // SAFETY: within the page, which is exclusively ours.
+            unsafe { first.add(index).write(AtomicPtr::new(ptr::null_mut())) };
         }
+        let directory = Directory { pointers, per_frame: v1::PER_FRAME as u32, refs: AtomicU32::new(0) };
+        Ok(Self { platform, directory, spare: AtomicPtr::new(ptr::null_mut()), version_2: None })
+    }
+
+    /// A directory for a table of version 2.
+    pub(crate) fn new_version_2(platform: P) -> Result<Self, Error> {
+        let mut frames = Self::new(platform)?;
+        frames.directory.per_frame = v2::PER_FRAME as u32;
+        frames.version_2 = Some(Version2 { ops: &v2::OPS, add_status: Self::add_status });
+        Ok(frames)
     }
 
     pub(crate) fn platform(&self) -> &P {
         &self.platform
     }
 
-    /// How many frames there are.
-    pub(crate) fn count(&self) -> u32 {
-        self.count.load(Ordering::Acquire)
+    pub(crate) fn is_version_2(&self) -> bool {
+        self.version_2.is_some()
     }
 
-    /// The entry that Xen sees of a reference. `None` if its frame is not mapped.
-    pub(crate) fn entry(&self, gref: GrantRef) -> Option<&Entry> {
-        let (frame, index) = place(gref);
-        let entries = self.entries.get(frame)?.load(Ordering::Acquire);
-        // SAFETY: null or published by `add`, which mapped a frame of the grant table there; it stays mapped for good. Xen
-        // writes to it, therefore an entry is atomics only, for which every bit pattern is a value.
-        unsafe { entries.as_ref() }?.get(index)
+    /// References in a frame.
+    pub(crate) fn per_frame(&self) -> u32 {
+        self.directory.per_frame
     }
 
-    /// The private word of a reference. `None` if its frame is not mapped.
+    /// How many references there are.
+    pub(crate) fn refs(&self) -> u32 {
+        self.directory.refs()
+    }
+
     pub(crate) fn slot(&self, gref: GrantRef) -> Option<&Slot> {
-        let (frame, index) = place(gref);
-        let slots = self.slots.get(frame)?.load(Ordering::Acquire);
-        // SAFETY: null or published by `add` after it was initialised; freed only by `drop`, which has `&mut self`.
-        unsafe { slots.as_ref() }?.get(index)
+        self.directory.slot(gref)
     }
 
-    /// Adds the next frame: takes two pages, puts the grant table's frame of that number over the first, and publishes
-    /// both. Every slot is "owned"; the caller frees those that may be handed out. One caller at a time.
+    /// Makes an entry grant something; `None` if it cannot say that.
+    pub(crate) fn write(&self, gref: GrantRef, to: DomId, grant: &Grant) -> Option<()> {
+        match &self.version_2 {
+            None => v1::write(&self.directory, gref, to, grant),
+            Some(version_2) => (version_2.ops.write)(&self.directory, gref, to, grant),
+        }
+    }
+
+    /// Makes an entry grant nothing. False: the peer still uses what was granted.
+    pub(crate) fn revoke(&self, gref: GrantRef) -> bool {
+        match &self.version_2 {
+            None => v1::revoke(&self.directory, gref),
+            Some(version_2) => (version_2.ops.revoke)(&self.directory, gref),
+        }
+    }
+
+    pub(crate) fn flags(&self, gref: GrantRef) -> GrantFlags {
+        match &self.version_2 {
+            None => v1::flags(&self.directory, gref),
+            Some(version_2) => (version_2.ops.flags)(&self.directory, gref),
+        }
+    }
+
+    pub(crate) fn peer(&self, gref: GrantRef) -> DomId {
+        match &self.version_2 {
+            None => v1::peer(&self.directory, gref),
+            Some(version_2) => (version_2.ops.peer)(&self.directory, gref),
+        }
+    }
+
+    /// Adds the next frame: its entries, the status words if the version has any, and slots, all of which are "owned"; the
+    /// caller frees those that may be handed out. Answers the first new reference. One caller at a time.
+    ///
+    /// What was done before a failure is kept for the next try.
     pub(crate) fn add(&self) -> Result<u32, Error> {
-        let frame = self.count();
-        let (Some(entries_at), Some(slots_at)) =
-            (self.entries.get(frame as usize), self.slots.get(frame as usize))
-        else {
+        let first = self.refs();
+        let frame = first / self.per_frame();
+        if frame >= MAX_FRAMES {
             return Err(Error::NoFreeReference);
-        };
-        let memory = &self.platform;
-        let shared = memory.alloc_pages(1).ok_or(Error::OutOfMemory)?;
-        let Some(private) = memory.alloc_pages(1) else {
-            // SAFETY: allocated above, used by nobody.
-            unsafe { memory.free_pages(shared, 1) };
-            return Err(Error::OutOfMemory);
-        };
-        // SAFETY: the page was allocated for this just above; from here on it is used as entries only, and never freed.
-        if let Err(error) = unsafe { xen::map_frame(memory, frame, memory.gfn(shared)) } {
-            // SAFETY: allocated above; nothing was mapped over the first and neither was published.
-            unsafe {
-                memory.free_pages(shared, 1);
-                memory.free_pages(private, 1);
-            }
+        }
+        self.add_slots(first as usize / SLOTS)?;
+        self.add_frame(ENTRIES_AT + frame as usize, frame.into())?;
+        if let Some(version_2) = &self.version_2 {
+            (version_2.add_status)(self, first)?;
+        }
+        // Release: who sees the number sees the pointers and slots.
+        self.directory.refs.store(first + self.per_frame(), Ordering::Release);
+        Ok(first)
+    }
+
+    fn add_slots(&self, index: usize) -> Result<(), Error> {
+        let place = self.directory.pointer(SLOTS_AT + index).ok_or(Error::NoFreeReference)?;
+        if !place.load(Ordering::Relaxed).is_null() {
+            return Ok(());
+        }
+        let page = self.platform.alloc_pages(1).ok_or(Error::OutOfMemory)?;
+        for index in 0..SLOTS {
+            // SAFETY: the page is exclusively ours and has room for the slots (asserted above).
+            unsafe { page.cast::<Slot>().add(index).write(Slot::owned()) };
+        }
+        place.store(page.as_ptr(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn add_status(&self, first: u32) -> Result<(), Error> {
+        let index = first as usize / v2::STATUS_PER_FRAME;
+        self.add_frame(STATUS_AT + index, xen::STATUS_FRAME | index as u64)
+    }
+
+    /// Puts a frame of Xen's over a page of ours, unless that was done.
+    fn add_frame(&self, at: usize, frame: u64) -> Result<(), Error> {
+        let place = self.directory.pointer(at).ok_or(Error::NoFreeReference)?;
+        if !place.load(Ordering::Relaxed).is_null() {
+            return Ok(());
+        }
+        let spare = NonNull::new(self.spare.swap(ptr::null_mut(), Ordering::Relaxed));
+        let page = spare.or_else(|| self.platform.alloc_pages(1)).ok_or(Error::OutOfMemory)?;
+        // SAFETY: the page was allocated for this; it is used as a frame of the table only, and never freed.
+        if let Err(error) = unsafe { xen::map_frame(&self.platform, frame, self.platform.gfn(page)) } {
+            self.spare.store(page.as_ptr(), Ordering::Relaxed);
             return Err(error);
         }
-        let first = private.cast::<Slot>();
-        for index in 0..ENTRIES {
-            // SAFETY: the page is exclusively ours and has room for ENTRIES slots (asserted above).
-            unsafe { first.add(index).write(Slot(AtomicPtr::new(ptr::without_provenance_mut(OWNED)))) };
-        }
-        slots_at.store(private.cast().as_ptr(), Ordering::Release);
-        entries_at.store(shared.cast().as_ptr(), Ordering::Release);
-        self.count.store(frame + 1, Ordering::Release);
-        Ok(frame)
+        place.store(page.as_ptr(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl<P: Platform> core::fmt::Debug for Frames<P> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Frames").field("directory", &self.directory).finish_non_exhaustive()
     }
 }
 
 impl<P: Platform> Drop for Frames<P> {
     fn drop(&mut self) {
-        for slots in &mut self.slots {
-            let Some(private) = NonNull::new(*slots.get_mut()) else { continue };
-            // SAFETY: from `add`, so from this memory, and `&mut self` proves that no slot is in use. Slots need no drop. The
-            // frames shared with Xen stay: Xen put them where our pages were, they are no memory that could be given back.
-            // Quarantined pages stay as well, for the peer still has them.
-            unsafe { self.platform.free_pages(private.cast(), 1) };
+        let pages = if self.is_version_2() { SLOTS_AT..STATUS_AT } else { SLOTS_AT..512 };
+        // The frames shared with Xen stay: Xen put them where our pages were, they are no memory that could be given back.
+        // The spare page may be no memory either. Quarantined pages stay, for the peer still has them.
+        for index in pages {
+            let page = self.directory.pointer(index).map(|page| page.load(Ordering::Relaxed));
+            if let Some(page) = page.and_then(NonNull::new) {
+                // SAFETY: from `add_slots`, so from this memory, and `&mut self` proves that no slot is in use. Slots need
+                // no drop.
+                unsafe { self.platform.free_pages(page, 1) };
+            }
         }
+        // SAFETY: from `new`; nothing uses the directory any more.
+        unsafe { self.platform.free_pages(self.directory.pointers.cast(), 1) };
     }
-}
-
-fn place(gref: GrantRef) -> (usize, usize) {
-    (gref.0 as usize / ENTRIES, gref.0 as usize % ENTRIES)
 }

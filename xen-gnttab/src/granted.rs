@@ -3,14 +3,13 @@
 
 use core::fmt;
 use core::mem::ManuallyDrop;
-use core::ptr;
 
-use xen_hypercall::{DomId, Gfn, Platform};
+use xen_hypercall::{DomId, Gfn, PAGE_SIZE, Platform};
 use xen_ring::{Backing, OutOfRange, SharedMem};
 
-use crate::GrantTable;
 use crate::abi::{Access, GrantFlags, GrantRef};
 use crate::page::{ExposedPage, OwnedPage};
+use crate::{GrantTable, Reference};
 
 /// A page that another domain may reach, with the reference that allows it: one page, one reference, one
 /// owner.
@@ -32,6 +31,16 @@ pub enum Ended<'g, P: Platform> {
     Quarantined,
 }
 
+impl<'g, P: Platform> Ended<'g, P> {
+    /// The page, if it came back.
+    pub fn page(self) -> Option<OwnedPage<'g, P>> {
+        match self {
+            Self::Page(page) => Some(page),
+            Self::Quarantined => None,
+        }
+    }
+}
+
 impl<P: Platform> fmt::Debug for Ended<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -42,8 +51,28 @@ impl<P: Platform> fmt::Debug for Ended<'_, P> {
 }
 
 impl<'g, P: Platform> GrantedPage<'g, P> {
-    pub(crate) fn new(table: &'g GrantTable<P>, page: ExposedPage, gref: GrantRef) -> Self {
+    /// # Safety
+    /// The page is of the table's memory, and it and the reference are the caller's, who gives them up. The entry grants
+    /// the page or nothing.
+    pub(crate) unsafe fn new(table: &'g GrantTable<P>, page: ExposedPage, gref: GrantRef) -> Self {
         Self { table, gref, page }
+    }
+
+    fn into_parts(self) -> (&'g GrantTable<P>, GrantRef, ExposedPage) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used, nor dropped, afterwards, so the page is moved and not copied.
+        (this.table, this.gref, unsafe { this.page.duplicate() })
+    }
+
+    /// Frees a page and a reference that were put together and not granted yet.
+    ///
+    /// # Safety
+    /// The entry grants nothing.
+    pub(crate) unsafe fn end_unused(self) {
+        let (table, gref, page) = self.into_parts();
+        // SAFETY: the page is of this table's memory, and no grant ever led to it.
+        drop(unsafe { OwnedPage::from_exposed(table.platform(), page) });
+        table.put_reference(gref);
     }
 
     /// What the peer needs to reach the page: written to xenstore, or into a request.
@@ -101,10 +130,18 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     /// That succeeds only while the peer does not use the page. Otherwise page and reference go to the quarantine: neither
     /// is freed nor granted anew before the peer has let go, however long that takes.
     pub fn end(self) -> Ended<'g, P> {
-        let this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not used, nor dropped, afterwards, so the page is moved and not copied.
-        let page = unsafe { ptr::read(&this.page) };
-        this.table.finish(this.gref, page)
+        let (table, gref, page) = self.into_parts();
+        // SAFETY: they were one grant of this table until now.
+        unsafe { table.finish_and_free(gref, page) }
+    }
+
+    /// Takes the peer's access away and keeps the reference for the next grant: the way for a driver that grants a page
+    /// for each transfer. `None`: both are in quarantine.
+    pub fn take_back(self) -> Option<(OwnedPage<'g, P>, Reference<'g, P>)> {
+        let (table, gref, page) = self.into_parts();
+        // SAFETY: they were one grant of this table until now.
+        let page = unsafe { table.finish(gref, page) }?;
+        Some((page, Reference::new(table, gref)))
     }
 }
 
@@ -125,8 +162,61 @@ impl<P: Platform> fmt::Debug for GrantedPage<'_, P> {
 
 impl<P: Platform> Drop for GrantedPage<'_, P> {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the field after this; an `ExposedPage` that goes out of scope does nothing, so the page is moved.
-        let page = unsafe { ptr::read(&self.page) };
-        drop(self.table.finish(self.gref, page));
+        // SAFETY: nothing uses the field after this; an `ExposedPage` that goes out of scope does nothing, so the page is
+        // moved. They were one grant of this table until now.
+        drop(unsafe { self.table.finish_and_free(self.gref, self.page.duplicate()) });
+    }
+}
+
+/// A page lent to another domain for reading only. Nobody writes to it meanwhile, so its owner can go on reading it in
+/// place.
+///
+/// Dropping it ends the grant like [`end`](Self::end).
+#[must_use = "dropping it ends the grant"]
+pub struct LentPage<'g, P: Platform>(GrantedPage<'g, P>);
+
+impl<'g, P: Platform> LentPage<'g, P> {
+    /// # Safety
+    /// The grant is for reading only.
+    pub(crate) unsafe fn new(page: GrantedPage<'g, P>) -> Self {
+        Self(page)
+    }
+
+    /// What the peer needs to reach the page.
+    pub fn gref(&self) -> GrantRef {
+        self.0.gref
+    }
+
+    /// Who may read the page.
+    pub fn peer(&self) -> DomId {
+        self.0.peer()
+    }
+
+    /// Whether the peer has the page mapped, or copies it, at this moment.
+    pub fn in_use(&self) -> bool {
+        self.0.in_use()
+    }
+
+    /// The page's bytes.
+    pub fn bytes(&self) -> &[u8; PAGE_SIZE] {
+        // SAFETY: the page is granted by this one entry, for reading only, to which Xen holds the peer; this value, by
+        // which nobody can write either, is the page's only owner in this domain.
+        unsafe { self.0.page.bytes() }
+    }
+
+    /// Takes the peer's access away, as [`GrantedPage::end`] does.
+    pub fn end(self) -> Ended<'g, P> {
+        self.0.end()
+    }
+
+    /// As [`GrantedPage::take_back`].
+    pub fn take_back(self) -> Option<(OwnedPage<'g, P>, Reference<'g, P>)> {
+        self.0.take_back()
+    }
+}
+
+impl<P: Platform> fmt::Debug for LentPage<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LentPage").field("gref", &self.0.gref).field("peer", &self.peer()).finish()
     }
 }

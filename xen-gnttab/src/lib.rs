@@ -6,6 +6,8 @@
 extern crate std;
 
 mod abi;
+mod batch;
+mod entry;
 mod error;
 mod frames;
 #[cfg(not(loom))]
@@ -17,13 +19,21 @@ mod granted;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod page;
+mod pages;
+mod quarantine;
+mod references;
+mod slot;
 mod status;
 mod table;
+mod version;
 mod xen;
 
 pub use abi::{Access, GrantFlags, GrantRef};
 pub use error::Error;
-pub use granted::{Ended, GrantedPage};
+pub use granted::{Ended, GrantedPage, LentPage};
 pub use page::OwnedPage;
+pub use pages::{EndedPages, GrantedPages, OwnedPages};
+pub use references::{Reference, Waiter};
 pub use status::GrantStatus;
 pub use table::{GrantTable, Rejected, Stats};
+pub use version::{TransitiveGrant, Version};

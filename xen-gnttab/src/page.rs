@@ -4,12 +4,9 @@
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 
 use xen_hypercall::{Gfn, PAGE_SIZE, Page, Platform};
 use xen_ring::{Backing, SharedMem};
-
-use crate::abi::{Entry, GrantFlags};
 
 /// A page of memory that this domain alone can reach. Freed when dropped.
 pub struct OwnedPage<'g, P: Platform> {
@@ -27,9 +24,20 @@ impl<'g, P: Platform> OwnedPage<'g, P> {
         Some(Self { memory, page: memory.alloc_pages(1)? })
     }
 
+    /// # Safety
+    /// The page is of `memory`, exclusively the caller's, who gives it up, and no grant leads to it any more.
+    pub(crate) unsafe fn from_exposed(memory: &'g P, page: ExposedPage) -> Self {
+        Self { memory, page: page.0 }
+    }
+
     /// Gives the page up to be granted.
     pub(crate) fn expose(self) -> ExposedPage {
         ExposedPage(ManuallyDrop::new(self).page)
+    }
+
+    /// Whether the page comes from this memory: only then it may go back there.
+    pub(crate) fn is_of(&self, memory: &P) -> bool {
+        core::ptr::eq(self.memory, memory)
     }
 
     /// The guest frame of the page.
@@ -81,6 +89,8 @@ pub(crate) struct ExposedPage(NonNull<Page>);
 
 // SAFETY: the page is exclusively this value's within the domain, and not tied to a thread.
 unsafe impl Send for ExposedPage {}
+// SAFETY: `&ExposedPage` gives the page's address and no access, but by `bytes`, whose caller answers for it.
+unsafe impl Sync for ExposedPage {}
 
 impl ExposedPage {
     /// For a slot of the quarantine.
@@ -94,6 +104,14 @@ impl ExposedPage {
         Self(page)
     }
 
+    /// The same page once more.
+    ///
+    /// # Safety
+    /// `self` is not used, nor dropped in a way that matters, afterwards.
+    pub(crate) unsafe fn duplicate(&self) -> Self {
+        Self(self.0)
+    }
+
     pub(crate) fn gfn<P: Platform>(&self, memory: &P) -> Gfn {
         memory.gfn(self.0)
     }
@@ -104,41 +122,10 @@ impl ExposedPage {
         unsafe { SharedMem::new(self.0.cast(), PAGE_SIZE) }
     }
 
-    /// Ends the grant `entry`, which is the one that the page was exposed by, in the table on `memory`, where the page is
-    /// from. If the peer uses the page it stays exposed.
-    pub(crate) fn revoke<'g, P: Platform>(
-        self,
-        memory: &'g P,
-        entry: &Entry,
-    ) -> Result<OwnedPage<'g, P>, Self> {
-        if revoke(entry) {
-            // No grant leads to the page any more, and Xen let nobody keep a mapping: it is ours alone.
-            Ok(OwnedPage { memory, page: self.0 })
-        } else {
-            Err(self)
-        }
+    /// # Safety
+    /// Nobody can write to the page as long as the result lives, in this domain or another.
+    pub(crate) unsafe fn bytes(&self) -> &[u8; PAGE_SIZE] {
+        // SAFETY: initialised (zeroed at allocation) and valid while `self` is; the caller excludes writers.
+        unsafe { self.0.cast().as_ref() }
     }
-}
-
-/// How often a peer may change an entry's flags under our hands before it counts as using the page.
-const ATTEMPTS: usize = 4;
-
-/// Makes an entry grant nothing, if the peer does not use it. False: it does, and the entry is as it was.
-///
-/// Xen sets "reading" and "writing" by a compare-exchange on the same 16 bits, so either Xen sees the zero and refuses the
-/// peer, or we see the peer. A peer that maps and unmaps without pause could make our exchange fail without end, hence
-/// the limit.
-pub(crate) fn revoke(entry: &Entry) -> bool {
-    let mut flags = entry.flags.load(Ordering::Relaxed);
-    for _ in 0..ATTEMPTS {
-        if GrantFlags::from_bits_retain(flags).intersects(GrantFlags::IN_USE) {
-            return false;
-        }
-        // Acquire: what the peer did to the page before it let go is seen by whoever has the page next.
-        match entry.flags.compare_exchange(flags, 0, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return true,
-            Err(now) => flags = now,
-        }
-    }
-    false
 }

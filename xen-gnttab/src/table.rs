@@ -1,32 +1,38 @@
-//! The grant table: references, their entries, and the quarantine.
+//! The grant table: set up, granting, and its numbers.
+#![allow(unsafe_code)]
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use xen_hypercall::{DomId, Platform};
+use xen_hypercall::{DomId, Gfn, Platform};
 
-use crate::abi::{Access, ENTRIES, GrantFlags, GrantRef, MAX_FRAMES};
-use crate::frames::Frames;
-use crate::free_list::{self, Links};
-use crate::granted::{Ended, GrantedPage};
-use crate::page::{ExposedPage, OwnedPage, revoke};
+use crate::abi::{Access, GrantFlags, GrantRef};
+use crate::entry::Grant;
+use crate::frames::{Frames, MAX_FRAMES};
+use crate::granted::{GrantedPage, LentPage};
+use crate::page::OwnedPage;
+use crate::pages::OwnedPages;
+use crate::quarantine::Quarantine;
+use crate::references::Waiters;
 use crate::{Error, xen};
 
-/// A domain's grant table, version 1. One per domain; used by shared reference, from any vCPU.
+/// A domain's grant table. Used by shared reference, from any vCPU.
 ///
-/// It takes two pages for every 512 references, the first two at once, more when all references are in use. All
-/// operations but that growth are lock-free.
+/// It takes two pages for every 512 references and one for itself; the first three at once, more when all references are
+/// in use. All operations but that growth are lock-free.
 ///
-/// Made to live as long as the kernel. When it is dropped the frames stay mapped, and pages in quarantine stay with the
-/// peers that hold on to them: they are lost as memory, which is better than being reused.
+/// Made once, to live as long as the kernel. When it is dropped the frames stay mapped, and pages in quarantine stay with
+/// the peers that hold on to them: they are lost as memory, which is better than being reused.
 pub struct GrantTable<P: Platform> {
-    frames: Frames<P>,
-    free_head: AtomicU64,
-    max_frames: u32,
-    growing: AtomicBool,
-    free_count: AtomicU32,
-    quarantined: AtomicU32,
-    granted: AtomicU64,
+    pub(crate) frames: Frames<P>,
+    pub(crate) free_head: AtomicU64,
+    pub(crate) max_frames: u32,
+    pub(crate) growing: AtomicBool,
+    pub(crate) free_count: AtomicU32,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) waiters: Waiters,
+    pub(crate) granted: AtomicU64,
+    pub(crate) ended: AtomicU64,
 }
 
 /// The state of a [`GrantTable`]. While others use the table the numbers may be from slightly different moments.
@@ -37,16 +43,22 @@ pub struct Stats {
     pub refs: u32,
     /// Those that are free.
     pub free: u32,
-    /// Those that grant a page.
+    /// Those that grant a page, or are held to do so.
     pub in_use: u32,
     /// Those whose grant was ended while the peer used the page, with their pages.
     pub quarantined: u32,
-    /// Frames of the table, 512 references each.
+    /// Frames of the table, each of 512 references in version 1.
     pub frames: u32,
     /// The most frames it may have.
     pub max_frames: u32,
     /// Grants made since the start.
     pub granted: u64,
+    /// Grants that ended at once.
+    pub ended: u64,
+    /// Grants that went to the quarantine instead.
+    pub quarantines: u64,
+    /// Those of them that have left it since.
+    pub reclaimed: u64,
 }
 
 /// A page that could not be granted, and why.
@@ -78,21 +90,30 @@ impl<P: Platform> fmt::Display for Rejected<'_, P> {
 impl<P: Platform> core::error::Error for Rejected<'_, P> {}
 
 impl<P: Platform> GrantTable<P> {
-    /// Sets the table up: asks Xen for its size and maps the first frame.
+    /// Sets a table of version 1 up: asks Xen for its size and maps the first frame.
+    ///
+    /// A domain has one table. Another one takes the frames over: what the first then grants reaches nobody, and what it
+    /// granted before stays in its quarantine, if it was in use.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Version`], or Xen's refusal.
     pub fn new(platform: P) -> Result<Self, Error> {
-        xen::require_version_1(&platform)?;
-        let max_frames = xen::max_frames(&platform)?.min(MAX_FRAMES as u32);
+        xen::require_version(&platform, 1)?;
+        Self::start(Frames::new(platform)?)
+    }
+
+    pub(crate) fn start(frames: Frames<P>) -> Result<Self, Error> {
+        let max_frames = xen::max_frames(frames.platform())?.min(MAX_FRAMES);
         let table = Self {
-            frames: Frames::new(platform),
+            frames,
             free_head: AtomicU64::new(0),
             max_frames,
             growing: AtomicBool::new(false),
             free_count: AtomicU32::new(0),
-            quarantined: AtomicU32::new(0),
+            quarantine: Quarantine::default(),
+            waiters: Waiters::default(),
             granted: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
         };
         table.grow()?;
         Ok(table)
@@ -111,197 +132,114 @@ impl<P: Platform> GrantTable<P> {
         OwnedPage::alloc(self.platform()).ok_or(Error::OutOfMemory)
     }
 
+    /// Zeroed pages in a row, at least one, that no other domain can reach, yet.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn alloc_pages(&self, count: usize) -> Result<OwnedPages<'_, P>, Error> {
+        OwnedPages::alloc(self.platform(), count).ok_or(Error::OutOfMemory)
+    }
+
+    /// A page whose zeroes do not depend on the platform: it would leak to another domain what it has left there.
+    pub(crate) fn alloc_clean_page(&self) -> Result<OwnedPage<'_, P>, Error> {
+        let mut page = self.alloc_page()?;
+        page.bytes_mut().fill(0);
+        Ok(page)
+    }
+
     /// Grants a fresh zeroed page to a domain.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], or as [`grant`](Self::grant).
     pub fn share(&self, to: DomId, access: Access) -> Result<GrantedPage<'_, P>, Error> {
-        let mut page = self.alloc_page()?;
-        // The platform promised zeroes. What it would leak otherwise goes to another domain, so do not rely on it.
-        page.bytes_mut().fill(0);
-        Ok(self.grant(page, to, access)?)
+        Ok(self.grant(self.alloc_clean_page()?, to, access)?)
     }
 
     /// Grants a page to a domain. All 4096 bytes of it: nothing that is not meant for that domain may be in it.
     ///
     /// # Errors
     /// The page comes back, with [`Error::NoFreeReference`], [`Error::OutOfMemory`] when the table cannot grow,
-    /// [`Error::Growing`], [`Error::FrameTooHigh`], or Xen's refusal to let the table grow.
+    /// [`Error::Growing`], [`Error::FrameTooHigh`], [`Error::ForeignPage`], or Xen's refusal to let the table grow.
     pub fn grant<'g>(
         &'g self,
         page: OwnedPage<'g, P>,
         to: DomId,
         access: Access,
     ) -> Result<GrantedPage<'g, P>, Rejected<'g, P>> {
-        let Ok(frame) = u32::try_from(page.gfn().0) else {
-            return Err(Rejected { error: Error::FrameTooHigh(page.gfn()), page });
-        };
-        let gref = match self.take_reference() {
+        let gref = match self.check_page(&page).and_then(|()| self.take_reference()) {
             Ok(gref) => gref,
             Err(error) => return Err(Rejected { error, page }),
         };
-        let Some(entry) = self.frames.entry(gref) else {
-            return Err(Rejected { error: Error::NoFreeReference, page });
-        };
-        let page = page.expose();
-        entry.domid.store(to.0, Ordering::Relaxed);
-        entry.frame.store(frame, Ordering::Relaxed);
-        // The flags make the entry valid, so Xen must not see them before the rest, nor before what is in the page.
-        fence(Ordering::Release);
-        entry.flags.store(access.flags().bits(), Ordering::Relaxed);
-        self.granted.fetch_add(1, Ordering::Relaxed);
-        Ok(GrantedPage::new(self, page, gref))
+        Ok(self.grant_checked(page, gref, to, access))
     }
 
-    /// Looks through the quarantine: frees the pages that peers have let go of, and their references. Answers how many.
+    /// Lends a page to a domain, for reading only. Its owner can read it in place meanwhile.
     ///
-    /// Happens by itself when the table has no free reference. A driver that closed a device calls it some time later, to
-    /// get the memory back. Costs nothing while the quarantine is empty, otherwise a look at every reference.
-    pub fn reclaim(&self) -> usize {
-        if self.quarantined.load(Ordering::Relaxed) == 0 {
-            return 0;
-        }
-        let mut reclaimed = 0;
-        for gref in (0..self.frames.count() * ENTRIES as u32).map(GrantRef) {
-            let (Some(entry), Some(slot)) = (self.frames.entry(gref), self.frames.slot(gref)) else {
-                continue;
-            };
-            let Some(page) = slot.take_quarantined() else { continue };
-            let kept = match page {
-                Some(page) => page.revoke(self.platform(), entry).map(drop).map_err(Some),
-                None if revoke(entry) => Ok(()),
-                None => Err(None),
-            };
-            match kept {
-                Ok(()) => {
-                    self.quarantined.fetch_sub(1, Ordering::Relaxed);
-                    self.put_reference(gref);
-                    reclaimed += 1;
-                }
-                Err(page) => slot.set_quarantined(page),
-            }
-        }
-        reclaimed
+    /// # Errors
+    /// As [`grant`](Self::grant).
+    pub fn lend<'g>(&'g self, page: OwnedPage<'g, P>, to: DomId) -> Result<LentPage<'g, P>, Rejected<'g, P>> {
+        // SAFETY: for reading only.
+        self.grant(page, to, Access::ReadOnly).map(|page| unsafe { LentPage::new(page) })
     }
 
     /// The numbers at this moment.
     pub fn stats(&self) -> Stats {
-        let frames = self.frames.count();
-        let refs = (frames * ENTRIES as u32).saturating_sub(GrantRef::RESERVED);
+        let all = self.frames.refs();
+        let refs = all.saturating_sub(GrantRef::RESERVED);
         let free = self.free_count.load(Ordering::Relaxed);
-        let quarantined = self.quarantined.load(Ordering::Relaxed);
+        let quarantined = self.quarantine.count.load(Ordering::Relaxed);
         Stats {
             refs,
             free,
             in_use: refs.saturating_sub(free).saturating_sub(quarantined),
             quarantined,
-            frames,
+            frames: all / self.frames.per_frame(),
             max_frames: self.max_frames,
             granted: self.granted.load(Ordering::Relaxed),
+            ended: self.ended.load(Ordering::Relaxed),
+            quarantines: self.quarantine.entered.load(Ordering::Relaxed),
+            reclaimed: self.quarantine.left.load(Ordering::Relaxed),
         }
     }
 
-    /// Ends the grant of `page` by `gref`, both of which were one [`GrantedPage`] until now.
-    pub(crate) fn finish(&self, gref: GrantRef, page: ExposedPage) -> Ended<'_, P> {
-        let (Some(entry), Some(slot)) = (self.frames.entry(gref), self.frames.slot(gref)) else {
-            // A reference is handed out only after its frame was published. Keeping the page is right in any case.
-            return Ended::Quarantined;
-        };
-        match page.revoke(self.platform(), entry) {
-            Ok(page) => {
-                self.put_reference(gref);
-                Ended::Page(page)
-            }
-            Err(page) => {
-                self.quarantined.fetch_add(1, Ordering::Relaxed);
-                slot.set_quarantined(Some(page));
-                Ended::Quarantined
-            }
+    /// Whether a page can be granted by this table.
+    pub(crate) fn check_page(&self, page: &OwnedPage<'_, P>) -> Result<(), Error> {
+        if !page.is_of(self.platform()) {
+            // It would be freed where it does not come from.
+            return Err(Error::ForeignPage);
         }
+        self.check_frame(page.gfn())
+    }
+
+    pub(crate) fn check_frame(&self, frame: Gfn) -> Result<(), Error> {
+        if self.frames.is_version_2() || u32::try_from(frame.0).is_ok() {
+            Ok(())
+        } else {
+            Err(Error::FrameTooHigh(frame))
+        }
+    }
+
+    /// Grants a page that was checked by a reference that was taken for it.
+    pub(crate) fn grant_checked<'g>(
+        &'g self,
+        page: OwnedPage<'g, P>,
+        gref: GrantRef,
+        to: DomId,
+        access: Access,
+    ) -> GrantedPage<'g, P> {
+        // Cannot fail: the frame was checked, and the reference is one of the table's.
+        let _ = self.frames.write(gref, to, &Grant::Page { frame: page.gfn(), access });
+        self.granted.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the page is of this table's memory, and the reference was taken for it.
+        unsafe { GrantedPage::new(self, page.expose(), gref) }
     }
 
     pub(crate) fn flags(&self, gref: GrantRef) -> GrantFlags {
-        let bits = self.frames.entry(gref).map_or(0, |entry| entry.flags.load(Ordering::Relaxed));
-        GrantFlags::from_bits_retain(bits)
+        self.frames.flags(gref)
     }
 
     pub(crate) fn peer(&self, gref: GrantRef) -> DomId {
-        self.frames.entry(gref).map_or(DomId::INVALID, |entry| DomId(entry.domid.load(Ordering::Relaxed)))
-    }
-
-    fn take_reference(&self) -> Result<GrantRef, Error> {
-        loop {
-            if let Some(gref) = free_list::pop(self).map(GrantRef) {
-                self.free_count.fetch_sub(1, Ordering::Relaxed);
-                if let Some(slot) = self.frames.slot(gref) {
-                    slot.set_owned();
-                }
-                return Ok(gref);
-            }
-            // Every turn makes references free; it ends when there are none to be made.
-            if self.reclaim() == 0 {
-                self.grow()?;
-            }
-        }
-    }
-
-    fn put_reference(&self, gref: GrantRef) {
-        self.free_count.fetch_add(1, Ordering::Relaxed);
-        free_list::push(self, gref.0);
-    }
-
-    /// Adds a frame. One caller at a time; another is sent away instead of waiting, as it may be an interrupt handler that
-    /// the first one cannot get past.
-    fn grow(&self) -> Result<(), Error> {
-        if self.growing.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            return Err(Error::Growing);
-        }
-        let grown = self.add_frame();
-        self.growing.store(false, Ordering::Release);
-        grown
-    }
-
-    fn add_frame(&self) -> Result<(), Error> {
-        if self.frames.count() >= self.max_frames {
-            return Err(Error::NoFreeReference);
-        }
-        let first = self.frames.add()? * ENTRIES as u32;
-        // Last to first, so that they are handed out in order.
-        for gref in
-            (first..first + ENTRIES as u32).rev().map(GrantRef).filter(|gref| gref.0 >= GrantRef::RESERVED)
-        {
-            let (Some(entry), Some(slot)) = (self.frames.entry(gref), self.frames.slot(gref)) else {
-                continue;
-            };
-            // A boot loader may have left a grant behind. Its page is unknown, and not ours to free.
-            if revoke(entry) {
-                self.put_reference(gref);
-            } else {
-                self.quarantined.fetch_add(1, Ordering::Relaxed);
-                slot.set_quarantined(None);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<P: Platform> Links for GrantTable<P> {
-    fn head(&self) -> u64 {
-        self.free_head.load(Ordering::Acquire)
-    }
-
-    fn exchange_head(&self, old: u64, new: u64) -> Result<(), u64> {
-        self.free_head.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
-    }
-
-    fn next(&self, reference: u32) -> Option<u32> {
-        Some(self.frames.slot(GrantRef(reference))?.next_free())
-    }
-
-    fn set_next(&self, reference: u32, next: u32) {
-        if let Some(slot) = self.frames.slot(GrantRef(reference)) {
-            slot.set_free(next);
-        }
+        self.frames.peer(gref)
     }
 }
 

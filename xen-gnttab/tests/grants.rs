@@ -2,7 +2,7 @@
 #![cfg(feature = "mock")]
 
 use xen_gnttab::{Access, Ended, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, mock};
-use xen_hypercall::abi::{GNTTABOP_COPY, GnttabCopy, GnttabCopyPtr};
+use xen_hypercall::abi::{GNTTABOP_COPY, GnttabCopy, GnttabCopyPtr, XENMAPSPACE_GRANT_TABLE};
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, PAGE_SIZE, grant};
 use xen_ring::Backing;
@@ -173,7 +173,7 @@ fn a_page_that_cannot_be_granted_comes_back() {
 #[test]
 fn running_out_of_memory_leaves_everything_usable() {
     let (_xen, _dom0, guest) = machine();
-    for n in 0..2 {
+    for n in 0..3 {
         guest.fail_allocs_after(Some(n));
         assert_eq!(GrantTable::new(guest.clone()).unwrap_err(), Error::OutOfMemory);
         assert_eq!(guest.pages_in_use(), 0);
@@ -182,12 +182,12 @@ fn running_out_of_memory_leaves_everything_usable() {
     let table = GrantTable::new(guest.clone()).unwrap();
     let mut pages: Vec<_> = (0..FIRST_FRAME).map(|_| table.share(DOM0, Access::ReadWrite).unwrap()).collect();
     let before = guest.pages_in_use();
-    // Two pages of the next frame, one to share: each may be missing.
-    for n in 0..3 {
+    // One page to share, two of the next frame: each may be missing. The frame's slots are kept for the next try.
+    for (n, kept) in [(0, 0), (1, 0), (2, 1), (1, 1)] {
         guest.fail_allocs_after(Some(n));
         let shared = table.share(DOM0, Access::ReadWrite);
         assert_eq!(shared.unwrap_err(), Error::OutOfMemory);
-        assert_eq!(guest.pages_in_use(), before, "after {n} allocations");
+        assert_eq!(guest.pages_in_use(), before + kept, "after {n} allocations");
     }
     assert_eq!(table.stats().frames, 1);
     guest.fail_allocs_after(None);
@@ -196,12 +196,27 @@ fn running_out_of_memory_leaves_everything_usable() {
 }
 
 #[test]
-fn a_refused_frame_gives_its_pages_back() {
+fn a_refused_frame_is_not_taken_for_memory_again() {
     let (xen, _dom0, guest) = machine();
-    xen.register_physmap_space(xen_hypercall::abi::XENMAPSPACE_GRANT_TABLE, |_, _, _| Err(Errno::EPERM));
-    let error = GrantTable::new(guest.clone()).unwrap_err();
-    assert_eq!(error, Error::Hypercall { operation: "XENMEM_add_to_physmap", errno: Errno::EPERM });
-    assert_eq!(guest.pages_in_use(), 0);
+    let table = GrantTable::new(guest.clone()).unwrap();
+    let _pages: Vec<_> = (0..FIRST_FRAME).map(|_| table.share(DOM0, Access::ReadWrite).unwrap()).collect();
+    // Xen takes the page away and then fails, so nobody must get it as memory; but each try may take the same one.
+    xen.register_physmap_space(XENMAPSPACE_GRANT_TABLE, |_, _, _| Err(Errno::ENOMEM));
+    let before = guest.pages_in_use();
+    for _ in 0..3 {
+        let error = table.share(DOM0, Access::ReadWrite).unwrap_err();
+        assert_eq!(error, Error::Hypercall { operation: "XENMEM_add_to_physmap", errno: Errno::ENOMEM });
+        assert_eq!(guest.pages_in_use(), before + 2, "slots, and the page that may be no memory any more");
+    }
+    mock::install(&xen);
+    let page = table.share(DOM0, Access::ReadWrite).unwrap();
+    assert_eq!((page.gref(), guest.pages_in_use()), (GrantRef(512), before + 3));
+
+    // A table that could not start leaves nothing but that page.
+    let other = xen.domain(DomId(2));
+    xen.register_physmap_space(XENMAPSPACE_GRANT_TABLE, |_, _, _| Err(Errno::EPERM));
+    GrantTable::new(other.clone()).unwrap_err();
+    assert_eq!(other.pages_in_use(), 1);
 }
 
 #[test]

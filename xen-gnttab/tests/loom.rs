@@ -6,9 +6,13 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::thread;
-use xen_gnttab::free_list::{Links, pop, push};
+use xen_gnttab::free_list::{self, Links, pop, pop_chain, push_chain};
 
 const OWNED: u32 = u32::MAX;
+
+fn push(links: &impl Links, reference: u32) -> bool {
+    push_chain(links, reference, reference)
+}
 
 struct Stack<const TAGGED: bool> {
     head: AtomicU64,
@@ -28,7 +32,7 @@ impl<const TAGGED: bool> Stack<TAGGED> {
             next: core::array::from_fn(|_| AtomicU32::new(OWNED)),
             owner: core::array::from_fn(|_| loom::cell::UnsafeCell::new(0)),
         };
-        (1..4).rev().for_each(|reference| push(&stack, reference));
+        (1..4).rev().for_each(|reference| assert!(!push(&stack, reference)));
         Arc::new(stack)
     }
 
@@ -40,6 +44,19 @@ impl<const TAGGED: bool> Stack<TAGGED> {
             unsafe { *owner += 1 };
         });
         Some(reference)
+    }
+
+    /// Takes two at once.
+    fn take_two(&self) -> Option<[u32; 2]> {
+        let first = pop_chain(self, 2)?;
+        let second = self.next(first)?;
+        for reference in [first, second] {
+            self.owner[reference as usize].with_mut(|owner| {
+                // SAFETY: as in `take`.
+                unsafe { *owner += 1 };
+            });
+        }
+        Some([first, second])
     }
 }
 
@@ -69,7 +86,7 @@ fn one_takes_while_another_takes_two_and_gives_one_back<const TAGGED: bool>() {
         let other = stack.clone();
         let thread = thread::spawn(move || {
             let (first, second) = (other.take().unwrap(), other.take().unwrap());
-            push(&*other, first);
+            assert!(!push(&*other, first));
             second
         });
         let mine = stack.take().unwrap();
@@ -106,4 +123,63 @@ fn giving_back_at_once_loses_none() {
         assert_eq!(all, [1, 2, 3]);
         assert_eq!(stack.take(), None);
     });
+}
+
+fn one_takes_two_while_another_takes_and_gives_back<const TAGGED: bool>() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(4);
+    model.check(|| {
+        let stack = Stack::<TAGGED>::new();
+        let other = stack.clone();
+        let thread = thread::spawn(move || {
+            let (first, second) = (other.take(), other.take());
+            // Back in another order, so that the links are others, too.
+            first.into_iter().for_each(|reference| assert!(!push(&*other, reference)));
+            second
+        });
+        let mine = stack.take_two();
+        let theirs = thread.join().unwrap();
+        let mut all: Vec<u32> = mine.into_iter().flatten().chain(theirs).collect();
+        all.extend(std::iter::from_fn(|| stack.take()));
+        all.sort_unstable();
+        assert_eq!(all, [1, 2, 3]);
+    });
+}
+
+#[test]
+fn two_at_once_have_one_owner() {
+    one_takes_two_while_another_takes_and_gives_back::<true>();
+}
+
+#[test]
+#[should_panic]
+fn without_the_tag_two_at_once_are_handed_out_twice() {
+    one_takes_two_while_another_takes_and_gives_back::<false>();
+}
+
+/// Empties the stack, waits, and meanwhile another gives one back. `note` is how the waiter says that it waits.
+fn nobody_sleeps_over_a_reference(note: fn(&Stack<true>) -> bool) {
+    loom::model(move || {
+        let stack = Stack::<true>::new();
+        let taken: Vec<u32> = (0..3).map(|_| stack.take().unwrap()).collect();
+        let waker = Arc::new(loom::sync::atomic::AtomicBool::new(false));
+        let (other, theirs) = (stack.clone(), waker.clone());
+        let back = taken[1];
+        let thread = thread::spawn(move || push(&*other, back) && theirs.load(Ordering::Relaxed));
+        waker.store(true, Ordering::Relaxed);
+        let waits = note(&stack);
+        let woken = thread.join().unwrap();
+        assert!(!waits || woken, "it waits, and nobody wakes it");
+    });
+}
+
+#[test]
+fn who_waits_is_woken() {
+    nobody_sleeps_over_a_reference(|stack| free_list::wait(stack));
+}
+
+#[test]
+#[should_panic]
+fn who_only_looks_is_not() {
+    nobody_sleeps_over_a_reference(|stack| stack.head() as u32 == 0);
 }

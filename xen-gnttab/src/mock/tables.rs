@@ -9,7 +9,7 @@ use std::vec::Vec;
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{DomId, Errno, Gfn, PAGE_SIZE, Page};
 
-use crate::abi::{ENTRIES, Entry};
+use crate::entry::v1::{Entry, PER_FRAME as ENTRIES};
 use crate::{GrantFlags, GrantRef, GrantStatus};
 
 /// Xen's default limit (`gnttab_max_frames`).

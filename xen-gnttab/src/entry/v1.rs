@@ -1,0 +1,72 @@
+//! Version 1 entries: eight bytes, which the guest and Xen both write to.
+
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+
+use xen_hypercall::{DomId, PAGE_SIZE};
+
+use super::{ATTEMPTS, Grant};
+use crate::abi::{GrantFlags, GrantRef};
+use crate::frames::Directory;
+
+/// A version 1 entry (`struct grant_entry_v1`). Shared with Xen, so atomics only.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// [`GrantFlags`]: the guest sets type and permission, Xen sets and clears "reading" and "writing".
+    pub(crate) flags: AtomicU16,
+    /// Who may use the grant.
+    pub(crate) domid: AtomicU16,
+    /// The granted guest frame.
+    pub(crate) frame: AtomicU32,
+}
+
+/// Entries in one frame of the table.
+pub(crate) const PER_FRAME: usize = PAGE_SIZE / size_of::<Entry>();
+
+static_assertions::const_assert_eq!(size_of::<Entry>(), 8);
+static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, domid), 2);
+static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, frame), 4);
+static_assertions::const_assert_eq!(PER_FRAME, 512);
+
+/// Makes the entry grant this. `None`: there is no such entry, or none of this version can say it.
+pub(crate) fn write(directory: &Directory, gref: GrantRef, to: DomId, grant: &Grant) -> Option<()> {
+    let &Grant::Page { frame, access } = grant else { return None };
+    let frame = u32::try_from(frame.0).ok()?;
+    let entry = directory.entry_v1(gref)?;
+    entry.domid.store(to.0, Ordering::Relaxed);
+    entry.frame.store(frame, Ordering::Relaxed);
+    // The flags make the entry valid, so Xen must not see them before the rest, nor before what is in the page.
+    fence(Ordering::Release);
+    entry.flags.store(access.flags().bits(), Ordering::Relaxed);
+    Some(())
+}
+
+/// Makes an entry grant nothing, if the peer does not use it. False: it does, and the entry is as it was.
+///
+/// Xen sets "reading" and "writing" by a compare-exchange on the same 16 bits, so either Xen sees the zero and refuses the
+/// peer, or we see the peer. A peer that maps and unmaps without pause could make our exchange fail without end, hence
+/// the limit.
+pub(crate) fn revoke(directory: &Directory, gref: GrantRef) -> bool {
+    let Some(entry) = directory.entry_v1(gref) else { return false };
+    let mut flags = entry.flags.load(Ordering::Relaxed);
+    for _ in 0..ATTEMPTS {
+        if GrantFlags::from_bits_retain(flags).intersects(GrantFlags::IN_USE) {
+            return false;
+        }
+        // Acquire: what the peer did to the page before it let go is seen by whoever has the page next.
+        match entry.flags.compare_exchange(flags, 0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return true,
+            Err(now) => flags = now,
+        }
+    }
+    false
+}
+
+pub(crate) fn flags(directory: &Directory, gref: GrantRef) -> GrantFlags {
+    let bits = directory.entry_v1(gref).map_or(0, |entry| entry.flags.load(Ordering::Relaxed));
+    GrantFlags::from_bits_retain(bits)
+}
+
+pub(crate) fn peer(directory: &Directory, gref: GrantRef) -> DomId {
+    directory.entry_v1(gref).map_or(DomId::INVALID, |entry| DomId(entry.domid.load(Ordering::Relaxed)))
+}
