@@ -19,15 +19,17 @@ impl VcpuTime {
     /// Xen's system time when the counter is `tsc`. A counter behind the timestamp gives the timestamp's time;
     /// what does not fit in 64 bits of nanoseconds is cut to the largest.
     pub fn system_time(&self, tsc: u64) -> Duration {
-        let delta = u128::from(tsc.saturating_sub(self.tsc_timestamp));
-        // 64 bits shifted by up to 127, then multiplied by 32: only a shift beyond 31 could overflow, and saturates.
-        let shifted = match u32::from(self.tsc_shift.unsigned_abs()) {
-            shift if self.tsc_shift < 0 => delta.checked_shr(shift).unwrap_or(0),
-            shift if shift <= 31 => delta << shift,
-            _ if delta == 0 => 0,
-            _ => u128::from(u64::MAX) << 31,
+        let delta = tsc.saturating_sub(self.tsc_timestamp);
+        let by = u32::from(self.tsc_shift.unsigned_abs());
+        let scale = |count: u64| u128::from(count) * u128::from(self.tsc_to_system_mul);
+        let nanoseconds = match by {
+            // Bits shifted out here are lost before the multiplication, as in Xen's own arithmetic.
+            _ if self.tsc_shift < 0 => scale(delta.checked_shr(by).unwrap_or(0)) >> 32,
+            ..=32 => scale(delta) >> (32 - by),
+            // At most 96 bits are in use, so this many zeros in front let the shift pass.
+            _ if scale(delta).leading_zeros() >= by - 32 => scale(delta) << (by - 32),
+            _ => u128::MAX,
         };
-        let nanoseconds = shifted.saturating_mul(u128::from(self.tsc_to_system_mul)) >> 32;
         let elapsed = u64::try_from(nanoseconds).unwrap_or(u64::MAX);
         Duration::from_nanos(self.system_time.saturating_add(elapsed))
     }

@@ -30,7 +30,17 @@ impl VendorCall {
     /// # Safety
     /// This code runs in ring 0 of an HVM or PVH domain of Xen.
     pub unsafe fn detect() -> Option<Self> {
-        match &vendor(cpuid) {
+        // SAFETY: the caller vouches for where this runs, and the processor for what it is.
+        unsafe { Self::of_vendor(vendor(cpuid)) }
+    }
+
+    /// The instruction of a vendor's processors, by the name that [`vendor`] reads; for kernels that know it already.
+    /// None: the vendor is not one that Xen runs on.
+    ///
+    /// # Safety
+    /// This code runs in ring 0 of an HVM or PVH domain of Xen, on a processor of this vendor.
+    pub const unsafe fn of_vendor(vendor: [u8; 12]) -> Option<Self> {
+        match &vendor {
             b"GenuineIntel" | b"CentaurHauls" | b"  Shanghai  " => Some(Self(Instruction::Vmcall)),
             b"AuthenticAMD" | b"HygonGenuine" => Some(Self(Instruction::Vmmcall)),
             _ => None,

@@ -1,0 +1,209 @@
+//! Time from `shared_info`: the arithmetic against wide integers, and readings while Xen writes.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::time::Duration;
+
+use proptest::prelude::*;
+use xen_hypercall::abi::shared_info as at;
+use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::{DomId, SharedInfo, VcpuId, VcpuTime};
+
+/// The definition with as many bits as it takes: 64 * 127 fit no integer, so zeros are counted instead.
+fn reference(time: VcpuTime, tsc: u64) -> u64 {
+    let delta = u128::from(tsc.max(time.tsc_timestamp) - time.tsc_timestamp);
+    let mul = u128::from(time.tsc_to_system_mul);
+    let shift = i32::from(time.tsc_shift);
+    let elapsed = if shift < 0 {
+        (delta / 2u128.checked_pow(shift.unsigned_abs()).unwrap_or(u128::MAX)) * mul / (1 << 32)
+    } else {
+        let mut value = delta * mul;
+        let mut exponent = shift - 32;
+        while exponent > 0 && value != 0 && value <= u128::from(u64::MAX) {
+            value *= 2;
+            exponent -= 1;
+        }
+        if exponent < 0 { value >> -exponent } else { value }
+    };
+    u64::try_from(elapsed + u128::from(time.system_time)).unwrap_or(u64::MAX)
+}
+
+fn edgy() -> impl Strategy<Value = u64> {
+    prop_oneof![any::<u64>(), 0..4u64, (u64::MAX - 3)..=u64::MAX, (0..64u32).prop_map(|bit| 1 << bit)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #[test]
+    fn system_time_is_what_the_header_defines(
+        tsc_timestamp in edgy(),
+        system_time in edgy(),
+        tsc_to_system_mul in prop_oneof![any::<u32>(), Just(0), Just(1), Just(u32::MAX), Just(1 << 31)],
+        tsc_shift: i8,
+        tsc in edgy(),
+    ) {
+        let time = VcpuTime { tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift };
+        prop_assert_eq!(time.system_time(tsc), Duration::from_nanos(reference(time, tsc)));
+    }
+
+    #[test]
+    fn time_goes_on_with_the_counter(start: u32, counts in prop::collection::vec(any::<u32>(), 1..20)) {
+        // 2.5 GHz: 0.4 ns a count.
+        let time = VcpuTime {
+            tsc_timestamp: start.into(),
+            system_time: 1000,
+            tsc_to_system_mul: 0xCCCC_CCCD,
+            tsc_shift: -1,
+        };
+        let mut tsc = u64::from(start);
+        let mut last = time.system_time(tsc);
+        prop_assert_eq!(last, Duration::from_nanos(1000));
+        for count in counts {
+            tsc += u64::from(count);
+            let now = time.system_time(tsc);
+            let passed = (now - last).as_nanos();
+            // An odd count loses half of itself until the next one.
+            prop_assert!(passed.abs_diff(u128::from(count) * 2 / 5) <= 2, "{} counts are {} ns", count, passed);
+            last = now;
+        }
+    }
+}
+
+#[test]
+fn a_counter_behind_the_timestamp_tells_the_timestamps_time() {
+    let time = VcpuTime { tsc_timestamp: 1000, system_time: 77, tsc_to_system_mul: u32::MAX, tsc_shift: 127 };
+    for tsc in [0, 999, 1000] {
+        assert_eq!(time.system_time(tsc), Duration::from_nanos(77));
+    }
+    assert_eq!(time.system_time(1001), Duration::from_nanos(u64::MAX), "cut to the largest");
+}
+
+struct Shared {
+    domain: MockDomain,
+    guest: SharedInfo,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let domain = MockXen::new().domain(DomId(1));
+        let guest = SharedInfo::map(&domain).unwrap();
+        Self { domain, guest }
+    }
+
+    /// The words of the page, as Xen reaches them.
+    fn page(&self) -> *mut u8 {
+        // The atomics of vCPU 0 are at its start.
+        let shared = self.domain.shared_info().unwrap();
+        shared.vcpu(VcpuId(0)).unwrap().upcall_pending.as_ptr()
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: the offset lies in the page, which lives as long as the domain and is reached by atomics alone.
+        unsafe { AtomicU32::from_ptr(self.page().byte_add(offset).cast()) }
+    }
+
+    fn long(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(self.page().byte_add(offset).cast()) }
+    }
+}
+
+#[test]
+fn time_is_read_from_each_vcpus_place() {
+    let shared = Shared::new();
+    for vcpu in [0, 1, 31] {
+        let base = vcpu as usize * at::VCPU_INFO_SIZE + at::VCPU_TIME;
+        shared.word(base + at::TIME_VERSION).store(2, Relaxed);
+        shared.long(base + at::TIME_TSC_TIMESTAMP).store(10 + u64::from(vcpu), Relaxed);
+        shared.long(base + at::TIME_SYSTEM_TIME).store(20, Relaxed);
+        shared.word(base + at::TIME_TSC_TO_SYSTEM_MUL).store(30, Relaxed);
+        // The shift is a byte, the flags behind it are another's.
+        shared.word(base + at::TIME_SHIFT_AND_FLAGS).store(0x0000_01FE, Relaxed);
+        let expected = VcpuTime {
+            tsc_timestamp: 10 + u64::from(vcpu),
+            system_time: 20,
+            tsc_to_system_mul: 30,
+            tsc_shift: -2,
+        };
+        assert_eq!(shared.guest.time(VcpuId(vcpu)), Some(expected));
+        assert_eq!(shared.guest.area(VcpuId(vcpu)).unwrap().time(), expected);
+    }
+    for vcpu in [32, 33, u32::MAX] {
+        assert!(shared.guest.time(VcpuId(vcpu)).is_none() && shared.guest.vcpu(VcpuId(vcpu)).is_none());
+        assert!(shared.guest.area(VcpuId(vcpu)).is_none());
+    }
+}
+
+#[test]
+fn a_version_that_never_settles_does_not_hang_the_guest() {
+    let shared = Shared::new();
+    shared.word(at::VCPU_TIME + at::TIME_VERSION).store(7, Relaxed);
+    shared.long(at::VCPU_TIME + at::TIME_SYSTEM_TIME).store(99, Relaxed);
+    assert_eq!(shared.guest.time(VcpuId(0)).unwrap().system_time, 99);
+    shared.word(at::WC_VERSION).store(u32::MAX, Relaxed);
+    shared.word(at::WC_SEC).store(5, Relaxed);
+    assert_eq!(shared.guest.wall_clock(), Duration::from_secs(5));
+}
+
+#[test]
+fn readings_made_while_xen_writes_are_never_mixed() {
+    let shared = Shared::new();
+    let base = at::VCPU_TIME;
+    let guest = shared.guest;
+    let ((version, timestamp), system) = (
+        (shared.word(base + at::TIME_VERSION), shared.long(base + at::TIME_TSC_TIMESTAMP)),
+        shared.long(base + at::TIME_SYSTEM_TIME),
+    );
+    let running = AtomicU32::new(1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use core::sync::atomic::{Ordering::Release, fence};
+            for value in 1..200_000u64 {
+                let start = version.load(Relaxed);
+                version.store(start.wrapping_add(1), Relaxed);
+                fence(Release);
+                timestamp.store(value, Relaxed);
+                system.store(value * 3, Relaxed);
+                version.store(start.wrapping_add(2), Release);
+                // Xen updates now and then; the reader's patience is for that.
+                for _ in 0..16 {
+                    core::hint::spin_loop();
+                }
+            }
+            running.store(0, Release);
+        });
+        let mut readings = 0;
+        while running.load(Relaxed) != 0 {
+            let time = guest.time(VcpuId(0)).unwrap();
+            assert_eq!(time.system_time, time.tsc_timestamp * 3);
+            readings += 1;
+        }
+        assert!(readings > 0);
+    });
+}
+
+#[test]
+fn the_wall_clock_takes_all_its_64_bits() {
+    let shared = Shared::new();
+    for (low, high, nanoseconds) in [(1, 0, 2), (u32::MAX, 1, 999_999_999), (u32::MAX, u32::MAX, u32::MAX)] {
+        shared.word(at::WC_SEC).store(low, Relaxed);
+        shared.word(at::WC_SEC_HI).store(high, Relaxed);
+        shared.word(at::WC_NSEC).store(nanoseconds, Relaxed);
+        let seconds = Duration::from_secs(u64::from(high) << 32 | u64::from(low));
+        let expected = seconds.saturating_add(Duration::from_nanos(nanoseconds.into()));
+        assert_eq!(shared.guest.wall_clock(), expected);
+    }
+}
+
+#[test]
+fn shared_info_is_not_there_when_xen_refuses_it() {
+    use xen_hypercall::mock::{Chance, Dice, HypercallFaults};
+    use xen_hypercall::{Errno, HypercallNr};
+    let xen = MockXen::new();
+    let domain = xen.domain(DomId(1));
+    let faults = HypercallFaults::new().fail(HypercallNr::MEMORY_OP, Chance::ALWAYS, Errno::EPERM);
+    xen.set_faults(Dice::new(0), faults);
+    assert!(matches!(SharedInfo::map(&domain), Err(Errno::EPERM)));
+    assert_eq!(domain.pages_in_use(), 0, "the page is given back");
+    domain.fail_allocs_after(Some(0));
+    assert!(matches!(SharedInfo::map(&domain), Err(Errno::ENOMEM)));
+}
