@@ -48,6 +48,8 @@ pub const XENMEM_ADD_TO_PHYSMAP: usize = 7;
 pub const XENMEM_MEMORY_MAP: usize = 9;
 pub const XENMAPSPACE_SHARED_INFO: u32 = 0;
 pub const XENMAPSPACE_GRANT_TABLE: u32 = 1;
+/// With the index: a frame of status words, not of entries (`XENMAPIDX_grant_table_status`).
+pub const XENMAPIDX_GRANT_TABLE_STATUS: u64 = 0x8000_0000;
 
 // hvm/hvm_op.h
 pub const HVMOP_SET_PARAM: usize = 0;
@@ -76,6 +78,12 @@ pub const GNTTABOP_COPY: usize = 5;
 pub const GNTTABOP_QUERY_SIZE: usize = 6;
 pub const GNTTABOP_SET_VERSION: usize = 8;
 pub const GNTTABOP_GET_VERSION: usize = 10;
+/// The mapping is for the guest's processors (`GNTMAP_host_map`), as all are here.
+pub const GNTMAP_HOST_MAP: u32 = 1 << 1;
+pub const GNTMAP_READONLY: u32 = 1 << 2;
+/// The source is a reference and not a frame of the caller's own (`GNTCOPY_source_gref`).
+pub const GNTCOPY_SOURCE_GREF: u16 = 1 << 0;
+pub const GNTCOPY_DEST_GREF: u16 = 1 << 1;
 
 wire! {
     SchedShutdown = 4 { reason: u32, }
@@ -100,6 +108,8 @@ wire! {
     EvtchnExpandArray = 8 { array_gfn: u64, }
     EvtchnSetPriority = 8 { port: u32, priority: u32, }
     GnttabQuerySize = 16 { dom: u16, pad0: u16, nr_frames: u32, max_nr_frames: u32, status: i16, pad1: u16, }
+    GnttabMapGrantRef = 32 { host_addr: u64, flags: u32, reference: u32, dom: u16, status: i16, handle: u32, dev_bus_addr: u64, }
+    GnttabUnmapGrantRef = 24 { host_addr: u64, dev_bus_addr: u64, handle: u32, status: i16, pad0: u16, }
     GnttabSetVersion = 4 { version: u32, }
     GnttabGetVersion = 8 { dom: u16, pad0: u16, version: u32, }
     GnttabCopyPtr = 16 { reference_or_gmfn: u64, domid: u16, offset: u16, pad0: u32, }
@@ -110,6 +120,8 @@ const_assert_eq!(core::mem::offset_of!(SchedPoll, timeout), 16);
 const_assert_eq!(core::mem::offset_of!(XenAddToPhysmap, gpfn), 16);
 const_assert_eq!(core::mem::offset_of!(XenHvmParam, value), 8);
 const_assert_eq!(core::mem::offset_of!(EvtchnStatus, remote_port), 20);
+const_assert_eq!(core::mem::offset_of!(GnttabMapGrantRef, handle), 20);
+const_assert_eq!(core::mem::offset_of!(GnttabUnmapGrantRef, status), 20);
 const_assert_eq!(core::mem::offset_of!(GnttabQuerySize, status), 12);
 const_assert_eq!(core::mem::offset_of!(GnttabCopy, status), 36);
 

@@ -2,8 +2,9 @@
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
 use crate::abi::{
-    GNTTABOP_GET_VERSION, GNTTABOP_QUERY_SIZE, GNTTABOP_SET_VERSION, GnttabGetVersion, GnttabQuerySize,
-    GnttabSetVersion,
+    GNTTABOP_COPY, GNTTABOP_GET_VERSION, GNTTABOP_MAP_GRANT_REF, GNTTABOP_QUERY_SIZE, GNTTABOP_SET_VERSION,
+    GNTTABOP_UNMAP_GRANT_REF, GnttabCopy, GnttabGetVersion, GnttabMapGrantRef, GnttabQuerySize,
+    GnttabSetVersion, GnttabUnmapGrantRef,
 };
 use crate::{DomId, Errno, Hypercall, HypercallNr};
 
@@ -12,9 +13,19 @@ use crate::{DomId, Errno, Hypercall, HypercallNr};
 /// # Safety
 /// `command` reads and fills exactly one `T`.
 unsafe fn one<T>(xen: &impl Hypercall, command: usize, argument: &mut T) -> Result<usize, Errno> {
-    let pointer = core::ptr::from_mut(argument).expose_provenance();
-    // SAFETY: the caller vouches that one `T`, exclusively borrowed here, is all that is read and written.
-    Errno::check(unsafe { xen.hypercall(HypercallNr::GRANT_TABLE_OP, [command, pointer, 1, 0, 0]) })
+    // SAFETY: the caller vouches for it.
+    unsafe { each(xen, command, core::slice::from_mut(argument)) }
+}
+
+/// Runs a command on several structures.
+///
+/// # Safety
+/// `command` reads and fills so many `T`; what else it does is right.
+unsafe fn each<T>(xen: &impl Hypercall, command: usize, arguments: &mut [T]) -> Result<usize, Errno> {
+    let pointer = arguments.as_mut_ptr().expose_provenance();
+    let args = [command, pointer, arguments.len(), 0, 0];
+    // SAFETY: the caller vouches that these `T`, exclusively borrowed here, are all that is read and written.
+    Errno::check(unsafe { xen.hypercall(HypercallNr::GRANT_TABLE_OP, args) })
 }
 
 /// How large the table is and may become, in frames.
@@ -63,4 +74,44 @@ pub unsafe fn set_version(xen: &impl Hypercall, version: u32) -> Result<u32, Err
     // SAFETY: GNTTABOP_set_version reads and fills a `gnttab_set_version`; the caller vouches for the table.
     unsafe { one(xen, GNTTABOP_SET_VERSION, &mut op) }?;
     Ok(op.version)
+}
+
+/// Copies bytes between granted pages and the domain's own, each copy within one page at both ends
+/// (`GNTTABOP_copy`). Each tells in `status` how it went (`GNTST_*`).
+///
+/// # Errors
+/// `EFAULT`; single copies may have been done then.
+///
+/// # Safety
+/// Nothing in this domain has references to the bytes that copies into its own frames write to, and none has exclusive
+/// ones to those that are read.
+pub unsafe fn copy(xen: &impl Hypercall, copies: &mut [GnttabCopy]) -> Result<(), Errno> {
+    // SAFETY: GNTTABOP_copy reads and fills `gnttab_copy`s; the caller vouches for the memory they name.
+    unsafe { each(xen, GNTTABOP_COPY, copies) }.map(drop)
+}
+
+/// Maps pages that other domains granted at guest-physical addresses of this one (`GNTTABOP_map_grant_ref`). Each tells in
+/// `status` how it went; `handle` is what [`unmap`] needs.
+///
+/// # Errors
+/// `EFAULT`; single pages may be mapped then.
+///
+/// # Safety
+/// `host_addr` is in room that was reserved for this, see [`GrantRoom`](crate::GrantRoom), and nothing is mapped there.
+pub unsafe fn map(xen: &impl Hypercall, maps: &mut [GnttabMapGrantRef]) -> Result<(), Errno> {
+    // SAFETY: GNTTABOP_map_grant_ref reads and fills `gnttab_map_grant_ref`s; the caller vouches for the room.
+    unsafe { each(xen, GNTTABOP_MAP_GRANT_REF, maps) }.map(drop)
+}
+
+/// Takes mappings away that [`map`] made (`GNTTABOP_unmap_grant_ref`). Each tells in `status` how it went. When the call
+/// returns no processor has an old translation.
+///
+/// # Errors
+/// `EFAULT`; single pages may be unmapped then.
+///
+/// # Safety
+/// Nobody uses the mapped memory any more.
+pub unsafe fn unmap(xen: &impl Hypercall, unmaps: &mut [GnttabUnmapGrantRef]) -> Result<(), Errno> {
+    // SAFETY: GNTTABOP_unmap_grant_ref reads and fills `gnttab_unmap_grant_ref`s; the caller vouches for the memory.
+    unsafe { each(xen, GNTTABOP_UNMAP_GRANT_REF, unmaps) }.map(drop)
 }

@@ -25,7 +25,7 @@ pub mod vcpu;
 pub mod version;
 
 pub use errno::Errno;
-pub use platform::{Hypercall, PageMemory, Platform, Wait};
+pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, Wait};
 pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};
 pub use time::VcpuTime;
 pub use types::{DomId, Gfn, HypercallNr, PAGE_SIZE, Page, VcpuId};

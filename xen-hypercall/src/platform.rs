@@ -54,6 +54,33 @@ pub unsafe trait PageMemory {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>>;
 }
 
+/// Room for pages of other domains: guest-physical addresses, and the kernel's own addresses for them.
+///
+/// Only a domain that uses what others grant needs it: a backend, or one end of a shared ring between guests.
+///
+/// # Implementation safety
+/// The frames of a room hold no memory of the guest (nor a device), and the kernel gives them to nobody else until they
+/// come back by `release_room`. `room_address` answers an address at which the kernel's page tables lead to these frames,
+/// cached as memory is, for as long as the room is reserved; what Xen maps at the frames is then read and written there.
+pub unsafe trait GrantRoom {
+    /// Reserves `count` frames in a row, and answers the first. `None`: no room left, or `count` is zero.
+    ///
+    /// There is nothing at the frames before something is mapped there: they must not be accessed.
+    fn reserve_room(&self, count: usize) -> Option<Gfn>;
+
+    /// Takes room back.
+    ///
+    /// # Safety
+    /// `first` and `count` are of one `reserve_room`; nothing is mapped there any more.
+    unsafe fn release_room(&self, first: Gfn, count: usize);
+
+    /// Where the kernel sees `count` frames of its room from `first` on, in a row. `None`: it cannot show them so.
+    ///
+    /// # Safety
+    /// The frames are of one `reserve_room`, and something is mapped at each.
+    unsafe fn room_address(&self, first: Gfn, count: usize) -> Option<NonNull<Page>>;
+}
+
 /// What time it is, and how a blocking helper passes it.
 pub trait Wait {
     /// Time since an arbitrary start; never goes back.
@@ -97,6 +124,23 @@ unsafe impl<T: PageMemory + ?Sized> PageMemory for &T {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call as to the inner one.
         unsafe { (**self).map_special(gfn, count) }
+    }
+}
+
+// SAFETY: every call is handed to the implementation behind the reference, which keeps the promises.
+unsafe impl<T: GrantRoom + ?Sized> GrantRoom for &T {
+    fn reserve_room(&self, count: usize) -> Option<Gfn> {
+        (**self).reserve_room(count)
+    }
+
+    unsafe fn release_room(&self, first: Gfn, count: usize) {
+        // SAFETY: the caller keeps the same promises to this call as to the inner one.
+        unsafe { (**self).release_room(first, count) }
+    }
+
+    unsafe fn room_address(&self, first: Gfn, count: usize) -> Option<NonNull<Page>> {
+        // SAFETY: the caller keeps the same promises to this call as to the inner one.
+        unsafe { (**self).room_address(first, count) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockXen, TraceOnPanic};
-use xen_hypercall::{DomId, Errno, HypercallNr, sched, version};
+use xen_hypercall::{DomId, Errno, Gfn, GrantRoom, HypercallNr, PageMemory, sched, version};
 
 #[test]
 fn faults_come_as_often_as_asked_and_the_same_in_every_run() {
@@ -73,4 +73,53 @@ fn a_panic_in_an_actor_leaves_the_machine_of_use() {
     assert!(catch_unwind(AssertUnwindSafe(|| xen.step())).is_err());
     assert_eq!(version::version(&xen.domain(DomId(1))), Ok((4, 17)));
     assert!(!xen.step(), "the actor is gone");
+}
+
+#[test]
+fn a_room_holds_other_domains_pages() {
+    let xen = MockXen::new();
+    let (guest, other) = (xen.domain(DomId(1)), xen.domain(DomId(2)));
+    let pages = other.alloc_pages(3).unwrap();
+    // SAFETY: within the three pages.
+    let page = |index: usize| unsafe { pages.add(index) };
+    assert_eq!(guest.reserve_room(0), None);
+    let room = guest.reserve_room(2).unwrap();
+    let frame = |index: u64| Gfn(room.0 + index);
+    assert_eq!((guest.page_at(room), guest.room_in_use()), (None, 2));
+    // SAFETY: pages of a domain stay.
+    let map = |gfn, page| unsafe { guest.map_foreign(gfn, page) };
+    // SAFETY: only asked for, not accessed.
+    let address = |first, count| unsafe { guest.room_address(first, count) };
+    assert!(!map(frame(2), page(0)), "no room of ours");
+    assert!(map(frame(0), page(1)) && !map(frame(0), page(2)), "one page at a time");
+    assert_eq!((address(room, 1), address(room, 2)), (Some(page(1)), None));
+    assert!(map(frame(1), page(2)));
+    assert_eq!(address(room, 2), Some(page(1)), "in a row as they are there");
+    assert!(guest.unmap_foreign(frame(1)) && !guest.unmap_foreign(frame(1)));
+    assert!(map(frame(1), page(0)));
+    assert_eq!((address(room, 2), address(frame(1), 1)), (None, Some(page(0))));
+
+    guest.limit_room(Some(3));
+    assert_eq!(guest.reserve_room(2), None);
+    let second = guest.reserve_room(1).unwrap();
+    assert!(guest.unmap_foreign(frame(0)) && guest.unmap_foreign(frame(1)));
+    // SAFETY: nothing is mapped in either.
+    unsafe {
+        guest.release_room(second, 1);
+        guest.release_room(room, 2);
+    }
+    assert_eq!(guest.room_in_use(), 0);
+}
+
+#[test]
+#[should_panic(expected = "come back")]
+fn a_room_with_something_in_it_does_not_go() {
+    let xen = MockXen::new();
+    let guest = xen.domain(DomId(1));
+    let page = guest.alloc_pages(1).unwrap();
+    let room = guest.reserve_room(1).unwrap();
+    // SAFETY: pages of a domain stay.
+    assert!(unsafe { guest.map_foreign(room, page) });
+    // SAFETY: it is refused, which is what this test is about.
+    unsafe { guest.release_room(room, 1) };
 }

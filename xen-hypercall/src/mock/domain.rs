@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use super::MockXen;
+use super::room::Room;
 use super::vcpu::Vcpu;
 use crate::hvm::HvmParam;
 use crate::sched::ShutdownReason;
@@ -52,6 +53,7 @@ pub(super) struct DomainState {
     shutdown: Option<ShutdownReason>,
     console: Vec<u8>,
     pub(super) vcpus: Vec<Vcpu>,
+    pub(super) room: Room,
 }
 
 impl Default for DomainState {
@@ -67,6 +69,7 @@ impl Default for DomainState {
             shutdown: None,
             console: Vec::new(),
             vcpus: std::vec![Vcpu::first()],
+            room: Room::default(),
         }
     }
 }
@@ -85,7 +88,7 @@ enum Use {
     Freed,
 }
 
-// SAFETY: the pointers are to memory that this state alone allocates and frees.
+// SAFETY: the pointers are to memory that this state, or that of another domain of the machine, allocates and frees.
 unsafe impl Send for DomainState {}
 
 impl Drop for DomainState {

@@ -10,6 +10,7 @@ mod domain;
 mod faults;
 mod handlers;
 mod machine;
+mod room;
 mod vcpu;
 
 pub use dice::{Chance, Dice};
