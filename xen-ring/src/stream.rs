@@ -88,6 +88,19 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         Ok(Self { mem, written, read, broken: None, _layout: PhantomData })
     }
 
+    /// Joins the streams where they are now, as [`new`](Self::new) does. For a peer that has reset the page as its
+    /// protocol allows; that it broke the protocol before is forgotten.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn rejoin(&mut self) -> Result<(), RingError> {
+        let view = self.mem.mem();
+        self.written = view.load_u32(L::OUT_INDICES.1, Ordering::Acquire)?;
+        self.read = view.load_u32(L::IN_INDICES.0, Ordering::Acquire)?;
+        self.broken = None;
+        Ok(())
+    }
+
     /// How many bytes can be read.
     ///
     /// # Errors
