@@ -46,25 +46,32 @@ impl ShutdownWatch {
     /// The request that has arrived, if one has; it is acknowledged. Words that are no request are ignored.
     ///
     /// # Errors
-    /// When xenstore cannot be asked.
+    /// When xenstore cannot be asked. The request, if there is one, is found by the next call.
     pub fn poll<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<Option<Request>, Error> {
         if !xs.fired(&self.0)? {
             return Ok(None);
         }
-        let request = xs.transaction(|transaction| {
-            let request = match transaction.read(NODE) {
-                Ok(b"poweroff") => Request::PowerOff,
-                Ok(b"halt") => Request::Halt,
-                Ok(b"reboot") => Request::Reboot,
-                Ok(b"suspend") => Request::Suspend,
-                Ok(b"crash") => Request::Crash,
-                Ok(_) => return Ok(None),
-                Err(error) if error.is_not_found() => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            transaction.write(NODE, b"")?;
-            Ok(Some(request))
-        })?;
-        Ok(request)
+        let result = take_request(xs);
+        if result.is_err() {
+            xs.watches.mark(self.0);
+        }
+        result
     }
+}
+
+fn take_request<P: Platform + Wait>(xs: &mut Xenstore<'_, P>) -> Result<Option<Request>, Error> {
+    xs.transaction(|transaction| {
+        let request = match transaction.read(NODE) {
+            Ok(b"poweroff") => Request::PowerOff,
+            Ok(b"halt") => Request::Halt,
+            Ok(b"reboot") => Request::Reboot,
+            Ok(b"suspend") => Request::Suspend,
+            Ok(b"crash") => Request::Crash,
+            Ok(_) => return Ok(None),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        transaction.write(NODE, b"")?;
+        Ok(Some(request))
+    })
 }

@@ -17,7 +17,8 @@ pub enum Error {
     Unreachable(Gfn),
     /// The daemon refused an operation.
     Refused(Operation, Refusal),
-    /// The daemon did not answer in time. The connection goes on; a late answer is recognised and dropped.
+    /// The daemon did not answer in time. Whether it did what was asked is not known. The connection goes on; a late
+    /// answer is recognised and dropped.
     TimedOut(Operation),
     /// A path is empty, too long, or has bytes that no path has.
     BadPath,
@@ -27,7 +28,8 @@ pub enum Error {
     NotText,
     /// A value is text, but not of the kind that it should be, such as a number.
     BadValue,
-    /// A transaction clashed with other changes again and again.
+    /// A transaction clashed with other changes again and again, or a very large directory changed while it was
+    /// listed.
     Contended,
     /// All places for watches are taken.
     TooManyWatches,
@@ -35,6 +37,10 @@ pub enum Error {
     Broken(Violation),
     /// The daemon says that it gave the connection up, with this reason (`XENSTORE_ERROR_*`).
     Disconnected(u32),
+    /// The daemon does not offer to make the connection anew.
+    NoReconnect,
+    /// The connection was to be made, or made anew, and the daemon did not do it in time.
+    ReconnectTimedOut,
     /// A device's backend did not come to the state that was waited for; this is the one it was in.
     BackendTimedOut(XenbusState),
     /// A device's backend is closing, closed, or gone.
@@ -88,6 +94,8 @@ impl fmt::Display for Error {
             Self::TooManyWatches => f.write_str("too many watches"),
             Self::Broken(violation) => write!(f, "xenstore broke its protocol: {violation}"),
             Self::Disconnected(reason) => write!(f, "xenstore gave the connection up (error {reason})"),
+            Self::NoReconnect => f.write_str("xenstore does not offer to make the connection anew"),
+            Self::ReconnectTimedOut => f.write_str("xenstore did not make the connection anew in time"),
             Self::BackendTimedOut(state) => write!(f, "the backend stayed {state}"),
             Self::BackendGone(state) => write!(f, "the backend went away ({state})"),
             Self::Hypercall(errno) => write!(f, "xenstore: {errno}"),

@@ -10,15 +10,17 @@ pub mod control;
 mod error;
 #[cfg(feature = "mock")]
 pub mod mock;
+mod nodes;
 mod page;
 mod path;
 mod session;
+mod text;
 mod transaction;
 mod watch;
 pub mod wire;
 pub mod xenbus;
 
-pub use client::{Stats, Xenstore};
+pub use client::{ServerFeatures, Stats, Xenstore};
 pub use error::{Error, Violation};
 pub use path::Path;
 pub use transaction::Transaction;

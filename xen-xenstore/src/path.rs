@@ -16,7 +16,8 @@ pub struct Path {
 }
 
 impl Path {
-    /// A path of the given text: printable ASCII, not empty, without an end in `/` (but `/` itself).
+    /// A path of the given text: ASCII letters and digits and `-/_@`, not empty, without `//`, without an end in `/`
+    /// (but `/` itself). One that does not begin with `/` is below the domain's own directory.
     ///
     /// # Errors
     /// [`Error::BadPath`] when it is none, or longer than 256 bytes.
@@ -54,9 +55,7 @@ pub(crate) fn is_valid(path: &str) -> bool {
     !path.is_empty()
         && (path == "/" || !path.ends_with('/'))
         && !path.contains("//")
-        && path
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte) || b".:+=~ ,".contains(&byte))
+        && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte))
 }
 
 impl Deref for Path {

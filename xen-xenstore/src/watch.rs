@@ -1,10 +1,15 @@
 //! Watches: a fixed number, and however many events come, one mark each.
 
 use core::fmt;
+use core::task::{Context, Poll};
+use core::time::Duration;
 
 use atomic_waker::AtomicWaker;
+use xen_hypercall::{Platform, Wait};
 
-use crate::Path;
+use crate::text::Text;
+use crate::wire::Operation;
+use crate::{Error, Path, Xenstore};
 
 pub(crate) const WATCHES: usize = 32;
 
@@ -41,6 +46,89 @@ impl fmt::Display for Token {
     }
 }
 
+impl<P: Platform + Wait> Xenstore<'_, P> {
+    /// Begins to watch a node and all below it. Every watch fires once at the beginning.
+    ///
+    /// `@introduceDomain` and `@releaseDomain` are watched for domains that come and go; a guest is told only when
+    /// the toolstack permits it.
+    ///
+    /// # Errors
+    /// [`Error::TooManyWatches`], or [`Error::Refused`] when the daemon's quota is used up.
+    pub fn watch(&mut self, path: &str) -> Result<Watch, Error> {
+        let watch = self.watches.add(Path::new(path)?).ok_or(Error::TooManyWatches)?;
+        let token = Text::new(Token(watch))?;
+        match self.ask_path(Operation::WATCH, 0, path, [token.as_bytes(), b"\0"]) {
+            Ok(_) => Ok(watch),
+            Err(error) => {
+                self.watches.remove(watch);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a watch.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the daemon does not know it.
+    pub fn unwatch(&mut self, watch: Watch) -> Result<(), Error> {
+        let token = Text::new(Token(watch))?;
+        let Some(path) = self.watches.remove(watch) else { return Ok(()) };
+        self.ask_path(Operation::UNWATCH, 0, &path, [token.as_bytes(), b"\0"]).map(drop)
+    }
+
+    /// Whether a watch fired since this was asked last, once for any number of events. A watch that is not there any
+    /// more has.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when the connection is of no use any more.
+    pub fn fired(&mut self, watch: &Watch) -> Result<bool, Error> {
+        self.poll()?;
+        Ok(self.watches.take(*watch))
+    }
+
+    /// Waits until a watch fires or a time comes; answers whether it fired.
+    ///
+    /// # Errors
+    /// As [`fired`](Self::fired).
+    pub fn wait_fired(&mut self, watch: &Watch, deadline: Duration) -> Result<bool, Error> {
+        loop {
+            if self.fired(watch)? {
+                return Ok(true);
+            }
+            if self.now() >= deadline {
+                return Ok(false);
+            }
+            self.events.wait(Some(deadline));
+        }
+    }
+
+    /// Ready when a watch fired; otherwise wakes the task then.
+    ///
+    /// # Errors
+    /// As [`fired`](Self::fired).
+    pub fn poll_fired(&mut self, watch: &Watch, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.watches.register(*watch, cx.waker());
+        loop {
+            if self.fired(watch)? {
+                return Poll::Ready(Ok(()));
+            }
+            if self.channel().poll_event(cx).is_pending() {
+                return if self.fired(watch)? { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+        }
+    }
+
+    /// Sets all watches again, at a daemon that knows none of them.
+    pub(crate) fn watch_again(&mut self) -> Result<(), Error> {
+        for slot in 0..WATCHES {
+            let Some((watch, path)) = self.watches.at(slot) else { continue };
+            let token = Text::new(Token(watch))?;
+            self.ask_path(Operation::WATCH, 0, &path, [token.as_bytes(), b"\0"])?;
+        }
+        Ok(())
+    }
+}
+
 impl Watches {
     pub(crate) fn new() -> Self {
         Self { slots: core::array::from_fn(|_| Slot::default()), generation: 0 }
@@ -58,6 +146,12 @@ impl Watches {
         self.slots
             .get_mut(watch.slot)
             .filter(|slot| slot.path.is_some() && slot.generation == watch.generation)
+    }
+
+    /// The watch in a place.
+    pub(crate) fn at(&self, slot: usize) -> Option<(Watch, Path)> {
+        let place = self.slots.get(slot)?;
+        Some((Watch { slot, generation: place.generation }, place.path?))
     }
 
     /// Gives a place back; answers the path that was watched.
@@ -82,6 +176,13 @@ impl Watches {
     /// Whether a watch fired since it was asked for last. A watch that is gone has.
     pub(crate) fn take(&mut self, watch: Watch) -> bool {
         self.get(watch).is_none_or(|slot| core::mem::take(&mut slot.fired))
+    }
+
+    /// Lets a watch be as if it had fired: whoever took the mark could not act on it.
+    pub(crate) fn mark(&mut self, watch: Watch) {
+        if let Some(slot) = self.get(watch) {
+            slot.fired = true;
+        }
     }
 
     pub(crate) fn register(&mut self, watch: Watch, waker: &core::task::Waker) {

@@ -96,6 +96,14 @@ operations! {
     RESET_WATCHES = 21;
     /// A part of the names in a directory.
     DIRECTORY_PART = 22;
+    /// What the daemon, or a domain of it, can do; for the toolstack.
+    GET_FEATURE = 38;
+    /// For the toolstack.
+    SET_FEATURE = 39;
+    /// How much a domain may use; for the toolstack.
+    GET_QUOTA = 40;
+    /// For the toolstack.
+    SET_QUOTA = 41;
 }
 
 impl fmt::Debug for Operation {
@@ -140,11 +148,13 @@ pub enum Refusal {
     TooBig,
     /// Not permitted to this domain.
     NotPermitted,
+    /// A quota is used up, as the daemon in OCaml says it.
+    Quota,
     /// A name that this protocol's list does not have.
     Other,
 }
 
-const REFUSALS: [(&str, Refusal); 16] = [
+const REFUSALS: [(&str, Refusal); 17] = [
     ("EINVAL", Refusal::Invalid),
     ("EACCES", Refusal::AccessDenied),
     ("EEXIST", Refusal::Exists),
@@ -161,6 +171,7 @@ const REFUSALS: [(&str, Refusal); 16] = [
     ("EISCONN", Refusal::Connected),
     ("E2BIG", Refusal::TooBig),
     ("EPERM", Refusal::NotPermitted),
+    ("EQUOTA", Refusal::Quota),
 ];
 
 impl Refusal {

@@ -10,12 +10,19 @@ use std::vec::Vec;
 
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{DomId, PAGE_SIZE, Page};
-use xen_ring::{Backing, ByteRing, Reversed, SharedMem, XenstoreLayout};
+use xen_ring::{Backing, ByteRing, Reversed, RingError, SharedMem, XenstoreLayout};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Tamper;
-use super::tree::Changes;
-use crate::wire::{HEADER_SIZE, Header, Operation};
+use super::changes::Changes;
+use super::tree::Change;
+use crate::ServerFeatures;
+use crate::wire::{HEADER_SIZE, Header, Operation, PAYLOAD_MAX};
+
+/// Why a connection was given up (`XENSTORE_ERROR_*`).
+const ERROR_COMMUNICATION: u32 = 1;
+const ERROR_INDICES: u32 = 2;
+const ERROR_PROTOCOL: u32 = 3;
 
 pub(super) struct Connection {
     guest: MockDomain,
@@ -26,9 +33,21 @@ pub(super) struct Connection {
     received: Vec<u8>,
     outgoing: VecDeque<(Header, Vec<u8>)>,
     sending: Vec<u8>,
-    pub(super) watches: Vec<(String, String)>,
+    /// Answers that wait for the guest's next question.
+    held: Vec<(Header, Vec<u8>)>,
+    pub(super) watches: Vec<Watch>,
     pub(super) transactions: BTreeMap<u32, Changes>,
     pub(super) last_transaction: u32,
+    /// It broke the protocol, or we gave it up: nothing is served any more.
+    dead: bool,
+    /// There is something to look at in the ring.
+    pub(super) looks: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Watch {
+    pub(super) path: String,
+    pub(super) token: String,
 }
 
 struct GuestPage(NonNull<Page>);
@@ -48,7 +67,7 @@ impl Backing for GuestPage {
 
 impl Connection {
     pub(super) fn new(guest: &MockDomain, page: NonNull<Page>, dom0: MockDomain, port: u32) -> Self {
-        Self {
+        let mut connection = Self {
             guest: guest.clone(),
             dom0,
             port,
@@ -57,10 +76,15 @@ impl Connection {
             received: Vec::new(),
             outgoing: VecDeque::new(),
             sending: Vec::new(),
+            held: Vec::new(),
             watches: Vec::new(),
             transactions: BTreeMap::new(),
             last_transaction: 0,
-        }
+            dead: false,
+            looks: false,
+        };
+        connection.offer(ServerFeatures::RECONNECTION | ServerFeatures::ERROR);
+        connection
     }
 
     pub(super) fn id(&self) -> DomId {
@@ -76,27 +100,114 @@ impl Connection {
         written.expect("an aligned offset in the page");
     }
 
-    /// The next whole message of the guest's.
-    pub(super) fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
+    fn peek(&self, offset: usize) -> u32 {
+        GuestPage(self.page).mem().load_u32(offset, Ordering::Acquire).expect("an offset in the page")
+    }
+
+    pub(super) fn offer(&mut self, features: ServerFeatures) {
+        self.poke(XenstoreLayout::SERVER_FEATURES, features.bits());
+    }
+
+    fn offers(&self, feature: ServerFeatures) -> bool {
+        ServerFeatures::from_bits_retain(self.peek(XenstoreLayout::SERVER_FEATURES)).contains(feature)
+    }
+
+    /// Whether the guest sent an event since the last look.
+    pub(super) fn take_event(&self) -> bool {
+        let Some(shared) = self.dom0.shared_info() else { return false };
+        let bit = 1 << (self.port % 64);
+        let word = shared.evtchn_pending(self.port as usize / 64);
+        word.is_some_and(|word| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
+    }
+
+    /// Does what a guest that wants a new connection gets; answers whether it wanted one.
+    pub(super) fn reconnect(&mut self) -> bool {
+        if !self.offers(ServerFeatures::RECONNECTION) || self.peek(XenstoreLayout::CONNECTION) != 1 {
+            return false;
+        }
+        self.forget();
+        for offset in [2048, 2052, 2056, 2060, XenstoreLayout::ERROR] {
+            self.poke(offset, 0);
+        }
+        self.ring.rejoin().expect("a page is large enough");
+        self.dead = false;
+        self.poke(XenstoreLayout::CONNECTION, 0);
+        self.notify();
+        true
+    }
+
+    /// Gives the guest up.
+    pub(super) fn give_up(&mut self, error: u32) {
+        self.forget();
+        self.dead = true;
+        if self.offers(ServerFeatures::ERROR) {
+            self.poke(XenstoreLayout::ERROR, error);
+        }
+        self.notify();
+    }
+
+    pub(super) fn lose(&mut self) {
+        self.give_up(ERROR_COMMUNICATION);
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    fn forget(&mut self) {
+        self.received.clear();
+        self.outgoing.clear();
+        self.sending.clear();
+        self.held.clear();
+        self.watches.clear();
+        self.transactions.clear();
+    }
+
+    /// The next whole message of the guest's. A guest that breaks the protocol is given up.
+    pub(super) fn receive(&mut self, at_most: usize) -> Option<(Header, Vec<u8>)> {
         let mut buf = [0; 1024];
-        while let Ok(count @ 1..) = self.ring.read(&mut buf) {
-            self.received.extend_from_slice(&buf[..count]);
-            self.notify();
+        let room = at_most.min(buf.len());
+        match self.ring.read(&mut buf[..room]) {
+            Ok(0) => {}
+            Ok(count) => {
+                self.received.extend_from_slice(&buf[..count]);
+                self.notify();
+            }
+            Err(RingError::Broken(_)) => self.give_up(ERROR_INDICES),
+            Err(error) => panic!("{error}"),
         }
         let (header, rest) = Header::read_from_prefix(&self.received).ok()?;
+        if header.len as usize > PAYLOAD_MAX {
+            self.give_up(ERROR_PROTOCOL);
+            return None;
+        }
         let payload = rest.get(..header.len as usize)?.to_vec();
         self.received.drain(..HEADER_SIZE + payload.len());
         Some((header, payload))
+    }
+
+    /// Whether something that was sent is not taken out of the ring yet.
+    pub(super) fn has_input(&mut self) -> bool {
+        self.ring.readable().is_ok_and(|count| count > 0)
     }
 
     pub(super) fn answer(&mut self, header: Header, payload: Vec<u8>) {
         self.outgoing.push_back((header, payload));
     }
 
-    /// Moves what fits into the ring.
-    pub(super) fn transmit(&mut self, mut tamper: Option<&mut Tamper>) -> bool {
+    pub(super) fn hold(&mut self, header: Header, payload: Vec<u8>) {
+        self.held.push((header, payload));
+    }
+
+    /// Lets the answers go that were held back.
+    pub(super) fn release(&mut self) {
+        self.outgoing.extend(self.held.drain(..));
+    }
+
+    /// Moves what fits into the ring, at most so many bytes.
+    pub(super) fn transmit(&mut self, mut tamper: Option<&mut Tamper>, mut at_most: usize) -> bool {
         let mut progress = false;
-        loop {
+        while at_most > 0 {
             if self.sending.is_empty() {
                 let Some((mut header, mut payload)) = self.outgoing.pop_front() else { break };
                 header.len = payload.len() as u32;
@@ -105,10 +216,15 @@ impl Connection {
                 }
                 self.sending = [header.as_bytes(), &payload].concat();
             }
-            let count = self.ring.write(&self.sending).unwrap_or(0);
+            let piece = &self.sending[..self.sending.len().min(at_most)];
+            let Ok(count) = self.ring.write(piece) else {
+                self.give_up(ERROR_INDICES);
+                return true;
+            };
             self.sending.drain(..count);
+            at_most -= count;
             progress |= count > 0;
-            if !self.sending.is_empty() {
+            if count == 0 {
                 break;
             }
         }
@@ -118,37 +234,44 @@ impl Connection {
         progress
     }
 
-    /// Fires the watches at, above and below `path`.
-    pub(super) fn tell(&mut self, path: &str) {
-        let home = self.home() + "/";
-        let concerned = self.watches.iter().filter(|(watched, _)| {
-            let watched = absolute(&home, watched);
-            let is_below = |path: &str, of: &str| path == of || path.starts_with(&format!("{of}/"));
-            is_below(path, &watched) || is_below(&watched, path)
-        });
-        let events: Vec<(String, String)> = concerned
-            .map(|(watched, token)| {
-                let full = absolute(&home, watched);
-                let changed = if path.len() < full.len() { full } else { path.to_string() };
-                let shown = if watched.starts_with('/') { changed } else { changed.replacen(&home, "", 1) };
-                (shown, token.clone())
-            })
-            .collect();
-        for (shown, token) in events {
-            self.watch_event(&shown, &token);
+    /// The events that a change makes for this guest.
+    pub(super) fn events_of(&self, change: &Change) -> Vec<Watch> {
+        if !change.is_visible_to(self.id()) {
+            return Vec::new();
         }
+        let home = self.home() + "/";
+        let concerned = self.watches.iter().filter(|watch| {
+            let watched = absolute(&home, &watch.path);
+            let below = if watched == "/" { watched.clone() } else { format!("{watched}/") };
+            // Who watches something above an implied change was told of what implied it.
+            change.path == watched || (!change.implied && change.path.starts_with(&below))
+        });
+        concerned
+            .map(|watch| {
+                let relative = !watch.path.starts_with(['/', '@']);
+                let path = change.path.strip_prefix(&home).filter(|_| relative).unwrap_or(&change.path);
+                Watch { path: path.to_string(), token: watch.token.clone() }
+            })
+            .collect()
     }
 
-    pub(super) fn watch_event(&mut self, path: &str, token: &str) {
+    pub(super) fn watch_event(&mut self, Watch { path, token }: &Watch) {
         let header = Header { kind: Operation::WATCH_EVENT.0, request_id: 0, transaction_id: 0, len: 0 };
+        let id = self.id();
+        self.guest.xen().trace(|| format!("xenstored to {id}: event {path} ({token})"));
         self.answer(header, format!("{path}\0{token}\0").into_bytes());
     }
 
+    pub(super) fn trace(&self, line: impl FnOnce() -> String) {
+        self.guest.xen().trace(line);
+    }
+
     fn notify(&self) {
-        xen_hypercall::event::send(&self.dom0, self.port).expect("the daemon's port");
+        // Fails when the guest has closed its end, which is its own affair.
+        let _ = xen_hypercall::event::send(&self.dom0, self.port);
     }
 }
 
 fn absolute(home: &str, path: &str) -> String {
-    if path.starts_with('/') || path.starts_with('@') { path.into() } else { format!("{home}{path}") }
+    if path.starts_with(['/', '@']) { path.into() } else { format!("{home}{path}") }
 }

@@ -21,7 +21,9 @@
 //! assert_eq!(store.read("/local/domain/1/data/greeting").as_deref(), Some("hello"));
 //! ```
 
+mod changes;
 mod connection;
+mod faults;
 mod requests;
 mod tree;
 
@@ -32,18 +34,43 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use xen_hypercall::hvm::HvmParam;
-use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn};
+use xen_hypercall::mock::{Dice, MockDomain, MockXen};
+use xen_hypercall::{DomId, Gfn, SharedInfo};
 
+use crate::ServerFeatures;
 use crate::wire::Header;
 use connection::Connection;
-use tree::Tree;
+pub use faults::Faults;
+use faults::Trouble;
+use tree::{Change, Permissions, Tree};
 
 /// Where the toolstack puts a guest's xenstore page.
 const STORE_GFN: Gfn = Gfn(0xF_EFFE);
 
 /// Changes a message on its way to a guest, or what its header says of it.
 type Tamper = Box<dyn FnMut(&mut Header, &mut Vec<u8>) + Send>;
+
+/// How much a guest may have. The default is what the C daemon allows; what is over is refused with its errors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Nodes that it owns (`ENOSPC`).
+    pub nodes: usize,
+    /// Bytes of a node, with its name (`ENOSPC`).
+    pub node_size: usize,
+    /// Entries in a node's permissions (`ENOSPC`).
+    pub permissions: usize,
+    /// Watches (`E2BIG`).
+    pub watches: usize,
+    /// Transactions at the same time (`ENOSPC`).
+    pub transactions: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { nodes: 1000, node_size: 2048, permissions: 5, watches: 128, transactions: 10 }
+    }
+}
 
 /// The daemon. Clones are handles to the same one.
 #[derive(Clone)]
@@ -54,8 +81,11 @@ struct State {
     tree: Tree,
     connections: Vec<Connection>,
     tamper: Option<Tamper>,
+    trouble: Trouble,
     clashes: usize,
     stalled: bool,
+    /// Bytes that are moved in a step, each way.
+    pace: Option<usize>,
 }
 
 impl std::fmt::Debug for MockXenstored {
@@ -77,7 +107,7 @@ impl MockXenstored {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a guest its connection and its directory, as the toolstack does.
+    /// Gives a guest its connection and its directory, as the toolstack does (`@introduceDomain`).
     ///
     /// # Panics
     /// When the guest is connected already.
@@ -85,6 +115,9 @@ impl MockXenstored {
         let id = guest.id();
         let page = guest.special_page(STORE_GFN);
         let dom0 = guest.xen().domain(DomId(0));
+        if dom0.shared_info().is_none() {
+            SharedInfo::map(&dom0).expect("shared_info of domain 0");
+        }
         let local = xen_hypercall::event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
         let port = xen_hypercall::event::bind_interdomain(&dom0, id, local).expect("a port for the daemon");
         guest.set_hvm_param(HvmParam::STORE_PFN, STORE_GFN.0);
@@ -104,14 +137,34 @@ impl MockXenstored {
             self.write(&format!("{home}{name}"), value);
             self.set_permissions(&format!("{home}{name}"), &permissions);
         }
-        self.state().connections.push(Connection::new(guest, page, dom0, port));
+        let mut state = self.state();
+        state.connections.push(Connection::new(guest, page, dom0, port));
+        state.tell_special("@introduceDomain");
+    }
+
+    /// Ends a guest's connection, as when its domain is gone (`@releaseDomain`). Its nodes stay.
+    pub fn disconnect(&self, guest: DomId) {
+        let mut state = self.state();
+        state.connections.retain(|connection| connection.id() != guest);
+        state.tell_special("@releaseDomain");
     }
 
     /// Sets a node's value, making the nodes above it.
+    ///
+    /// # Panics
+    /// When the path is none.
     pub fn write(&self, path: &str, value: &str) {
+        self.write_bytes(path, value.as_bytes());
+    }
+
+    /// [`write`](Self::write) for a value that is not text.
+    ///
+    /// # Panics
+    /// When the path is none.
+    pub fn write_bytes(&self, path: &str, value: &[u8]) {
         let mut state = self.state();
-        state.tree.write(path, value.as_bytes(), DomId(0));
-        state.tell(path);
+        let changes = state.tree.write(path, value, DomId(0)).expect("an absolute path");
+        state.tell(&changes);
     }
 
     /// A node's value; what is not text is shown with replacement characters.
@@ -127,8 +180,8 @@ impl MockXenstored {
     /// Removes a node and all below it.
     pub fn remove(&self, path: &str) {
         let mut state = self.state();
-        state.tree.remove(path);
-        state.tell(path);
+        let changes = state.tree.remove(path);
+        state.tell(&changes);
     }
 
     /// The names right below a path.
@@ -136,9 +189,35 @@ impl MockXenstored {
         self.state().tree.children(path)
     }
 
-    /// Says who may do what with a node: `"n1\0r0"`.
+    /// Every path that there is, in order.
+    pub fn paths(&self) -> Vec<String> {
+        self.state().tree.paths().map(ToString::to_string).collect()
+    }
+
+    /// Says who may do what with a node: `"n1\0r0"`. Nothing happens when the node does not exist, or this is no
+    /// such list.
     pub fn set_permissions(&self, path: &str, list: &str) {
-        self.state().tree.set_permissions(path, list);
+        let mut state = self.state();
+        if let Some(permissions) = Permissions::parse(list)
+            && let Ok(changes) = state.tree.set_permissions(path, permissions, DomId(0))
+        {
+            state.tell(&changes);
+        }
+    }
+
+    /// Who may do what with a node, as [`set_permissions`](Self::set_permissions) takes it.
+    pub fn permissions(&self, path: &str) -> Option<String> {
+        self.state().tree.get(path).map(|node| node.permissions.to_string())
+    }
+
+    /// How much each guest may have from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.state().tree.limits = limits;
+    }
+
+    /// What goes wrong from now on, and when: the same every time for the same dice.
+    pub fn set_faults(&self, dice: Dice, faults: Faults) {
+        self.state().trouble = Trouble { dice, faults };
     }
 
     /// Lets the next `times` transactions clash, whatever they are.
@@ -151,6 +230,11 @@ impl MockXenstored {
         self.state().stalled = stalled;
     }
 
+    /// A daemon that is slow: moves so many bytes to and from each guest in a step; none: as many as it can.
+    pub fn set_pace(&self, bytes: Option<usize>) {
+        self.state().pace = bytes;
+    }
+
     /// A daemon that lies: every message to a guest passes through `tamper` first; none: no more.
     pub fn tamper(&self, tamper: Option<impl FnMut(&mut Header, &mut Vec<u8>) + Send + 'static>) {
         self.state().tamper = tamper.map(|hook| Box::new(hook) as Tamper);
@@ -161,9 +245,45 @@ impl MockXenstored {
     /// # Panics
     /// When the guest is not connected, or the offset is not in the page.
     pub fn poke(&self, guest: DomId, offset: usize, value: u32) {
+        self.with(guest, |connection| connection.poke(offset, value));
+    }
+
+    /// What the daemon says to a guest that it can do; at first [`RECONNECTION`](ServerFeatures::RECONNECTION) and
+    /// [`ERROR`](ServerFeatures::ERROR).
+    ///
+    /// # Panics
+    /// When the guest is not connected.
+    pub fn offer(&self, guest: DomId, features: ServerFeatures) {
+        self.with(guest, |connection| connection.offer(features));
+    }
+
+    /// Gives a guest's connection up for a reason (`XENSTORE_ERROR_*`), until it asks for a new one.
+    ///
+    /// # Panics
+    /// When the guest is not connected.
+    pub fn give_up(&self, guest: DomId, reason: u32) {
+        self.with(guest, |connection| connection.give_up(reason));
+    }
+
+    /// How many watches a guest has set.
+    ///
+    /// # Panics
+    /// When the guest is not connected.
+    pub fn watches(&self, guest: DomId) -> usize {
+        self.with(guest, |connection| connection.watches.len())
+    }
+
+    /// How many transactions of a guest are under way.
+    ///
+    /// # Panics
+    /// When the guest is not connected.
+    pub fn transactions(&self, guest: DomId) -> usize {
+        self.with(guest, |connection| connection.transactions.len())
+    }
+
+    fn with<R>(&self, guest: DomId, f: impl FnOnce(&mut Connection) -> R) -> R {
         let mut state = self.state();
-        let connection = state.connections.iter_mut().find(|c| c.id() == guest).expect("a connected guest");
-        connection.poke(offset, value);
+        f(state.connections.iter_mut().find(|c| c.id() == guest).expect("a connected guest"))
     }
 }
 
@@ -173,21 +293,55 @@ impl State {
             return false;
         }
         let mut progress = false;
+        let pace = self.pace.unwrap_or(usize::MAX);
         for index in 0..self.connections.len() {
-            while let Some((header, payload)) = self.connections[index].receive() {
+            let connection = &mut self.connections[index];
+            // Only an event makes it look at the ring: a guest that forgets one waits here as it would on Xen.
+            if connection.take_event() {
+                connection.looks = true;
+            }
+            if !connection.looks {
+                let Self { connections, tamper, .. } = self;
+                progress |= connections[index].transmit(tamper.as_mut(), pace);
+                continue;
+            }
+            progress |= connection.reconnect();
+            while !self.connections[index].is_dead() {
+                let Some((header, payload)) = self.connections[index].receive(pace) else { break };
                 progress = true;
                 self.handle(index, header, &payload);
+                if self.pace.is_some() {
+                    break;
+                }
             }
             let Self { connections, tamper, .. } = self;
-            progress |= connections[index].transmit(tamper.as_mut());
+            let connection = &mut connections[index];
+            connection.looks = connection.has_input() && !connection.is_dead();
+            progress |= connection.looks;
+            progress |= connection.transmit(tamper.as_mut(), pace);
         }
         progress
     }
 
-    /// Fires the watches that a change at `path` concerns.
-    fn tell(&mut self, path: &str) {
-        for connection in &mut self.connections {
-            connection.tell(path);
+    /// Fires the watches that changes concern.
+    fn tell(&mut self, changes: &[Change]) {
+        let Self { connections, trouble, .. } = self;
+        for change in changes {
+            for connection in connections.iter_mut().filter(|connection| !connection.is_dead()) {
+                for event in connection.events_of(change) {
+                    if trouble.hits(|f| f.doubled_event) {
+                        connection.watch_event(&event);
+                    }
+                    connection.watch_event(&event);
+                }
+            }
+        }
+    }
+
+    /// A domain came or went.
+    fn tell_special(&mut self, name: &str) {
+        if let Some(change) = self.tree.special(name) {
+            self.tell(&[change]);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The tree, its permissions, and transactions on it.
+//! The nodes, who may do what with them, and how much a domain may have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::format;
 use std::string::{String, ToString};
 use std::vec;
@@ -8,34 +8,93 @@ use std::vec::Vec;
 
 use xen_hypercall::DomId;
 
+use super::Limits;
 use crate::wire::Refusal;
 
-#[derive(Clone, Default)]
+const ROOT: &str = "/";
+
+/// Who may do what with a node: the owner with what all others may do, then exceptions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Permissions(Vec<(char, u16)>);
+
+#[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) value: Vec<u8>,
-    /// Owner with what others may do, then exceptions.
-    permissions: Vec<(char, u16)>,
-    generation: u64,
+    pub(super) permissions: Permissions,
+    /// Of the last change to the value, the permissions, or the list of children.
+    pub(super) generation: u64,
 }
 
-#[derive(Clone, Default)]
+/// One node that has changed, for those who watch. When one is removed, each that was below it has a change of its
+/// own.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub(super) path: String,
+    /// It went because one above it was removed, or came because one below it was written: only those who watch
+    /// just this node have not been told by the other change.
+    pub(super) implied: bool,
+    /// Who could see it, before and after.
+    permissions: Vec<Permissions>,
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Tree {
     nodes: BTreeMap<String, Node>,
     generation: u64,
+    pub(super) limits: Limits,
 }
 
-/// What a transaction has seen and done.
-pub(super) struct Changes {
-    /// The tree as this transaction sees it.
-    pub(super) tree: Tree,
-    pub(super) base: Tree,
-    pub(super) touched: BTreeSet<String>,
-    pub(super) written: Vec<String>,
+pub(super) fn parent(path: &str) -> Option<&str> {
+    let (above, _) = path.rsplit_once('/').filter(|_| path != ROOT)?;
+    Some(if above.is_empty() { ROOT } else { above })
 }
 
-fn parent(path: &str) -> Option<&str> {
-    let (above, _) = path.rsplit_once('/').filter(|_| path != "/")?;
-    Some(if above.is_empty() { "/" } else { above })
+impl Permissions {
+    pub(super) fn parse(list: &str) -> Option<Self> {
+        let entries = list.split('\0').filter(|entry| !entry.is_empty());
+        let parsed: Option<Vec<(char, u16)>> = entries
+            .map(|entry| {
+                let letter = entry.chars().next().filter(|letter| "nrwb".contains(*letter))?;
+                Some((letter, entry.get(1..)?.parse().ok()?))
+            })
+            .collect();
+        parsed.filter(|list| !list.is_empty()).map(Self)
+    }
+
+    fn owner(&self) -> u16 {
+        self.0.first().map_or(0, |(_, owner)| *owner)
+    }
+
+    pub(super) fn allow(&self, domain: DomId, what: char) -> bool {
+        let Some((others, owner)) = self.0.first() else { return domain == DomId(0) };
+        let exception = self.0.iter().skip(1).find(|(_, id)| *id == domain.0);
+        let letter = exception.map_or(*others, |(letter, _)| *letter);
+        domain == DomId(0) || *owner == domain.0 || letter == 'b' || letter == what
+    }
+}
+
+impl std::fmt::Display for Permissions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|(letter, id)| write!(f, "{letter}{id}\0"))
+    }
+}
+
+impl Change {
+    /// Whether a domain may know of it.
+    pub(super) fn is_visible_to(&self, domain: DomId) -> bool {
+        self.permissions.iter().any(|permissions| permissions.allow(domain, 'r'))
+    }
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        let mut tree = Self { nodes: BTreeMap::new(), generation: 0, limits: Limits::default() };
+        for path in [ROOT, "@introduceDomain", "@releaseDomain"] {
+            let permissions = Permissions(vec![('n', 0)]);
+            tree.nodes.insert(path.to_string(), Node { value: Vec::new(), permissions, generation: 0 });
+        }
+        tree
+    }
 }
 
 impl Tree {
@@ -43,103 +102,167 @@ impl Tree {
         self.nodes.get(path)
     }
 
-    /// Whether `domain` may do this (`'r'` or `'w'`) with the node, or with what is nearest above a missing one.
-    pub(super) fn allows(&self, path: &str, domain: DomId, what: char) -> bool {
+    /// Checks that `domain` may do this (`'r'` or `'w'`) with the node, or with what is nearest above a missing one.
+    pub(super) fn check(&self, path: &str, domain: DomId, what: char) -> Result<(), Refusal> {
         let mut at = Some(path);
-        let node = loop {
-            match at {
-                None => return domain == DomId(0),
-                Some(path) => match self.nodes.get(path) {
-                    Some(node) => break node,
-                    None => at = parent(path),
-                },
+        while let Some(path) = at {
+            if let Some(node) = self.nodes.get(path) {
+                return if node.permissions.allow(domain, what) {
+                    Ok(())
+                } else {
+                    Err(Refusal::AccessDenied)
+                };
             }
-        };
-        let Some((others, owner)) = node.permissions.first() else { return domain == DomId(0) };
-        let exception = node.permissions.iter().skip(1).find(|(_, id)| *id == domain.0);
-        let letter = exception.map_or(*others, |(letter, _)| *letter);
-        domain == DomId(0) || *owner == domain.0 || letter == 'b' || letter == what
-    }
-
-    pub(super) fn write(&mut self, path: &str, value: &[u8], by: DomId) {
-        if let Some(above) = parent(path)
-            && !self.nodes.contains_key(above)
-        {
-            self.write(above, b"", by);
+            at = parent(path);
         }
-        let inherited =
-            parent(path).and_then(|above| self.nodes.get(above)).map(|node| node.permissions.clone());
-        self.generation += 1;
-        let generation = self.generation;
-        let node = self.nodes.entry(path.to_string()).or_insert_with(|| {
-            let mut permissions = inherited.unwrap_or_else(|| vec![('n', 0)]);
-            if let Some(owner) = permissions.first_mut().filter(|_| by != DomId(0)) {
-                owner.1 = by.0;
-            }
-            Node { permissions, ..Node::default() }
-        });
-        node.value = value.to_vec();
-        node.generation = generation;
+        // Special names have nothing above them.
+        Err(Refusal::NotFound)
     }
 
-    /// Answers whether it was there.
-    pub(super) fn remove(&mut self, path: &str) -> bool {
-        self.generation += 1;
+    /// Sets a value, with all the nodes that this needs; answers what has changed.
+    pub(super) fn write(&mut self, path: &str, value: &[u8], by: DomId) -> Result<Vec<Change>, Refusal> {
+        self.check_size(path, value.len(), by)?;
+        let mut changes = self.make(path, by)?;
+        if let Some(node) = self.nodes.get_mut(path) {
+            node.value = value.to_vec();
+        }
+        self.touch(path);
+        let node = self.change(path);
+        changes.retain(|change| change.path != path);
+        changes.push(node);
+        Ok(changes)
+    }
+
+    /// Makes a node unless it exists.
+    pub(super) fn make(&mut self, path: &str, by: DomId) -> Result<Vec<Change>, Refusal> {
+        if self.nodes.contains_key(path) {
+            return Ok(Vec::new());
+        }
+        let above = parent(path).ok_or(Refusal::Invalid)?;
+        let mut changes = self.make(above, by)?;
+        for change in &mut changes {
+            change.implied = true;
+        }
+        if by != DomId(0) {
+            let owned = self.nodes.values().filter(|node| node.permissions.owner() == by.0).count();
+            if owned >= self.limits.nodes {
+                return Err(Refusal::NoSpace);
+            }
+        }
+        self.check_size(path, 0, by)?;
+        let inherited = self.nodes.get(above).map(|node| node.permissions.clone());
+        let mut permissions = inherited.unwrap_or_else(|| Permissions(vec![('n', 0)]));
+        if let Some(owner) = permissions.0.first_mut().filter(|_| by != DomId(0)) {
+            owner.1 = by.0;
+        }
+        self.nodes.insert(path.to_string(), Node { value: Vec::new(), permissions, generation: 0 });
+        self.touch(path);
+        self.touch(above);
+        changes.push(self.change(path));
+        Ok(changes)
+    }
+
+    /// Removes a node with all below it. Nothing changes when it does not exist.
+    pub(super) fn remove(&mut self, path: &str) -> Vec<Change> {
+        if path == ROOT || !self.nodes.contains_key(path) {
+            return Vec::new();
+        }
         let below = format!("{path}/");
-        let before = self.nodes.len();
-        self.nodes.retain(|name, _| name != path && !name.starts_with(&below));
-        self.nodes.len() != before
+        let gone: Vec<String> = self
+            .nodes
+            .range(below.clone()..)
+            .map(|(name, _)| name.clone())
+            .take_while(|n| n.starts_with(&below))
+            .collect();
+        let mut changes = Vec::new();
+        for (path, implied) in
+            core::iter::once((path.to_string(), false)).chain(gone.into_iter().map(|path| (path, true)))
+        {
+            let change = self.change(&path);
+            self.nodes.remove(&path);
+            changes.push(Change { implied, ..change });
+        }
+        if let Some(above) = parent(path) {
+            self.touch(above);
+        }
+        changes
+    }
+
+    pub(super) fn set_permissions(
+        &mut self,
+        path: &str,
+        permissions: Permissions,
+        by: DomId,
+    ) -> Result<Vec<Change>, Refusal> {
+        let before = self.change(path);
+        let limit = self.limits.permissions;
+        let node = self.nodes.get_mut(path).ok_or(Refusal::NotFound)?;
+        if by != DomId(0) {
+            if node.permissions.owner() != by.0 {
+                return Err(Refusal::AccessDenied);
+            }
+            // A guest cannot give its nodes away.
+            if permissions.owner() != by.0 {
+                return Err(Refusal::NotPermitted);
+            }
+            if permissions.0.len() > limit {
+                return Err(Refusal::NoSpace);
+            }
+        }
+        node.permissions = permissions;
+        self.touch(path);
+        let mut change = self.change(path);
+        change.permissions.extend(before.permissions);
+        Ok(vec![change])
     }
 
     pub(super) fn children(&self, path: &str) -> Vec<String> {
-        let below = if path == "/" { "/".into() } else { format!("{path}/") };
-        let names = self.nodes.keys().filter_map(|name| name.strip_prefix(&below));
+        let below = if path == ROOT { ROOT.to_string() } else { format!("{path}/") };
+        let within = self.nodes.range(below.clone()..).take_while(|(name, _)| name.starts_with(&below));
+        let names = within.filter_map(|(name, _)| name.strip_prefix(&below));
         names.filter(|name| !name.is_empty() && !name.contains('/')).map(ToString::to_string).collect()
     }
 
-    pub(super) fn set_permissions(&mut self, path: &str, list: &str) -> bool {
-        let entries = list.split('\0').filter(|entry| !entry.is_empty());
-        let parsed: Option<Vec<(char, u16)>> =
-            entries.map(|entry| Some((entry.chars().next()?, entry.get(1..)?.parse().ok()?))).collect();
-        match (parsed, self.nodes.get_mut(path)) {
-            (Some(permissions), Some(node)) if !permissions.is_empty() => {
-                node.permissions = permissions;
-                true
-            }
-            _ => false,
+    /// Every path, in order.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str).filter(|path| path.starts_with('/'))
+    }
+
+    /// What happened, as those see it who watch a special name.
+    pub(super) fn special(&self, name: &str) -> Option<Change> {
+        self.nodes.contains_key(name).then(|| self.change(name))
+    }
+
+    /// Takes a node over from another tree, as it is there; answers what changed.
+    pub(super) fn adopt(&mut self, path: &str, node: &Node) -> Vec<Change> {
+        let mut changes = self.make(path, DomId(0)).unwrap_or_default();
+        changes.retain(|change| change.path != path);
+        let before = self.change(path);
+        self.nodes.insert(path.to_string(), node.clone());
+        self.touch(path);
+        let mut change = self.change(path);
+        change.permissions.extend(before.permissions);
+        changes.push(change);
+        changes
+    }
+
+    fn touch(&mut self, path: &str) {
+        self.generation += 1;
+        if let Some(node) = self.nodes.get_mut(path) {
+            node.generation = self.generation;
         }
     }
 
-    pub(super) fn permissions(&self, path: &str) -> Option<String> {
-        let node = self.nodes.get(path)?;
-        Some(
-            node.permissions.iter().fold(String::new(), |text, (letter, id)| format!("{text}{letter}{id}\0")),
-        )
-    }
-}
-
-impl Changes {
-    pub(super) fn new(tree: &Tree) -> Self {
-        Self { tree: tree.clone(), base: tree.clone(), touched: BTreeSet::new(), written: Vec::new() }
+    /// A change to a node, with who can see it now: whoever may read it, or the one above it.
+    fn change(&self, path: &str) -> Change {
+        let nodes = [Some(path), parent(path)].into_iter().flatten();
+        let permissions = nodes.filter_map(|path| self.nodes.get(path)).map(|node| node.permissions.clone());
+        Change { path: path.to_string(), implied: false, permissions: permissions.collect() }
     }
 
-    /// Puts the changes into `tree`, unless something that was looked at has changed there meanwhile.
-    pub(super) fn commit(self, tree: &mut Tree) -> Result<Vec<String>, Refusal> {
-        let generation = |tree: &Tree, path: &str| tree.get(path).map(|node| node.generation);
-        if self.touched.iter().any(|path| generation(tree, path) != generation(&self.base, path)) {
-            return Err(Refusal::Again);
-        }
-        for path in &self.written {
-            match self.tree.get(path) {
-                Some(node) => {
-                    tree.write(path, &node.value, DomId(0));
-                    if let Some(place) = tree.nodes.get_mut(path) {
-                        place.permissions.clone_from(&node.permissions);
-                    }
-                }
-                None => drop(tree.remove(path)),
-            }
-        }
-        Ok(self.written)
+    /// The daemon limits what it stores for one node.
+    fn check_size(&self, path: &str, value: usize, by: DomId) -> Result<(), Refusal> {
+        let fits = by == DomId(0) || path.len() + value < self.limits.node_size;
+        if fits { Ok(()) } else { Err(Refusal::NoSpace) }
     }
 }

@@ -26,7 +26,8 @@ pub enum Connected {}
 /// A device as its frontend sees it, in state `S`. Each step of the handshake takes it and answers it in the next
 /// state, so a device that is not connected cannot be used as one that is.
 ///
-/// It borrows nothing: each call takes the connection to xenstore.
+/// It borrows nothing: each call takes the connection to xenstore. A step that fails takes the device with it, and
+/// ends its watch; [`open`](Frontend::open) begins again.
 pub struct Frontend<S> {
     frontend: Path,
     backend: Path,
@@ -40,7 +41,8 @@ impl Frontend<Initialising> {
     /// Finds device `index` of `kind` (`vif`, `vbd`, ...) and its backend, and begins the handshake, whatever an
     /// earlier kernel of this domain left behind.
     ///
-    /// The toolstack may still be writing the device's nodes: they are waited for until `deadline`.
+    /// The toolstack may still be writing the device's nodes: they are waited for until `deadline`. So is a backend
+    /// that still works for that earlier kernel, and has to let go first.
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such device by then; [`Error::BadValue`] when its nodes make no sense.
@@ -55,17 +57,44 @@ impl Frontend<Initialising> {
         let looked = loop {
             match find_backend(xs, &frontend) {
                 Err(error) if error.is_not_found() && xs.now() < deadline => {
-                    xs.wait_fired(&found, deadline)?;
+                    if let Err(error) = xs.wait_fired(&found, deadline) {
+                        break Err(error);
+                    }
                 }
                 other => break other,
             }
         };
-        xs.unwatch(found)?;
+        let ended = xs.unwatch(found);
         let (backend, backend_id) = looked?;
+        ended?;
         let watch = xs.watch(&backend.join("state")?)?;
         let device = Self { frontend, backend, backend_id, index, watch, _state: PhantomData };
-        device.switch(xs, XenbusState::INITIALISING)?;
-        Ok(device)
+        match device.begin(xs, deadline) {
+            Ok(()) => Ok(device),
+            Err(error) => {
+                // The first error says more than one about the watch.
+                let _ = xs.unwatch(device.watch);
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes to Initialising, from wherever an earlier kernel of this domain left the device.
+    fn begin<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>, deadline: Duration) -> Result<(), Error> {
+        let ours = self.read_frontend(xs, "state").or_else(unreadable)?.unwrap_or(XenbusState::UNKNOWN);
+        let theirs = self.backend_state(xs)?;
+        // A backend that still works for that kernel would take our start for nothing, or be taken for one that is
+        // connected to us. It has to see the device end first.
+        let at_work = [XenbusState::INITIALISED, XenbusState::CONNECTED, XenbusState::CLOSING];
+        let fresh = [XenbusState::UNKNOWN, XenbusState::INITIALISING];
+        if at_work.contains(&theirs) && !fresh.contains(&ours) {
+            // A backend that does not let go is met again in `wait_for_backend`, which has the error for it.
+            self.end(xs, deadline).or_else(|error| match error {
+                Error::BackendTimedOut(_) => Ok(()),
+                error => Err(error),
+            })?;
+        }
+        self.switch(xs, XenbusState::INITIALISING)
     }
 
     /// Waits until the backend has told what it can do.
@@ -80,8 +109,16 @@ impl Frontend<Initialising> {
         deadline: Duration,
     ) -> Result<Frontend<BackendReady>, Error> {
         let ready = [XenbusState::INIT_WAIT, XenbusState::INITIALISED, XenbusState::CONNECTED];
-        self.wait_for(xs, deadline, |state| ready.contains(&state).then_some(Ok(())))?;
-        Ok(self.into())
+        let waited = self.wait_for(xs, deadline, |state| ready.contains(&state).then_some(Ok(())));
+        self.go_on(xs, waited)
+    }
+}
+
+/// A value that makes no sense is none.
+fn unreadable<T>(error: Error) -> Result<Option<T>, Error> {
+    match error {
+        Error::BadValue | Error::NotText => Ok(None),
+        error => Err(error),
     }
 }
 
@@ -107,17 +144,17 @@ impl Frontend<BackendReady> {
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
     ) -> Result<Frontend<Published>, Error> {
         let state = self.frontend.join("state")?;
-        xs.transaction(|transaction| {
+        let published = xs.transaction(|transaction| {
             f(transaction, &self.frontend)?;
             transaction.write_display(&state, next.0)
-        })?;
-        Ok(self.into())
+        });
+        self.go_on(xs, published)
     }
 }
 
 impl Frontend<Published> {
     /// Waits until the backend is connected. Our own state is to be [switched](Frontend::switch) to Connected
-    /// by the driver, before or after, as its protocol wants.
+    /// by the driver, before or after, as its protocol wants. When it comes to nothing the device is Closed.
     ///
     /// # Errors
     /// [`Error::BackendGone`] when it closes instead; [`Error::BackendTimedOut`] with the state it was in at
@@ -127,12 +164,16 @@ impl Frontend<Published> {
         xs: &mut Xenstore<'_, P>,
         deadline: Duration,
     ) -> Result<Frontend<Connected>, Error> {
-        self.wait_for(xs, deadline, |state| match state {
+        let waited = self.wait_for(xs, deadline, |state| match state {
             XenbusState::CONNECTED => Some(Ok(())),
             state if state.is_gone() => Some(Err(Error::BackendGone(state))),
             _ => None,
-        })?;
-        Ok(self.into())
+        });
+        if waited.is_err() {
+            // The backend must not begin to use what the driver is about to take away.
+            let _ = self.switch(xs, XenbusState::CLOSED);
+        }
+        self.go_on(xs, waited)
     }
 }
 
@@ -140,9 +181,36 @@ impl Frontend<Connected> {
     /// Whether the backend wants the device to end, or is gone. Cheap unless its state has changed.
     ///
     /// # Errors
-    /// [`Error::Broken`] when the connection to xenstore is of no use any more.
+    /// [`Error::Broken`] when the connection to xenstore is of no use any more; otherwise when it cannot be asked,
+    /// and the next call asks again.
     pub fn is_closing<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
-        Ok(xs.fired(&self.watch)? && self.backend_state(xs)?.is_gone())
+        let state = self.changed(xs)?;
+        let closing = state.is_some_and(XenbusState::is_gone);
+        if closing {
+            // It stays so, whoever asks next.
+            xs.watches.mark(self.watch);
+        }
+        Ok(closing)
+    }
+
+    /// The backend's state, if it may have changed since this or [`is_closing`](Self::is_closing) was called last.
+    /// A backend that changes something about a connected device does it by way of
+    /// [`Reconfiguring`](XenbusState::RECONFIGURING) and [`Reconfigured`](XenbusState::RECONFIGURED).
+    ///
+    /// # Errors
+    /// As [`is_closing`](Self::is_closing).
+    pub fn changed<P: Platform + Wait>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+    ) -> Result<Option<XenbusState>, Error> {
+        if !xs.fired(&self.watch)? {
+            return Ok(None);
+        }
+        let state = self.backend_state(xs);
+        if state.is_err() {
+            xs.watches.mark(self.watch);
+        }
+        state.map(Some)
     }
 
     /// Ends the device: tells the backend, waits until it has let go, and is closed.
@@ -156,15 +224,9 @@ impl Frontend<Connected> {
         xs: &mut Xenstore<'_, P>,
         deadline: Duration,
     ) -> Result<(), Error> {
-        self.switch(xs, XenbusState::CLOSING)?;
-        let let_go = self.wait_for(xs, deadline, |state| state.is_gone().then_some(Ok(())));
-        self.switch(xs, XenbusState::CLOSED)?;
-        let closed = let_go.and_then(|()| {
-            let done = [XenbusState::CLOSED, XenbusState::UNKNOWN, XenbusState::INIT_WAIT];
-            self.wait_for(xs, deadline, |state| done.contains(&state).then_some(Ok(())))
-        });
-        xs.unwatch(self.watch)?;
-        closed
+        let closed = self.end(xs, deadline);
+        let ended = xs.unwatch(self.watch);
+        closed.and(ended)
     }
 }
 
@@ -199,11 +261,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn backend_state<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
-        match self.read_backend(xs, "state") {
-            Ok(state) => Ok(state.unwrap_or(XenbusState::UNKNOWN)),
-            Err(Error::BadValue | Error::NotText) => Ok(XenbusState::UNKNOWN),
-            Err(error) => Err(error),
-        }
+        Ok(self.read_backend(xs, "state").or_else(unreadable)?.unwrap_or(XenbusState::UNKNOWN))
     }
 
     /// Sets our own state.
@@ -251,6 +309,16 @@ impl<S> Frontend<S> {
         self.switch(xs, XenbusState::CLOSED)
     }
 
+    /// Takes the device to its end, as far as the backend follows.
+    fn end<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>, deadline: Duration) -> Result<(), Error> {
+        self.switch(xs, XenbusState::CLOSING)?;
+        let let_go = self.wait_for(xs, deadline, |state| state.is_gone().then_some(Ok(())));
+        self.switch(xs, XenbusState::CLOSED)?;
+        let_go?;
+        let done = [XenbusState::CLOSED, XenbusState::UNKNOWN, XenbusState::INIT_WAIT];
+        self.wait_for(xs, deadline, |state| done.contains(&state).then_some(Ok(())))
+    }
+
     fn wait_for<P: Platform + Wait>(
         &self,
         xs: &mut Xenstore<'_, P>,
@@ -268,9 +336,19 @@ impl<S> Frontend<S> {
         }
     }
 
-    fn into<T>(self) -> Frontend<T> {
+    /// The device in its next state, or its end.
+    fn go_on<P: Platform + Wait, T>(
+        self,
+        xs: &mut Xenstore<'_, P>,
+        result: Result<(), Error>,
+    ) -> Result<Frontend<T>, Error> {
+        if let Err(error) = result {
+            // The first error says more than one about the watch.
+            let _ = xs.unwatch(self.watch);
+            return Err(error);
+        }
         let Self { frontend, backend, backend_id, index, watch, .. } = self;
-        Frontend { frontend, backend, backend_id, index, watch, _state: PhantomData }
+        Ok(Frontend { frontend, backend, backend_id, index, watch, _state: PhantomData })
     }
 }
 

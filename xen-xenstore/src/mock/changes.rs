@@ -1,0 +1,64 @@
+//! Transactions: a copy of the tree, and what it was used for.
+
+use std::collections::BTreeSet;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use super::tree::{Change, Tree, parent};
+use crate::wire::Refusal;
+
+/// What a transaction has seen and done.
+pub(super) struct Changes {
+    /// The tree as this transaction sees it.
+    pub(super) tree: Tree,
+    base: Tree,
+    looked_at: BTreeSet<String>,
+    /// What changed, and whether only by way of another change.
+    changed: Vec<(String, bool)>,
+}
+
+impl Changes {
+    pub(super) fn new(tree: &Tree) -> Self {
+        Self { tree: tree.clone(), base: tree.clone(), looked_at: BTreeSet::new(), changed: Vec::new() }
+    }
+
+    /// Notes that an answer depended on a node, or on its not being there.
+    pub(super) fn look_at(&mut self, path: &str) {
+        self.looked_at.insert(path.to_string());
+    }
+
+    /// Notes a change. That to a list of children is one to the node above.
+    pub(super) fn note(&mut self, changes: &[Change]) {
+        for change in changes {
+            self.look_at(&change.path);
+            if let Some(above) = parent(&change.path) {
+                if self.base.get(&change.path).is_some() != self.tree.get(&change.path).is_some() {
+                    self.look_at(above);
+                }
+            }
+            let known = self.changed.iter().position(|(path, _)| *path == change.path);
+            let implied = known.is_none_or(|at| self.changed.remove(at).1) && change.implied;
+            self.changed.push((change.path.clone(), implied));
+        }
+    }
+
+    /// Puts the changes into `tree`, unless something that was looked at has changed there meanwhile.
+    pub(super) fn commit(self, tree: &mut Tree) -> Result<Vec<Change>, Refusal> {
+        let generation = |tree: &Tree, path: &str| tree.get(path).map(|node| node.generation);
+        if self.looked_at.iter().any(|path| generation(tree, path) != generation(&self.base, path)) {
+            return Err(Refusal::Again);
+        }
+        let mut changes = Vec::new();
+        for (path, implied) in &self.changed {
+            let mut done = match self.tree.get(path) {
+                Some(node) => tree.adopt(path, node),
+                None => tree.remove(path),
+            };
+            if let Some(change) = done.iter_mut().find(|change| change.path == *path) {
+                change.implied = *implied;
+            }
+            changes.append(&mut done);
+        }
+        Ok(changes)
+    }
+}

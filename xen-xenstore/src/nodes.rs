@@ -1,0 +1,282 @@
+//! Values, directories and permissions.
+
+use core::fmt;
+use core::str::FromStr;
+use core::time::Duration;
+
+use xen_hypercall::{DomId, Platform, Wait};
+
+use crate::text::Text;
+use crate::wire::{Operation, Refusal, strings};
+use crate::{Error, Path, Xenstore};
+
+/// Messages that one very large directory may take; the daemon's own limits are far lower.
+const MOST_PARTS: usize = 1024;
+
+impl<P: Platform + Wait> Xenstore<'_, P> {
+    /// A node's value.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it does not exist ([`Error::is_not_found`]) or may not be read.
+    pub fn read(&mut self, path: &str) -> Result<&[u8], Error> {
+        self.read_in(0, path)
+    }
+
+    /// A node's value as text.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and [`Error::NotText`].
+    pub fn read_str(&mut self, path: &str) -> Result<&str, Error> {
+        text(self.read(path)?)
+    }
+
+    /// A node's value as a number, or whatever else is written as text. Blanks around it do not matter.
+    ///
+    /// # Errors
+    /// As [`read_str`](Self::read_str), and [`Error::BadValue`].
+    pub fn read_parsed<T: FromStr>(&mut self, path: &str) -> Result<T, Error> {
+        parsed(self.read(path)?)
+    }
+
+    /// Like [`read_parsed`](Self::read_parsed), for a node that need not exist.
+    ///
+    /// # Errors
+    /// As [`read_parsed`](Self::read_parsed), but not for a node that does not exist.
+    pub fn read_optional<T: FromStr>(&mut self, path: &str) -> Result<Option<T>, Error> {
+        optional(self.read_parsed(path))
+    }
+
+    /// Waits until a node's value is one that `accept` likes, and answers it; none when `deadline` comes first. A
+    /// node that does not exist, or is no `T`, is waited for.
+    ///
+    /// # Errors
+    /// As [`read_parsed`](Self::read_parsed) for other reasons than these, and [`watch`](Self::watch).
+    pub fn wait_for<T: FromStr>(
+        &mut self,
+        path: &str,
+        deadline: Duration,
+        mut accept: impl FnMut(&T) -> bool,
+    ) -> Result<Option<T>, Error> {
+        let watch = self.watch(path)?;
+        let result = loop {
+            match self.read_optional::<T>(path) {
+                Ok(Some(value)) if accept(&value) => break Ok(Some(value)),
+                Ok(_) | Err(Error::BadValue | Error::NotText) => {}
+                Err(error) => break Err(error),
+            }
+            match self.wait_fired(&watch, deadline) {
+                Ok(true) => {}
+                Ok(false) => break Ok(None),
+                Err(error) => break Err(error),
+            }
+        };
+        let ended = self.unwatch(watch);
+        result.and_then(|value| ended.map(|()| value))
+    }
+
+    /// Sets a node's value; the node and those above it are made when they do not exist.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it may not be written or a quota is used up; [`Error::TooLong`].
+    pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), Error> {
+        self.write_in(0, path, value)
+    }
+
+    /// Sets a node's value to formatted text, of at most 256 bytes.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_display(&mut self, path: &str, value: impl fmt::Display) -> Result<(), Error> {
+        let text = Text::new(value)?;
+        self.write(path, text.as_bytes())
+    }
+
+    /// Makes an empty node unless it exists.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn mkdir(&mut self, path: &str) -> Result<(), Error> {
+        self.mkdir_in(0, path)
+    }
+
+    /// Removes a node and everything below it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]; a node that does not exist is no error while the one above it exists.
+    pub fn remove(&mut self, path: &str) -> Result<(), Error> {
+        self.remove_in(0, path)
+    }
+
+    /// Calls `each` with the name of every node right below a path, of each one once.
+    ///
+    /// A directory of more than 4096 bytes takes several messages. They are asked for in a transaction, which sees
+    /// the directory as it was at the beginning, whatever others do meanwhile.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); [`Error::Contended`] from a daemon whose transactions are no such thing. When such a
+    /// directory ends in an error, `each` has seen a part of it.
+    pub fn directory(&mut self, path: &str, mut each: impl FnMut(&str)) -> Result<(), Error> {
+        match self.ask_path(Operation::DIRECTORY, 0, path, [b"", b""]) {
+            Err(Error::Refused(_, Refusal::TooBig)) => {}
+            other => {
+                let len = other?;
+                return names(self.answered(len), &mut each);
+            }
+        }
+        let transaction = self.begin()?;
+        let listed = self.directory_parts(transaction, path, &mut each);
+        let ended = self.end(transaction, false);
+        listed.and(ended)
+    }
+
+    pub(crate) fn directory_in(
+        &mut self,
+        transaction: u32,
+        path: &str,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<(), Error> {
+        match self.ask_path(Operation::DIRECTORY, transaction, path, [b"", b""]) {
+            Err(Error::Refused(_, Refusal::TooBig)) => self.directory_parts(transaction, path, each),
+            other => {
+                let len = other?;
+                names(self.answered(len), each)
+            }
+        }
+    }
+
+    fn directory_parts(
+        &mut self,
+        transaction: u32,
+        path: &str,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<(), Error> {
+        let mut seen = 0_usize;
+        let mut generation: Option<Text> = None;
+        for _ in 0..MOST_PARTS {
+            let offset = Text::new(seen)?;
+            let rest = [offset.as_bytes(), b"\0"];
+            let len = self.ask_path(Operation::DIRECTORY_PART, transaction, path, rest)?;
+            let mut parts = self.answered(len).splitn(2, |byte| *byte == 0);
+            let (Some(tag), Some(list)) = (parts.next(), parts.next()) else { return Err(self.malformed()) };
+            if generation.as_ref().is_some_and(|known| known.as_bytes() != tag) {
+                return Err(Error::Contended);
+            }
+            // An empty name is the end of the list.
+            let ends = list.is_empty() || list == b"\0" || list.ends_with(b"\0\0");
+            let list = if ends { list.strip_suffix(b"\0").unwrap_or(list) } else { list };
+            generation = Some(Text::from_bytes(tag)?);
+            names(list, each)?;
+            if ends {
+                return Ok(());
+            }
+            seen += list.len();
+        }
+        Err(self.malformed())
+    }
+
+    /// Calls `each` with a domain and the letter of what it may do: `n`othing, `r`ead, `w`rite, `b`oth. The first
+    /// is the owner, who may do everything, with the letter of all others that are not in the list.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn permissions(&mut self, path: &str, mut each: impl FnMut(DomId, char)) -> Result<(), Error> {
+        self.permissions_in(0, path, &mut each)
+    }
+
+    /// Says who may do what with a node, as [`permissions`](Self::permissions) tells it, such as `"b1\0r0"`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the node is not this domain's.
+    pub fn set_permissions(&mut self, path: &str, list: &str) -> Result<(), Error> {
+        self.set_permissions_in(0, path, list)
+    }
+
+    /// The path of a domain's directory, such as `/local/domain/3`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn domain_path(&mut self, domain: DomId) -> Result<Path, Error> {
+        let id = Text::new(domain.0)?;
+        let len = self.ask(Operation::GET_DOMAIN_PATH, 0, &[id.as_bytes(), b"\0"])?;
+        Path::new(text(strings(self.answered(len)).next().unwrap_or_default())?)
+    }
+
+    /// Whether a domain is connected to xenstore.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn is_introduced(&mut self, domain: DomId) -> Result<bool, Error> {
+        let id = Text::new(domain.0)?;
+        let len = self.ask(Operation::IS_DOMAIN_INTRODUCED, 0, &[id.as_bytes(), b"\0"])?;
+        match self.answered(len) {
+            b"T\0" | b"T" => Ok(true),
+            b"F\0" | b"F" => Ok(false),
+            _ => Err(self.malformed()),
+        }
+    }
+
+    pub(crate) fn read_in(&mut self, transaction: u32, path: &str) -> Result<&[u8], Error> {
+        let len = self.ask_path(Operation::READ, transaction, path, [b"", b""])?;
+        Ok(self.answered(len))
+    }
+
+    pub(crate) fn write_in(&mut self, transaction: u32, path: &str, value: &[u8]) -> Result<(), Error> {
+        self.ask_path(Operation::WRITE, transaction, path, [value, b""]).map(drop)
+    }
+
+    pub(crate) fn mkdir_in(&mut self, transaction: u32, path: &str) -> Result<(), Error> {
+        self.ask_path(Operation::MKDIR, transaction, path, [b"", b""]).map(drop)
+    }
+
+    pub(crate) fn remove_in(&mut self, transaction: u32, path: &str) -> Result<(), Error> {
+        self.ask_path(Operation::RM, transaction, path, [b"", b""]).map(drop)
+    }
+
+    pub(crate) fn permissions_in(
+        &mut self,
+        transaction: u32,
+        path: &str,
+        each: &mut dyn FnMut(DomId, char),
+    ) -> Result<(), Error> {
+        let len = self.ask_path(Operation::GET_PERMS, transaction, path, [b"", b""])?;
+        for entry in strings(self.answered(len)) {
+            let mut chars = text(entry)?.chars();
+            let letter = chars.next().ok_or(Error::BadValue)?;
+            each(DomId(chars.as_str().parse().map_err(|_| Error::BadValue)?), letter);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_permissions_in(
+        &mut self,
+        transaction: u32,
+        path: &str,
+        list: &str,
+    ) -> Result<(), Error> {
+        self.ask_path(Operation::SET_PERMS, transaction, path, [list.as_bytes(), b"\0"]).map(drop)
+    }
+}
+
+pub(crate) fn text(value: &[u8]) -> Result<&str, Error> {
+    core::str::from_utf8(value).map_err(|_| Error::NotText)
+}
+
+pub(crate) fn parsed<T: FromStr>(value: &[u8]) -> Result<T, Error> {
+    text(value)?.trim().parse().map_err(|_| Error::BadValue)
+}
+
+/// A node that does not exist is none.
+pub(crate) fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn names(list: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    for name in strings(list) {
+        each(text(name)?);
+    }
+    Ok(())
+}

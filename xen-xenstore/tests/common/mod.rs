@@ -1,0 +1,68 @@
+//! A guest with a connection to a xenstore daemon.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+
+use std::time::Duration;
+
+use xen_evtchn::EventChannels;
+use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::{DomId, SharedInfo};
+use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::wire::{Operation, Refusal};
+use xen_xenstore::{Error, Xenstore};
+
+pub const ID: DomId = DomId(1);
+pub const HOME: &str = "/local/domain/1";
+
+pub struct Machine {
+    pub xen: MockXen,
+    pub guest: MockDomain,
+    pub store: MockXenstored,
+    pub events: EventChannels<MockDomain>,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        let xen = MockXen::new();
+        xen_evtchn::mock::install(&xen);
+        let store = MockXenstored::new(&xen);
+        let guest = xen.domain(ID);
+        store.connect(&guest);
+        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
+        Self { xen, guest, store, events }
+    }
+
+    /// The guest's client.
+    pub fn client(&self) -> Xenstore<'_, MockDomain> {
+        Xenstore::new(&self.events).unwrap()
+    }
+
+    pub fn after(&self, seconds: u64) -> Duration {
+        self.xen.now() + Duration::from_secs(seconds)
+    }
+
+    /// Lets the daemon do all that it can.
+    pub fn settle(&self) {
+        self.xen.run_until_idle(1000);
+    }
+}
+
+/// A path in the guest's directory that it may write.
+pub fn data(name: &str) -> String {
+    format!("{HOME}/data/{name}")
+}
+
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> Refusal {
+    match result {
+        Err(Error::Refused(_, refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+pub fn names(xs: &mut Xenstore<'_, MockDomain>, path: &str) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    xs.directory(path, |name| names.push(name.to_owned())).map(|()| names)
+}
+
+pub fn timed_out(operation: Operation) -> Error {
+    Error::TimedOut(operation)
+}

@@ -1,0 +1,257 @@
+//! Watches: when they fire, and when not.
+#![cfg(feature = "mock")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, Wake, Waker};
+
+use common::{HOME, ID, Machine, data, refused};
+use xen_hypercall::DomId;
+use xen_hypercall::mock::{Chance, Dice};
+use xen_xenstore::Error;
+use xen_xenstore::mock::{Faults, Limits};
+use xen_xenstore::wire::{Header, Refusal};
+
+#[test]
+fn a_watch_fires_once_at_first_and_then_when_something_changes() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watch = xs.watch("data/a").unwrap();
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(true));
+    assert_eq!(xs.fired(&watch), Ok(false));
+    let store = &machine.store;
+    type Change<'c> = (&'c str, &'c dyn Fn());
+    let changes: [Change<'_>; 6] = [
+        ("made", &|| store.write(&data("a"), "1")),
+        ("written", &|| store.write(&data("a"), "1")),
+        ("made below", &|| store.write(&data("a/b/c"), "1")),
+        ("permitted", &|| store.set_permissions(&data("a"), "b1")),
+        ("removed below", &|| store.remove(&data("a/b"))),
+        ("removed above", &|| store.remove(&data("a"))),
+    ];
+    for (what, change) in changes {
+        change();
+        machine.settle();
+        assert_eq!(xs.fired(&watch), Ok(true), "{what}");
+        assert_eq!(xs.fired(&watch), Ok(false), "{what}");
+    }
+    for other in ["b", "ab", "b/a"] {
+        machine.store.write(&data(other), "1");
+    }
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(false));
+    // What the guest does itself counts as well, when the transaction ends.
+    xs.transaction(|transaction| transaction.write("data/a", b"2")).unwrap();
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(true));
+}
+
+#[test]
+fn many_events_are_one_mark() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let (watch, other) = (xs.watch("data/a").unwrap(), xs.watch("data/b").unwrap());
+    machine.settle();
+    assert_eq!((xs.fired(&watch), xs.fired(&other)), (Ok(true), Ok(true)));
+    let before = xs.stats().watch_events;
+    for number in 0..100 {
+        machine.store.write(&data("a"), &number.to_string());
+        machine.settle();
+        // The ring does not hold them all, so they are taken in now and then.
+        xs.poll().unwrap();
+    }
+    assert_eq!((xs.fired(&watch), xs.fired(&other)), (Ok(true), Ok(false)));
+    assert_eq!(xs.fired(&watch), Ok(false));
+    assert_eq!(xs.stats().watch_events - before, 100);
+}
+
+#[test]
+fn a_watch_that_is_gone_does_not_fire_the_one_in_its_place() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let old = xs.watch("data/a").unwrap();
+    machine.store.write(&data("a"), "1");
+    xs.unwatch(old).unwrap();
+    let stray = xs.stats().stray;
+    let new = xs.watch("data/b").unwrap();
+    machine.settle();
+    assert_eq!(xs.fired(&new), Ok(true));
+    // The event of the old one may still be on its way.
+    let generation = old;
+    machine.store.write(&data("a"), "2");
+    machine.settle();
+    assert_eq!(xs.fired(&new), Ok(false));
+    assert_eq!(xs.fired(&generation), Ok(true), "whoever waits for it must not wait for ever");
+    assert_eq!(xs.stats().stray, stray);
+    xs.unwatch(old).unwrap();
+    assert_eq!(machine.store.watches(ID), 1);
+}
+
+#[test]
+fn events_of_tokens_that_are_none_are_counted_and_dropped() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watch = xs.watch("data/a").unwrap();
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(true));
+    machine.store.set_faults(Dice::new(1), {
+        let mut faults = Faults::new();
+        faults.unknown_event = Chance::ALWAYS;
+        faults
+    });
+    let mut answers = 0;
+    while answers < 50 {
+        xs.mkdir("data/x").unwrap();
+        answers += 1;
+    }
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(false));
+    assert_eq!(xs.stats().stray, 50);
+    for token in [
+        &b"data/a\0"[..],
+        b"",
+        b"a\0b",
+        b"a\x000-0\0",
+        b"a\0-\0",
+        b"a\0 0-1\0",
+        b"a\x000-99999999999999999999\0",
+        b"\xff\0\xff\0",
+    ] {
+        let payload = token.to_vec();
+        machine.store.tamper(Some(move |header: &mut Header, body: &mut Vec<u8>| {
+            if body.starts_with(b"nobody\0") {
+                body.clone_from(&payload);
+                header.len = body.len() as u32;
+            }
+        }));
+        xs.mkdir("data/x").unwrap();
+        machine.settle();
+        assert_eq!(xs.fired(&watch), Ok(false), "{token:?}");
+    }
+    assert_eq!(xs.stats().stray, 58);
+}
+
+#[test]
+fn only_so_many() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let all: Vec<_> = (0..32).map(|number| xs.watch(&format!("data/{number}")).unwrap()).collect();
+    assert_eq!(xs.watch("data/more").err(), Some(Error::TooManyWatches));
+    assert_eq!(machine.store.watches(ID), 32);
+    for watch in all {
+        xs.unwatch(watch).unwrap();
+    }
+    assert_eq!(machine.store.watches(ID), 0);
+    let mut limits = Limits::default();
+    limits.watches = 1;
+    machine.store.set_limits(limits);
+    // What the daemon refuses takes no place.
+    let _first = xs.watch("data/a").unwrap();
+    for _ in 0..100 {
+        assert_eq!(refused(xs.watch("data/b")), Refusal::TooBig);
+    }
+}
+
+#[test]
+fn what_may_not_be_read_is_not_told() {
+    let machine = Machine::new();
+    machine.store.connect(&machine.xen.domain(DomId(2)));
+    let mut xs = machine.client();
+    let node = "/local/domain/2/data/a";
+    let watch = xs.watch(node).unwrap();
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(true));
+    machine.store.write(node, "1");
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(false));
+    machine.store.set_permissions(node, "n2\0r1");
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(true));
+    // Its end is told to whoever could read it, though nobody may read what is left.
+    machine.store.remove(node);
+    machine.settle();
+    assert_eq!(xs.fired(&watch), Ok(true));
+}
+
+#[test]
+fn domains_that_come_and_go() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let (came, went) = (xs.watch("@introduceDomain").unwrap(), xs.watch("@releaseDomain").unwrap());
+    machine.settle();
+    assert_eq!((xs.fired(&came), xs.fired(&went)), (Ok(true), Ok(true)));
+    machine.store.connect(&machine.xen.domain(DomId(2)));
+    machine.settle();
+    assert_eq!(xs.fired(&came), Ok(false), "not permitted");
+    for name in ["@introduceDomain", "@releaseDomain"] {
+        machine.store.set_permissions(name, "n0\0r1");
+    }
+    machine.settle();
+    assert_eq!((xs.fired(&came), xs.fired(&went)), (Ok(true), Ok(true)));
+    machine.store.connect(&machine.xen.domain(DomId(3)));
+    machine.settle();
+    assert_eq!((xs.fired(&came), xs.fired(&went)), (Ok(true), Ok(false)));
+    machine.store.disconnect(DomId(3));
+    machine.settle();
+    assert_eq!((xs.fired(&came), xs.fired(&went)), (Ok(false), Ok(true)));
+}
+
+#[test]
+fn waiting_ends_with_the_event_or_the_deadline() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watch = xs.watch(&format!("{HOME}/data/a")).unwrap();
+    assert_eq!(xs.wait_fired(&watch, machine.after(5)), Ok(true));
+    let deadline = machine.after(5);
+    assert_eq!(xs.wait_fired(&watch, deadline), Ok(false));
+    assert_eq!(xs.now(), deadline);
+    machine.store.write(&data("a"), "1");
+    assert_eq!(xs.wait_fired(&watch, machine.after(5)), Ok(true));
+    assert_eq!(xs.now(), deadline);
+    // A deadline in the past still looks once.
+    machine.store.write(&data("a"), "1");
+    machine.settle();
+    assert_eq!(xs.wait_fired(&watch, std::time::Duration::ZERO), Ok(true));
+    assert_eq!(xs.wait_fired(&watch, std::time::Duration::ZERO), Ok(false));
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn a_task_is_woken() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watch = xs.watch("data/a").unwrap();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    machine.settle();
+    assert_eq!(xs.poll_fired(&watch, &mut cx), Poll::Ready(Ok(())));
+    assert_eq!(xs.poll_fired(&watch, &mut cx), Poll::Pending);
+    machine.events.dispatch(xen_hypercall::VcpuId(0));
+    let before = woken.0.load(SeqCst);
+    machine.store.write(&data("a"), "1");
+    machine.settle();
+    machine.events.dispatch(xen_hypercall::VcpuId(0));
+    assert!(woken.0.load(SeqCst) > before);
+    assert_eq!(xs.poll_fired(&watch, &mut cx), Poll::Ready(Ok(())));
+    // Another call that takes the event in passing wakes the task as well.
+    assert_eq!(xs.poll_fired(&watch, &mut cx), Poll::Pending);
+    let before = woken.0.load(SeqCst);
+    machine.store.write(&data("a"), "1");
+    xs.read("name").unwrap();
+    machine.settle();
+    xs.read("name").unwrap();
+    assert!(woken.0.load(SeqCst) > before);
+    assert_eq!(xs.poll_fired(&watch, &mut cx), Poll::Ready(Ok(())));
+}
