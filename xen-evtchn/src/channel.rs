@@ -3,12 +3,10 @@
 use core::fmt;
 use core::task::{Context, Poll};
 
-use xen_hypercall::{DomId, Errno, Platform, VcpuId, event};
+use xen_hypercall::{DomId, Errno, Platform, VcpuId, Wait, event};
 
-use crate::port::Place;
-use crate::records::Record;
-use crate::two_level::{self, Board};
-use crate::{Error, EventChannels, Port, Virq};
+use crate::record::{Record, UNFINISHED};
+use crate::{Error, EventChannels, Port, Priority, Virq};
 
 /// This domain's end of an event channel. Dropping it closes the port (an [adopted](EventChannels::adopt) one is only
 /// masked), so that the number is never used after it may mean something else.
@@ -19,7 +17,6 @@ pub struct Channel<'e, P: Platform> {
     events: &'e EventChannels<P>,
     record: &'e Record,
     port: Port,
-    place: Place,
     closes: bool,
 }
 
@@ -31,6 +28,26 @@ pub struct ChannelStats {
     pub events: u64,
     /// Events sent.
     pub notifications: u64,
+    /// Events whose end was [`Progress::Spurious`].
+    pub spurious: u64,
+    /// How often the channel was throttled for that.
+    pub throttled: u64,
+}
+
+/// What an event brought, as its receiver says at the [end](Channel::done) of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// There was something to do.
+    Work,
+    /// There was nothing to do.
+    Spurious,
+}
+
+impl Progress {
+    /// [`Work`](Self::Work) if anything was done.
+    pub const fn of(worked: bool) -> Self {
+        if worked { Self::Work } else { Self::Spurious }
+    }
 }
 
 /// What a port is connected to (`EVTCHNSTAT_*` in Xen's `event_channel.h`).
@@ -62,14 +79,8 @@ pub enum Status {
 }
 
 impl<'e, P: Platform> Channel<'e, P> {
-    pub(crate) fn new(
-        events: &'e EventChannels<P>,
-        port: Port,
-        place: Place,
-        record: &'e Record,
-        closes: bool,
-    ) -> Self {
-        Self { events, record, port, place, closes }
+    pub(crate) fn new(events: &'e EventChannels<P>, port: Port, record: &'e Record, closes: bool) -> Self {
+        Self { events, record, port, closes }
     }
 
     /// The port's number, which the other end needs to bind to it.
@@ -95,7 +106,7 @@ impl<'e, P: Platform> Channel<'e, P> {
 
     /// Keeps events from being delivered; what comes meanwhile stays pending. No hypercall.
     pub fn mask(&self) {
-        self.events.board().set_mask(self.place.word, self.place.bit());
+        self.events.set_masked(self.port, self.record, true);
     }
 
     /// Lets events be delivered again, including one that came while the port was masked.
@@ -103,18 +114,12 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// No hypercall unless an event is pending. Then Xen must raise it again (`EVTCHNOP_unmask`), because the upcall that
     /// masking suppressed does not come by itself, and the port may be bound to another vCPU.
     pub fn unmask(&self) {
-        let (word, bit) = (self.place.word, self.place.bit());
-        let board = self.events.board();
-        let refire = || event::unmask(self.events.platform(), self.port.0).is_ok();
-        if !two_level::unmask(&board, word, bit, refire) && board.clear_pending(word, bit) & bit != 0 {
-            // Xen does not know the port any more. The event is here nevertheless, and its owner may wait for it.
-            self.events.deliver(self.record);
-        }
+        self.events.set_masked(self.port, self.record, false);
     }
 
-    /// Whether events are kept from being delivered.
+    /// Whether events are kept from being delivered, for whatever reason.
     pub fn is_masked(&self) -> bool {
-        self.events.board().mask(self.place.word) & self.place.bit() != 0
+        self.events.abi().is_masked(self.events.shared(), self.port)
     }
 
     /// Whether an event arrived since the last call, which this call thereby takes.
@@ -142,6 +147,67 @@ impl<'e, P: Platform> Channel<'e, P> {
         event::bind_vcpu(self.events.platform(), self.port.0, vcpu).map_err(refused("EVTCHNOP_bind_vcpu"))
     }
 
+    /// Chooses how urgent this channel's later events are (`EVTCHNOP_set_priority`). An event that is waiting to be
+    /// dispatched stays where it is.
+    ///
+    /// # Errors
+    /// Xen's: `ENOSYS` under the two-level ABI, which has no priorities; `EINVAL` above 15.
+    pub fn set_priority(&self, priority: Priority) -> Result<(), Error> {
+        event::set_priority(self.events.platform(), self.port.0, priority.0.into())
+            .map_err(refused("EVTCHNOP_set_priority"))
+    }
+
+    /// Switches to ending events late: a defence against a peer that keeps the guest busy with events.
+    ///
+    /// From then on the port is masked when an event is delivered, and stays so until the receiver calls [`done`](Self::done),
+    /// so that a peer causes one interrupt each time the receiver looks, and not one each time it sends. Nothing is lost:
+    /// what is sent meanwhile is delivered after that. A receiver that switches this on and does not call `done` gets one
+    /// event and no more. A new channel has it off; switching off ends the event that is under way.
+    pub fn set_late_eoi(&self, on: bool) {
+        self.record.set_late(on);
+        if !on {
+            self.end();
+        }
+    }
+
+    /// Ends the event under way, if there is one: the receiver has looked at what it shares with the peer, and says whether
+    /// there was anything to do. For channels with [late end](Self::set_late_eoi); without that it does nothing but count.
+    ///
+    /// The place for it is the end of a driver's poll, after the last look at its ring, event or not. Work unmasks the port at
+    /// once. An event that brought nothing is forgiven the first time, for what it announced may have been found before
+    /// it came; from the second in a row on the port stays masked for a while, 1 ms at first, then twice as long each time
+    /// up to 1 s, until work is found, be it by polling, or the time is up. So a peer that sends events without reason
+    /// gets about one per second through, whatever it does. One that does give work with each event is bounded by how
+    /// fast the receiver does it.
+    ///
+    /// The time passes in [`EventChannels::wait`]; who waits by other means calls [`EventChannels::unmask_due`].
+    pub fn done(&self, progress: Progress)
+    where
+        P: Wait,
+    {
+        match progress {
+            Progress::Work => {
+                self.record.progressed();
+                self.end();
+            }
+            Progress::Spurious if self.record.held() & UNFINISHED == 0 || self.record.due().is_some() => {
+                // No event is under way, or its end has been told already: a driver that polls without reason.
+            }
+            Progress::Spurious => match self.record.went_in_vain() {
+                None => self.end(),
+                Some(delay) => {
+                    let until = self.events.platform().now().saturating_add(delay);
+                    self.events.throttle(self.record, until);
+                }
+            },
+        }
+    }
+
+    fn end(&self) {
+        self.events.unthrottle(self.record);
+        self.events.let_go(self.port, self.record, UNFINISHED);
+    }
+
     /// What the port is connected to now (`EVTCHNOP_status`).
     ///
     /// # Errors
@@ -164,7 +230,12 @@ impl<'e, P: Platform> Channel<'e, P> {
 
     /// The channel's counters.
     pub fn stats(&self) -> ChannelStats {
-        ChannelStats { events: self.record.events(), notifications: self.record.notifications() }
+        ChannelStats {
+            events: self.record.events(),
+            notifications: self.record.notifications(),
+            spurious: self.record.spurious(),
+            throttled: self.record.throttled(),
+        }
     }
 }
 
@@ -172,8 +243,7 @@ impl<P: Platform> Drop for Channel<'_, P> {
     fn drop(&mut self) {
         // Masked first, so that nothing reaches the record after it is released; released before the close, because from
         // then on Xen may give the number to somebody else.
-        self.mask();
-        self.record.release();
+        self.events.abandon(self.port, self.record);
         if self.closes {
             // Fails only for a port that is closed already, which is what is wanted.
             let _ = event::close(self.events.platform(), self.port.0);

@@ -1,24 +1,30 @@
 //! The domain's event channels, and the interrupt side of all of them.
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use xen_hypercall::{DomId, Errno, Platform, SharedInfo, VcpuId, Wait, event};
 
-use crate::board::VcpuBoard;
-use crate::port::Place;
-use crate::records::{Record, Records};
-use crate::two_level::{self, Board, Scan};
+use crate::delivery::{Abi, Delivery, Shared};
+use crate::fifo::{FifoAbi, Pages};
+use crate::record::FREE;
+use crate::records::Records;
+use crate::two_level::TwoLevelAbi;
 use crate::{Channel, Error, Port, Virq};
 
-/// All event channels of a domain, with the two-level ABI. One per domain; used by shared reference.
+/// All event channels of a domain. One per domain; used by shared reference.
 ///
 /// Nothing in it blocks, and everything that an interrupt handler may call touches atomics only.
 pub struct EventChannels<P: Platform> {
     records: Records<P>,
-    shared: SharedInfo,
+    shared: Shared,
+    abi: &'static dyn Delivery,
     totals: Totals,
+    /// Numbers the passes of [`EventChannels::dispatch`]. A number that comes again after 2^32 does no harm.
+    passes: AtomicU32,
+    /// How many channels are throttled now.
+    throttled: AtomicU32,
     /// Something fired since [`EventChannels::wait`] returned last.
     unseen: AtomicBool,
 }
@@ -44,27 +50,90 @@ pub struct Stats {
     /// Events for ports without an owner, dropped. Ports without owner are masked, so this counts the few that come while a
     /// channel is closed, and misbehaviour of other code in the guest.
     pub stray: u64,
+    /// How many channels are [throttled](Channel::done) at the moment.
+    pub throttled_now: u32,
 }
 
 impl<P: Platform> EventChannels<P> {
-    /// Takes over event delivery. Masks every port: none is delivered before it has an owner.
+    /// Takes over event delivery, with the two-level ABI. Masks every port: none is delivered before it has an owner.
     ///
     /// Events that are pending already, such as xenstore's from before the guest started, stay so and are delivered when
     /// their port is [adopted](Self::adopt).
     ///
     /// # Errors
-    /// None at present; the FIFO ABI, which needs hypercalls here, will have some.
+    /// None at present.
     pub fn new(platform: P, shared: SharedInfo) -> Result<Self, Error> {
-        let channels = Self {
+        Ok(Self::two_level(platform, shared))
+    }
+
+    /// Takes over event delivery with the ABI of choice, as [`new`](Self::new) does otherwise.
+    ///
+    /// Xen keeps to the choice until the domain ends or [resets](Self::reset) its channels; dropping the value does not change
+    /// that and leaves the pages of the FIFO ABI with Xen. An image that never calls this does not hold the code of the FIFO
+    /// ABI.
+    ///
+    /// # Errors
+    /// With [`Abi::Fifo`], Xen's: `ENOSYS` if it has no FIFO ABI, `EINVAL` if a value from before was not reset. With
+    /// [`Abi::Best`], whatever is not "this Xen has no FIFO ABI". [`Error::OutOfMemory`] with both.
+    pub fn with_abi(platform: P, shared: SharedInfo, abi: Abi) -> Result<Self, Error> {
+        if abi == Abi::TwoLevel {
+            return Self::new(platform, shared);
+        }
+        match Pages::start(&platform) {
+            Ok(pages) => {
+                let shared = Shared { info: shared, fifo: Some(pages) };
+                Ok(Self::start(platform, shared, &FifoAbi))
+            }
+            Err(Error::Hypercall { errno: Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EPERM, .. })
+                if abi == Abi::Best =>
+            {
+                Self::new(platform, shared)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn two_level(platform: P, shared: SharedInfo) -> Self {
+        let shared = Shared { info: shared, fifo: None };
+        TwoLevelAbi::mask_all(&shared);
+        Self::start(platform, shared, &TwoLevelAbi)
+    }
+
+    fn start(platform: P, shared: Shared, abi: &'static dyn Delivery) -> Self {
+        Self {
             records: Records::new(platform),
             shared,
+            abi,
             totals: Totals::default(),
+            passes: AtomicU32::new(0),
+            throttled: AtomicU32::new(0),
             unseen: AtomicBool::new(false),
-        };
-        for word in 0..64 {
-            channels.board().set_mask(word, !0);
         }
-        Ok(channels)
+    }
+
+    /// Closes every port of the domain, those of xenstore and the console included, and goes back to the two-level ABI
+    /// (`EVTCHNOP_reset`): what a kernel does before it starts another one in its place.
+    ///
+    /// # Errors
+    /// Xen's. Then everything is lost as by dropping: the pages of the FIFO ABI stay with Xen.
+    pub fn reset(self) -> Result<(), Error> {
+        let Self { records, shared, abi, .. } = self;
+        abi.reset(shared, records.memory())
+    }
+
+    /// Which ABI is in use: [`Abi::TwoLevel`] or [`Abi::Fifo`].
+    pub fn abi_in_use(&self) -> Abi {
+        self.abi.abi()
+    }
+
+    /// Lets another vCPU receive events. vCPU 0 is there from the start; for every other this comes before anything is bound
+    /// to it, on whatever vCPU. The kernel arranges the vCPU's upcall itself
+    /// ([`set_evtchn_upcall_vector`](xen_hypercall::hvm)).
+    ///
+    /// # Errors
+    /// [`Error::VcpuOutOfRange`]; with the FIFO ABI also Xen's (`ENOENT`: no such vCPU; `EINVAL`: it is there already).
+    pub fn add_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
+        self.abi.add_vcpu(&self.shared, self.platform(), vcpu)
     }
 
     /// The platform that everything runs on.
@@ -74,7 +143,7 @@ impl<P: Platform> EventChannels<P> {
 
     /// The page shared with Xen.
     pub fn shared_info(&self) -> SharedInfo {
-        self.shared
+        self.shared.info
     }
 
     /// A new port that `remote` may bind to, once. Its number goes to `remote` by xenstore.
@@ -121,13 +190,13 @@ impl<P: Platform> EventChannels<P> {
     /// # Errors
     /// [`Error::PortOutOfRange`], [`Error::PortClosed`], [`Error::PortInUse`], [`Error::OutOfMemory`], or Xen's.
     pub fn adopt(&self, port: Port) -> Result<Channel<'_, P>, Error> {
-        let place = port.place().ok_or(Error::PortOutOfRange(port))?;
+        self.in_range(port)?;
         let status = event::status(self.platform(), port.0)
             .map_err(|errno| Error::Hypercall { operation: "EVTCHNOP_status", errno })?;
         if status.status == 0 {
             return Err(Error::PortClosed(port));
         }
-        self.own(port, place, false)
+        self.own(port, false)
     }
 
     /// The interrupt side: takes the events that are due on a vCPU and wakes their channels. Answers how many there were.
@@ -136,24 +205,21 @@ impl<P: Platform> EventChannels<P> {
     /// touches atomics, takes each event once and ends, so it may run in an interrupt handler, nested, and on several vCPUs
     /// at once. The wakers that tasks left with [`Channel::poll_event`] are called here, so they must allow that.
     pub fn dispatch(&self, vcpu: VcpuId) -> usize {
-        let Some(info) = self.shared.vcpu(vcpu) else { return 0 };
-        // Plain loads first: a main loop that polls pays two of them while nothing happens.
-        if info.upcall_pending.load(Ordering::Relaxed) == 0 && info.pending_sel.load(Ordering::Relaxed) == 0 {
-            return 0;
-        }
-        let Scan { upcall, events } = two_level::scan(&VcpuBoard { shared: &self.shared, vcpu }, |port| {
-            let record = Port(port).place().and_then(|place| self.records.get(place));
-            match record.filter(|record| record.is_owned()) {
-                Some(record) => self.deliver(record),
-                None => {
-                    self.totals.stray.fetch_add(1, Ordering::Relaxed);
-                }
-            }
+        let (mut pass, mut twice) = (None, Port(0));
+        let done = self.abi.dispatch(&self.shared, vcpu, &mut |port| {
+            let pass =
+                *pass.get_or_insert_with(|| self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
+            self.arrived(Port(port), pass, &mut twice);
         });
-        if upcall {
+        let Some(done) = done else { return 0 };
+        self.finish_pass(twice);
+        if done.scan.upcall {
             self.totals.upcalls.fetch_add(1, Ordering::Relaxed);
         }
-        events
+        if done.more {
+            self.unseen.store(true, Ordering::Release);
+        }
+        done.scan.events
     }
 
     /// Lets the time pass until something fired on vCPU 0, the deadline came, or for no reason; callers look again.
@@ -169,9 +235,12 @@ impl<P: Platform> EventChannels<P> {
     where
         P: Wait,
     {
+        self.unmask_due();
         self.dispatch(VcpuId(0));
         if !self.unseen.swap(false, Ordering::AcqRel) {
+            let deadline = deadline.into_iter().chain(self.next_unmask()).min();
             self.platform().wait(deadline);
+            self.unmask_due();
             self.dispatch(VcpuId(0));
             self.unseen.store(false, Ordering::Release);
         }
@@ -184,17 +253,33 @@ impl<P: Platform> EventChannels<P> {
             upcalls: self.totals.upcalls.load(Ordering::Relaxed),
             events: self.totals.events.load(Ordering::Relaxed),
             stray: self.totals.stray.load(Ordering::Relaxed),
+            throttled_now: self.throttled.load(Ordering::Relaxed),
         }
     }
 
-    pub(crate) fn board(&self) -> VcpuBoard<'_> {
-        VcpuBoard { shared: &self.shared, vcpu: VcpuId(0) }
+    pub(crate) fn abi(&self) -> &'static dyn Delivery {
+        self.abi
     }
 
-    pub(crate) fn deliver(&self, record: &Record) {
-        record.fire();
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(crate) fn records(&self) -> &Records<P> {
+        &self.records
+    }
+
+    pub(crate) fn throttled_now(&self) -> &AtomicU32 {
+        &self.throttled
+    }
+
+    pub(crate) fn count_event(&self) {
         self.totals.events.fetch_add(1, Ordering::Relaxed);
         self.unseen.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn count_stray(&self) {
+        self.totals.stray.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count_notification(&self) {
@@ -204,10 +289,7 @@ impl<P: Platform> EventChannels<P> {
     /// Makes a channel of what a bind operation answered.
     fn bound(&self, operation: &'static str, port: Result<u32, Errno>) -> Result<Channel<'_, P>, Error> {
         let port = Port(port.map_err(|errno| Error::Hypercall { operation, errno })?);
-        let channel = match port.place() {
-            Some(place) => self.own(port, place, true),
-            None => Err(Error::PortOutOfRange(port)),
-        };
+        let channel = self.in_range(port).and_then(|()| self.own(port, true));
         if channel.is_err() {
             // Nobody can own it, so it must not stay open; if closing fails as well the first error says more.
             let _ = event::close(self.platform(), port.0);
@@ -215,14 +297,19 @@ impl<P: Platform> EventChannels<P> {
         channel
     }
 
-    fn own(&self, port: Port, place: Place, closes: bool) -> Result<Channel<'_, P>, Error> {
-        let record = self.records.ensure(place)?;
+    fn in_range(&self, port: Port) -> Result<(), Error> {
+        if port.0 == 0 || port.0 >= self.abi.limit() { Err(Error::PortOutOfRange(port)) } else { Ok(()) }
+    }
+
+    fn own(&self, port: Port, closes: bool) -> Result<Channel<'_, P>, Error> {
+        let record = self.records.ensure(port)?;
+        self.abi.ensure(&self.shared, self.platform(), port)?;
         if !record.claim() {
             return Err(Error::PortInUse(port));
         }
-        let channel = Channel::new(self, port, place, record, closes);
+        let channel = Channel::new(self, port, record, closes);
         // A port without owner is masked. Only now may events reach the record.
-        channel.unmask();
+        self.let_go(port, record, FREE);
         Ok(channel)
     }
 }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use xen_hypercall::Errno;
+use xen_hypercall::{Errno, VcpuId};
 
 use crate::Port;
 
@@ -17,14 +17,18 @@ pub enum Error {
         /// Xen's reason.
         errno: Errno,
     },
-    /// The number is no port of the two-level ABI (`1..4096`).
+    /// The number is no port of the ABI in use: 1 to 4095, or 1 to 131,071 with FIFO.
     PortOutOfRange(Port),
     /// The port has an owner already: a [`Channel`](crate::Channel) for it exists.
     PortInUse(Port),
     /// Nobody has bound this port, so there is nothing to adopt.
     PortClosed(Port),
-    /// The platform had no page for the records of another 64 ports.
+    /// The vCPU has no place in `shared_info`, so Xen cannot tell it of events: 32 and up on x86, 1 and up on Arm.
+    VcpuOutOfRange(VcpuId),
+    /// The platform had no page for the records of more ports, or for Xen's words for them.
     OutOfMemory,
+    /// Another vCPU, or what this code interrupted, is adding a page of event words and does not come to an end.
+    Busy,
 }
 
 impl fmt::Display for Error {
@@ -32,11 +36,13 @@ impl fmt::Display for Error {
         match self {
             Self::Hypercall { operation, errno } => write!(f, "{operation} failed: {errno}"),
             Self::PortOutOfRange(port) => {
-                write!(f, "{port} is not in the range of the two-level ABI (1 to 4095)")
+                write!(f, "{port} is out of range")
             }
             Self::PortInUse(port) => write!(f, "{port} has an owner already"),
             Self::PortClosed(port) => write!(f, "{port} is closed"),
-            Self::OutOfMemory => f.write_str("no memory for event channel records"),
+            Self::VcpuOutOfRange(vcpu) => write!(f, "vCPU {} has no place in shared_info", vcpu.0),
+            Self::Busy => f.write_str("event words are being added and do not get finished"),
+            Self::OutOfMemory => f.write_str("no memory for event channels"),
         }
     }
 }

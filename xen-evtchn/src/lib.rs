@@ -5,21 +5,35 @@
 #[cfg(feature = "mock")]
 extern crate std;
 
-mod board;
+pub mod abi;
 mod channel;
 mod channels;
+mod delivery;
 mod error;
+#[cfg(not(loom))]
+mod fifo;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod fifo;
+mod masks;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod port;
+mod record;
 mod records;
+#[cfg(not(loom))]
+mod settle;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod settle;
 #[cfg(not(loom))]
 mod two_level;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod two_level;
 
-pub use channel::{Channel, ChannelStats, Status};
+pub use channel::{Channel, ChannelStats, Progress, Status};
 pub use channels::{EventChannels, Stats};
+pub use delivery::Abi;
 pub use error::Error;
-pub use port::{Port, Virq};
+pub use port::{Port, Priority, Virq};

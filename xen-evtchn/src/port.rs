@@ -2,9 +2,15 @@
 
 use core::fmt;
 
+use crate::abi::{
+    EVTCHN_2L_NR_CHANNELS, EVTCHN_FIFO_NR_CHANNELS, EVTCHN_FIFO_PRIORITY_DEFAULT, EVTCHN_FIFO_PRIORITY_MAX,
+    EVTCHN_FIFO_PRIORITY_MIN,
+};
+
 /// A guest's end of an event channel: an index that Xen hands out, private to the domain.
 ///
-/// With the two-level ABI ports run from 1 to 4095; Xen keeps port 0 for itself, so 0 never names a channel
+/// Ports run from 1 to 4095 with the two-level ABI and to 131,071 with the FIFO ABI, less where the toolstack set a limit
+/// (`event_channels` in xl.cfg, 1023 if nothing is said). Xen keeps port 0 for itself, so 0 never names a channel
 /// (`evtchn_port_t` in Xen's `event_channel.h`).
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -12,15 +18,9 @@ pub struct Port(pub u32);
 
 impl Port {
     /// How many ports the two-level ABI knows on a 64-bit guest (`EVTCHN_2L_NR_CHANNELS`).
-    pub const LIMIT: u32 = 4096;
-
-    /// Which word of the shared bitmaps holds this port's bits, and the bit in it. `None` outside of `1..LIMIT`.
-    pub(crate) const fn place(self) -> Option<Place> {
-        if self.0 == 0 || self.0 >= Self::LIMIT {
-            return None;
-        }
-        Some(Place { word: (self.0 / 64) as usize, index: (self.0 % 64) as usize })
-    }
+    pub const LIMIT: u32 = EVTCHN_2L_NR_CHANNELS;
+    /// How many ports the FIFO ABI knows (`EVTCHN_FIFO_NR_CHANNELS`).
+    pub const FIFO_LIMIT: u32 = EVTCHN_FIFO_NR_CHANNELS;
 }
 
 impl fmt::Display for Port {
@@ -29,16 +29,23 @@ impl fmt::Display for Port {
     }
 }
 
-/// Where a valid port's bits are: `word < 64`, `index < 64`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Place {
-    pub(crate) word: usize,
-    pub(crate) index: usize,
+/// How urgent a port's events are: those of a lower number are taken first. The FIFO ABI alone has priorities.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Priority(pub u8);
+
+impl Priority {
+    /// Taken before all others (`EVTCHN_FIFO_PRIORITY_MAX`).
+    pub const HIGHEST: Self = Self(EVTCHN_FIFO_PRIORITY_MAX as u8);
+    /// What a port has at first (`EVTCHN_FIFO_PRIORITY_DEFAULT`).
+    pub const DEFAULT: Self = Self(EVTCHN_FIFO_PRIORITY_DEFAULT as u8);
+    /// Taken after all others (`EVTCHN_FIFO_PRIORITY_MIN`).
+    pub const LOWEST: Self = Self(EVTCHN_FIFO_PRIORITY_MIN as u8);
 }
 
-impl Place {
-    pub(crate) const fn bit(self) -> u64 {
-        1 << self.index
+impl Default for Priority {
+    fn default() -> Self {
+        Self::DEFAULT
     }
 }
 

@@ -1,109 +1,37 @@
-//! What the guest keeps for each port, in pages from the platform's memory.
+//! Where the records of all ports are: in pages from the platform's memory, of which only those in use exist.
 #![allow(unsafe_code)]
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
-use atomic_waker::AtomicWaker;
 use xen_hypercall::{PAGE_SIZE, Page, PageMemory};
 
-use crate::Error;
-use crate::port::Place;
+use crate::record::Record;
+use crate::{Error, Port};
 
-/// Ports per page: as many as there are bits in a word of the shared bitmaps.
-const CHUNK: usize = 64;
-const CHUNKS: usize = 64;
-
-/// One port's private state. Touched by the interrupt side, hence atomics only.
-#[derive(Debug)]
-pub(crate) struct Record {
-    waker: AtomicWaker,
-    fired: AtomicBool,
-    owned: AtomicBool,
-    events: AtomicU64,
-    notifications: AtomicU64,
-}
-
-impl Record {
-    const fn new() -> Self {
-        Self {
-            waker: AtomicWaker::new(),
-            fired: AtomicBool::new(false),
-            owned: AtomicBool::new(false),
-            events: AtomicU64::new(0),
-            notifications: AtomicU64::new(0),
-        }
-    }
-
-    /// Makes the caller the port's only owner; nothing of an earlier owner is left. False if it has an owner.
-    pub(crate) fn claim(&self) -> bool {
-        if self.owned.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            return false;
-        }
-        self.forget();
-        self.events.store(0, Ordering::Relaxed);
-        self.notifications.store(0, Ordering::Relaxed);
-        true
-    }
-
-    /// Ends ownership.
-    pub(crate) fn release(&self) {
-        self.forget();
-        self.owned.store(false, Ordering::Release);
-    }
-
-    fn forget(&self) {
-        drop(self.waker.take());
-        self.fired.store(false, Ordering::Release);
-    }
-
-    pub(crate) fn is_owned(&self) -> bool {
-        self.owned.load(Ordering::Acquire)
-    }
-
-    /// An event arrived.
-    pub(crate) fn fire(&self) {
-        self.events.fetch_add(1, Ordering::Relaxed);
-        // Release: what the peer wrote before it sent, which the pending bit's clearing acquired, is passed on to take().
-        self.fired.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
-    pub(crate) fn take(&self) -> bool {
-        // A plain load first: polling an idle port costs no locked access.
-        self.fired.load(Ordering::Relaxed) && self.fired.swap(false, Ordering::AcqRel)
-    }
-
-    pub(crate) fn waker(&self) -> &AtomicWaker {
-        &self.waker
-    }
-
-    pub(crate) fn notified(&self) {
-        self.notifications.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn events(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn notifications(&self) -> u64 {
-        self.notifications.load(Ordering::Relaxed)
-    }
-}
+/// Records in a page.
+const CHUNK: usize = 32;
+/// Pointers in a page.
+const TABLE: usize = PAGE_SIZE / size_of::<AtomicPtr<Chunk>>();
+/// Pages of pointers: enough for every port of the FIFO ABI.
+const TABLES: usize = Port::FIFO_LIMIT as usize / (CHUNK * TABLE);
 
 type Chunk = [Record; CHUNK];
-const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE && align_of::<Chunk>() <= PAGE_SIZE);
+type Table = [AtomicPtr<Chunk>; TABLE];
 
-/// Records for every port, of which only the pages in use exist. Owns the memory they come from.
+const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE && align_of::<Chunk>() <= PAGE_SIZE);
+const _: () = assert!(size_of::<Table>() <= PAGE_SIZE && TABLES * TABLE * CHUNK == Port::FIFO_LIMIT as usize);
+
+/// Records for every port. Owns the memory they come from.
 #[derive(Debug)]
 pub(crate) struct Records<P: PageMemory> {
     memory: P,
-    chunks: [AtomicPtr<Chunk>; CHUNKS],
+    tables: [AtomicPtr<Table>; TABLES],
 }
 
 impl<P: PageMemory> Records<P> {
     pub(crate) const fn new(memory: P) -> Self {
-        Self { memory, chunks: [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS] }
+        Self { memory, tables: [const { AtomicPtr::new(ptr::null_mut()) }; TABLES] }
     }
 
     pub(crate) fn memory(&self) -> &P {
@@ -111,48 +39,95 @@ impl<P: PageMemory> Records<P> {
     }
 
     /// The port's record, if a port near it was ever bound.
-    pub(crate) fn get(&self, place: Place) -> Option<&Record> {
-        let chunk = self.chunks.get(place.word)?.load(Ordering::Acquire);
-        // SAFETY: a pointer in the table is null or leads to a chunk that `ensure` initialised before it published the
-        // pointer (Release there, Acquire here) and that is freed only by `drop`, which has `&mut self`.
-        let chunk = unsafe { chunk.as_ref() }?;
-        chunk.get(place.index)
+    pub(crate) fn get(&self, port: Port) -> Option<&Record> {
+        let (table, slot, index) = place(port);
+        let table = published(self.tables.get(table)?)?;
+        published(table.get(slot)?)?.get(index)
     }
 
     /// The port's record; allocates its page when this is the first port in it.
+    pub(crate) fn ensure(&self, port: Port) -> Result<&Record, Error> {
+        let (table, slot, index) = place(port);
+        let table = self.tables.get(table).ok_or(Error::PortOutOfRange(port))?;
+        // SAFETY: a null pointer is a valid entry, and the page has room for TABLE of them (asserted above).
+        let table = unsafe { self.filled::<_, TABLE>(table, || AtomicPtr::new(ptr::null_mut())) }?;
+        let chunk = table.get(slot).ok_or(Error::PortOutOfRange(port))?;
+        // SAFETY: the page has room for CHUNK records (asserted above).
+        let chunk = unsafe { self.filled::<_, CHUNK>(chunk, Record::new) }?;
+        chunk.get(index).ok_or(Error::PortOutOfRange(port))
+    }
+
+    /// All records that exist, with their ports. At most one for each port.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Port, &Record)> {
+        let tables = self.tables.iter().enumerate().filter_map(|(i, table)| Some((i, published(table)?)));
+        let chunks = tables.flat_map(|(i, table)| {
+            table.iter().enumerate().filter_map(move |(j, chunk)| Some((i * TABLE + j, published(chunk)?)))
+        });
+        chunks.flat_map(|(i, chunk)| {
+            chunk.iter().enumerate().map(move |(j, record)| (Port((i * CHUNK + j) as u32), record))
+        })
+    }
+
+    /// What a pointer leads to; allocates a page and fills it when it leads nowhere yet.
     ///
     /// Lock-free: of several callers that allocate at once one publishes, the others free their page and use that one's.
-    pub(crate) fn ensure(&self, place: Place) -> Result<&Record, Error> {
-        if let Some(record) = self.get(place) {
-            return Ok(record);
+    ///
+    /// # Safety
+    /// `N` values of `T` fit in a page, whose alignment is enough for them.
+    unsafe fn filled<'a, T, const N: usize>(
+        &self,
+        slot: &'a AtomicPtr<[T; N]>,
+        new: impl Fn() -> T,
+    ) -> Result<&'a [T; N], Error> {
+        if let Some(there) = published(slot) {
+            return Ok(there);
         }
-        let slot = self.chunks.get(place.word).ok_or(Error::OutOfMemory)?;
         let page = self.memory.alloc_pages(1).ok_or(Error::OutOfMemory)?;
-        let first = page.cast::<Record>();
-        for index in 0..CHUNK {
-            // SAFETY: the page is exclusively ours, aligned to its size, and holds CHUNK records (asserted above).
-            unsafe { first.add(index).write(Record::new()) };
+        let first = page.cast::<T>();
+        for index in 0..N {
+            // SAFETY: the page is exclusively ours, and the caller promises that N values fit.
+            unsafe { first.add(index).write(new()) };
         }
-        let chunk = page.cast::<Chunk>().as_ptr();
-        if slot.compare_exchange(ptr::null_mut(), chunk, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            // SAFETY: the page came from this memory just above, and nobody else has seen it: publishing failed. Records
-            // fresh from `new` own nothing that would need dropping.
+        let fresh = page.cast::<[T; N]>().as_ptr();
+        if slot.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: the page came from this memory just above, and nobody else has seen it: publishing failed. Neither
+            // fresh records nor null pointers own anything that would need dropping.
             unsafe { self.memory.free_pages(page, 1) };
         }
-        self.get(place).ok_or(Error::OutOfMemory)
+        published(slot).ok_or(Error::OutOfMemory)
     }
+}
+
+/// Table, chunk and index of a port. The table does not exist for ports out of range.
+fn place(port: Port) -> (usize, usize, usize) {
+    let port = port.0 as usize;
+    (port / (CHUNK * TABLE), port / CHUNK % TABLE, port % CHUNK)
+}
+
+/// What a pointer of the tables leads to.
+fn published<T>(slot: &AtomicPtr<T>) -> Option<&T> {
+    // SAFETY: a pointer in the tables is null or leads to what `filled` initialised before it published the pointer
+    // (Release there, Acquire here), which is freed only by `drop`, with `&mut self`, and so not while the slot is
+    // borrowed.
+    unsafe { slot.load(Ordering::Acquire).as_ref() }
 }
 
 impl<P: PageMemory> Drop for Records<P> {
     fn drop(&mut self) {
-        for slot in &mut self.chunks {
-            let Some(chunk) = NonNull::new(*slot.get_mut()) else { continue };
-            // SAFETY: published by `ensure`, so initialised and from this memory; `&mut self` proves that no reference to a
-            // record is left. Dropping first releases wakers of channels that were leaked instead of dropped.
-            unsafe {
-                chunk.drop_in_place();
-                self.memory.free_pages(chunk.cast::<Page>(), 1);
+        for slot in &mut self.tables {
+            let Some(mut table) = NonNull::new(*slot.get_mut()) else { continue };
+            // SAFETY: published by `filled`, so initialised; `&mut self` proves that nobody else uses it.
+            for slot in unsafe { table.as_mut() } {
+                let Some(chunk) = NonNull::new(*slot.get_mut()) else { continue };
+                // SAFETY: as above, and from this memory. Dropping first releases wakers of channels that were leaked
+                // instead of dropped.
+                unsafe {
+                    chunk.drop_in_place();
+                    self.memory.free_pages(chunk.cast::<Page>(), 1);
+                }
             }
+            // SAFETY: from this memory; what it led to is gone, and pointers need no dropping.
+            unsafe { self.memory.free_pages(table.cast::<Page>(), 1) };
         }
     }
 }

@@ -6,6 +6,7 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use loom::thread;
+use xen_evtchn::settle::settle;
 use xen_evtchn::two_level::{Board, scan, unmask};
 
 /// One word of ports and one vCPU. `FENCED`: whether the guest's full fence is one.
@@ -189,5 +190,49 @@ fn two_vcpus_that_dispatch_take_an_event_once() {
         run(&shared, &count);
         interrupt.join().unwrap();
         assert_eq!(count.load(Ordering::Relaxed), 1);
+    });
+}
+
+/// Two reasons to mask a port that come and go at once, with a peer that sends: the mask ends as the reasons say.
+#[test]
+fn reasons_to_mask_that_change_at_once() {
+    const OWNER: usize = 1;
+    const EVENT: usize = 2;
+    check(|| {
+        let shared = Shared::<true>::new(BIT);
+        let held = Arc::new(AtomicUsize::new(OWNER));
+        let set = |shared: &Shared<true>, held: &AtomicUsize| {
+            let mask = || {
+                shared.mask.fetch_or(BIT, Ordering::AcqRel);
+            };
+            let is_held = || {
+                fence(Ordering::SeqCst);
+                held.load(Ordering::Acquire) != 0
+            };
+            settle(is_held, mask, || shared.unmask());
+        };
+        let (theirs, reasons) = (shared.clone(), held.clone());
+        let interrupt = thread::spawn(move || {
+            reasons.fetch_or(EVENT, Ordering::AcqRel);
+            set(&theirs, &reasons);
+            reasons.fetch_and(!EVENT, Ordering::AcqRel);
+            set(&theirs, &reasons);
+        });
+        held.fetch_and(!OWNER, Ordering::AcqRel);
+        set(&shared, &held);
+        interrupt.join().unwrap();
+        assert_eq!(shared.mask.load(Ordering::Acquire), 0);
+
+        let (theirs, reasons) = (shared.clone(), held.clone());
+        let interrupt = thread::spawn(move || {
+            reasons.fetch_or(OWNER, Ordering::AcqRel);
+            set(&theirs, &reasons);
+        });
+        held.fetch_or(EVENT, Ordering::AcqRel);
+        set(&shared, &held);
+        held.fetch_and(!EVENT, Ordering::AcqRel);
+        set(&shared, &held);
+        interrupt.join().unwrap();
+        assert_eq!(shared.mask.load(Ordering::Acquire), BIT, "the owner masked it");
     });
 }

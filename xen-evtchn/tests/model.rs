@@ -1,9 +1,9 @@
-//! Two domains that do anything at any time, against a plain model of what must arrive.
+//! Two domains that do anything at any time, with either ABI, against one plain model of what must arrive.
 #![cfg(feature = "mock")]
 
 use proptest::prelude::*;
 use std::sync::atomic::Ordering;
-use xen_evtchn::{Channel, EventChannels, mock};
+use xen_evtchn::{Abi, Channel, EventChannels, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{DomId, SharedInfo, VcpuId};
 
@@ -39,6 +39,10 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+fn abi() -> impl Strategy<Value = Abi> {
+    prop_oneof![Just(Abi::TwoLevel), Just(Abi::Fifo)]
+}
+
 /// One end: the channel, and what is true of it by the rules alone.
 struct End<'e> {
     channel: Channel<'e, MockDomain>,
@@ -57,12 +61,12 @@ impl<'e> End<'e> {
 
 type Link<'e> = [Option<End<'e>>; 2];
 
-fn run(ops: &[Op]) {
+fn run(abis: [Abi; 2], ops: &[Op]) {
     let xen = MockXen::new();
     mock::install(&xen);
-    let sides = DOMAINS.map(|id| {
-        let domain = xen.domain(id);
-        EventChannels::new(domain.clone(), SharedInfo::map(&domain).unwrap()).unwrap()
+    let sides = [0, 1].map(|side| {
+        let domain = xen.domain(DOMAINS[side]);
+        EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abis[side]).unwrap()
     });
     let mut links: Vec<Link<'_>> = Vec::new();
     let mut sent = [0; 2];
@@ -76,7 +80,9 @@ fn run(ops: &[Op]) {
         assert_eq!(side.stats().stray, 0);
         assert_eq!(mock::open_ports(side.platform()), 0);
     }
-    drop(sides);
+    for side in sides {
+        side.reset().unwrap();
+    }
     for id in DOMAINS {
         assert_eq!(xen.domain(id).pages_in_use(), 1, "only shared_info is left");
     }
@@ -173,10 +179,13 @@ fn check(sides: &[EventChannels<MockDomain>; 2], links: &[Link<'_>], sent: &[u64
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_sent_arrives_once_and_nothing_else_does(ops in prop::collection::vec(op(), 1..200)) {
-        run(&ops);
+    fn what_is_sent_arrives_once_and_nothing_else_does(
+        abis in [abi(), abi()],
+        ops in prop::collection::vec(op(), 1..200),
+    ) {
+        run(abis, &ops);
     }
 }

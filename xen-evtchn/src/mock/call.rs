@@ -5,10 +5,14 @@ use std::format;
 
 use xen_hypercall::abi::*;
 use xen_hypercall::mock::MockDomain;
-use xen_hypercall::{DomId, Errno, VcpuId};
+use xen_hypercall::{DomId, Errno, Gfn, VcpuId};
 
 use super::ports::Machine;
 use crate::Virq;
+use crate::abi::EVTCHN_FIFO_LINK_BITS;
+
+/// `EVTCHNOP_bind_pirq`. None of the domains here has physical interrupts.
+const EVTCHNOP_BIND_PIRQ: usize = 2;
 
 /// A structure that is plain data and comes with the command of its kind.
 trait Argument: Copy + zerocopy::FromBytes + zerocopy::IntoBytes {}
@@ -28,7 +32,8 @@ fn run(machine: &mut Machine, caller: &MockDomain, [command, argument, ..]: [usi
     match command {
         EVTCHNOP_ALLOC_UNBOUND => update(argument, |op: &mut EvtchnAllocUnbound| {
             let owner = target(caller, DomId(op.dom))?;
-            op.port = machine.alloc_unbound(me, owner, or_self(me, DomId(op.remote_dom)))?;
+            let remote = or_self(me, DomId(op.remote_dom));
+            op.port = machine.alloc_unbound(&caller.xen().domain(owner), remote)?;
             Ok(())
         }),
         EVTCHNOP_BIND_INTERDOMAIN => update(argument, |op: &mut EvtchnBindInterdomain| {
@@ -37,11 +42,11 @@ fn run(machine: &mut Machine, caller: &MockDomain, [command, argument, ..]: [usi
             Ok(())
         }),
         EVTCHNOP_BIND_VIRQ => update(argument, |op: &mut EvtchnBindVirq| {
-            op.port = machine.bind_virq(me, Virq(op.virq), VcpuId(op.vcpu))?;
+            op.port = machine.bind_virq(caller, Virq(op.virq), VcpuId(op.vcpu))?;
             Ok(())
         }),
         EVTCHNOP_BIND_IPI => update(argument, |op: &mut EvtchnBindIpi| {
-            op.port = machine.bind_ipi(me, VcpuId(op.vcpu))?;
+            op.port = machine.bind_ipi(caller, VcpuId(op.vcpu))?;
             Ok(())
         }),
         EVTCHNOP_CLOSE => update(argument, |op: &mut EvtchnClose| machine.close(caller, op.port)),
@@ -56,7 +61,7 @@ fn run(machine: &mut Machine, caller: &MockDomain, [command, argument, ..]: [usi
             Ok(())
         }),
         EVTCHNOP_BIND_VCPU => {
-            update(argument, |op: &mut EvtchnBindVcpu| machine.bind_vcpu(me, op.port, VcpuId(op.vcpu)))
+            update(argument, |op: &mut EvtchnBindVcpu| machine.bind_vcpu(caller, op.port, VcpuId(op.vcpu)))
         }
         EVTCHNOP_UNMASK => update(argument, |op: &mut EvtchnUnmask| machine.unmask(caller, op.port)),
         EVTCHNOP_RESET => update(argument, |op: &mut EvtchnReset| {
@@ -64,7 +69,19 @@ fn run(machine: &mut Machine, caller: &MockDomain, [command, argument, ..]: [usi
             machine.reset(&caller.xen().domain(owner));
             Ok(())
         }),
-        2 => Err(Errno::EINVAL),
+        EVTCHNOP_INIT_CONTROL..=EVTCHNOP_SET_PRIORITY if machine.two_level_only => Err(Errno::ENOSYS),
+        EVTCHNOP_INIT_CONTROL => update(argument, |op: &mut EvtchnInitControl| {
+            machine.init_control(caller, Gfn(op.control_gfn), op.offset, VcpuId(op.vcpu))?;
+            op.link_bits = EVTCHN_FIFO_LINK_BITS as u8;
+            Ok(())
+        }),
+        EVTCHNOP_EXPAND_ARRAY => {
+            update(argument, |op: &mut EvtchnExpandArray| machine.expand_array(caller, Gfn(op.array_gfn)))
+        }
+        EVTCHNOP_SET_PRIORITY => {
+            update(argument, |op: &mut EvtchnSetPriority| machine.set_priority(caller, op.port, op.priority))
+        }
+        EVTCHNOP_BIND_PIRQ => Err(Errno::EINVAL),
         _ => Err(Errno::ENOSYS),
     }
 }

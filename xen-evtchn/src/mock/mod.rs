@@ -21,10 +21,13 @@
 //! assert!(front.take());
 //! ```
 //!
-//! Not there: the FIFO ABI and physical interrupts (`ENOSYS`, `EINVAL`), and vCPUs other than 0 (`ENOENT`).
+//! A domain may use either ABI, and has as many vCPUs as [`MockDomain::set_vcpus`] gave it; what is done on a vCPU goes by
+//! [`MockDomain::on_vcpu`], which for events makes no difference. Not there: physical interrupts (`EINVAL`).
 
 mod call;
+mod fifo;
 mod ports;
+mod signal;
 
 use std::sync::PoisonError;
 
@@ -60,7 +63,23 @@ pub fn open_ports(domain: &MockDomain) -> usize {
 /// Allocates a port in `domain` for `remote` to bind to, as the toolstack does for xenstore and the console before the
 /// domain starts. `None`: no port left.
 pub fn alloc_for(domain: &MockDomain, remote: DomId) -> Option<Port> {
-    with(domain.xen(), |machine| machine.alloc_unbound(domain.id(), domain.id(), remote).ok()).map(Port)
+    with(domain.xen(), |machine| machine.alloc_unbound(domain, remote).ok()).map(Port)
+}
+
+/// Limits a domain's ports to `max` and below, as the toolstack does (`event_channels` in xl.cfg, 1023 if nothing is
+/// said). At first there is no limit but the ABI's.
+pub fn set_max_port(domain: &MockDomain, max: Port) {
+    with(domain.xen(), |machine| machine.set_max_port(domain.id(), max.0));
+}
+
+/// Makes this a Xen with or without the FIFO ABI; at first it has it. Domains that use it already go on.
+pub fn set_fifo(xen: &MockXen, available: bool) {
+    with(xen, |machine| machine.two_level_only = !available);
+}
+
+/// How often Xen interrupted a vCPU: how often its upcall byte went from clear to set.
+pub fn interrupts(domain: &MockDomain, vcpu: VcpuId) -> u64 {
+    with(domain.xen(), |machine| machine.interrupts(domain.id(), vcpu))
 }
 
 fn with<R>(xen: &MockXen, f: impl FnOnce(&mut Machine) -> R) -> R {

@@ -1,14 +1,16 @@
 //! The state of every domain's ports, and what Xen does with them.
 
-use core::sync::atomic::Ordering::SeqCst;
 use std::collections::{BTreeMap, BTreeSet};
 use std::format;
 use std::vec::Vec;
 
 use xen_hypercall::abi::EvtchnStatus;
 use xen_hypercall::mock::MockDomain;
-use xen_hypercall::{DomId, Errno, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, Errno, Gfn, PAGE_SIZE, VcpuId};
 
+use super::fifo::Fifo;
+use super::signal::{Bits, Interrupts};
+use crate::abi::{EVTCHN_FIFO_PRIORITY_DEFAULT, EVTCHN_FIFO_PRIORITY_MIN, EvtchnFifoControlBlock};
 use crate::{Port, Virq};
 
 /// Xen allocates its own records 64 ports at a time. A port in such a group is valid, if closed, and one beyond is not.
@@ -17,15 +19,32 @@ const BUCKET: u32 = 64;
 #[derive(Default)]
 pub(super) struct Machine {
     domains: BTreeMap<DomId, Ports>,
+    /// This Xen does not have the FIFO ABI.
+    pub(super) two_level_only: bool,
 }
 
 #[derive(Default)]
 struct Ports {
-    open: BTreeMap<u32, Bound>,
+    open: BTreeMap<u32, Open>,
     /// Events from before the domain mapped its `shared_info`, which in Xen exists from the start.
     early: BTreeSet<u32>,
     /// The first port that is not valid yet.
     valid: u32,
+    /// No port below this is free.
+    full_below: u32,
+    /// The toolstack's limit: the highest port there may be.
+    max_port: Option<u32>,
+    fifo: Option<Fifo>,
+    interrupts: Interrupts,
+}
+
+struct Open {
+    bound: Bound,
+    /// Who is told of its events.
+    vcpu: VcpuId,
+    priority: u32,
+    /// With the FIFO ABI: an event came while the port had no word.
+    pending: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -45,12 +64,66 @@ impl Ports {
         port < self.valid()
     }
 
+    fn limit(&self) -> u32 {
+        let abi = if self.fifo.is_some() { Port::FIFO_LIMIT } else { Port::LIMIT };
+        self.max_port.map_or(abi, |max| abi.min(max.saturating_add(1)))
+    }
+
     /// The lowest free port; 0 is Xen's.
-    fn allocate(&mut self, bound: Bound) -> Result<u32, Errno> {
-        let port = (1..Port::LIMIT).find(|port| !self.open.contains_key(port)).ok_or(Errno::ENOSPC)?;
-        self.open.insert(port, bound);
+    fn allocate(&mut self, domain: &MockDomain, bound: Bound, vcpu: VcpuId) -> Result<u32, Errno> {
+        let busy = |port: &u32| self.fifo.as_ref().is_some_and(|fifo| fifo.is_busy(domain, *port));
+        let mut free = (self.full_below.max(1)..self.limit()).filter(|port| !self.open.contains_key(port));
+        let lowest = free.clone().next();
+        let port = free.find(|port| !busy(port)).ok_or(Errno::ENOSPC)?;
+        self.full_below = if lowest == Some(port) { port + 1 } else { lowest.unwrap_or(0) };
+        self.open.insert(port, Open { bound, vcpu, priority: EVTCHN_FIFO_PRIORITY_DEFAULT, pending: false });
         self.valid = self.valid().max((port / BUCKET + 1) * BUCKET);
         Ok(port)
+    }
+
+    fn remove(&mut self, port: u32) -> Option<Open> {
+        let open = self.open.remove(&port)?;
+        self.full_below = self.full_below.min(port);
+        self.early.remove(&port);
+        Some(open)
+    }
+
+    fn bound(&self, port: u32) -> Option<Bound> {
+        self.open.get(&port).map(|open| open.bound)
+    }
+
+    /// The queue of a port: of a free one, what it would get at first.
+    fn queue(&self, port: u32) -> (VcpuId, u32) {
+        self.open
+            .get(&port)
+            .map_or((VcpuId(0), EVTCHN_FIFO_PRIORITY_DEFAULT), |open| (open.vcpu, open.priority))
+    }
+
+    fn set_pending(&mut self, domain: &MockDomain, port: u32) {
+        let queue = self.queue(port);
+        if let Some(fifo) = &mut self.fifo {
+            if fifo.has_word(port) {
+                fifo.set_pending(domain, port, queue, &mut self.interrupts);
+            } else if let Some(open) = self.open.get_mut(&port) {
+                open.pending = true;
+            }
+        } else if let Some(bits) = Bits::of(domain, port) {
+            bits.set_pending(domain, queue.0, &mut self.interrupts);
+        } else {
+            self.early.insert(port);
+        }
+    }
+
+    /// The next owner of the number does not inherit an event. The mask is the guest's and stays.
+    fn clear_pending(&mut self, domain: &MockDomain, port: u32) {
+        match &self.fifo {
+            Some(fifo) => fifo.clear_pending(domain, port),
+            None => {
+                if let Some(bits) = Bits::of(domain, port) {
+                    bits.clear_pending();
+                }
+            }
+        }
     }
 }
 
@@ -59,13 +132,20 @@ impl Machine {
         self.domains.entry(domain).or_default()
     }
 
+    pub(super) fn set_max_port(&mut self, domain: DomId, max: u32) {
+        self.ports(domain).max_port = Some(max);
+    }
+
+    pub(super) fn interrupts(&mut self, domain: DomId, vcpu: VcpuId) -> u64 {
+        self.ports(domain).interrupts.of(vcpu)
+    }
+
     pub(super) fn open_ports(&mut self, domain: DomId) -> usize {
         self.ports(domain).open.len()
     }
 
-    pub(super) fn alloc_unbound(&mut self, caller: DomId, owner: DomId, remote: DomId) -> Result<u32, Errno> {
-        let remote = if remote == DomId::SELF { caller } else { remote };
-        self.ports(owner).allocate(Bound::Unbound { remote })
+    pub(super) fn alloc_unbound(&mut self, owner: &MockDomain, remote: DomId) -> Result<u32, Errno> {
+        self.ports(owner.id()).allocate(owner, Bound::Unbound { remote }, VcpuId(0))
     }
 
     pub(super) fn bind_interdomain(
@@ -79,13 +159,13 @@ impl Machine {
             return Err(Errno::ESRCH);
         }
         // Xen takes the local port first: without one the answer is ENOSPC whatever the remote port is.
-        let local = self.ports(me).allocate(Bound::Interdomain { remote, port })?;
+        let local = self.ports(me).allocate(caller, Bound::Interdomain { remote, port }, VcpuId(0))?;
         match self.ports(remote).open.get_mut(&port) {
-            Some(bound) if *bound == (Bound::Unbound { remote: me }) => {
-                *bound = Bound::Interdomain { remote: me, port: local };
+            Some(open) if open.bound == (Bound::Unbound { remote: me }) => {
+                open.bound = Bound::Interdomain { remote: me, port: local };
             }
             _ => {
-                self.ports(me).open.remove(&local);
+                self.ports(me).remove(local);
                 return Err(Errno::EINVAL);
             }
         }
@@ -94,46 +174,44 @@ impl Machine {
         Ok(local)
     }
 
-    pub(super) fn bind_virq(&mut self, me: DomId, virq: Virq, vcpu: VcpuId) -> Result<u32, Errno> {
+    pub(super) fn bind_virq(&mut self, caller: &MockDomain, virq: Virq, vcpu: VcpuId) -> Result<u32, Errno> {
         if virq.0 >= Virq::COUNT || (is_global(virq) && vcpu != VcpuId(0)) {
             return Err(Errno::EINVAL);
         }
-        only_vcpu_0(vcpu)?;
+        exists(caller, vcpu)?;
         let bound = Bound::Virq { virq, vcpu };
-        let ports = self.ports(me);
-        if ports.open.values().any(|other| *other == bound) {
+        let ports = self.ports(caller.id());
+        if ports.open.values().any(|other| other.bound == bound) {
             return Err(Errno::EEXIST);
         }
-        ports.allocate(bound)
+        ports.allocate(caller, bound, vcpu)
     }
 
-    pub(super) fn bind_ipi(&mut self, me: DomId, vcpu: VcpuId) -> Result<u32, Errno> {
-        only_vcpu_0(vcpu)?;
-        self.ports(me).allocate(Bound::Ipi { vcpu })
+    pub(super) fn bind_ipi(&mut self, caller: &MockDomain, vcpu: VcpuId) -> Result<u32, Errno> {
+        exists(caller, vcpu)?;
+        self.ports(caller.id()).allocate(caller, Bound::Ipi { vcpu }, vcpu)
     }
 
-    pub(super) fn bind_vcpu(&mut self, me: DomId, port: u32, vcpu: VcpuId) -> Result<(), Errno> {
-        only_vcpu_0(vcpu)?;
-        match self.ports(me).open.get(&port) {
-            None | Some(Bound::Ipi { .. }) => Err(Errno::EINVAL),
-            Some(Bound::Virq { virq, .. }) if !is_global(*virq) => Err(Errno::EINVAL),
-            Some(_) => Ok(()),
+    pub(super) fn bind_vcpu(&mut self, caller: &MockDomain, port: u32, vcpu: VcpuId) -> Result<(), Errno> {
+        exists(caller, vcpu)?;
+        let open = self.ports(caller.id()).open.get_mut(&port).ok_or(Errno::EINVAL)?;
+        match open.bound {
+            Bound::Ipi { .. } => return Err(Errno::EINVAL),
+            Bound::Virq { virq, .. } if !is_global(virq) => return Err(Errno::EINVAL),
+            _ => open.vcpu = vcpu,
         }
+        Ok(())
     }
 
     pub(super) fn close(&mut self, caller: &MockDomain, port: u32) -> Result<(), Errno> {
         let me = caller.id();
         let ports = self.ports(me);
-        let bound = ports.open.remove(&port).ok_or(Errno::EINVAL)?;
-        ports.early.remove(&port);
-        if let Bound::Interdomain { remote, port } = bound
+        let open = ports.remove(port).ok_or(Errno::EINVAL)?;
+        ports.clear_pending(caller, port);
+        if let Bound::Interdomain { remote, port } = open.bound
             && let Some(other) = self.ports(remote).open.get_mut(&port)
         {
-            *other = Bound::Unbound { remote: me };
-        }
-        // The next owner of the number does not inherit an event. The mask is the guest's and stays.
-        if let Some(bits) = Bits::of(caller, port) {
-            bits.clear_pending();
+            other.bound = Bound::Unbound { remote: me };
         }
         Ok(())
     }
@@ -144,10 +222,74 @@ impl Machine {
             // A port that was open a moment ago can be closed.
             let _ = self.close(domain, port);
         }
+        self.ports(domain.id()).fifo = None;
+    }
+
+    pub(super) fn init_control(
+        &mut self,
+        domain: &MockDomain,
+        gfn: Gfn,
+        offset: u32,
+        vcpu: VcpuId,
+    ) -> Result<(), Errno> {
+        exists(domain, vcpu)?;
+        if offset as usize > PAGE_SIZE - size_of::<EvtchnFifoControlBlock>() || offset % 8 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let ports = self.ports(domain.id());
+        if let Some(fifo) = &mut ports.fifo {
+            return fifo.add_control(domain, gfn, offset, vcpu);
+        }
+        let mut fifo = Fifo::default();
+        fifo.add_control(domain, gfn, offset, vcpu)?;
+        ports.fifo = Some(fifo);
+        // Events that are pending already wait for their words.
+        for (port, open) in &mut ports.open {
+            open.pending = Bits::of(domain, *port).is_some_and(|bits| bits.is_pending());
+            open.priority = EVTCHN_FIFO_PRIORITY_DEFAULT;
+        }
+        domain.xen().trace(|| format!("{} has the FIFO ABI", domain.id()));
+        Ok(())
+    }
+
+    pub(super) fn expand_array(&mut self, domain: &MockDomain, gfn: Gfn) -> Result<(), Errno> {
+        let ports = self.ports(domain.id());
+        let new = ports.fifo.as_mut().ok_or(Errno::EOPNOTSUPP)?.add_page(domain, gfn)?;
+        let waiting: Vec<u32> = ports
+            .open
+            .range_mut(new)
+            .filter_map(|(port, open)| core::mem::take(&mut open.pending).then_some(*port))
+            .collect();
+        for port in waiting {
+            ports.set_pending(domain, port);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_priority(
+        &mut self,
+        domain: &MockDomain,
+        port: u32,
+        priority: u32,
+    ) -> Result<(), Errno> {
+        let ports = self.ports(domain.id());
+        if !ports.is_valid(port) {
+            return Err(Errno::EINVAL);
+        }
+        if ports.fifo.is_none() {
+            return Err(Errno::ENOSYS);
+        }
+        if priority > EVTCHN_FIFO_PRIORITY_MIN {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(open) = ports.open.get_mut(&port) {
+            open.priority = priority;
+        }
+        Ok(())
     }
 
     pub(super) fn send(&mut self, caller: &MockDomain, port: u32) -> Result<(), Errno> {
-        match self.ports(caller.id()).open.get(&port).copied() {
+        match self.ports(caller.id()).bound(port) {
             Some(Bound::Interdomain { remote, port }) => self.set_pending(&caller.xen().domain(remote), port),
             Some(Bound::Ipi { .. }) => self.set_pending(caller, port),
             Some(Bound::Unbound { .. }) => {}
@@ -161,38 +303,39 @@ impl Machine {
         if !ports.is_valid(op.port) {
             return Err(Errno::EINVAL);
         }
-        Ok(match ports.open.get(&op.port) {
-            None => op,
-            Some(Bound::Unbound { remote }) => EvtchnStatus { status: 1, remote_dom: remote.0, ..op },
-            Some(Bound::Interdomain { remote, port }) => {
-                EvtchnStatus { status: 2, remote_dom: remote.0, remote_port: *port, ..op }
+        let Some(open) = ports.open.get(&op.port) else { return Ok(op) };
+        let op = EvtchnStatus { vcpu: open.vcpu.0, ..op };
+        Ok(match open.bound {
+            Bound::Unbound { remote } => EvtchnStatus { status: 1, remote_dom: remote.0, ..op },
+            Bound::Interdomain { remote, port } => {
+                EvtchnStatus { status: 2, remote_dom: remote.0, remote_port: port, ..op }
             }
-            Some(Bound::Virq { virq, vcpu }) => {
-                EvtchnStatus { status: 4, vcpu: vcpu.0, remote_dom: virq.0 as u16, ..op }
-            }
-            Some(Bound::Ipi { vcpu }) => EvtchnStatus { status: 5, vcpu: vcpu.0, ..op },
+            Bound::Virq { virq, .. } => EvtchnStatus { status: 4, remote_dom: virq.0 as u16, ..op },
+            Bound::Ipi { .. } => EvtchnStatus { status: 5, ..op },
         })
     }
 
-    /// Only a mask bit that Xen itself clears makes it look for an event: one that the guest cleared before counts as a
-    /// port that was never masked.
     pub(super) fn unmask(&mut self, caller: &MockDomain, port: u32) -> Result<(), Errno> {
-        if !self.ports(caller.id()).is_valid(port) {
+        let ports = self.ports(caller.id());
+        if !ports.is_valid(port) {
             return Err(Errno::EINVAL);
         }
-        if let Some(bits) = Bits::of(caller, port)
-            && bits.clear_mask()
-            && bits.is_pending()
-        {
-            bits.upcall();
+        let queue = ports.queue(port);
+        if let Some(fifo) = &mut ports.fifo {
+            fifo.unmask(caller, port, queue, &mut ports.interrupts);
+        } else if let Some(bits) = Bits::of(caller, port) {
+            bits.unmask(caller, queue.0, &mut ports.interrupts);
         }
         Ok(())
     }
 
     pub(super) fn raise_virq(&mut self, domain: &MockDomain, virq: Virq, vcpu: VcpuId) -> bool {
         let ports = self.ports(domain.id());
-        let found =
-            ports.open.iter().find(|(_, bound)| **bound == Bound::Virq { virq, vcpu }).map(|(port, _)| *port);
+        let found = ports
+            .open
+            .iter()
+            .find(|(_, open)| open.bound == Bound::Virq { virq, vcpu })
+            .map(|(port, _)| *port);
         found.map(|port| self.set_pending(domain, port)).is_some()
     }
 
@@ -206,12 +349,7 @@ impl Machine {
 
     fn set_pending(&mut self, domain: &MockDomain, port: u32) {
         domain.xen().trace(|| format!("{} gets an event on port {port}", domain.id()));
-        match Bits::of(domain, port) {
-            Some(bits) => bits.set_pending(),
-            None => {
-                self.ports(domain.id()).early.insert(port);
-            }
-        }
+        self.ports(domain.id()).set_pending(domain, port);
     }
 
     /// Sets in the shared page what came before the domain had it.
@@ -225,65 +363,9 @@ impl Machine {
     }
 }
 
-/// One port's bits, and those of vCPU 0, in the page that the domain reads.
-struct Bits {
-    shared: SharedInfo,
-    port: u32,
-}
-
-impl Bits {
-    fn of(domain: &MockDomain, port: u32) -> Option<Self> {
-        Some(Self { shared: domain.shared_info()?, port })
-    }
-
-    fn word(&self) -> usize {
-        self.port as usize / 64
-    }
-
-    fn bit(&self) -> u64 {
-        1 << (self.port % 64)
-    }
-
-    fn is_pending(&self) -> bool {
-        self.shared.evtchn_pending(self.word()).is_some_and(|word| word.load(SeqCst) & self.bit() != 0)
-    }
-
-    fn clear_pending(&self) {
-        if let Some(word) = self.shared.evtchn_pending(self.word()) {
-            word.fetch_and(!self.bit(), SeqCst);
-        }
-    }
-
-    /// Whether the bit was set.
-    fn clear_mask(&self) -> bool {
-        let word = self.shared.evtchn_mask(self.word());
-        word.is_some_and(|word| word.fetch_and(!self.bit(), SeqCst) & self.bit() != 0)
-    }
-
-    fn set_pending(&self) {
-        let (Some(pending), Some(mask)) =
-            (self.shared.evtchn_pending(self.word()), self.shared.evtchn_mask(self.word()))
-        else {
-            return;
-        };
-        let was = pending.fetch_or(self.bit(), SeqCst) & self.bit();
-        if was == 0 && mask.load(SeqCst) & self.bit() == 0 {
-            self.upcall();
-        }
-    }
-
-    fn upcall(&self) {
-        let Some(vcpu) = self.shared.vcpu(VcpuId(0)) else { return };
-        let word = 1 << self.word();
-        if vcpu.pending_sel.fetch_or(word, SeqCst) & word == 0 {
-            vcpu.upcall_pending.store(1, SeqCst);
-        }
-    }
-}
-
-/// The mock's domains have one vCPU.
-fn only_vcpu_0(vcpu: VcpuId) -> Result<(), Errno> {
-    if vcpu == VcpuId(0) { Ok(()) } else { Err(Errno::ENOENT) }
+/// Whether the domain has the vCPU.
+fn exists(domain: &MockDomain, vcpu: VcpuId) -> Result<(), Errno> {
+    if (vcpu.0 as usize) < domain.vcpus() { Ok(()) } else { Err(Errno::ENOENT) }
 }
 
 fn is_global(virq: Virq) -> bool {

@@ -8,7 +8,11 @@
 //! Everything goes through [`Board`], so that the same code runs on the shared page and on loom's model of memory.
 #![allow(unreachable_pub, reason = "public for the loom tests alone")]
 
+mod board;
+
 use core::sync::atomic::{Ordering, fence};
+
+pub(crate) use board::TwoLevelAbi;
 
 /// The bits that one vCPU and Xen share. Each method is one atomic access.
 pub trait Board {

@@ -1,0 +1,67 @@
+//! What the two ABIs have in common, and which of them is in use.
+
+use xen_hypercall::{Platform, SharedInfo, VcpuId};
+
+use crate::fifo::Pages;
+use crate::two_level::Scan;
+use crate::{Error, Port};
+
+/// How Xen tells a domain of events. The domain chooses once, at the start.
+#[non_exhaustive]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Abi {
+    /// Bitmaps in `shared_info`, which every Xen has: ports 1 to 4095, no priorities, no order. Costs no memory.
+    #[default]
+    TwoLevel,
+    /// A word per port and queues per vCPU, from Xen 4.4 on: ports 1 to 131,071, sixteen priorities, and within each
+    /// the order in which the events came. Costs three pages and one more for each 1024 ports beyond the first.
+    Fifo,
+    /// FIFO if this Xen has it, otherwise two-level.
+    Best,
+}
+
+/// Where the ports' bits are.
+pub(crate) struct Shared {
+    pub(crate) info: SharedInfo,
+    /// With the FIFO ABI.
+    pub(crate) fifo: Option<Pages>,
+}
+
+/// What one pass over a vCPU's events did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(unreachable_pub, reason = "public for the loom tests alone")]
+pub struct Dispatched {
+    /// What was taken.
+    pub scan: Scan,
+    /// There may be more: another pass is at work and has been told, or too many came while this one was.
+    pub more: bool,
+}
+
+/// One ABI. A trait object chooses it, so that an image whose constructor never names the FIFO ABI does not hold its code.
+pub(crate) trait Delivery: Sync {
+    fn abi(&self) -> Abi;
+
+    /// Ports are below this.
+    fn limit(&self) -> u32;
+
+    /// Takes a vCPU's events. None: there is nothing to do.
+    fn dispatch(&self, shared: &Shared, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched>;
+
+    fn is_masked(&self, shared: &Shared, port: Port) -> bool;
+
+    fn mask(&self, shared: &Shared, port: Port);
+
+    /// False: there is an event which Xen does not deliver; the port is unmasked nevertheless.
+    fn unmask(&self, shared: &Shared, port: Port, refire: &mut dyn FnMut() -> bool) -> bool;
+
+    /// Clears the pending bit; says whether it was set.
+    fn take_pending(&self, shared: &Shared, port: Port) -> bool;
+
+    /// Makes room for a port below the limit.
+    fn ensure(&self, shared: &Shared, platform: &dyn Platform, port: Port) -> Result<(), Error>;
+
+    fn add_vcpu(&self, shared: &Shared, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error>;
+
+    /// Closes all ports and ends the use of what is shared.
+    fn reset(&self, shared: Shared, platform: &dyn Platform) -> Result<(), Error>;
+}

@@ -1,0 +1,224 @@
+//! The memory of the FIFO ABI: pages of event words, one page of control blocks, one page that says where they are.
+#![allow(unsafe_code)]
+
+use core::hint;
+use core::mem::offset_of;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
+
+use xen_hypercall::{Errno, PAGE_SIZE, Page, Platform, VcpuId, event};
+
+use super::MASKED;
+use crate::Error;
+use crate::abi::{EVTCHN_FIFO_MAX_QUEUES, EVTCHN_FIFO_NR_CHANNELS, EvtchnFifoControlBlock};
+
+/// Event words in a page.
+const WORDS: usize = PAGE_SIZE / size_of::<u32>();
+/// Pages that hold the words of all ports.
+const ARRAY_PAGES: usize = EVTCHN_FIFO_NR_CHANNELS as usize / WORDS;
+/// vCPUs whose upcall byte is in `shared_info`.
+const VCPUS: usize = 32;
+/// From one control block to the next.
+const STRIDE: usize = PAGE_SIZE / VCPUS;
+const _: () = assert!(STRIDE >= size_of::<EvtchnFifoControlBlock>() && STRIDE % 8 == 0);
+
+/// How often to look whether another vCPU has finished adding a page. That takes one hypercall.
+const PATIENCE: usize = 1_000_000;
+
+/// The only handle to the pages. They belong to Xen as well until the domain ends or resets its event channels, so they
+/// are not freed when the handle is dropped.
+pub(crate) struct Pages(NonNull<Index>);
+
+// SAFETY: the page behind it is reached by atomics only (`control` is written before the handle exists), and stays
+// until `reset`, which consumes the handle.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+/// Where everything is, in a page of its own that Xen does not know.
+struct Index {
+    array: [AtomicPtr<[AtomicU32; WORDS]>; ARRAY_PAGES],
+    /// How many pages of the array Xen has.
+    pages: AtomicU32,
+    growing: AtomicBool,
+    gates: [AtomicU8; VCPUS],
+    control: NonNull<Page>,
+}
+
+const _: () = assert!(size_of::<Index>() <= PAGE_SIZE);
+
+impl Pages {
+    /// Switches the domain to the FIFO ABI, with vCPU 0 and the words of the first 1024 ports.
+    pub(crate) fn start(platform: &dyn Platform) -> Result<Self, Error> {
+        let [index, control, words] = alloc(platform)?;
+        let pages = Self(index.cast());
+        let fresh = Index {
+            array: [const { AtomicPtr::new(ptr::null_mut()) }; ARRAY_PAGES],
+            pages: AtomicU32::new(0),
+            growing: AtomicBool::new(false),
+            gates: [const { AtomicU8::new(0) }; VCPUS],
+            control,
+        };
+        // SAFETY: the page is ours alone, large enough (asserted above) and aligned.
+        unsafe { pages.0.write(fresh) };
+        if let Err(error) = pages.add_vcpu(platform, VcpuId(0)) {
+            for page in [index, control, words] {
+                // SAFETY: allocated above one by one; Xen took none of them, because its only call failed.
+                unsafe { platform.free_pages(page, 1) };
+            }
+            return Err(error);
+        }
+        pages.give(platform, words)?;
+        Ok(pages)
+    }
+
+    fn index(&self) -> &Index {
+        // SAFETY: initialised by `start` before the handle was given out; valid until `reset`.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Gives Xen a vCPU's control block.
+    pub(crate) fn add_vcpu(&self, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
+        let offset = control_offset(vcpu).ok_or(Error::VcpuOutOfRange(vcpu))?;
+        let gfn = platform.gfn(self.index().control);
+        // SAFETY: these bytes of the control page are this vCPU's alone, and are only reached by atomics.
+        unsafe { event::init_control(&platform, gfn, offset as u32, vcpu) }
+            .map(drop)
+            .map_err(refused("EVTCHNOP_init_control"))
+    }
+
+    /// Sees to it that a port has a word.
+    pub(crate) fn ensure(&self, platform: &dyn Platform, port: u32) -> Result<(), Error> {
+        let page = port as usize / WORDS;
+        if page >= ARRAY_PAGES {
+            return Err(Error::PortOutOfRange(crate::Port(port)));
+        }
+        // Xen takes pages in order without being told a number, so only one may add at a time.
+        let index = self.index();
+        let mut patience = PATIENCE;
+        while index.pages.load(Ordering::Acquire) as usize <= page {
+            if index.growing.swap(true, Ordering::Acquire) {
+                // Who adds may also be what this code interrupted, which then cannot finish.
+                patience = patience.checked_sub(1).ok_or(Error::Busy)?;
+                hint::spin_loop();
+                continue;
+            }
+            let added = self.grow(platform, page);
+            index.growing.store(false, Ordering::Release);
+            added?;
+        }
+        Ok(())
+    }
+
+    /// Adds a page if `page` is not there yet. Called by one at a time.
+    fn grow(&self, platform: &dyn Platform, page: usize) -> Result<(), Error> {
+        if self.index().pages.load(Ordering::Acquire) as usize > page {
+            return Ok(());
+        }
+        let words = platform.alloc_pages(1).ok_or(Error::OutOfMemory)?;
+        self.give(platform, words).inspect_err(|_| {
+            // SAFETY: allocated above, and Xen refused it.
+            unsafe { platform.free_pages(words, 1) };
+        })
+    }
+
+    /// Makes a page the next of the array. Called by one at a time.
+    fn give(&self, platform: &dyn Platform, page: NonNull<Page>) -> Result<(), Error> {
+        let words = page.cast::<[AtomicU32; WORDS]>();
+        // SAFETY: the page was just allocated: valid, aligned, ours alone; a zeroed page is a valid array of atomics.
+        for word in unsafe { words.as_ref() } {
+            // No port has an owner yet, and without one it is masked.
+            word.store(MASKED, Ordering::Relaxed);
+        }
+        let index = self.index();
+        let next = index.pages.load(Ordering::Acquire);
+        let slot = index.array.get(next as usize).ok_or(Error::OutOfMemory)?;
+        // Before Xen has it: from then on a port in it may be in a queue.
+        slot.store(words.as_ptr(), Ordering::Release);
+        // SAFETY: the page is only reached by atomics from here on, and not freed before a reset.
+        let given = unsafe { event::expand_array(&platform, platform.gfn(page)) };
+        if let Err(errno) = given {
+            slot.store(ptr::null_mut(), Ordering::Release);
+            return Err(refused("EVTCHNOP_expand_array")(errno));
+        }
+        index.pages.store(next + 1, Ordering::Release);
+        Ok(())
+    }
+
+    /// A port's word; none beyond the array.
+    pub(crate) fn word(&self, port: u32) -> Option<&AtomicU32> {
+        let words = self.index().array.get(port as usize / WORDS)?.load(Ordering::Acquire);
+        // SAFETY: null, or published by `give`, fully initialised before (Release there, Acquire here). A page is taken
+        // back only if Xen refused it, and then nobody was told of a port in it.
+        let words = unsafe { words.as_ref() }?;
+        words.get(port as usize % WORDS)
+    }
+
+    pub(crate) fn gate(&self, vcpu: VcpuId) -> Option<&AtomicU8> {
+        self.index().gates.get(vcpu.0 as usize)
+    }
+
+    pub(crate) fn ready(&self, vcpu: VcpuId) -> Option<&AtomicU32> {
+        self.control(vcpu, offset_of!(EvtchnFifoControlBlock, ready))
+    }
+
+    pub(crate) fn head(&self, vcpu: VcpuId, queue: usize) -> Option<&AtomicU32> {
+        if queue >= EVTCHN_FIFO_MAX_QUEUES {
+            return None;
+        }
+        self.control(vcpu, offset_of!(EvtchnFifoControlBlock, head) + queue * size_of::<u32>())
+    }
+
+    fn control(&self, vcpu: VcpuId, field: usize) -> Option<&AtomicU32> {
+        debug_assert!(field % 4 == 0 && field < size_of::<EvtchnFifoControlBlock>());
+        let offset = control_offset(vcpu)? + field;
+        // SAFETY: the block of a vCPU below 32 lies in the control page, and the field within the block, aligned to 4
+        // bytes. The page is zeroed at first, then only reached by atomics, and stays as long as the handle.
+        Some(unsafe { AtomicU32::from_ptr(self.index().control.as_ptr().cast::<u8>().add(offset).cast()) })
+    }
+
+    /// Closes all ports, goes back to the two-level ABI, and frees everything.
+    pub(crate) fn reset(self, platform: &dyn Platform) -> Result<(), Error> {
+        event::reset(&platform).map_err(refused("EVTCHNOP_reset"))?;
+        let index = self.index();
+        let control = index.control;
+        for slot in &index.array {
+            if let Some(words) = NonNull::new(slot.load(Ordering::Acquire)) {
+                // SAFETY: allocated as a single page by this platform. Xen has given it up, and this only handle, through
+                // which alone it is reached, ends here.
+                unsafe { platform.free_pages(words.cast(), 1) };
+            }
+        }
+        // SAFETY: as above, both.
+        unsafe {
+            platform.free_pages(control, 1);
+            platform.free_pages(self.0.cast(), 1);
+        }
+        Ok(())
+    }
+}
+
+/// As many single pages, or none.
+fn alloc<const N: usize>(platform: &dyn Platform) -> Result<[NonNull<Page>; N], Error> {
+    let mut pages = [NonNull::dangling(); N];
+    for count in 0..N {
+        let Some(page) = platform.alloc_pages(1) else {
+            for page in pages.iter().take(count) {
+                // SAFETY: allocated just before, one by one, and used by nobody.
+                unsafe { platform.free_pages(*page, 1) };
+            }
+            return Err(Error::OutOfMemory);
+        };
+        pages[count] = page;
+    }
+    Ok(pages)
+}
+
+fn control_offset(vcpu: VcpuId) -> Option<usize> {
+    let vcpu = vcpu.0 as usize;
+    (vcpu < VCPUS).then_some(vcpu * STRIDE)
+}
+
+fn refused(operation: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Hypercall { operation, errno }
+}

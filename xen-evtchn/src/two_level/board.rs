@@ -1,0 +1,123 @@
+//! The bits in the real shared page, and what the crate does with them.
+
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use xen_hypercall::{Platform, SharedInfo, VcpuId, event};
+
+use super::{Board, scan, unmask};
+use crate::delivery::{Abi, Delivery, Dispatched, Shared};
+use crate::{Error, Port};
+
+/// What one vCPU sees of the shared page. A vCPU without a place in it has no upcall byte and no selector; the bits of
+/// the ports are the whole domain's.
+struct VcpuBoard<'a> {
+    shared: &'a SharedInfo,
+    vcpu: VcpuId,
+}
+
+impl Board for VcpuBoard<'_> {
+    fn take_upcall(&self) -> bool {
+        self.shared.vcpu(self.vcpu).is_some_and(|vcpu| vcpu.upcall_pending.swap(0, SeqCst) != 0)
+    }
+
+    fn take_selector(&self) -> u64 {
+        self.shared.vcpu(self.vcpu).map_or(0, |vcpu| vcpu.pending_sel.swap(0, SeqCst))
+    }
+
+    fn pending(&self, word: usize) -> u64 {
+        self.shared.evtchn_pending(word).map_or(0, |bits| bits.load(SeqCst))
+    }
+
+    fn mask(&self, word: usize) -> u64 {
+        self.shared.evtchn_mask(word).map_or(0, |bits| bits.load(SeqCst))
+    }
+
+    fn clear_pending(&self, word: usize, bits: u64) -> u64 {
+        self.shared.evtchn_pending(word).map_or(0, |word| word.fetch_and(!bits, SeqCst))
+    }
+
+    fn set_mask(&self, word: usize, bits: u64) {
+        if let Some(word) = self.shared.evtchn_mask(word) {
+            word.fetch_or(bits, SeqCst);
+        }
+    }
+
+    fn clear_mask(&self, word: usize, bits: u64) {
+        if let Some(word) = self.shared.evtchn_mask(word) {
+            word.fetch_and(!bits, SeqCst);
+        }
+    }
+}
+
+/// The two-level ABI, as the crate uses either.
+#[derive(Debug)]
+pub(crate) struct TwoLevelAbi;
+
+impl TwoLevelAbi {
+    /// The bits of the ports, which are the same from every vCPU.
+    fn board(shared: &Shared) -> VcpuBoard<'_> {
+        VcpuBoard { shared: &shared.info, vcpu: VcpuId(0) }
+    }
+
+    pub(crate) fn mask_all(shared: &Shared) {
+        for word in 0..64 {
+            Self::board(shared).set_mask(word, !0);
+        }
+    }
+}
+
+/// The word that holds a port's bits, and the bit. Words from 64 on do not exist.
+fn place(port: Port) -> (usize, u64) {
+    ((port.0 / 64) as usize, 1 << (port.0 % 64))
+}
+
+impl Delivery for TwoLevelAbi {
+    fn abi(&self) -> Abi {
+        Abi::TwoLevel
+    }
+
+    fn limit(&self) -> u32 {
+        Port::LIMIT
+    }
+
+    fn dispatch(&self, shared: &Shared, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
+        let info = shared.info.vcpu(vcpu)?;
+        if info.upcall_pending.load(Relaxed) == 0 && info.pending_sel.load(Relaxed) == 0 {
+            return None;
+        }
+        let scan = scan(&VcpuBoard { shared: &shared.info, vcpu }, fire);
+        Some(Dispatched { scan, more: false })
+    }
+
+    fn is_masked(&self, shared: &Shared, port: Port) -> bool {
+        let (word, bit) = place(port);
+        Self::board(shared).mask(word) & bit != 0
+    }
+
+    fn mask(&self, shared: &Shared, port: Port) {
+        let (word, bit) = place(port);
+        Self::board(shared).set_mask(word, bit);
+    }
+
+    fn unmask(&self, shared: &Shared, port: Port, refire: &mut dyn FnMut() -> bool) -> bool {
+        let (word, bit) = place(port);
+        unmask(&Self::board(shared), word, bit, refire)
+    }
+
+    fn take_pending(&self, shared: &Shared, port: Port) -> bool {
+        let (word, bit) = place(port);
+        Self::board(shared).clear_pending(word, bit) & bit != 0
+    }
+
+    fn ensure(&self, _: &Shared, _: &dyn Platform, _: Port) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn add_vcpu(&self, shared: &Shared, _: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
+        shared.info.vcpu(vcpu).map(drop).ok_or(Error::VcpuOutOfRange(vcpu))
+    }
+
+    fn reset(&self, _: Shared, platform: &dyn Platform) -> Result<(), Error> {
+        event::reset(&platform).map_err(|errno| Error::Hypercall { operation: "EVTCHNOP_reset", errno })
+    }
+}
