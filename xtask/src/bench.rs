@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::dom0::{Dom0, Options};
+use crate::fat;
 use crate::image::{self, kib};
-use crate::{fat, http};
+use crate::web::Site;
 
 /// Measure the unikernel on real Xen: size, memory, boot, requests, hypercalls per request
 #[derive(Debug, clap::Args)]
@@ -56,17 +55,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         boot.lines().last().unwrap_or_default().parse().with_context(|| format!("no boot time: {boot}"))?;
     println!("a domain with memory=16");
     println!("  unpause to first HTTP answer, seen from dom0 {:.3} s", micros / 1e6);
-    let port = dom0.http_port();
+    let site = Site::new(dom0.http_port());
     for (name, path, requests) in [
         ("512-byte file", "/SMALL.TXT", args.requests),
         ("status page", "/-/status", args.requests),
         ("4 MiB file", "/LARGE.BIN", (args.requests / 50).max(1)),
     ] {
-        let before = metrics(port)?;
+        let before = metrics(&site)?;
         let start = Instant::now();
-        let bytes = requests_on_one_connection(port, path, requests)?;
+        let mut bytes = 0;
+        for _ in 0..requests {
+            bytes += site.get(path)?.expect(200)?.body.len();
+        }
         let seconds = start.elapsed().as_secs_f64();
-        let after = metrics(port)?;
+        let after = metrics(&site)?;
         println!(
             "{name}: {requests} requests, one connection, {:.0} per second, {:.2} MB/s",
             f64::from(requests) / seconds,
@@ -79,47 +81,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             println!("  {counter:<28} {:>10.2} per request", count as f64 / f64::from(requests));
         }
     }
-    let now = metrics(port)?;
+    let now = metrics(&site)?;
     for figure in ["memory_used_bytes", "memory_free_bytes"] {
         println!("{figure:<46} {}", kib(*now.get(figure).unwrap_or(&0)));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn metrics(port: u16) -> Result<BTreeMap<String, u64>> {
-    let text = String::from_utf8(http::get(port, "/-/metrics")?)?;
+/// All figures of the metrics page.
+fn metrics(site: &Site) -> Result<BTreeMap<String, u64>> {
+    let text = site.get("/-/metrics")?.expect(200)?.text()?;
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     Ok(lines
         .filter_map(|line| line.rsplit_once(' '))
         .filter_map(|(n, v)| Some((n.to_owned(), v.parse().ok()?)))
         .collect())
-}
-
-/// One after the other, each answer read to its end.
-fn requests_on_one_connection(port: u16, path: &str, requests: u32) -> Result<u64> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.set_nodelay(true)?;
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut bytes = 0;
-    for _ in 0..requests {
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n")?;
-        let mut length = None;
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line)?;
-            let line = line.trim_end().to_ascii_lowercase();
-            if let Some(value) = line.strip_prefix("content-length:") {
-                length = value.trim().parse::<u64>().ok();
-            }
-            if line.is_empty() {
-                break;
-            }
-        }
-        let length = length.with_context(|| format!("{path}: an answer without length"))?;
-        let read = std::io::copy(&mut (&mut reader).take(length), &mut std::io::sink())?;
-        anyhow::ensure!(read == length, "{path}: {read} of {length} bytes");
-        bytes += length;
-    }
-    Ok(bytes)
 }

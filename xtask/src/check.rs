@@ -1,10 +1,13 @@
 //! `cargo xtask test`: everything that can be checked, and one line that says how it went.
 
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{e2e, image};
+use crate::tally::Tally;
+use crate::{bare, e2e, image};
 
 /// Run all tests: format, lints, documentation, unit, property, loom and doc tests, images, then real Xen
 #[derive(Debug, clap::Args)]
@@ -14,57 +17,139 @@ pub struct Args {
     no_e2e: bool,
 }
 
-/// The crates that others use, and their optional features.
-const LIBRARIES: &[(&str, &[&str])] = &[
-    ("xen-ring", &[]),
-    ("xen-hypercall", &["mock"]),
-    ("xen-evtchn", &["mock"]),
-    ("xen-gnttab", &["mock"]),
-    ("xen-xenstore", &["mock"]),
-    ("xen-console", &["mock", "log"]),
-    ("xen-netfront", &["mock", "smoltcp-v0-14"]),
-    ("xen-blkfront", &["mock", "embedded-sdmmc-v0-10"]),
-];
-
-/// Crates with a model for loom, and where their atomics meet.
-const LOOM: &[&str] = &["xen-ring", "xen-evtchn", "xen-gnttab"];
-const BARE_METAL: &[&str] = &["x86_64-unknown-none", "aarch64-unknown-none"];
-
-#[derive(Default)]
-struct Tally {
-    passed: usize,
-    failed: usize,
+/// A crate that others use.
+pub(crate) struct Library {
+    pub(crate) name: &'static str,
+    features: Vec<String>,
+    loom: bool,
 }
 
-impl Tally {
+/// The crates that others use, their features and whether they have a model for loom, as their own files say.
+pub(crate) fn libraries() -> Result<Vec<Library>> {
+    const NAMES: [&str; 8] = [
+        "xen-ring",
+        "xen-hypercall",
+        "xen-evtchn",
+        "xen-gnttab",
+        "xen-xenstore",
+        "xen-console",
+        "xen-netfront",
+        "xen-blkfront",
+    ];
+    NAMES
+        .into_iter()
+        .map(|name| {
+            let dir = image::workspace().join(name);
+            let manifest = std::fs::read_to_string(dir.join("Cargo.toml"))
+                .with_context(|| format!("cannot read the manifest of {name}"))?;
+            let features = features(&manifest);
+            Ok(Library { name, features, loom: dir.join("tests/loom.rs").is_file() })
+        })
+        .collect()
+}
+
+/// The keys of a manifest's table of features.
+fn features(manifest: &str) -> Vec<String> {
+    let lines = manifest.lines().skip_while(|line| line.trim() != "[features]").skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    let keys = lines.filter_map(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    keys.filter(|key| !key.is_empty() && !key.starts_with('#')).map(str::to_owned).collect()
+}
+
+/// Runs commands, and counts what they checked.
+#[derive(Default)]
+struct Checks(Tally);
+
+impl Checks {
     /// Runs a command that is one check by itself, or as many as it has tests.
     fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
         println!("== {name}");
-        let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+        let start = Instant::now();
+        let output = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
         let output = output.with_context(|| format!("{name}: cannot start {command:?}"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let results = text.lines().filter(|line| line.starts_with("test result:"));
-        let (mut passed, mut failed) = (0, 0);
-        for line in results {
-            let count = |word: &str| {
-                let before = line.split(word).next()?.trim_end();
-                before.rsplit(' ').next()?.parse::<usize>().ok()
-            };
-            passed += count(" passed").unwrap_or(0);
-            failed += count(" failed").unwrap_or(0);
-        }
+        let mut tally = count(&text);
         if output.status.success() {
-            passed = passed.max(1);
+            tally.passed = tally.passed.max(1);
         } else {
             print!("{text}");
             eprint!("{}", String::from_utf8_lossy(&output.stderr));
-            failed = failed.max(1);
+            tally.failed = tally.failed.max(1);
         }
-        println!("   {passed} passed, {failed} failed");
-        self.passed += passed;
-        self.failed += failed;
+        println!("   {tally}  ({:.0} s)", start.elapsed().as_secs_f64());
+        self.0 += tally;
         Ok(())
     }
+
+    fn clippy(&mut self) -> Result<()> {
+        let args = ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+        self.run("clippy, everything", &mut cargo(&args))
+    }
+
+    fn documentation(&mut self) -> Result<()> {
+        let mut doc = cargo(&["doc", "--no-deps", "--workspace", "--all-features", "--exclude", "unikernel"]);
+        self.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
+    }
+
+    fn tests(&mut self) -> Result<()> {
+        let args = ["test", "--workspace", "--exclude", "unikernel", "--all-features", "--no-fail-fast"];
+        self.run("unit, property and doc tests", &mut cargo(&args))
+    }
+
+    /// Each library as its users have it: without any feature, and with each alone.
+    fn features(&mut self, libraries: &[Library]) -> Result<()> {
+        for Library { name, features, .. } in libraries {
+            let lib = ["check", "--package", name, "--lib", "--no-default-features"];
+            self.run(&format!("{name} without features"), &mut cargo(&lib))?;
+            for feature in features.iter().filter(|name| *name != "default") {
+                let mut check = cargo(&lib);
+                self.run(&format!("{name} with {feature}"), check.args(["--features", feature]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn loom(&mut self, libraries: &[Library]) -> Result<()> {
+        for Library { name, .. } in libraries.iter().filter(|library| library.loom) {
+            let mut loom = cargo(&["test", "--package", name, "--release", "--test", "loom"]);
+            loom.arg("--target-dir").arg(image::workspace().join("target/loom"));
+            self.run(&format!("{name} under loom"), loom.env("RUSTFLAGS", "--cfg loom"))?;
+        }
+        Ok(())
+    }
+
+    /// The libraries for machines without an operating system, where there is a toolchain for that.
+    fn bare_metal(&mut self, libraries: &[Library]) -> Result<()> {
+        for target in bare::TARGETS {
+            match bare::build(target, libraries) {
+                Some(mut build) => self.run(&format!("libraries for {target}"), &mut build)?,
+                None => println!("== libraries for {target}: left out, {}", bare::MISSING),
+            }
+        }
+        Ok(())
+    }
+
+    fn images(&mut self) -> Result<()> {
+        for features in ["", "net", "disk", "net,disk"] {
+            let mut lints = cargo(&["clippy", "--package", "unikernel", "--profile", "unikernel"]);
+            lints.args(["--no-default-features", "--features", features, "--", "-D", "warnings"]);
+            self.run(&format!("unikernel with features {features:?}"), &mut lints)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the lines that Rust's test programs end with add up to.
+fn count(output: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in output.lines().filter(|line| line.starts_with("test result:")) {
+        let count = |word: &str| {
+            let before = line.split(word).next()?.trim_end();
+            before.rsplit(' ').next()?.parse::<usize>().ok()
+        };
+        tally += Tally { passed: count(" passed").unwrap_or(0), failed: count(" failed").unwrap_or(0) };
+    }
+    tally
 }
 
 fn cargo(args: &[&str]) -> Command {
@@ -73,57 +158,47 @@ fn cargo(args: &[&str]) -> Command {
     cargo
 }
 
-fn is_installed(target: &str) -> bool {
-    let rustc = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output();
-    rustc.is_ok_and(|out| std::path::Path::new(String::from_utf8_lossy(&out.stdout).trim()).is_dir())
-}
-
 /// Runs everything; success when nothing failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let mut tally = Tally::default();
-    tally.run("formatting", &mut cargo(&["fmt", "--all", "--check"]))?;
-    tally.run(
-        "clippy, everything",
-        &mut cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
-    )?;
-    let mut doc = cargo(&["doc", "--no-deps", "--workspace", "--all-features", "--exclude", "unikernel"]);
-    tally.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
-    tally.run(
-        "unit, property and doc tests",
-        &mut cargo(&["test", "--workspace", "--exclude", "unikernel", "--all-features", "--no-fail-fast"]),
-    )?;
-    for (name, features) in LIBRARIES {
-        tally.run(&format!("{name} without features"), &mut cargo(&["check", "--package", name]))?;
-        for feature in *features {
-            let mut check = cargo(&["check", "--package", name, "--features", feature]);
-            tally.run(&format!("{name} with {feature}"), &mut check)?;
-        }
-    }
-    for name in LOOM {
-        let mut loom = cargo(&["test", "--package", name, "--release", "--test", "loom"]);
-        loom.arg("--target-dir").arg(image::workspace().join("target/loom"));
-        tally.run(&format!("{name} under loom"), loom.env("RUSTFLAGS", "--cfg loom"))?;
-    }
-    for target in BARE_METAL {
-        if !is_installed(target) {
-            println!("== {target}: not installed, left out");
-            continue;
-        }
-        let mut build = cargo(&["build", "--target", target]);
-        LIBRARIES.iter().for_each(|(name, _)| drop(build.args(["--package", name])));
-        tally.run(&format!("libraries for {target}"), &mut build)?;
-    }
-    for features in ["", "net", "disk", "net,disk"] {
-        let mut build = cargo(&["clippy", "--package", "unikernel", "--profile", "unikernel", "--no-default-features"]);
-        build.args(["--features", features, "--", "-D", "warnings"]);
-        tally.run(&format!("unikernel with features {features:?}"), &mut build)?;
-    }
+    let libraries = libraries()?;
+    let mut checks = Checks::default();
+    checks.run("formatting", &mut cargo(&["fmt", "--all", "--check"]))?;
+    checks.clippy()?;
+    checks.documentation()?;
+    checks.tests()?;
+    checks.features(&libraries)?;
+    checks.loom(&libraries)?;
+    checks.bare_metal(&libraries)?;
+    checks.images()?;
+    let mut tally = checks.0;
     if !args.no_e2e {
         println!("== end to end, on real Xen");
-        let real = e2e::run_all(None)?;
-        tally.passed += real.passed;
-        tally.failed += real.failed;
+        tally += e2e::run_all(None)?;
     }
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{tally}");
+    Ok(tally.exit_code())
+}
+
+/// Whether a file is there; for tools that are optional.
+pub(crate) fn is_file(path: &str) -> bool {
+    Path::new(path).is_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_tests_are_added_up() {
+        let output = "running 3 tests\ntest result: ok. 3 passed; 0 failed; 0 ignored; finished in 0.1s\n\
+                      test result: FAILED. 1 passed; 2 failed; 0 ignored\ntest a ... ok";
+        assert_eq!(count(output), Tally { passed: 4, failed: 2 });
+    }
+
+    #[test]
+    fn features_are_the_keys_of_their_table() {
+        let manifest = "[features]\n# Said here = there.\nmock = [\"a/b\"]\nlog = [\"dep:log\"]\n\n[dependencies]\nx = \"1\"\n";
+        assert_eq!(features(manifest), ["mock", "log"]);
+        assert!(libraries().expect("the manifests").iter().any(|library| !library.features.is_empty()));
+    }
 }

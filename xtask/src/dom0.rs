@@ -5,7 +5,7 @@
 
 use crate::deb;
 use crate::initramfs;
-use crate::qemu::{self, Forward, Machine, Qemu};
+use crate::qemu::{self, Forward, Machine, Qemu, System};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -114,8 +114,10 @@ impl Dom0 {
             let machine = Machine {
                 memory: options.memory,
                 dom0_memory: options.dom0_memory,
-                initramfs: initramfs.clone(),
-                dom0_options: format!("bed.store={}", options.store.name()),
+                system: System::Linux {
+                    initramfs: initramfs.clone(),
+                    options: format!("bed.store={}", options.store.name()),
+                },
                 disk: options.disk.clone(),
                 forwards,
                 echo: options.echo,

@@ -3,15 +3,20 @@
 //! The test bed is real Xen inside QEMU: [`deb`] fetches its programs, [`initramfs`] packs them for dom0, [`qemu`]
 //! runs the machine and [`dom0`] is what a test uses.
 
+mod bare;
 pub mod bed;
 pub mod bench;
+pub mod check;
 pub mod deb;
 pub mod dom0;
+pub mod e2e;
 pub mod fat;
-pub mod http;
+pub mod guest;
 pub mod image;
 pub mod initramfs;
 pub mod modules;
 pub mod qemu;
 pub mod run;
 pub mod size;
+pub mod tally;
+pub mod web;

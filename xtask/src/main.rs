@@ -16,6 +16,8 @@ enum Command {
     Run(xtask::run::Args),
     Build(xtask::image::Args),
     Size(xtask::size::Args),
+    Test(xtask::check::Args),
+    E2e(xtask::e2e::Args),
     Bench(xtask::bench::Args),
     Bed(xtask::bed::Args),
 }
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         Command::Run(args) => xtask::run::run(&args),
         Command::Build(args) => xtask::image::run(&args),
         Command::Size(args) => xtask::size::run(&args),
+        Command::Test(args) => xtask::check::run(&args),
+        Command::E2e(args) => xtask::e2e::run(&args),
         Command::Bench(args) => xtask::bench::run(&args),
         Command::Bed(args) => xtask::bed::run(&args),
     };

@@ -29,16 +29,33 @@ pub struct Machine {
     pub memory: u32,
     /// Memory of dom0, in MiB.
     pub dom0_memory: u32,
-    /// The initramfs's name in the bed's folder.
-    pub initramfs: String,
-    /// More words for dom0's kernel.
-    pub dom0_options: String,
+    /// What runs as dom0.
+    pub system: System,
     /// A raw disk image that dom0 sees as `/dev/vda`.
     pub disk: Option<PathBuf>,
     /// Ports that lead inside.
     pub forwards: Vec<Forward>,
     /// Whether the serial line is copied to this process's standard error.
     pub echo: bool,
+}
+
+/// What runs as dom0.
+#[derive(Debug, Clone)]
+pub enum System {
+    /// Linux, as a PV guest.
+    Linux {
+        /// The initramfs's name in the bed's folder.
+        initramfs: String,
+        /// More words for the kernel.
+        options: String,
+    },
+    /// Another kernel, as a PVH guest.
+    Pvh {
+        /// Its name in the bed's folder.
+        kernel: String,
+        /// Its command line.
+        cmdline: String,
+    },
 }
 
 /// Everything the serial line and QEMU itself printed.
@@ -220,17 +237,22 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
     ]);
     command.args(["-m", &machine.memory.to_string()]);
     command.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nodefaults"]);
+    let (kind, modules) = match &machine.system {
+        System::Linux { initramfs, options } => (
+            "",
+            format!(
+                "{} console=hvc0 panic=-1 mitigations=off quiet rodata=off cryptomgr.notests audit=0 {options},{initramfs}",
+                Bed::KERNEL
+            ),
+        ),
+        System::Pvh { kernel, cmdline } => ("dom0=pvh dom0-iommu=none", format!("{kernel} {cmdline}")),
+    };
     command.args(["-kernel", Bed::XEN, "-append"]).arg(format!(
         "console=com1 com1=115200 loglvl=warning guest_loglvl=all dom0_mem={0}M,max:{0}M dom0_max_vcpus=1 no-real-mode \
-         sched=credit spec-ctrl=no cpuidle=0 bootscrub=0",
+         sched=credit spec-ctrl=no cpuidle=0 bootscrub=0 {kind}",
         machine.dom0_memory
     ));
-    command.arg("-initrd").arg(format!(
-        "{} console=hvc0 panic=-1 mitigations=off quiet rodata=off cryptomgr.notests audit=0 {},{}",
-        Bed::KERNEL,
-        machine.dom0_options,
-        machine.initramfs
-    ));
+    command.arg("-initrd").arg(modules);
 
     let mut network = "user,id=n0,net=10.0.0.0/24,host=10.0.0.254,dhcpstart=10.0.0.100".to_owned();
     for forward in &machine.forwards {

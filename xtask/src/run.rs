@@ -11,8 +11,10 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::dom0::{Dom0, Options};
+use crate::fat;
+use crate::guest::{Guest, KERNEL, Listed, Spec};
 use crate::image::{self, workspace};
-use crate::{fat, http};
+use crate::web::Site;
 
 /// Boot the unikernel on real Xen and serve its own documentation on this machine
 #[derive(Debug, clap::Args)]
@@ -61,10 +63,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let spinner = spinner("booting Xen and dom0");
     let dom0 = Dom0::boot(&Options { disk: disk.clone(), http_port: Some(args.port), ..Options::default() })?;
     spinner.set_message("starting the unikernel");
-    dom0.put("/unikernel", &fs::read(&unikernel.path)?)?;
-    dom0.put("/unikernel.cfg", config(args, disk.is_some()).as_bytes())?;
-    create(&dom0).context("xl cannot start the unikernel")?;
-    let mut console = dom0.console("unikernel")?;
+    dom0.put(KERNEL, &fs::read(&unikernel.path)?)?;
+    let spec = Spec {
+        memory: args.memory,
+        cmdline: args.cmdline.clone(),
+        vif: (!args.no_vif).then(|| args.vif.clone()),
+        disk: disk.as_ref().and(Spec::default().disk),
+        watched: true,
+        ..Spec::default()
+    };
+    let guest = Guest::start(&dom0, &spec)?;
+    let mut console = guest.console()?;
+    let site = Site::new(args.port);
     let mut shown = 0;
     let mut show = |text: &str| {
         print!("{}", text.get(shown..).unwrap_or_default().replace('\r', ""));
@@ -79,7 +89,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     loop {
         let _ = console.read_more(Duration::from_millis(200));
         show(&console.text());
-        if !announced && http::get(args.port, "/-/status").is_ok() {
+        if !announced && site.get("/-/status").is_ok_and(|answer| answer.status == 200) {
             announced = true;
             println!("\n    {address}          the files of its disk\n    {address}-/status  how it does\n");
             println!("Ctrl-C ends it.");
@@ -94,39 +104,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         if looked.elapsed() > Duration::from_secs(2) {
             looked = Instant::now();
-            let state = dom0.sh("xl list unikernel", Duration::from_secs(10))?;
-            let running = state.status == 0 && !state.stdout.lines().last().unwrap_or_default().contains('s');
+            let listed = guest.list()?;
+            let crashed = listed.as_ref().is_some_and(Listed::crashed);
+            let running = listed.is_some_and(|listed| !listed.ended());
             if !running {
                 let _ = console.read_more(Duration::from_millis(500));
                 show(&console.text());
+                if crashed {
+                    bail!("the unikernel has crashed; its console is above");
+                }
                 println!("The unikernel has ended.");
                 return Ok(ExitCode::SUCCESS);
             }
         }
     }
-}
-
-/// Starts the guest. QEMU's emulation now and then ends a program of dom0's by a fault of its own, hence the second try.
-fn create(dom0: &Dom0) -> Result<()> {
-    const SEGMENTATION_FAULT: i32 = 139;
-    let first = dom0.sh("xl create /unikernel.cfg", PATIENCE)?;
-    match first.status {
-        0 => Ok(()),
-        SEGMENTATION_FAULT => {
-            dom0.run("xl destroy unikernel 2>/dev/null; xl create /unikernel.cfg", PATIENCE).map(drop)
-        }
-        status => bail!("status {status}:\n{}", first.stdout),
-    }
-}
-
-fn config(args: &Args, disk: bool) -> String {
-    let vif = if args.no_vif { String::new() } else { format!("vif=['{}']\n", args.vif) };
-    let disk = if disk { "disk=['phy:/dev/vda,xvda,w']\n" } else { "" };
-    let (memory, cmdline) = (args.memory, &args.cmdline);
-    format!(
-        "name='unikernel'\ntype='pvh'\nkernel='/unikernel'\nmemory={memory}\nvcpus=1\ntsc_mode='native'\n\
-         extra=\"{cmdline}\"\n{vif}{disk}"
-    )
 }
 
 /// A disk with this workspace's README and documentation, made anew only when they changed.

@@ -1,0 +1,142 @@
+//! It boots: with everything, with little, with another store, and as the first domain.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::lab::{Lab, disk, read, unikernel, wait_for_site};
+use crate::deb;
+use crate::dom0::{Dom0, Options, Store};
+use crate::guest::{Guest, KERNEL, PATIENCE, Spec};
+use crate::image;
+use crate::qemu::{Machine, Qemu, System};
+use crate::web::Site;
+
+pub(super) fn it_boots_and_says_what_it_has(lab: &mut Lab) -> Result<()> {
+    let (_guest, mut console) = lab.start(&lab.spec())?;
+    let text = console.wait_for("ready; type help", PATIENCE)?;
+    for line in [
+        "on Xen 4.17",
+        "32 MiB",
+        "net: vif/0 00:16:3e:00:00:02 connected to d0, MTU 1500",
+        "disk: vbd/51712 connected, 64 MiB, sectors of 512 bytes, read and write",
+        "net: address 10.0.0.2/24, gateway 10.0.0.1",
+    ] {
+        ensure!(text.contains(line), "no {line:?} on the console:\n{text}");
+    }
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        ensure!(
+            line.starts_with('[') && line.contains("INFO"),
+            "not a log line with time and level: {line:?}"
+        );
+    }
+    ensure!(lab.site()?.get("/hello.txt")?.expect(200)?.body == b"Hello from the disk.\n", "another file");
+    Ok(())
+}
+
+pub(super) fn sixteen_mebibytes_are_enough(lab: &mut Lab) -> Result<()> {
+    let (_guest, _console) = lab.start(&Spec { memory: 16, ..lab.spec() })?;
+    let site = lab.site()?;
+    ensure!(site.get("/large.bin")?.expect(200)?.body.len() == 8 << 20, "not the whole file");
+    ensure!(site.metric("memory_free_bytes")? > 0, "no memory is left");
+    Ok(())
+}
+
+pub(super) fn a_command_line_that_makes_no_sense_is_reported(lab: &mut Lab) -> Result<()> {
+    let cmdline = "ip=10.0.0.2/24 gw=nonsense colour=blue log=loud ip=1.2.3 =".to_owned();
+    let (_guest, mut console) = lab.start(&Spec { cmdline, ..lab.spec() })?;
+    let text = console.wait_for("ready; type help", PATIENCE)?;
+    for word in ["gw=nonsense", "colour=blue", "log=loud", "ip=1.2.3"] {
+        ensure!(text.contains(&format!("cannot use {word:?}")), "nothing is said of {word}:\n{text}");
+    }
+    // What can be used is used.
+    lab.site()?.get("/hello.txt")?.expect(200)?;
+    Ok(())
+}
+
+pub(super) fn a_sealed_image_has_its_configuration_built_in(lab: &mut Lab) -> Result<()> {
+    let words = "ip=10.0.0.2/24 log=debug".to_owned();
+    let image =
+        image::build(&image::Options { cmdline: Some(words), quiet: true, ..image::Options::default() })?;
+    lab.dom0.put("/sealed", &read(&image)?)?;
+    let spec = Spec { kernel: "/sealed".into(), cmdline: "ip=10.9.9.9/24".into(), ..lab.spec() };
+    let (_guest, mut console) = lab.start(&spec)?;
+    let text = console.wait_for("ready; type help", PATIENCE)?;
+    ensure!(
+        text.contains("address 10.0.0.2/24") && !text.contains("10.9.9.9"),
+        "the command line was taken:\n{text}"
+    );
+    lab.site()?.get("/hello.txt")?.expect(200)?;
+    console.wait_for("DEBUG", PATIENCE).context("the built-in log level")?;
+    Ok(())
+}
+
+pub(super) fn an_image_of_the_console_alone_boots(lab: &mut Lab) -> Result<()> {
+    let options = image::Options { features: Some(Vec::new()), cmdline: None, quiet: true };
+    lab.dom0.put("/console-only", &read(&image::build(&options)?)?)?;
+    let spec = Spec { kernel: "/console-only".into(), memory: 16, ..lab.spec() };
+    let (guest, mut console) = lab.start(&spec)?;
+    let text = console.wait_for("ready; type help", PATIENCE)?;
+    ensure!(!text.contains("net:") && !text.contains("disk:"), "it has more than a console:\n{text}");
+    lab.dom0.run(&format!("xl shutdown {}", guest.name()), PATIENCE)?;
+    guest.wait("end", |listed| listed.is_none())?;
+    Ok(())
+}
+
+pub(super) fn the_toolstack_can_give_the_address(lab: &mut Lab) -> Result<()> {
+    let vif = Some("bridge=xenbr0,mac=00:16:3e:00:00:02,ip=10.0.0.2".to_owned());
+    let (_guest, mut console) = lab.start(&Spec { vif, cmdline: String::new(), ..lab.spec() })?;
+    console.wait_for("net: address 10.0.0.2/24", PATIENCE)?;
+    lab.site()?.get("/hello.txt")?.expect(200)?;
+    Ok(())
+}
+
+pub(super) fn without_an_address_it_asks_dhcp(lab: &mut Lab) -> Result<()> {
+    let (_guest, mut console) = lab.start(&Spec { cmdline: String::new(), ..lab.spec() })?;
+    console.wait_for("asking DHCP", PATIENCE)?;
+    // The bed's server gives addresses from 10.0.0.100 on.
+    let text = console.wait_for("gateway", PATIENCE)?;
+    let address = text.split("net: address ").nth(1).and_then(|rest| rest.split('/').next());
+    let address = address.with_context(|| format!("no address:\n{text}"))?.to_owned();
+    ensure!(address.starts_with("10.0.0.1"), "address {address}");
+    let page = lab.dom0.run(
+        &format!("exec 3<>/dev/tcp/{address}/80; printf 'GET /hello.txt HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"),
+        PATIENCE,
+    )?;
+    ensure!(page.contains("Hello from the disk."), "{page}");
+    Ok(())
+}
+
+pub(super) fn it_boots_beside_oxenstored() -> Result<()> {
+    let options =
+        Options { store: Store::Oxenstored, disk: Some(disk("oxenstored.img")?), ..Options::default() };
+    let dom0 = Dom0::boot(&options)?;
+    dom0.put(KERNEL, &unikernel()?)?;
+    let guest = Guest::start(&dom0, &Spec::default())?;
+    guest.console()?.wait_for("ready; type help", PATIENCE)?;
+    let site = Site::new(dom0.http_port());
+    wait_for_site(&site)?;
+    site.get("/hello.txt")?.expect(200)?;
+    dom0.run("xl shutdown unikernel", PATIENCE)?;
+    guest.wait("end", |listed| listed.is_none())?;
+    Ok(())
+}
+
+pub(super) fn it_boots_as_the_first_domain() -> Result<()> {
+    let dir = deb::dir();
+    let lock = deb::lock(&dir)?;
+    let bed = deb::ensure(&lock, &dir)?;
+    let name = "unikernel.dom0";
+    std::fs::write(bed.dir.join(name), unikernel()?).context("cannot put the image beside Xen")?;
+    let system = System::Pvh { kernel: name.into(), cmdline: "log=info".into() };
+    let machine =
+        Machine { memory: 512, dom0_memory: 64, system, disk: None, forwards: Vec::new(), echo: false };
+    let qemu = Qemu::start(&bed, &machine)?;
+    qemu.wait_for(&["ready; type help"], Duration::from_secs(60))?;
+    let text = qemu.serial();
+    // The first domain has neither a console of its own nor a store.
+    for line in ["unikernel 0.", "log lines go to Xen's log", "no devices, no name"] {
+        ensure!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! A dom0 that many tests use one after the other, and what they do with their guests.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Error, Result, bail};
+
+use crate::dom0::{Dom0, Follow, Options};
+use crate::fat;
+use crate::guest::{Guest, KERNEL, PATIENCE, Spec};
+use crate::image::{self, out_dir};
+use crate::web::{self, Site};
+
+/// The test bed with the image and a FAT disk in it.
+pub(super) struct Lab {
+    pub(super) dom0: Dom0,
+    test: String,
+    /// The site that tests in a row look at, so that not each starts a guest.
+    site: Option<(Site, String)>,
+}
+
+impl Lab {
+    /// Builds the image, makes a disk, boots.
+    pub(super) fn new() -> Result<Self> {
+        let dom0 = Dom0::boot(&Options { disk: Some(disk("e2e.img")?), ..Options::default() })?;
+        dom0.put(KERNEL, &unikernel()?)?;
+        Ok(Self { dom0, test: String::new(), site: None })
+    }
+
+    /// A test begins. The guest of the tests before it goes, unless this one looks at the same site.
+    pub(super) fn enter(&mut self, test: &str) -> Result<()> {
+        self.test = test.to_owned();
+        if !test.starts_with("web-") {
+            self.leave_site()?;
+        }
+        Ok(())
+    }
+
+    fn leave_site(&mut self) -> Result<()> {
+        match self.site.take() {
+            Some((_, guest)) => self.dom0.run(&format!("xl destroy {guest}"), PATIENCE).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds what the guest and Xen said to an error.
+    pub(super) fn explain(&mut self, error: Error) -> Error {
+        let name = self.site.as_ref().map_or(self.test.as_str(), |(_, guest)| guest);
+        let script = format!(
+            "echo \"--- its console\"; tail -n 30 /var/log/xen/guest-{name}.log; echo \"--- xl dmesg\"; xl dmesg | tail -n 15; \
+             xl list; xenstore-ls /local/domain | grep -E 'state|name' | tail -n 12"
+        );
+        let said = self.dom0.sh(&script, Duration::from_secs(30));
+        // A guest that failed one check is no ground for the next.
+        let _ = self.leave_site();
+        match said {
+            Ok(said) => anyhow::anyhow!("{error:#}\n{}", said.stdout),
+            Err(lost) => anyhow::anyhow!("{error:#}\nand then {lost:#}"),
+        }
+    }
+
+    /// The ordinary guest, under the test's name.
+    pub(super) fn spec(&self) -> Spec {
+        Spec { name: self.test.clone(), ..Spec::default() }
+    }
+
+    /// Starts a guest, and follows its console.
+    pub(super) fn start(&self, spec: &Spec) -> Result<(Guest<'_>, Follow)> {
+        let guest = Guest::start(&self.dom0, spec)?;
+        let console = guest.console()?;
+        Ok((guest, console))
+    }
+
+    /// The web server behind the forwarded port, once it answers.
+    pub(super) fn site(&self) -> Result<Site> {
+        let site = Site::new(self.dom0.http_port());
+        wait_for_site(&site)?;
+        Ok(site)
+    }
+
+    /// A web server that stays for the tests that follow.
+    pub(super) fn shared_site(&mut self) -> Result<&Site> {
+        if self.site.is_none() {
+            let guest = Guest::start(&self.dom0, &self.spec())?;
+            let name = guest.name().to_owned();
+            std::mem::forget(guest);
+            self.site = Some((Site::new(self.dom0.http_port()), name));
+            wait_for_site(&Site::new(self.dom0.http_port()))?;
+        }
+        self.site.as_ref().map(|(site, _)| site).context("there is a site")
+    }
+}
+
+/// Waits for the first answer.
+pub(super) fn wait_for_site(site: &Site) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match site.get("/-/metrics") {
+            Ok(answer) if answer.status == 200 => return Ok(()),
+            _ if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            Ok(answer) => bail!("the web server answers {}", answer.status),
+            Err(error) => return Err(error.context("the web server does not answer")),
+        }
+    }
+}
+
+/// The bytes of the ordinary image.
+pub(super) fn unikernel() -> Result<Vec<u8>> {
+    read(&image::build(&image::Options { quiet: true, ..image::Options::default() })?)
+}
+
+/// The bytes of an image.
+pub(super) fn read(image: &image::Image) -> Result<Vec<u8>> {
+    fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))
+}
+
+/// A FAT disk with what the checks of the web server expect.
+pub(super) fn disk(name: &str) -> Result<PathBuf> {
+    let path = out_dir()?.join(name);
+    let contents = web::contents();
+    let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    fat::image(&path, 64, &files)?;
+    Ok(path)
+}

@@ -1,0 +1,123 @@
+//! `cargo xtask e2e`: the unikernel on real Xen, looked at from dom0 and from this machine.
+
+mod boot;
+mod devices;
+mod lab;
+mod life;
+mod seal;
+mod web;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+pub use crate::tally::Tally;
+use lab::Lab;
+
+/// Run the end-to-end tests on real Xen, all or those whose name contains NAME
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A part of the tests' names
+    name: Option<String>,
+    /// Only list the tests
+    #[arg(long)]
+    list: bool,
+}
+
+/// A test. It gets a bed of its group, and leaves no guest in it.
+type Test = (&'static str, Box<dyn Fn(&mut Lab) -> Result<()>>);
+
+/// The tests that share one boot of dom0, in order.
+fn with_dom0() -> Vec<Test> {
+    let own: [(&str, fn(&mut Lab) -> Result<()>); _] = [
+        ("boot", boot::it_boots_and_says_what_it_has),
+        ("small-memory", boot::sixteen_mebibytes_are_enough),
+        ("put-survives", web::a_file_survives_the_guest),
+        ("ping", web::two_hundred_pings_without_loss),
+        ("idle", life::an_idle_guest_is_blocked_and_uses_no_cpu),
+        ("console", life::a_line_on_the_console_is_a_command),
+        ("poweroff", life::the_console_can_end_it),
+        ("shutdown", life::xl_shutdown_is_obeyed),
+        ("reboot", life::xl_reboot_is_obeyed),
+        ("panic", seal::a_panic_ends_as_a_crash_that_says_why),
+        ("seal-null", seal::page_zero_is_not_there),
+        ("seal-stack", seal::the_page_under_the_stack_is_not_there),
+        ("seal-text", seal::text_cannot_be_written),
+        ("seal-rodata", seal::constants_cannot_be_written),
+        ("seal-exec", seal::memory_cannot_be_executed),
+        ("no-vif", devices::without_a_card_it_carries_on),
+        ("no-disk", devices::without_a_disk_it_carries_on),
+        ("no-fat", devices::a_disk_that_is_no_fat_is_reported),
+        ("read-only", devices::a_read_only_disk_is_served_and_not_written),
+        ("sectors-4096", devices::a_disk_of_large_sectors_is_read_and_written),
+        ("bad-cmdline", boot::a_command_line_that_makes_no_sense_is_reported),
+        ("built-in", boot::a_sealed_image_has_its_configuration_built_in),
+        ("console-only", boot::an_image_of_the_console_alone_boots),
+        ("ip-node", boot::the_toolstack_can_give_the_address),
+        ("dhcp", boot::without_an_address_it_asks_dhcp),
+    ];
+    own.into_iter().map(|(name, test)| -> Test { (name, Box::new(test)) }).chain(web::checks()).collect()
+}
+
+/// Tests that need a bed of their own.
+const ALONE: &[(&str, fn() -> Result<()>)] =
+    &[("oxenstored", boot::it_boots_beside_oxenstored), ("pvh-dom0", boot::it_boots_as_the_first_domain)];
+
+/// Runs the tests; success when none failed.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.list {
+        with_dom0()
+            .iter()
+            .map(|(name, _)| *name)
+            .chain(ALONE.iter().map(|(name, _)| *name))
+            .for_each(|name| println!("{name}"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tally = run_all(args.name.as_deref())?;
+    println!("{tally}");
+    Ok(tally.exit_code())
+}
+
+/// Runs all tests whose names contain `name`.
+pub fn run_all(name: Option<&str>) -> Result<Tally> {
+    let chosen = |test: &str| name.is_none_or(|name| test.contains(name));
+    let together: Vec<Test> = with_dom0().into_iter().filter(|(name, _)| chosen(name)).collect();
+    let alone: Vec<_> = ALONE.iter().filter(|(name, _)| chosen(name)).collect();
+    if together.is_empty() && alone.is_empty() {
+        bail!("no test's name contains {:?}; cargo xtask e2e --list shows them", name.unwrap_or_default());
+    }
+    let mut tally = Tally::default();
+    if !together.is_empty() {
+        let mut lab = Lab::new()?;
+        for (name, test) in together {
+            report(&mut tally, name, || {
+                lab.enter(name)?;
+                test(&mut lab).map_err(|error| lab.explain(error))
+            });
+        }
+    }
+    for (name, test) in alone {
+        report(&mut tally, name, test);
+    }
+    Ok(tally)
+}
+
+fn report(tally: &mut Tally, name: &str, test: impl FnOnce() -> Result<()>) {
+    use std::io::Write;
+    print!("{name:<20}");
+    let _ = std::io::stdout().flush();
+    let start = Instant::now();
+    let result = test();
+    let took = start.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => {
+            println!(" ok     {took:5.1} s");
+            tally.passed += 1;
+        }
+        Err(error) => {
+            println!(" FAILED {took:5.1} s\n{error:#}\n");
+            tally.failed += 1;
+        }
+    }
+}
