@@ -83,7 +83,7 @@ impl<'d> Guest<'d> {
         match first.status {
             0 => Ok(guest),
             // QEMU's emulation now and then ends a program of dom0's by a fault of its own, hence a second try.
-            SEGMENTATION_FAULT => {
+            status if status == SEGMENTATION_FAULT || first.stdout.contains("died due to fatal signal") => {
                 let again = format!("xl destroy {} 2>/dev/null; {create}", guest.name);
                 dom0.run(&again, PATIENCE).map(|_| guest)
             }

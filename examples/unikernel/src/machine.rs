@@ -10,7 +10,7 @@ use webserver::{Machine, Request};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::{Wait, version};
-use xen_xenstore::{Xenstore, control};
+use xen_xenstore::{Path, Xenstore, control};
 
 use crate::devices::{Disk, Nic, open_disk, open_nic};
 use crate::platform::{self, Kernel};
@@ -73,7 +73,7 @@ impl XenMachine {
                 Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
             }
             if config.address.is_none() {
-                config.address = xs.read_str("device/vif/0/ip").ok().and_then(config::address);
+                config.address = address_from_store(&mut xs);
             }
         }
         match GrantTable::new(kernel) {
@@ -87,6 +87,12 @@ impl XenMachine {
         }
         (machine, devices, config)
     }
+}
+
+/// The address that the toolstack wrote down for the card, which xl does on the backend's side.
+fn address_from_store(xs: &mut Xenstore<'static, &'static Kernel>) -> Option<(core::net::Ipv4Addr, u8)> {
+    let backend = Path::new(xs.read_str("device/vif/0/backend").ok()?).ok()?;
+    xs.read_str(&backend.join("ip").ok()?).ok().and_then(config::address)
 }
 
 impl Machine for XenMachine {

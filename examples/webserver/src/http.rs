@@ -158,8 +158,13 @@ impl Connection {
 
     /// Does what can be done now; true when there is more to do without waiting.
     pub(crate) fn serve<M: Machine>(&mut self, socket: &mut Socket<'_>, server: &Server<'_, M>) -> bool {
+        if self.deadline().is_some_and(|at| at <= server.now) {
+            self.cut(socket, server.context);
+            // The stack has to tell the peer before the slot can be used again.
+            return true;
+        }
         // Both sides are through: waiting out TIME-WAIT would only keep the next peer from this slot.
-        if socket.state() == Tcp::TimeWait || self.deadline().is_some_and(|at| at <= server.now) {
+        if socket.state() == Tcp::TimeWait {
             self.cut(socket, server.context);
         }
         if !socket.is_open() {

@@ -130,7 +130,10 @@ impl<N: Nic> Net<N> {
                 set_address(&mut self.iface, lease.address, lease.router);
             }
             Some(dhcpv4::Event::Deconfigured) => {
-                log::warn!("net: no address from DHCP any more");
+                // It also says so once at the start, when there was none before.
+                if !self.iface.ip_addrs().is_empty() {
+                    log::warn!("net: no address from DHCP any more");
+                }
                 self.iface.update_ip_addrs(|addresses| addresses.clear());
                 self.iface.routes_mut().remove_default_ipv4_route();
             }

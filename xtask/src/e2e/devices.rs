@@ -40,7 +40,7 @@ fn drop_loop_device(lab: &Lab, device: &str) -> Result<()> {
 }
 
 pub(super) fn a_disk_that_is_no_fat_is_reported(lab: &mut Lab) -> Result<()> {
-    let device = loop_device(lab, "", "head -c 16M /dev/urandom >$f")?;
+    let device = loop_device(lab, "", "head -c 16777216 /dev/urandom >$f")?;
     let (guest, mut console) =
         lab.start(&Spec { disk: Some(format!("phy:{device},xvda,w")), ..lab.spec() })?;
     let text = console.wait_for("ready; type help", PATIENCE)?;

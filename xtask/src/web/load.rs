@@ -14,7 +14,7 @@ pub(super) fn a_thousand_requests_over_sixteen_connections(site: &Site) -> Resul
         let workers: Vec<_> = (0..CONNECTIONS)
             .map(|worker| {
                 scope.spawn(move || {
-                    let agent = agent();
+                    let agent = agent(1);
                     for number in (worker..REQUESTS).step_by(CONNECTIONS) {
                         let path = if number % 4 == 0 { "/-/metrics" } else { "/hello.txt" };
                         let answer = answer(agent.get(site.url(path)).call());

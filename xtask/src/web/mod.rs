@@ -53,7 +53,7 @@ impl Site {
 
     /// The server behind a port of this machine.
     pub fn new(port: u16) -> Self {
-        Self { address: (Ipv4Addr::LOCALHOST, port).into(), agent: agent() }
+        Self { address: (Ipv4Addr::LOCALHOST, port).into(), agent: agent(0) }
     }
 
     fn url(&self, path: &str) -> String {
@@ -108,11 +108,12 @@ impl Site {
     }
 }
 
-/// Whole answers, no redirections, connections that are kept.
-pub(crate) fn agent() -> Agent {
+/// Whole answers, no redirections, and up to `idle` connections that are kept for the next request.
+fn agent(idle: usize) -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
+        .max_idle_connections(idle)
         .timeout_global(Some(PATIENCE))
         .build()
         .into()
