@@ -21,6 +21,8 @@ pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 
 /// Where dom0 listens for this process.
 const CONTROL: u16 = 10;
+/// A file that is followed and does not grow for so long is opened again.
+const QUIET: Duration = Duration::from_secs(5);
 /// How much longer than the script the answer may take.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -189,8 +191,9 @@ impl Dom0 {
 
     /// Reads a file of dom0 from its start, and then what is added to it, also if the file does not exist yet.
     pub fn follow(&self, path: &str) -> Result<Follow> {
-        let stream = self.connect(&format!("follow {}", one_line(path)?))?;
-        Ok(Follow { stream, path: path.to_owned(), text: Vec::new(), ended: false })
+        let control = self.control;
+        let stream = follow(control, one_line(path)?)?;
+        Ok(Follow { control, stream, path: path.to_owned(), text: Vec::new(), ended: false })
     }
 
     /// Follows the console of the guest `name`, as xenconsoled writes it down.
@@ -236,6 +239,12 @@ impl Dom0 {
     }
 }
 
+fn follow(control: u16, path: &str) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, control))?;
+    stream.write_all(format!("follow {path}\n").as_bytes())?;
+    Ok(stream)
+}
+
 /// A script and what it printed, short enough for an error message.
 fn shown(script: &str, stdout: &str) -> String {
     let first = script.lines().next().unwrap_or_default();
@@ -254,6 +263,7 @@ fn one_line(path: &str) -> Result<&str> {
 /// A file of dom0 that is read while it grows. Dropping it ends the reading.
 #[derive(Debug)]
 pub struct Follow {
+    control: u16,
     stream: TcpStream,
     path: String,
     text: Vec<u8>,
@@ -275,17 +285,24 @@ impl Follow {
                 return Ok(text);
             }
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.ended {
-                let why =
-                    if self.ended { "the end of the connection".to_owned() } else { format!("{timeout:?}") };
-                bail!(
-                    "{} did not contain {word:?} until {why}. Its last lines:\n{}",
-                    self.path,
-                    qemu::last_lines(&text)
-                );
+            if left.is_zero() {
+                let (path, last) = (&self.path, qemu::last_lines(&text));
+                bail!("{path} did not contain {word:?} within {timeout:?}. Its last lines:\n{last}");
             }
-            self.read_more(left)?;
+            self.read_more(left.min(QUIET))?;
+            if self.ended || self.text.len() == text.len() {
+                self.again()?;
+            }
         }
+    }
+
+    /// Begins anew. QEMU's emulation now and then ends a program of dom0's by a fault of its own: the one that reads the
+    /// file for us is not missed for long.
+    fn again(&mut self) -> Result<()> {
+        let stream = follow(self.control, &self.path);
+        self.stream = stream.with_context(|| format!("cannot follow {} in dom0", self.path))?;
+        (self.text, self.ended) = (Vec::new(), false);
+        Ok(())
     }
 
     /// Reads what comes within `timeout`. Nothing new is no error.

@@ -8,8 +8,9 @@ use crate::dom0::{Dom0, Follow};
 
 /// How long xl may take for anything, on the slowest bed.
 pub const PATIENCE: Duration = Duration::from_secs(90);
-/// What a shell says of a program that died of a segmentation fault.
-const SEGMENTATION_FAULT: i32 = 139;
+/// From here on a shell's status says that a signal ended the program. QEMU's emulation now and then does that to one of
+/// dom0's, by a fault of its own; what can be tried again is.
+const SIGNALS: i32 = 128;
 
 /// What xl is told of a guest.
 #[derive(Debug, Clone)]
@@ -82,8 +83,7 @@ impl<'d> Guest<'d> {
         let first = dom0.sh(&create, PATIENCE)?;
         match first.status {
             0 => Ok(guest),
-            // QEMU's emulation now and then ends a program of dom0's by a fault of its own, hence a second try.
-            status if status == SEGMENTATION_FAULT || first.stdout.contains("died due to fatal signal") => {
+            status if status >= SIGNALS || first.stdout.contains("died due to fatal signal") => {
                 let again = format!("xl destroy {} 2>/dev/null; {create}", guest.name);
                 dom0.run(&again, PATIENCE).map(|_| guest)
             }
@@ -103,7 +103,11 @@ impl<'d> Guest<'d> {
 
     /// Its line of `xl list`: number, memory, vCPUs, state and seconds of CPU. None: there is no such domain.
     pub fn list(&self) -> Result<Option<Listed>> {
-        let output = self.dom0.sh(&format!("xl list {}", self.name), PATIENCE)?;
+        let ask = || self.dom0.sh(&format!("xl list {}", self.name), PATIENCE);
+        let mut output = ask()?;
+        if output.status >= SIGNALS {
+            output = ask()?;
+        }
         if output.status != 0 {
             return Ok(None);
         }

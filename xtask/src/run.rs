@@ -77,8 +77,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let site = Site::new(args.port);
     let mut shown = 0;
     let mut show = |text: &str| {
-        print!("{}", text.get(shown..).unwrap_or_default().replace('\r', ""));
-        shown = text.len();
+        if let Some(new) = text.get(shown..) {
+            print!("{}", new.replace('\r', ""));
+            shown = text.len();
+        }
         let _ = std::io::Write::flush(&mut std::io::stdout());
     };
     spinner.finish_and_clear();

@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::lab::{Lab, disk, read, unikernel, wait_for_site};
+use super::lab::{Lab, read, unikernel};
 use crate::deb;
-use crate::dom0::{Dom0, Options, Store};
-use crate::guest::{Guest, KERNEL, PATIENCE, Spec};
+use crate::guest::{PATIENCE, Spec};
 use crate::image;
 use crate::qemu::{Machine, Qemu, System};
-use crate::web::Site;
 
 pub(super) fn it_boots_and_says_what_it_has(lab: &mut Lab) -> Result<()> {
     let (_guest, mut console) = lab.start(&lab.spec())?;
@@ -107,17 +105,11 @@ pub(super) fn without_an_address_it_asks_dhcp(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn it_boots_beside_oxenstored() -> Result<()> {
-    let options =
-        Options { store: Store::Oxenstored, disk: Some(disk("oxenstored.img")?), ..Options::default() };
-    let dom0 = Dom0::boot(&options)?;
-    dom0.put(KERNEL, &unikernel()?)?;
-    let guest = Guest::start(&dom0, &Spec::default())?;
-    guest.console()?.wait_for("ready; type help", PATIENCE)?;
-    let site = Site::new(dom0.http_port());
-    wait_for_site(&site)?;
-    site.get("/hello.txt")?.expect(200)?;
-    dom0.run("xl shutdown unikernel", PATIENCE)?;
+pub(super) fn it_boots_beside_oxenstored(lab: &mut Lab) -> Result<()> {
+    let (guest, mut console) = lab.start(&lab.spec())?;
+    console.wait_for("ready; type help", PATIENCE)?;
+    lab.site()?.get("/hello.txt")?.expect(200)?;
+    lab.dom0.run(&format!("xl shutdown {}", guest.name()), PATIENCE)?;
     guest.wait("end", |listed| listed.is_none())?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail};
 
-use crate::dom0::{Dom0, Follow, Options};
+use crate::dom0::{Dom0, Follow, Options, Store};
 use crate::fat;
 use crate::guest::{Guest, KERNEL, PATIENCE, Spec};
 use crate::image::{self, out_dir};
@@ -22,8 +22,8 @@ pub(super) struct Lab {
 
 impl Lab {
     /// Builds the image, makes a disk, boots.
-    pub(super) fn new() -> Result<Self> {
-        let dom0 = Dom0::boot(&Options { disk: Some(disk("e2e.img")?), ..Options::default() })?;
+    pub(super) fn new(store: Store) -> Result<Self> {
+        let dom0 = Dom0::boot(&Options { store, disk: Some(disk("e2e.img")?), ..Options::default() })?;
         dom0.put(KERNEL, &unikernel()?)?;
         Ok(Self { dom0, test: String::new(), site: None })
     }
@@ -93,7 +93,7 @@ impl Lab {
 }
 
 /// Waits for the first answer.
-pub(super) fn wait_for_site(site: &Site) -> Result<()> {
+fn wait_for_site(site: &Site) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         match site.get("/-/metrics") {
@@ -116,7 +116,7 @@ pub(super) fn read(image: &image::Image) -> Result<Vec<u8>> {
 }
 
 /// A FAT disk with what the checks of the web server expect.
-pub(super) fn disk(name: &str) -> Result<PathBuf> {
+fn disk(name: &str) -> Result<PathBuf> {
     let path = out_dir()?.join(name);
     let contents = web::contents();
     let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();

@@ -15,6 +15,8 @@ use anyhow::{Result, bail};
 pub use crate::tally::Tally;
 use lab::Lab;
 
+use crate::dom0::Store;
+
 /// Run the end-to-end tests on real Xen, all or those whose name contains NAME
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,9 +30,15 @@ pub struct Args {
 /// A test. It gets a bed of its group, and leaves no guest in it.
 type Test = (&'static str, Box<dyn Fn(&mut Lab) -> Result<()>>);
 
-/// The tests that share one boot of dom0, in order.
-fn with_dom0() -> Vec<Test> {
-    let own: [(&str, fn(&mut Lab) -> Result<()>); _] = [
+/// One that needs nothing of the others.
+type Plain = fn(&mut Lab) -> Result<()>;
+
+/// The tests that share one boot of dom0 with this store, in order.
+fn with_dom0(store: Store) -> Vec<Test> {
+    if store == Store::Oxenstored {
+        return vec![("oxenstored", Box::new(boot::it_boots_beside_oxenstored))];
+    }
+    let own: [(&str, Plain); _] = [
         ("boot", boot::it_boots_and_says_what_it_has),
         ("small-memory", boot::sixteen_mebibytes_are_enough),
         ("put-survives", web::a_file_survives_the_guest),
@@ -60,18 +68,14 @@ fn with_dom0() -> Vec<Test> {
     own.into_iter().map(|(name, test)| -> Test { (name, Box::new(test)) }).chain(web::checks()).collect()
 }
 
-/// Tests that need a bed of their own.
-const ALONE: &[(&str, fn() -> Result<()>)] =
-    &[("oxenstored", boot::it_boots_beside_oxenstored), ("pvh-dom0", boot::it_boots_as_the_first_domain)];
+/// The test without a dom0 of Linux.
+const ALONE: &str = "pvh-dom0";
 
 /// Runs the tests; success when none failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if args.list {
-        with_dom0()
-            .iter()
-            .map(|(name, _)| *name)
-            .chain(ALONE.iter().map(|(name, _)| *name))
-            .for_each(|name| println!("{name}"));
+        let tests = STORES.into_iter().flat_map(with_dom0).map(|(name, _)| name);
+        tests.chain([ALONE]).for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
     let tally = run_all(args.name.as_deref())?;
@@ -79,26 +83,30 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(tally.exit_code())
 }
 
+const STORES: [Store; 2] = [Store::Xenstored, Store::Oxenstored];
+
 /// Runs all tests whose names contain `name`.
 pub fn run_all(name: Option<&str>) -> Result<Tally> {
     let chosen = |test: &str| name.is_none_or(|name| test.contains(name));
-    let together: Vec<Test> = with_dom0().into_iter().filter(|(name, _)| chosen(name)).collect();
-    let alone: Vec<_> = ALONE.iter().filter(|(name, _)| chosen(name)).collect();
-    if together.is_empty() && alone.is_empty() {
-        bail!("no test's name contains {:?}; cargo xtask e2e --list shows them", name.unwrap_or_default());
-    }
     let mut tally = Tally::default();
-    if !together.is_empty() {
-        let mut lab = Lab::new()?;
-        for (name, test) in together {
+    for store in STORES {
+        let tests: Vec<Test> = with_dom0(store).into_iter().filter(|(name, _)| chosen(name)).collect();
+        if tests.is_empty() {
+            continue;
+        }
+        let mut lab = Lab::new(store)?;
+        for (name, test) in tests {
             report(&mut tally, name, || {
                 lab.enter(name)?;
                 test(&mut lab).map_err(|error| lab.explain(error))
             });
         }
     }
-    for (name, test) in alone {
-        report(&mut tally, name, test);
+    if chosen(ALONE) {
+        report(&mut tally, ALONE, boot::it_boots_as_the_first_domain);
+    }
+    if tally == Tally::default() {
+        bail!("no test's name contains {:?}; cargo xtask e2e --list shows them", name.unwrap_or_default());
     }
     Ok(tally)
 }
