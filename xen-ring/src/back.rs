@@ -5,8 +5,8 @@ use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
-use crate::header::{Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in};
-use crate::mem::{Backing, OutOfRange};
+use crate::header::{Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in, too_small};
+use crate::mem::Backing;
 use crate::word::{SharedWord, arm, publish};
 
 /// The back's end, as careful of its front as [`Front`](crate::Front) is of its back.
@@ -42,7 +42,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         let available = mem.mem().len();
         let slots = slots_in::<P>(available);
         if slots == 0 {
-            return Err(OutOfRange { offset: 0, len: crate::HEADER_SIZE + 1, available }.into());
+            return Err(too_small::<P>(available));
         }
         Ok(Self {
             mem,
@@ -57,11 +57,13 @@ impl<P: Protocol, M: Backing> Back<P, M> {
     }
 
     /// How many requests fit.
+    #[inline]
     pub fn slots(&self) -> u32 {
         self.slots
     }
 
     /// Requests taken and not answered yet.
+    #[inline]
     pub fn unanswered(&self) -> u32 {
         self.taken.wrapping_sub(self.pushed)
     }
@@ -75,13 +77,11 @@ impl<P: Protocol, M: Backing> Back<P, M> {
     ///
     /// # Errors
     /// [`RingError::Broken`] when the peer claims more requests than fit, and for ever after.
+    #[inline]
     pub fn pop(&mut self) -> Result<Option<P::Request>, RingError> {
-        self.check()?;
-        if self.available == self.taken {
-            let index = self.mem.mem().load_u32(REQ_PROD, Ordering::Acquire)?;
-            if !self.accept(index)? {
-                return Ok(None);
-            }
+        // In a broken ring nothing is available.
+        if self.available == self.taken && !self.look()? {
+            return Ok(None);
         }
         let request = self.mem.mem().read(slot_offset::<P>(self.slots, self.taken))?;
         self.taken = self.taken.wrapping_add(1);
@@ -91,7 +91,9 @@ impl<P: Protocol, M: Backing> Back<P, M> {
     /// Writes a response. The peer does not see it before [`publish`](Self::publish).
     ///
     /// # Errors
-    /// [`RingError::Full`] when every request taken is answered.
+    /// [`RingError::Full`] when every request taken is answered; [`RingError::Broken`] for ever after the peer broke
+    /// the protocol.
+    #[inline]
     pub fn push(&mut self, response: &P::Response) -> Result<(), RingError> {
         self.check()?;
         if self.unanswered() == 0 {
@@ -106,6 +108,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
     ///
     /// # Errors
     /// [`RingError::Broken`] for ever after the peer broke the protocol.
+    #[inline]
     pub fn publish(&mut self) -> Result<bool, RingError> {
         self.check()?;
         if self.pushed == self.published {
@@ -122,12 +125,19 @@ impl<P: Protocol, M: Backing> Back<P, M> {
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
+    #[inline]
     pub fn arm(&mut self) -> Result<bool, RingError> {
         self.check()?;
         let mem = self.mem.mem();
         let (event, producer) = (SharedWord::new(&mem, REQ_EVENT), SharedWord::new(&mem, REQ_PROD));
         let index = arm(&event, &producer, self.taken)?;
         self.accept(index)
+    }
+
+    /// Whether the peer broke the protocol.
+    #[inline]
+    pub fn is_broken(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// The memory again.
@@ -140,19 +150,34 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         &mut self.mem
     }
 
+    /// Reads the peer's index again.
+    #[inline]
+    fn look(&mut self) -> Result<bool, RingError> {
+        self.check()?;
+        let index = self.mem.mem().load_u32(REQ_PROD, Ordering::Acquire)?;
+        self.accept(index)
+    }
+
     /// Believes the peer's index if so many requests fit beside those that are not answered yet.
+    #[inline]
     fn accept(&mut self, index: u32) -> Result<bool, RingError> {
         let limit = self.slots - self.taken.wrapping_sub(self.published);
         let ahead = index.wrapping_sub(self.taken);
+        // An index that goes back would take away what the peer has said to be there.
         if ahead > limit || ahead < self.available.wrapping_sub(self.taken) {
-            let violation = Violation { index, ours: self.taken, limit };
-            self.broken = Some(violation);
-            return Err(RingError::Broken(violation));
+            return Err(self.give_up(Violation { index, ours: self.taken, limit }));
         }
         self.available = index;
         Ok(self.available != self.taken)
     }
 
+    #[cold]
+    fn give_up(&mut self, violation: Violation) -> RingError {
+        (self.available, self.broken) = (self.taken, Some(violation));
+        RingError::Broken(violation)
+    }
+
+    #[inline]
     fn check(&self) -> Result<(), RingError> {
         self.broken.map_or(Ok(()), |violation| Err(RingError::Broken(violation)))
     }

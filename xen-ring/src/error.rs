@@ -12,18 +12,19 @@ pub enum RingError {
     Full,
     /// The peer broke the protocol. The ring stays in this state.
     Broken(Violation),
-    /// The memory is too small for the ring.
+    /// The memory is too small for the ring, or not aligned as its words must be.
     TooSmall(OutOfRange),
 }
 
-/// How the peer broke the protocol: its index is further ahead than it can be.
+/// How the peer broke the protocol: its index is where it cannot be, further ahead than there is room or work, or
+/// behind what it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation {
     /// The index that the peer wrote.
     pub index: u32,
     /// Our own index at that moment.
     pub ours: u32,
-    /// By how much the peer's may lie ahead of ours at most.
+    /// By how much they may differ at most.
     pub limit: u32,
 }
 

@@ -5,14 +5,17 @@ use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
-use crate::header::{HEADER_SIZE, Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in};
-use crate::mem::{Backing, OutOfRange};
+use crate::header::{Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in, too_small};
+use crate::mem::Backing;
 use crate::word::{SharedWord, arm, publish};
 
 /// The front's end. What it wrote it remembers itself, and never reads back from memory that the peer can change.
 pub struct Front<P, M> {
     mem: M,
     slots: u32,
+    /// Requests that may be under way: all slots, or none once the ring is broken. So a ring in use does not ask
+    /// at each request whether it is broken; only one that is full does.
+    room: u32,
     /// Requests written, published or not.
     pushed: u32,
     /// Requests that the peer was shown.
@@ -43,7 +46,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         let view = mem.mem();
         let slots = slots_in::<P>(view.len());
         if slots == 0 {
-            return Err(OutOfRange { offset: 0, len: HEADER_SIZE + 1, available: view.len() }.into());
+            return Err(too_small::<P>(view.len()));
         }
         view.fill(0, view.len(), 0)?;
         for (offset, value) in [
@@ -57,6 +60,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(Self {
             mem,
             slots,
+            room: slots,
             pushed: index,
             published: index,
             taken: index,
@@ -72,10 +76,10 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         self.slots
     }
 
-    /// How many requests can be pushed before responses must be taken.
+    /// How many requests can be pushed before responses must be taken. None when the ring is broken.
     #[inline]
     pub fn free(&self) -> u32 {
-        self.slots - self.pushed.wrapping_sub(self.taken)
+        self.room.saturating_sub(self.pushed.wrapping_sub(self.taken))
     }
 
     /// How many requests were shown to the peer and not answered as far as we have looked.
@@ -103,9 +107,8 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     /// [`RingError::Full`]; [`RingError::Broken`] for ever after the peer broke the protocol.
     #[inline]
     pub fn push(&mut self, request: &P::Request) -> Result<u32, RingError> {
-        self.check()?;
         if self.free() == 0 {
-            return Err(RingError::Full);
+            return Err(self.check().err().unwrap_or(RingError::Full));
         }
         let index = self.pushed;
         self.mem.mem().write(slot_offset::<P>(self.slots, index), request)?;
@@ -136,7 +139,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     /// [`RingError::Broken`] when the peer claims more responses than there were requests, and for ever after.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<P::Response>, RingError> {
-        self.check()?;
+        // In a broken ring nothing is available.
         if self.available == self.taken && !self.look()? {
             return Ok(None);
         }
@@ -157,7 +160,6 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     /// As [`pop`](Self::pop).
     #[inline]
     pub fn has_responses(&mut self) -> Result<bool, RingError> {
-        self.check()?;
         Ok(self.available != self.taken || self.look()?)
     }
 
@@ -195,7 +197,10 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         &mut self.mem
     }
 
+    /// Reads the peer's index again.
+    #[inline]
     fn look(&mut self) -> Result<bool, RingError> {
+        self.check()?;
         let index = self.mem.mem().load_u32(RSP_PROD, Ordering::Acquire)?;
         self.accept(index)
     }
@@ -207,12 +212,16 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         let ahead = index.wrapping_sub(self.taken);
         // An index that goes back would take away what the peer has said to be there.
         if ahead > limit || ahead < self.available.wrapping_sub(self.taken) {
-            let violation = Violation { index, ours: self.taken, limit };
-            self.broken = Some(violation);
-            return Err(RingError::Broken(violation));
+            return Err(self.give_up(Violation { index, ours: self.taken, limit }));
         }
         self.available = index;
         Ok(self.available != self.taken)
+    }
+
+    #[cold]
+    fn give_up(&mut self, violation: Violation) -> RingError {
+        (self.room, self.available, self.broken) = (0, self.taken, Some(violation));
+        RingError::Broken(violation)
     }
 
     #[inline]

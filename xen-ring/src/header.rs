@@ -2,6 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::error::RingError;
+use crate::mem::OutOfRange;
+
 /// Bytes before the first slot.
 pub const HEADER_SIZE: usize = 64;
 
@@ -39,4 +42,9 @@ pub const fn slots_in<P: Protocol>(len: usize) -> u32 {
 
 pub(crate) const fn slot_offset<P: Protocol>(slots: u32, index: u32) -> usize {
     HEADER_SIZE + (index & (slots - 1)) as usize * slot_size::<P>()
+}
+
+/// Why there is no ring in `available` bytes: not even one slot fits.
+pub(crate) fn too_small<P: Protocol>(available: usize) -> RingError {
+    OutOfRange { offset: HEADER_SIZE, len: slot_size::<P>(), available }.into()
 }

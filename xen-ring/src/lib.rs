@@ -2,11 +2,17 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "mock")]
+extern crate std;
+
 mod back;
+mod copy;
 mod error;
 mod front;
 mod header;
 mod mem;
+#[cfg(feature = "mock")]
+pub mod mock;
 mod stream;
 pub mod word;
 

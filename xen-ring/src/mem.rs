@@ -7,13 +7,15 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use volatile::VolatilePtr;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::copy::{self, In, Out};
 
 /// Bytes that another domain may change at any time.
 ///
 /// It is linear like `&mut [u8]` (one owner, may be split, lent and sent to another thread) but never hands out a
-/// reference: what is read is copied out once, and only the copy is looked at.
+/// reference: what is read is copied out once, and only the copy is looked at. Every access is atomic, so that
+/// whatever the others do is a wrong value at worst, and never undefined.
 pub struct SharedMem<'a> {
     ptr: NonNull<u8>,
     len: usize,
@@ -21,7 +23,7 @@ pub struct SharedMem<'a> {
     _owner: PhantomData<&'a mut core::cell::Cell<u8>>,
 }
 
-// SAFETY: `new` promises that nothing else in this domain accesses the bytes, so the one owner may be anywhere.
+// SAFETY: the bytes are not bound to a thread, and all access to them is atomic (`new` promises the same of others).
 unsafe impl Send for SharedMem<'_> {}
 
 /// An access that is not within the memory, or not aligned as it needs to be.
@@ -71,8 +73,13 @@ impl<'a> SharedMem<'a> {
     /// Takes `len` bytes at `ptr`.
     ///
     /// # Safety
-    /// During `'a` the bytes are valid for reads and writes, and nothing in this domain accesses them but through
-    /// this value and what is made of it. Other domains, and Xen, may access them as they like.
+    /// During `'a`
+    /// - the bytes are valid for reads and writes, and initialised;
+    /// - no reference to any of them is used, and whatever else in this program accesses them does so by atomics:
+    ///   another `SharedMem` does. So two views may overlap, as those of the two sides do in a test, where one
+    ///   program holds both; a driver should not make two, for what one writes the other would have to mistrust.
+    ///
+    /// Other domains, Xen and devices may access them at any time and as they like.
     pub const unsafe fn new(ptr: NonNull<u8>, len: usize) -> Self {
         Self { ptr, len, _owner: PhantomData }
     }
@@ -120,7 +127,8 @@ impl<'a> SharedMem<'a> {
     /// The address of `len` bytes at `offset`, all of them within.
     #[inline]
     fn at(&self, offset: usize, len: usize) -> Result<NonNull<u8>, OutOfRange> {
-        if offset > self.len || len > self.len - offset {
+        // In this order one comparison is left where `len` and the memory's size are constants.
+        if self.len < len || offset > self.len - len {
             return Err(OutOfRange { offset, len, available: self.len });
         }
         // SAFETY: `offset` is at most `len` of valid bytes, so the sum stays within them or one past.
@@ -134,9 +142,9 @@ impl<'a> SharedMem<'a> {
     #[inline]
     pub fn read_bytes(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
         let from = self.at(offset, out.len())?;
-        // SAFETY: both are valid for `out.len()` bytes (checked above; `out` is a slice), and do not overlap, since
-        // nobody else in this domain has access to these bytes.
-        unsafe { copy::<ReadShared>(from.as_ptr(), out.as_mut_ptr(), out.len()) };
+        // SAFETY: both are valid for `out.len()` bytes: checked above, and `out` is a slice. They do not overlap, for
+        // there are no references to shared bytes.
+        unsafe { copy::bytes::<Out>(from.as_ptr(), out.as_mut_ptr(), out.len()) };
         Ok(())
     }
 
@@ -147,9 +155,9 @@ impl<'a> SharedMem<'a> {
     #[inline]
     pub fn write_bytes(&self, offset: usize, data: &[u8]) -> Result<(), OutOfRange> {
         let to = self.at(offset, data.len())?;
-        // SAFETY: both are valid for `data.len()` bytes (checked above; `data` is a slice), and do not overlap,
-        // since nobody else in this domain has access to these bytes.
-        unsafe { copy::<WriteShared>(to.as_ptr(), data.as_ptr().cast_mut(), data.len()) };
+        // SAFETY: both are valid for `data.len()` bytes: checked above, and `data` is a slice, which is read only. They
+        // do not overlap, for there are no references to shared bytes.
+        unsafe { copy::bytes::<In>(to.as_ptr(), data.as_ptr().cast_mut(), data.len()) };
         Ok(())
     }
 
@@ -159,10 +167,8 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when they are not all within the memory; nothing is written then.
     pub fn fill(&self, offset: usize, len: usize, value: u8) -> Result<(), OutOfRange> {
         let to = self.at(offset, len)?;
-        for i in 0..len {
-            // SAFETY: `i` is below `len`, all of which is valid, and a byte has no alignment or invalid value.
-            unsafe { VolatilePtr::new(to.add(i)).write(value) };
-        }
+        // SAFETY: `to` is valid for `len` bytes.
+        unsafe { copy::fill(to.as_ptr(), len, value) };
         Ok(())
     }
 
@@ -175,7 +181,7 @@ impl<'a> SharedMem<'a> {
         let from = self.at(offset, size_of::<T>())?;
         let mut out = MaybeUninit::<T>::uninit();
         // SAFETY: `from` is valid for a `T`'s bytes, `out` is room for one of our own.
-        unsafe { copy::<ReadShared>(from.as_ptr(), out.as_mut_ptr().cast(), size_of::<T>()) };
+        unsafe { copy::record::<Out, T>(from.as_ptr(), out.as_mut_ptr().cast()) };
         // SAFETY: all of its bytes were written just now, and `FromBytes` says that any bytes are a valid `T`.
         Ok(unsafe { out.assume_init() })
     }
@@ -186,24 +192,32 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it does not all fit; nothing is written then.
     #[inline]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Result<(), OutOfRange> {
-        self.write_bytes(offset, value.as_bytes())
+        let to = self.at(offset, size_of::<T>())?;
+        let from = value.as_bytes().as_ptr();
+        // SAFETY: `to` is valid for a `T`'s bytes; `from` has as many, which are initialised (`IntoBytes`) and only read.
+        // They do not overlap, for there are no references to shared bytes.
+        unsafe { copy::record::<In, T>(to.as_ptr(), from.cast_mut()) };
+        Ok(())
     }
 
     #[inline]
     fn word(&self, offset: usize) -> Result<&AtomicU32, OutOfRange> {
-        let ptr = self.at(offset, 4)?.cast::<AtomicU32>();
+        let ptr = self.at(offset, 4)?.cast::<u32>();
         if !ptr.is_aligned() {
             return Err(OutOfRange { offset, len: 4, available: self.len });
         }
-        // SAFETY: in range and aligned; an atomic may be changed by others, of this machine, at any time. The
-        // reference does not leave this module.
-        Ok(unsafe { ptr.as_ref() })
+        // SAFETY: in range and aligned; an atomic may be changed by others at any time, and nobody accesses these bytes
+        // but by atomics. The reference does not outlive the view, and does not leave this module.
+        Ok(unsafe { AtomicU32::from_ptr(ptr.as_ptr()) })
     }
 
     /// Reads a word as an atomic, for indices and event fields.
     ///
     /// # Errors
     /// [`OutOfRange`] when it is not within the memory or not aligned to 4 bytes.
+    ///
+    /// # Panics
+    /// If `order` is none for loads, as [`AtomicU32::load`].
     #[inline]
     pub fn load_u32(&self, offset: usize, order: Ordering) -> Result<u32, OutOfRange> {
         Ok(self.word(offset)?.load(order))
@@ -213,6 +227,9 @@ impl<'a> SharedMem<'a> {
     ///
     /// # Errors
     /// [`OutOfRange`] when it is not within the memory or not aligned to 4 bytes.
+    ///
+    /// # Panics
+    /// If `order` is none for stores, as [`AtomicU32::store`].
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> Result<(), OutOfRange> {
         self.word(offset)?.store(value, order);
@@ -223,57 +240,5 @@ impl<'a> SharedMem<'a> {
 impl fmt::Debug for SharedMem<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedMem").field("len", &self.len).finish_non_exhaustive()
-    }
-}
-
-/// Which of two sides is shared, and so accessed as volatile.
-trait Direction {
-    /// Moves one `T` between shared and private memory.
-    ///
-    /// # Safety
-    /// Both are valid for a `T`; `shared` is aligned for it.
-    unsafe fn move_one<T: Copy>(shared: NonNull<T>, private: *mut T);
-}
-
-struct ReadShared;
-struct WriteShared;
-
-impl Direction for ReadShared {
-    #[inline]
-    unsafe fn move_one<T: Copy>(shared: NonNull<T>, private: *mut T) {
-        // SAFETY: the caller promises that both are valid, and `shared` aligned.
-        unsafe { private.write_unaligned(VolatilePtr::new(shared).read()) };
-    }
-}
-
-impl Direction for WriteShared {
-    #[inline]
-    unsafe fn move_one<T: Copy>(shared: NonNull<T>, private: *mut T) {
-        // SAFETY: the caller promises that both are valid, and `shared` aligned.
-        unsafe { VolatilePtr::new(shared).write(private.read_unaligned()) };
-    }
-}
-
-/// Copies `len` bytes in words where the shared side is aligned to them.
-///
-/// # Safety
-/// Both sides are valid for `len` bytes and do not overlap; the private side is written only when reading.
-#[inline]
-unsafe fn copy<D: Direction>(shared: *mut u8, private: *mut u8, len: usize) {
-    let head = shared.align_offset(8).min(len);
-    let words = (len - head) / 8;
-    // SAFETY: every offset below is less than `len`; the word loop starts where `shared` is aligned to 8. Pointers
-    // derived from valid ones are not null.
-    unsafe {
-        for i in 0..head {
-            D::move_one(NonNull::new_unchecked(shared.add(i)), private.add(i));
-        }
-        let (to, from) = (shared.add(head).cast::<u64>(), private.add(head).cast::<u64>());
-        for i in 0..words {
-            D::move_one(NonNull::new_unchecked(to.add(i)), from.add(i));
-        }
-        for i in head + words * 8..len {
-            D::move_one(NonNull::new_unchecked(shared.add(i)), private.add(i));
-        }
     }
 }

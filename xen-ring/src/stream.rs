@@ -108,7 +108,7 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
     pub fn readable(&mut self) -> Result<usize, RingError> {
         self.check()?;
         let index = self.mem.mem().load_u32(L::IN_INDICES.1, Ordering::Acquire)?;
-        Ok(self.accept(index, index.wrapping_sub(self.read), L::IN.1)? as usize)
+        Ok(self.accept(index, self.read, index.wrapping_sub(self.read), L::IN.1)? as usize)
     }
 
     /// How many bytes can be written.
@@ -118,7 +118,7 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
     pub fn writable(&mut self) -> Result<usize, RingError> {
         self.check()?;
         let index = self.mem.mem().load_u32(L::OUT_INDICES.0, Ordering::Acquire)?;
-        let unread = self.accept(index, self.written.wrapping_sub(index), L::OUT.1)?;
+        let unread = self.accept(index, self.written, self.written.wrapping_sub(index), L::OUT.1)?;
         Ok((L::OUT.1 - unread) as usize)
     }
 
@@ -197,9 +197,9 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         self.mem
     }
 
-    fn accept(&mut self, index: u32, distance: u32, limit: u32) -> Result<u32, RingError> {
+    /// Believes the peer's index if it is no further from ours, in the direction of the stream, than fits.
+    fn accept(&mut self, index: u32, ours: u32, distance: u32, limit: u32) -> Result<u32, RingError> {
         if distance > limit {
-            let ours = index.wrapping_sub(distance);
             self.broken = Some(Violation { index, ours, limit });
         }
         self.check().map(|()| distance)

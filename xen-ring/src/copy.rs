@@ -1,0 +1,186 @@
+//! Copies between shared and private memory, in atomic accesses.
+//!
+//! Why atomics, and not volatile accesses: to the language, memory that somebody else changes meanwhile is a data
+//! race unless every access is atomic, and a volatile access is not. A relaxed atomic access of a word costs the
+//! same single instruction, may not be torn, repeated or invented by the compiler either, and stays defined when
+//! the other side is a thread of the same program, as with the mocks.
+#![allow(unsafe_code, reason = "accesses memory that is outside of Rust's rules")]
+
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
+
+/// A machine word, the largest granule.
+const WORD: usize = size_of::<usize>();
+
+/// An integer that is read and written as one in shared memory.
+pub(crate) trait Granule: Copy {
+    /// Reads it, once.
+    ///
+    /// # Safety
+    /// The address is valid for atomic reads and writes of the granule, and aligned to its size.
+    unsafe fn load(from: *mut u8) -> Self;
+
+    /// Writes it, once.
+    ///
+    /// # Safety
+    /// As for [`load`](Self::load).
+    unsafe fn store(to: *mut u8, value: Self);
+}
+
+macro_rules! granules {
+    ($($int:ty, $atomic:ty;)*) => {$(
+        impl Granule for $int {
+            #[inline(always)]
+            unsafe fn load(from: *mut u8) -> Self {
+                // SAFETY: the caller promises that it is valid and aligned, for the time of this access at least.
+                unsafe { <$atomic>::from_ptr(from.cast()) }.load(Ordering::Relaxed)
+            }
+
+            #[inline(always)]
+            unsafe fn store(to: *mut u8, value: Self) {
+                // SAFETY: as in `load`.
+                unsafe { <$atomic>::from_ptr(to.cast()) }.store(value, Ordering::Relaxed);
+            }
+        }
+    )*};
+}
+
+granules! {
+    u8, AtomicU8;
+    u16, AtomicU16;
+    u32, AtomicU32;
+    usize, AtomicUsize;
+}
+
+/// Which way the bytes go.
+pub(crate) trait Direction {
+    /// Moves one granule.
+    ///
+    /// # Safety
+    /// `shared` is valid for atomic reads and writes of a `G` and aligned to its size; `private` is valid for what
+    /// the direction does to it, and no part of the shared memory.
+    unsafe fn step<G: Granule>(shared: *mut u8, private: *mut u8);
+}
+
+/// From shared memory.
+pub(crate) struct Out;
+/// Into shared memory.
+pub(crate) struct In;
+
+impl Direction for Out {
+    #[inline(always)]
+    unsafe fn step<G: Granule>(shared: *mut u8, private: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { private.cast::<G>().write_unaligned(G::load(shared)) };
+    }
+}
+
+impl Direction for In {
+    #[inline(always)]
+    unsafe fn step<G: Granule>(shared: *mut u8, private: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { G::store(shared, private.cast::<G>().read_unaligned()) };
+    }
+}
+
+/// Copies `len` bytes, in words where the shared side is aligned to them; each byte is accessed once.
+///
+/// # Safety
+/// `shared` is valid for atomic reads and writes of `len` bytes; `private` is valid for reads of as many ([`In`])
+/// or writes ([`Out`]), and no part of the shared memory.
+#[inline]
+pub(crate) unsafe fn bytes<D: Direction>(mut shared: *mut u8, mut private: *mut u8, mut len: usize) {
+    // SAFETY: in all four loops `len` is what is left of both sides, no step is longer than that, and steps of
+    // words begin only where the shared side is aligned to words.
+    unsafe {
+        while len > 0 && shared.addr() % WORD != 0 {
+            D::step::<u8>(shared, private);
+            (shared, private, len) = (shared.add(1), private.add(1), len - 1);
+        }
+        // The loop around a word costs more than the word, so four at a time.
+        while len >= 4 * WORD {
+            for i in 0..4 {
+                D::step::<usize>(shared.add(i * WORD), private.add(i * WORD));
+            }
+            (shared, private, len) = (shared.add(4 * WORD), private.add(4 * WORD), len - 4 * WORD);
+        }
+        while len >= WORD {
+            D::step::<usize>(shared, private);
+            (shared, private, len) = (shared.add(WORD), private.add(WORD), len - WORD);
+        }
+        while len > 0 {
+            D::step::<u8>(shared, private);
+            (shared, private, len) = (shared.add(1), private.add(1), len - 1);
+        }
+    }
+}
+
+/// Copies a `T`'s bytes, in the largest granules that divide its size if the shared side is aligned to them: without
+/// a loop, for a record that is small.
+///
+/// # Safety
+/// As for [`bytes`], with the size of `T` as the length.
+#[inline(always)]
+pub(crate) unsafe fn record<D: Direction, T>(shared: *mut u8, private: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match const { granule(size_of::<T>()) } {
+            2 => granules::<D, u16, T>(shared, private),
+            4 => granules::<D, u32, T>(shared, private),
+            WORD => granules::<D, usize, T>(shared, private),
+            _ => bytes::<D>(shared, private, size_of::<T>()),
+        }
+    }
+}
+
+const fn granule(size: usize) -> usize {
+    let mut granule = WORD;
+    while size % granule != 0 {
+        granule /= 2;
+    }
+    granule
+}
+
+/// # Safety
+/// As for [`record`]; the size of `T` is a multiple of the size of `G`.
+#[inline(always)]
+unsafe fn granules<D: Direction, G: Granule, T>(shared: *mut u8, private: *mut u8) {
+    // SAFETY: every offset is that of a whole granule of `T`'s bytes, and the alignment of the first is that of all.
+    unsafe {
+        if shared.addr() % size_of::<G>() == 0 {
+            for offset in (0..size_of::<T>()).step_by(size_of::<G>()) {
+                D::step::<G>(shared.add(offset), private.add(offset));
+            }
+        } else {
+            misaligned::<D>(shared, private, size_of::<T>());
+        }
+    }
+}
+
+/// # Safety
+/// As for [`bytes`].
+#[cold]
+#[inline(never)]
+unsafe fn misaligned<D: Direction>(shared: *mut u8, private: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { bytes::<D>(shared, private, len) };
+}
+
+/// Writes the same byte `len` times.
+///
+/// # Safety
+/// `shared` is valid for atomic reads and writes of `len` bytes.
+pub(crate) unsafe fn fill(mut shared: *mut u8, mut len: usize, value: u8) {
+    let word = usize::from_ne_bytes([value; WORD]);
+    // SAFETY: `len` is what is left, no step is longer, and words are written where they are aligned.
+    unsafe {
+        while len > 0 {
+            if len >= WORD && shared.addr() % WORD == 0 {
+                usize::store(shared, word);
+                (shared, len) = (shared.add(WORD), len - WORD);
+            } else {
+                u8::store(shared, value);
+                (shared, len) = (shared.add(1), len - 1);
+            }
+        }
+    }
+}
