@@ -62,7 +62,7 @@ static_assertions::const_assert_eq!(size_of::<MemoryRange>(), 20);
 pub fn memory_map(xen: &impl Hypercall, ranges: &mut [MemoryRange]) -> Result<usize, Errno> {
     let room = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
     let mut argument =
-        XenMemoryMap { nr_entries: room, buffer: ranges.as_mut_ptr().expose_provenance() as u64 };
+        XenMemoryMap { nr_entries: room, pad0: 0, buffer: ranges.as_mut_ptr().expose_provenance() as u64 };
     let pointer = (&raw mut argument).expose_provenance();
     // SAFETY: the call reads and writes the structure and at most `nr_entries` entries of 20 bytes, which are in
     // `ranges`, exclusively borrowed meanwhile.
