@@ -141,8 +141,8 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     ///
     /// # Errors
     /// [`Error::NoReconnect`] when the daemon does not offer it ([`ServerFeatures::RECONNECTION`]), after which
-    /// nothing has changed; [`Error::ReconnectTimedOut`] when it does not do it, after which it can be tried again;
-    /// otherwise what it answers to the watches.
+    /// nothing has changed; [`Error::ReconnectTimedOut`] when it does not do it; otherwise what it answers to the
+    /// watches. After these there is no connection until another try succeeds.
     pub fn reconnect(&mut self) -> Result<(), Error> {
         if !self.server_features()?.contains(ServerFeatures::RECONNECTION) {
             return Err(Error::NoReconnect);
@@ -155,7 +155,12 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         self.incoming = Assembler::new();
         (self.unsent, self.pending, self.orphan, self.broken) = ((0, 0), None, None, None);
         self.stats.reconnects += 1;
-        self.watch_again()
+        let watched = self.watch_again();
+        if let Err(error) = watched {
+            // Whoever waits for a watch that is not set would wait for ever.
+            self.broken = Some(error);
+        }
+        watched
     }
 
     /// Waits until the daemon says that the connection is up, and joins the streams as they are then.

@@ -5,21 +5,32 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::error::Violation;
 use crate::wire::{HEADER_SIZE, Header, PAYLOAD_MAX};
 
-/// Puts messages together from pieces. One message at a time; its payload stays until the next one begins.
-pub(crate) struct Assembler {
+/// Puts messages together from pieces, of any sizes. One message at a time; its payload stays until the next begins.
+///
+/// Read at most as many bytes as there is [`room`](Self::room) for into it, tell how many those were, and look at the
+/// [message](Self::message) when it is complete. No byte of the next message is asked for before that.
+#[derive(Debug)]
+pub struct Assembler {
     header: Header,
     payload: [u8; PAYLOAD_MAX],
     /// Bytes of header and payload that are there.
     filled: usize,
 }
 
+impl Default for Assembler {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Assembler {
-    pub(crate) fn new() -> Self {
+    /// Waits for the first byte of a header.
+    pub fn new() -> Self {
         Self { header: Header::new_zeroed(), payload: [0; PAYLOAD_MAX], filled: 0 }
     }
 
     /// Where the next bytes are to be written: never past the end of the message.
-    pub(crate) fn room(&mut self) -> &mut [u8] {
+    pub fn room(&mut self) -> &mut [u8] {
         if self.filled >= HEADER_SIZE && self.filled == HEADER_SIZE + self.len() {
             self.filled = 0;
         }
@@ -33,8 +44,12 @@ impl Assembler {
     }
 
     /// Tells that `count` bytes of the room were written. Answers whether a message is complete.
-    pub(crate) fn advance(&mut self, count: usize) -> Result<bool, Violation> {
-        self.filled += count;
+    ///
+    /// # Errors
+    /// [`Violation::Length`] when the header says that it is longer than any may be. Where the next one begins is not
+    /// known then, so there is nothing to go on with.
+    pub fn advance(&mut self, count: usize) -> Result<bool, Violation> {
+        self.filled += count.min(self.room().len());
         if self.filled < HEADER_SIZE {
             return Ok(false);
         }
@@ -44,8 +59,8 @@ impl Assembler {
         Ok(self.filled == HEADER_SIZE + self.len())
     }
 
-    /// The complete message.
-    pub(crate) fn message(&self) -> (Header, &[u8]) {
+    /// The header, and the payload as it is so far: all of it once the message is complete.
+    pub fn message(&self) -> (Header, &[u8]) {
         (self.header, self.payload.get(..self.len()).unwrap_or_default())
     }
 

@@ -5,6 +5,8 @@ use core::fmt;
 use static_assertions::const_assert_eq;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use crate::session::Assembler;
+
 /// The most bytes that follow a header.
 pub const PAYLOAD_MAX: usize = 4096;
 /// The longest absolute path, in bytes.

@@ -1,0 +1,434 @@
+//! Random calls of a guest and of others, against random faults, with a model of the tree beside it.
+#![cfg(feature = "mock")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::{HOME, ID, Machine, names};
+use proptest::prelude::*;
+use xen_hypercall::mock::{Chance, Dice, MockDomain};
+use xen_xenstore::mock::{Faults, Limits};
+use xen_xenstore::wire::{Header, Operation, Refusal};
+use xen_xenstore::{Error, Transaction, Xenstore};
+
+const PLACES: [&str; 7] = ["a", "a/b", "a/b/c", "a/d", "ab", "e", "e/b"];
+
+/// The guest's own directory, by paths below it.
+type Model = BTreeMap<String, Vec<u8>>;
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write(&'static str, Vec<u8>),
+    Make(&'static str),
+    Remove(&'static str),
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Change(Change),
+    Read(&'static str),
+    List(&'static str),
+    /// Changes in a transaction, whether it succeeds, and what domain 0 does to another one meanwhile.
+    Transaction(Vec<Change>, bool, Option<Change>),
+    Others(Change),
+    Reconnect,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let place = || prop::sample::select(&PLACES[..]);
+    let value = prop_oneof![
+        5 => prop::collection::vec(any::<u8>(), 0..20),
+        1 => prop::collection::vec(any::<u8>(), 900..1900),
+    ];
+    prop_oneof![
+        3 => (place(), value).prop_map(|(place, value)| Change::Write(place, value)),
+        1 => place().prop_map(Change::Make),
+        1 => place().prop_map(Change::Remove),
+    ]
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let place = || prop::sample::select(&PLACES[..]);
+    prop_oneof![
+        4 => change().prop_map(Call::Change),
+        4 => place().prop_map(Call::Read),
+        2 => place().prop_map(Call::List),
+        3 => (prop::collection::vec(change(), 0..5), any::<bool>(), prop::option::of(change()))
+            .prop_map(|(changes, commits, others)| Call::Transaction(changes, commits, others)),
+        2 => change().prop_map(Call::Others),
+        1 => Just(Call::Reconnect),
+    ]
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![3 => Just(Chance::NEVER), 1 => (1_u8..30).prop_map(Chance::percent)]
+}
+
+fn faults() -> impl Strategy<Value = Faults> {
+    prop::collection::vec(chance(), 13).prop_map(|chances| {
+        let mut faults = Faults::new();
+        faults.again = chances[0];
+        faults.refused = chances[1];
+        faults.missing = chances[2];
+        faults.empty = chances[3];
+        faults.not_number = chances[4];
+        faults.not_text = chances[5];
+        faults.too_long = chances[6];
+        faults.late = chances[7];
+        faults.doubled = chances[8];
+        faults.doubled_event = chances[9];
+        faults.spurious_event = chances[10];
+        faults.unknown_event = chances[11];
+        faults.gives_up = chances[12];
+        faults
+    })
+}
+
+fn apply(model: &mut Model, change: &Change) {
+    let mut make = |place: &str| {
+        for (at, _) in place.match_indices('/').chain([(place.len(), "")]) {
+            model.entry(place[..at].to_owned()).or_default();
+        }
+    };
+    match change {
+        Change::Write(place, value) => {
+            make(place);
+            model.insert((*place).to_owned(), value.clone());
+        }
+        Change::Make(place) => make(place),
+        Change::Remove(place) => {
+            let below = format!("{place}/");
+            model.retain(|path, _| path != place && !path.starts_with(&below));
+        }
+    }
+}
+
+/// Whether the daemon has a reason to refuse it.
+fn is_in_vain(model: &Model, change: &Change) -> bool {
+    match change {
+        Change::Remove(place) => place.rsplit_once('/').is_some_and(|(above, _)| !model.contains_key(above)),
+        _ => false,
+    }
+}
+
+fn path(place: &str) -> String {
+    format!("data/{place}")
+}
+
+fn do_it(xs: &mut Xenstore<'_, MockDomain>, change: &Change) -> Result<(), Error> {
+    match change {
+        Change::Write(place, value) => xs.write(&path(place), value),
+        Change::Make(place) => xs.mkdir(&path(place)),
+        Change::Remove(place) => xs.remove(&path(place)),
+    }
+}
+
+fn do_it_in(transaction: &mut Transaction<'_, '_, MockDomain>, change: &Change) -> Result<(), Error> {
+    match change {
+        Change::Write(place, value) => transaction.write(&path(place), value),
+        Change::Make(place) => transaction.mkdir(&path(place)),
+        Change::Remove(place) => transaction.remove(&path(place)),
+    }
+}
+
+/// As domain 0, which the faults do not touch.
+fn others_do(machine: &Machine, change: &Change) {
+    match change {
+        Change::Write(place, value) => machine.store.write_bytes(&format!("{HOME}/data/{place}"), value),
+        Change::Make(place) => {
+            let path = format!("{HOME}/data/{place}");
+            let value = machine.store.read_bytes(&path).unwrap_or_default();
+            machine.store.write_bytes(&path, &value);
+        }
+        Change::Remove(place) => machine.store.remove(&format!("{HOME}/data/{place}")),
+    }
+}
+
+/// What the daemon has.
+fn actual(machine: &Machine) -> Model {
+    let below = format!("{HOME}/data/");
+    let paths = machine.store.paths();
+    let found = paths.iter().filter_map(|path| Some((path.strip_prefix(&below)?, path)));
+    found.map(|(place, path)| (place.to_owned(), machine.store.read_bytes(path).unwrap())).collect()
+}
+
+/// An error that the faults explain and that leaves open what happened.
+fn is_uncertain(error: Error) -> bool {
+    matches!(error, Error::TimedOut(_) | Error::Disconnected(_))
+}
+
+struct Run<'m> {
+    machine: &'m Machine,
+    model: Model,
+    faults: Faults,
+}
+
+impl Run<'_> {
+    /// After a call that may have changed the model to one of `possible`: it did, to one of them alone.
+    fn settle_on(&mut self, possible: &[Model], what: &str) {
+        let actual = actual(self.machine);
+        assert!(possible.contains(&actual), "{what}: {actual:?}\n{}", self.machine.xen.trace_text());
+        self.model = actual;
+    }
+
+    fn call(&mut self, xs: &mut Xenstore<'_, MockDomain>, call: &Call) {
+        let before = self.model.clone();
+        match call {
+            Call::Change(change) => {
+                let mut after = before.clone();
+                apply(&mut after, change);
+                let result = do_it(xs, change);
+                match result {
+                    Ok(()) => self.settle_on(&[after], "done"),
+                    Err(Error::Refused(_, Refusal::Busy)) => self.settle_on(&[before], "refused"),
+                    Err(Error::Refused(_, Refusal::NotFound)) => {
+                        assert!(is_in_vain(&before, change));
+                        self.settle_on(&[before], "not there");
+                    }
+                    Err(error) if is_uncertain(error) => self.settle_on(&[before, after], "uncertain"),
+                    Err(error) => panic!("{change:?}: {error}"),
+                }
+            }
+            Call::Read(place) => {
+                let expected = before.get(*place);
+                match xs.read(&path(place)) {
+                    Ok(value) => {
+                        let spoilt = value.is_empty() && self.faults.empty != Chance::NEVER
+                            || value == b"twelve" && self.faults.not_number != Chance::NEVER
+                            || value == [0xff, 0xfe, 0x80] && self.faults.not_text != Chance::NEVER
+                            || value.len() == 4096 && self.faults.too_long != Chance::NEVER;
+                        assert!(spoilt || expected.is_some_and(|expected| expected == value), "{place}");
+                    }
+                    Err(Error::Refused(_, Refusal::NotFound)) => {
+                        assert!(expected.is_none() || self.faults.missing != Chance::NEVER);
+                    }
+                    Err(Error::Refused(_, Refusal::Busy)) => assert_ne!(self.faults.refused, Chance::NEVER),
+                    Err(error) => assert!(is_uncertain(error), "{error}"),
+                }
+                self.settle_on(&[before], "read");
+            }
+            Call::List(place) => {
+                let below = format!("{place}/");
+                let expected: Vec<String> = before
+                    .keys()
+                    .filter_map(|path| path.strip_prefix(&below))
+                    .filter(|name| !name.contains('/'))
+                    .map(str::to_owned)
+                    .collect();
+                match names(xs, &path(place)) {
+                    Ok(names) => assert_eq!(names, expected),
+                    Err(Error::Refused(_, Refusal::NotFound)) => assert!(!before.contains_key(*place)),
+                    Err(Error::Refused(_, Refusal::Busy)) => assert_ne!(self.faults.refused, Chance::NEVER),
+                    Err(error) => assert!(is_uncertain(error), "{error}"),
+                }
+                self.settle_on(&[before], "list");
+            }
+            Call::Transaction(changes, commits, others) => {
+                let mut others = others.as_ref();
+                let mut base = before.clone();
+                if let Some(change) = others {
+                    apply(&mut base, change);
+                }
+                let machine = self.machine;
+                let mut runs = 0;
+                let result = xs.transaction(|transaction| {
+                    runs += 1;
+                    for change in changes {
+                        do_it_in(transaction, change)?;
+                    }
+                    if let Some(change) = others.take() {
+                        others_do(machine, change);
+                    }
+                    if *commits { Ok(()) } else { Err(Error::BadValue) }
+                });
+                assert!(runs <= 64);
+                // Whether the others came to act depends on how far the first run got.
+                let bases = if others.is_some() { vec![before.clone()] } else { vec![base, before.clone()] };
+                let all = |base: &Model| {
+                    let mut after = base.clone();
+                    changes.iter().for_each(|change| apply(&mut after, change));
+                    after
+                };
+                // Changes that do not touch what the others changed come out the same in either order.
+                let mut committed: Vec<Model> = bases.iter().map(all).collect();
+                if let Call::Transaction(_, _, Some(change)) = call {
+                    let mut both = all(&before);
+                    apply(&mut both, change);
+                    committed.push(both);
+                }
+                let possible = match result {
+                    Ok(()) => committed,
+                    Err(error) if is_uncertain(error) => [committed, bases].concat(),
+                    Err(error) => {
+                        assert!(
+                            matches!(
+                                error,
+                                Error::BadValue
+                                    | Error::Contended
+                                    | Error::Refused(_, Refusal::Busy | Refusal::NotFound)
+                            ),
+                            "{error}"
+                        );
+                        bases
+                    }
+                };
+                self.settle_on(&possible, "transaction");
+            }
+            Call::Others(change) => {
+                others_do(self.machine, change);
+                apply(&mut self.model, change);
+            }
+            Call::Reconnect => self.reconnect(xs),
+        }
+    }
+
+    fn reconnect(&mut self, xs: &mut Xenstore<'_, MockDomain>) {
+        // Setting the watch again may meet a fault as well.
+        for _ in 0..200 {
+            match xs.reconnect() {
+                Ok(()) => return,
+                Err(Error::Refused(_, Refusal::Busy)) => {}
+                Err(error) => assert!(is_uncertain(error), "{error}"),
+            }
+        }
+        panic!("no connection in 200 tries\n{}", self.machine.xen.trace_text());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_tree_is_what_the_calls_say(
+        calls in prop::collection::vec(call(), 1..40),
+        faults in faults(),
+        seed in any::<u64>(),
+        pace in prop_oneof![3 => Just(None), 1 => (1_usize..500).prop_map(Some)],
+    ) {
+        let machine = Machine::new();
+        let mut limits = Limits::default();
+        limits.node_size = 5000;
+        machine.store.set_limits(limits);
+        let mut xs = machine.client();
+        let watch = xs.watch("data").unwrap();
+        machine.settle();
+        prop_assert_eq!(xs.fired(&watch), Ok(true));
+        xs.set_patience(Duration::from_millis(10));
+        machine.store.set_pace(pace);
+        machine.store.set_faults(Dice::new(seed), faults);
+        let mut run = Run { machine: &machine, model: Model::new(), faults };
+        for call in &calls {
+            let before = (run.model.clone(), xs.now());
+            run.call(&mut xs, call);
+            // Each message may take its time once, and a transaction that clashes has many.
+            prop_assert!(xs.now() - before.1 <= Duration::from_secs(5), "{call:?} took {:?}", xs.now() - before.1);
+            let fired = loop {
+                machine.settle();
+                match xs.fired(&watch) {
+                    Ok(false) if machine.xen.step() => {}
+                    other => break other,
+                }
+            };
+            match fired {
+                Ok(fired) => prop_assert!(fired || before.0 == run.model, "{call:?}\n{}", machine.xen.trace_text()),
+                Err(Error::Disconnected(1)) => {
+                    prop_assert!(faults.gives_up != Chance::NEVER);
+                    prop_assert_eq!(xs.read("data/a").map(drop), Err(Error::Disconnected(1)));
+                    run.reconnect(&mut xs);
+                }
+                Err(error) => prop_assert!(matches!(error, Error::Refused(..)), "{error}"),
+            }
+        }
+        // Once nothing goes wrong any more, nothing is wrong.
+        machine.store.set_faults(Dice::new(0), Faults::new());
+        run.reconnect(&mut xs);
+        for (place, value) in &run.model {
+            prop_assert_eq!(xs.read(&path(place)), Ok(&**value));
+        }
+        prop_assert_eq!(machine.store.transactions(ID), 0);
+        prop_assert_eq!(machine.store.watches(ID), 1);
+    }
+
+    #[test]
+    fn a_daemon_that_writes_anything_at_all_is_survived(
+        calls in prop::collection::vec(call(), 1..20),
+        seed in any::<u64>(),
+        liar in (0_u8..40).prop_map(Chance::percent),
+        poker in (0_u8..20).prop_map(Chance::percent),
+        pace in prop_oneof![3 => Just(None), 1 => (1_usize..500).prop_map(Some)],
+    ) {
+        let machine = Machine::new();
+        let mut xs = machine.client();
+        let watch = xs.watch("data").unwrap();
+        xs.set_patience(Duration::from_millis(10));
+        machine.store.set_pace(pace);
+        let dice = Dice::new(seed);
+        let lies = dice.clone();
+        machine.store.tamper(Some(move |header: &mut Header, body: &mut Vec<u8>| {
+            if !lies.hit(liar) {
+                return;
+            }
+            let number = lies.next_u64() as u32;
+            match lies.below(9) {
+                0 => header.kind = number,
+                1 => header.kind = number % 45,
+                2 => header.request_id = header.request_id.wrapping_add(number % 5).wrapping_sub(2),
+                3 => header.len = number,
+                4 => header.len = number % 5000,
+                5 => body.truncate(lies.below(1 + body.len() as u64) as usize),
+                6 => body.extend_from_slice(&[lies.next_u64() as u8; 300]),
+                7 => {
+                    body.truncate(lies.below(1 + body.len() as u64) as usize);
+                    header.len = body.len() as u32;
+                }
+                _ => {
+                    for byte in body.iter_mut() {
+                        *byte ^= (lies.next_u64() & lies.next_u64()) as u8;
+                    }
+                }
+            }
+        }));
+        for call in &calls {
+            if dice.hit(poker) {
+                let offset = 2048 + 4 * dice.below(7) as usize;
+                let value = if dice.below(2) == 0 { dice.next_u64() } else { dice.below(4096) } as u32;
+                // It goes on offering what is needed at the end.
+                machine.store.poke(ID, offset, if offset == 2064 { value | 1 } else { value });
+            }
+            if dice.hit(poker) {
+                machine.store.stall(true);
+            }
+            let start = xs.now();
+            let broken = xs.poll().err();
+            let result = match call {
+                Call::Change(change) => do_it(&mut xs, change),
+                Call::Read(place) => xs.read(&path(place)).map(drop),
+                Call::List(place) => names(&mut xs, &path(place)).map(drop),
+                Call::Transaction(changes, ..) => xs.transaction(|transaction| {
+                    changes.iter().try_for_each(|change| do_it_in(transaction, change))
+                }),
+                Call::Others(change) => {
+                    others_do(&machine, change);
+                    xs.wait_fired(&watch, start + Duration::from_millis(10)).map(drop)
+                }
+                Call::Reconnect => xs.permissions("data", |_, _| ()),
+            };
+            // What is broken stays so, and says the same every time.
+            if let Some(error) = broken {
+                prop_assert_eq!(result, Err(error));
+                prop_assert_eq!(xs.now(), start);
+            }
+            prop_assert!(xs.now() - start <= Duration::from_secs(60));
+            machine.store.stall(false);
+        }
+        machine.store.tamper(None::<fn(&mut Header, &mut Vec<u8>)>);
+        xs.set_patience(Duration::from_secs(1));
+        xs.reconnect().unwrap();
+        for (place, value) in actual(&machine) {
+            prop_assert_eq!(xs.read(&path(&place)), Ok(&*value));
+        }
+        prop_assert_eq!(xs.read(&format!("{HOME}/none")).err(), Some(Error::Refused(Operation::READ, Refusal::NotFound)));
+    }
+}
