@@ -133,7 +133,7 @@ const_assert_eq!(size_of::<RxResponse>(), 8);
 
 bitflags::bitflags! {
     /// `NETTXF_*`.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct TxFlags: u16 {
         /// The transport checksum is not filled in.
         const CSUM_BLANK = 1 << 0;

@@ -1,28 +1,40 @@
-//! The handshake: what is agreed on, and where.
+//! Coming up, and going down.
 
 use core::time::Duration;
 
 use xen_evtchn::EventChannels;
-use xen_gnttab::{Access, GrantTable};
-use xen_hypercall::{Platform, Wait};
-use xen_ring::Front;
-use xen_xenstore::Xenstore;
-use xen_xenstore::xenbus::{BackendReady, Frontend, XenbusState};
+use xen_gnttab::GrantTable;
+use xen_hypercall::{PAGE_SIZE, Platform, Wait};
+use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, XenbusState};
+use xen_xenstore::{Path, Transaction, Xenstore};
 
-use crate::error::Violation;
-use crate::pool::Pool;
-use crate::{Error, Mac, NetFront};
+use crate::config::NODES;
+use crate::link::Link;
+use crate::packet::ETHERNET;
+use crate::queue::Queue;
+use crate::{Config, Error, FRAME_MAX, Features, Mac, NetFront, State, Stats};
 
-/// The most that a frame carries without feature-sg, in bytes, beside its header; and the least of IPv4.
-const MTU: core::ops::RangeInclusive<u32> = 68..=1500;
+/// The MTU when nobody says another, in bytes.
+const MTU: u32 = 1500;
+/// The least that IPv4 allows.
+const MTU_MIN: u32 = 68;
+
+/// What was agreed on.
+struct Terms {
+    mac: Mac,
+    mtu: u32,
+    send: Features,
+    queues: usize,
+    split: bool,
+    trusted: bool,
+}
 
 impl<'x, P: Platform + Wait> NetFront<'x, P> {
-    /// Connects network device `index` (`device/vif/<index>`), waiting for its backend until `deadline`, a time of
-    /// the platform's clock.
+    /// Connects network device `index` (`device/vif/<index>`) with one queue and the default [`Config`], waiting for
+    /// its backend until `deadline`, a time of the platform's clock.
     ///
     /// # Errors
-    /// [`Error::Store`] when there is no such device or the backend does not come; [`Error::NoRxCopy`],
-    /// [`Error::NoMac`]; [`Error::Grant`] and [`Error::Event`] when resources are short. Nothing is left behind.
+    /// As [`connect_with`](Self::connect_with).
     pub fn connect(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
@@ -30,65 +42,71 @@ impl<'x, P: Platform + Wait> NetFront<'x, P> {
         index: u32,
         deadline: Duration,
     ) -> Result<Self, Error> {
-        let device = Frontend::open(xs, "vif", index, deadline)?.wait_for_backend(xs, deadline)?;
-        let backend = device.backend_id();
-        let mac: Mac = match device.read_frontend(xs, "mac") {
-            Ok(Some(mac)) => mac,
-            Ok(None) | Err(xen_xenstore::Error::BadValue) => return give_up(device, xs, Error::NoMac),
-            Err(error) => return give_up(device, xs, error.into()),
-        };
-        match device.read_backend::<P, u32>(xs, "feature-rx-copy") {
-            Ok(Some(1)) => {}
-            Ok(_) | Err(xen_xenstore::Error::BadValue) => return give_up(device, xs, Error::NoRxCopy),
-            Err(error) => return give_up(device, xs, error.into()),
-        }
-        let mtu = device.read_frontend(xs, "mtu").ok().flatten().filter(|mtu| MTU.contains(mtu));
-        let parts = || -> Result<_, Error> {
-            let ring = |access| grants.share(backend, access);
-            let tx = Front::init(ring(Access::ReadWrite)?).map_err(|e| Error::Broken(Violation::Ring(e)))?;
-            let rx = Front::init(ring(Access::ReadWrite)?).map_err(|e| Error::Broken(Violation::Ring(e)))?;
-            let tx_pool = Pool::new(grants, backend, Access::ReadOnly)?;
-            let rx_pool = Pool::new(grants, backend, Access::ReadWrite)?;
-            Ok((tx, rx, tx_pool, rx_pool, events.alloc_unbound(backend)?))
-        };
-        let (mut tx, mut rx, tx_pool, rx_pool, channel) = match parts() {
-            Ok(parts) => parts,
-            Err(error) => return give_up(device, xs, error),
-        };
-        let (tx_ref, rx_ref) = (tx.backing().gref(), rx.backing().gref());
-        let watch = *device.watch();
-        let published = device.publish(xs, XenbusState::CONNECTED, |transaction, path| {
-            transaction.write_display(&path.join("tx-ring-ref")?, tx_ref.0)?;
-            transaction.write_display(&path.join("rx-ring-ref")?, rx_ref.0)?;
-            transaction.write_display(&path.join("event-channel")?, channel.port().0)?;
-            // The backend copies into our pages, tells of each frame by the event channel, and fills in the
-            // checksums of what it gives us: frames of its own domain come without otherwise, and a stack that
-            // checks would drop them.
-            transaction.write(&path.join("request-rx-copy")?, b"1")?;
-            transaction.write(&path.join("feature-rx-notify")?, b"1")?;
-            transaction.write(&path.join("feature-no-csum-offload")?, b"1")?;
-            transaction.write(&path.join("feature-sg")?, b"0")
+        Self::connect_with(xs, events, grants, index, deadline, Config::default())
+    }
+}
+
+impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
+    /// [`connect`](NetFront::connect) with another [`Config`], and up to `QUEUES` queues.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when there is no such device or the backend does not come; [`Error::NoRxCopy`],
+    /// [`Error::NoMac`]; [`Error::Grant`] and [`Error::Event`] when resources are short. Nothing is left behind.
+    pub fn connect_with(
+        xs: &mut Xenstore<'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        deadline: Duration,
+        config: Config,
+    ) -> Result<Self, Error> {
+        let config = Config { receive: config.receive.consistent(), ..config };
+        let device = open(xs, index, deadline)?;
+        let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
+            let mut queues = [const { None }; QUEUES];
+            for queue in queues.iter_mut().take(terms.queues) {
+                *queue = Some(Queue::new(events, grants, device.backend_id(), &config, terms.split)?);
+            }
+            Ok((terms, queues))
         });
-        let device = match published {
-            Ok(device) => device,
+        let (terms, mut queues) = match shared {
+            Ok(shared) => shared,
             Err(error) => {
-                let _ = xs.unwatch(watch);
-                return Err(error.into());
+                // The first error says more than one of the way out.
+                let _ = device.abandon(xs);
+                return Err(error);
             }
         };
-        let state = device.frontend_path().join("state")?;
-        let device = match device.wait_connected(xs, deadline) {
-            Ok(device) => device,
-            Err(error) => {
-                // The backend must not go on with pages that are about to be taken away.
-                let _ = xs.unwatch(watch);
-                let _ = xs.write_display(&state, XenbusState::CLOSED.0);
-                return Err(error.into());
+        let device = publish(xs, device, deadline, |transaction, path| {
+            announce(transaction, path, config.receive)?;
+            if terms.queues > 1 {
+                transaction.write_display(&path.join("multi-queue-num-queues")?, terms.queues)?;
             }
+            for (number, queue) in queues.iter_mut().flatten().enumerate() {
+                let below = if terms.queues > 1 { path.join(format_args!("queue-{number}"))? } else { *path };
+                tell(transaction, &below, queue)?;
+            }
+            Ok(())
+        })?;
+        let link = Link::new(xs, &device);
+        let mut front = Self {
+            index,
+            device: Some(device),
+            grants,
+            events,
+            queues,
+            turn: 0,
+            config: Config { send: terms.send, ..config },
+            wanted: config.send,
+            trusted: terms.trusted,
+            link,
+            mac: terms.mac,
+            mtu: terms.mtu,
+            state: State::Connected,
+            stats: Stats::default(),
         };
-        let mut front =
-            Self::new(device, channel, (tx, tx_pool), (rx, rx_pool), mac, mtu.unwrap_or(*MTU.end()));
-        match front.refill().and_then(|()| front.flush()) {
+        let started = front.refill().and_then(|()| front.flush()).and_then(|()| front.service(xs).map(drop));
+        match started {
             Ok(()) => Ok(front),
             Err(error) => {
                 let _ = front.close(xs, deadline);
@@ -96,14 +114,189 @@ impl<'x, P: Platform + Wait> NetFront<'x, P> {
             }
         }
     }
+
+    /// Begins anew in the same place: for a device that was closed by the backend, whose backend was started again
+    /// or moved to another domain, that was unplugged and plugged in again, or that is broken. What was agreed on
+    /// may differ afterwards; the counters go on. Frames under way are lost, as networks lose frames.
+    ///
+    /// # Errors
+    /// As [`connect_with`](Self::connect_with); the device is [`State::Closed`] then, and this may be tried again.
+    pub fn reconnect(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+        // The backend may hang, or be gone; that is often why we are here.
+        let _ = self.end(xs, deadline);
+        let config = Config { send: self.wanted, ..self.config };
+        let again = Self::connect_with(xs, self.events, self.grants, self.index, deadline, config)?;
+        let stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
+        *self = again;
+        self.stats = Stats { notifications: stats.notifications + self.stats.notifications, ..stats };
+        Ok(())
+    }
+
+    /// Ends the device in good order: the backend lets go, the pages come back. Pages that it holds on to stay in the
+    /// grant table's quarantine.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the backend did not close by `deadline`; the device is closed nevertheless.
+    pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+        self.end(xs, deadline)
+    }
+
+    fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+        self.link.end(xs);
+        let closed = match self.device.take() {
+            None => Ok(()),
+            Some(device) if self.state == State::Closed => device.abandon(xs),
+            Some(device) => device.close(xs, deadline),
+        };
+        // Only now: before, the backend had every right to the pages.
+        self.queues.iter_mut().for_each(|queue| *queue = None);
+        self.state = State::Closed;
+        Ok(closed?)
+    }
+
+    /// Follows the backend: when it ends the device, so do we; and looks whether the link is up. Cheap when nothing
+    /// has happened; to be called when xenstore has an event.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the connection to xenstore is of no use any more.
+    pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
+        let Some(device) = self.device.as_ref().filter(|_| self.state != State::Closed) else {
+            return Ok(self.state);
+        };
+        let ending = match device.is_closing(xs) {
+            // The node is gone, and what is above it was never ours to read.
+            Err(xen_xenstore::Error::Refused(..)) => true,
+            ending => ending?,
+        };
+        if ending {
+            self.state = State::Closed;
+            device.switch(xs, XenbusState::CLOSED)?;
+        } else {
+            self.link.service(xs, device)?;
+        }
+        Ok(self.state)
+    }
 }
 
-fn give_up<P: Platform + Wait, T>(
-    device: Frontend<BackendReady>,
+/// What the backend, and the toolstack, say.
+fn agree<P: Platform + Wait>(
     xs: &mut Xenstore<'_, P>,
-    error: Error,
-) -> Result<T, Error> {
-    // The first error says more than one of the way out.
-    let _ = device.abandon(xs);
-    Err(error)
+    device: &Frontend<BackendReady>,
+    config: &Config,
+    most: usize,
+) -> Result<Terms, Error> {
+    let mac = match device.read_frontend(xs, "mac") {
+        Ok(Some(mac)) => mac,
+        Ok(None) | Err(xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText) => {
+            return Err(Error::NoMac);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // What is no number is not there.
+    let mut number = |node: &str| match device.read_backend::<P, u32>(xs, node) {
+        Err(xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText) => Ok(None),
+        other => other,
+    };
+    if number("feature-rx-copy")? != Some(1) {
+        return Err(Error::NoRxCopy);
+    }
+    let mut offered = Features::empty();
+    for (node, feature, positive) in NODES {
+        offered.set(feature, (number(node)?.unwrap_or(0) != 0) == positive);
+    }
+    // A frame of several slots needs as many pages.
+    if config.tx_pages < FRAME_MAX.div_ceil(PAGE_SIZE) {
+        offered.remove(Features::SCATTER_GATHER);
+    }
+    let queues = number("multi-queue-max-queues")?.unwrap_or(1) as usize;
+    let split = config.split_channels && number("feature-split-event-channels")? == Some(1);
+    let limit = if config.receive.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE };
+    let limit = (limit - ETHERNET) as u32;
+    let mtu = device.read_frontend(xs, "mtu").ok().flatten();
+    let trusted = device.read_frontend(xs, "trusted").ok().flatten() != Some(0);
+    Ok(Terms {
+        mac,
+        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit),
+        send: (offered & config.send).consistent(),
+        queues: queues.min(config.queues).min(most).max(1),
+        split,
+        trusted,
+    })
+}
+
+fn open<P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    index: u32,
+    deadline: Duration,
+) -> Result<Frontend<BackendReady>, Error> {
+    let device = Frontend::open(xs, "vif", index, deadline)?;
+    let (watch, state) = (*device.watch(), device.frontend_path().join("state")?);
+    device.wait_for_backend(xs, deadline).map_err(|error| give_up(xs, watch, &state, error))
+}
+
+/// Tells the backend what it needs, and waits for it.
+fn publish<'x, P: Platform + Wait>(
+    xs: &mut Xenstore<'x, P>,
+    device: Frontend<BackendReady>,
+    deadline: Duration,
+    tell: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), xen_xenstore::Error>,
+) -> Result<Frontend<Connected>, Error> {
+    let (watch, state) = (*device.watch(), device.frontend_path().join("state")?);
+    let published = device.publish(xs, XenbusState::CONNECTED, tell);
+    let connected = published.and_then(|device| device.wait_connected(xs, deadline));
+    connected.map_err(|error| give_up(xs, watch, &state, error))
+}
+
+/// The backend must not go on with pages that are about to be taken away.
+fn give_up<P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    watch: xen_xenstore::Watch,
+    state: &Path,
+    error: xen_xenstore::Error,
+) -> Error {
+    let _ = xs.unwatch(watch);
+    let _ = xs.write_display(state, XenbusState::CLOSED.0);
+    error.into()
+}
+
+/// Writes what the backend may do, and that it is to copy and to tell of each frame by the event channel.
+fn announce<P: Platform + Wait>(
+    transaction: &mut Transaction<'_, '_, P>,
+    path: &Path,
+    receive: Features,
+) -> Result<(), xen_xenstore::Error> {
+    for (node, there) in [("request-rx-copy", true), ("feature-rx-notify", true)]
+        .into_iter()
+        .chain(NODES.iter().map(|(node, feature, positive)| (*node, receive.contains(*feature) == *positive)))
+    {
+        transaction.write(&path.join(node)?, if there { b"1" } else { b"0" })?;
+    }
+    // An earlier kernel may have left the keys of another number of queues, which a backend refuses.
+    for node in ["multi-queue-num-queues", "tx-ring-ref", "rx-ring-ref", "event-channel"]
+        .into_iter()
+        .chain(["event-channel-tx", "event-channel-rx"])
+    {
+        match transaction.remove(&path.join(node)?) {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn tell<P: Platform + Wait>(
+    transaction: &mut Transaction<'_, '_, P>,
+    path: &Path,
+    queue: &mut Queue<'_, P>,
+) -> Result<(), xen_xenstore::Error> {
+    let mut write = |node: &str, value: u32| transaction.write_display(&path.join(node)?, value);
+    write("tx-ring-ref", queue.tx.ring.backing().gref().0)?;
+    write("rx-ring-ref", queue.rx.ring.backing().gref().0)?;
+    match &queue.rx_channel {
+        None => write("event-channel", queue.channel.port().0),
+        Some(channel) => {
+            write("event-channel-tx", queue.channel.port().0)?;
+            write("event-channel-rx", channel.port().0)
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::Features;
+
 /// Why the device did not do what it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -18,8 +20,15 @@ pub enum Error {
     NoMac,
     /// Every page for sending is with the backend; some come back.
     Full,
-    /// A frame is empty, or longer than [`FRAME_MAX`](crate::FRAME_MAX), or than the caller's buffer.
+    /// A frame of so many bytes is shorter than an Ethernet header, or longer than the backend takes: a page, or
+    /// [`FRAME_MAX`](crate::FRAME_MAX) with [`Features::SCATTER_GATHER`].
     Length(usize),
+    /// A frame whose checksum is to be made, or which is to be cut, has headers that do not allow that.
+    Headers,
+    /// The backend does not take this.
+    NotOffered(Features),
+    /// A page of a frame is granted to another domain than the backend, or not as it must be.
+    Page,
     /// The backend is closing, or gone.
     Closed,
     /// The backend broke the protocol; the device is of no use any more.
@@ -36,8 +45,14 @@ pub enum Violation {
     Id(u16),
     /// A frame that does not lie in its page: offset and length in bytes.
     Outside(u16, i16),
-    /// Something that was not agreed on, by the flags of a response.
+    /// A frame of several slots, which was not agreed on, by the flags of a response.
     Flags(u16),
+    /// Extra information of this kind (`XEN_NETIF_EXTRA_TYPE_*`), which was not agreed on or makes no sense.
+    Extra(u8),
+    /// More responses that mean nothing (`NETIF_RSP_NULL`) than there were slots for them.
+    Null,
+    /// A frame whose slots are not all there.
+    Unfinished,
 }
 
 impl fmt::Display for Error {
@@ -50,6 +65,11 @@ impl fmt::Display for Error {
             Self::NoMac => f.write_str("the network device has no hardware address in xenstore"),
             Self::Full => f.write_str("all pages for sending are in use"),
             Self::Length(len) => write!(f, "a frame of {len} bytes"),
+            Self::Headers => {
+                f.write_str("a frame that is neither TCP nor UDP, or not of the kind it is said to be")
+            }
+            Self::NotOffered(features) => write!(f, "the network backend does not take {features:?}"),
+            Self::Page => f.write_str("a page of a frame is not granted to the network backend"),
             Self::Closed => f.write_str("the network backend is gone"),
             Self::Broken(violation) => write!(f, "the network backend broke the protocol: {violation}"),
         }
@@ -63,6 +83,9 @@ impl fmt::Display for Violation {
             Self::Id(id) => write!(f, "a response to request {id}, which it does not have"),
             Self::Outside(offset, len) => write!(f, "a frame of {len} bytes at {offset} of a page"),
             Self::Flags(flags) => write!(f, "a response with flags {flags:#x}"),
+            Self::Extra(kind) => write!(f, "extra information of kind {kind}"),
+            Self::Null => f.write_str("a response to nothing"),
+            Self::Unfinished => f.write_str("a frame without its end"),
         }
     }
 }

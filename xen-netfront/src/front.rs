@@ -2,20 +2,20 @@
 
 use core::fmt;
 use core::task::{Context, Poll};
-use core::time::Duration;
 
-use xen_evtchn::Channel;
-use xen_gnttab::GrantedPage;
-use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
-use xen_ring::{Front, RingError};
-use xen_xenstore::Xenstore;
-use xen_xenstore::wire::Refusal;
-use xen_xenstore::xenbus::{Connected, Frontend, XenbusState};
+use xen_evtchn::{Channel, EventChannels};
+use xen_gnttab::{GrantTable, GrantedPage};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform};
+use xen_xenstore::xenbus::{Connected, Frontend};
 
-use crate::abi::{Rx, RxFlags, RxRequest, RxResponse, Tx, TxRequest};
 use crate::error::Violation;
-use crate::pool::Pool;
-use crate::{Error, FRAME_MAX, Mac, Stats};
+use crate::link::Link;
+use crate::packet::{self, Packet};
+use crate::queue::Queue;
+use crate::rx::Sink;
+use crate::segment::Segments;
+use crate::tx::{Plan, TxQueue};
+use crate::{Checksum, Config, Error, Features, Gso, Mac, RxMeta, Stats, TxMeta};
 
 /// How the device is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +23,7 @@ use crate::{Error, FRAME_MAX, Mac, Stats};
 pub enum State {
     /// At work.
     Connected,
-    /// The backend has ended the device, or is gone.
+    /// The backend has ended the device, or is gone. [`NetFront::reconnect`] begins anew.
     Closed,
     /// The backend broke the protocol.
     Broken(Violation),
@@ -39,46 +39,41 @@ impl fmt::Display for State {
     }
 }
 
-type Ring<'x, P, T> = Front<T, GrantedPage<'x, P>>;
+/// Pages and slots for the largest frame, with its extra information.
+const LARGE: usize = 17;
 
 /// A network device from the guest's side: frames out, frames in.
 ///
 /// All pages are shared once, when the device is connected, and hold nothing but frames; a frame is copied in or out
-/// once. Nothing is allocated afterwards, and nothing blocks.
-pub struct NetFront<'x, P: Platform> {
-    device: Frontend<Connected>,
-    channel: Channel<'x, P>,
-    tx: Ring<'x, P, Tx>,
-    tx_pool: Pool<'x, P>,
-    rx: Ring<'x, P, Rx>,
-    rx_pool: Pool<'x, P>,
-    /// Within the parts of a frame that is being dropped.
-    in_parts: bool,
-    mac: Mac,
-    mtu: u32,
-    state: State,
-    stats: Stats,
+/// once, or not at all with pages of the caller's own. Nothing is allocated afterwards, and nothing blocks.
+pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
+    pub(crate) index: u32,
+    /// None: it was ended.
+    pub(crate) device: Option<Frontend<Connected>>,
+    pub(crate) grants: &'x GrantTable<P>,
+    pub(crate) events: &'x EventChannels<P>,
+    pub(crate) queues: [Option<Queue<'x, P>>; QUEUES],
+    /// The queue that is looked at first when frames are received.
+    pub(crate) turn: usize,
+    /// With what was agreed on.
+    pub(crate) config: Config,
+    /// What the caller would have sent.
+    pub(crate) wanted: Features,
+    pub(crate) trusted: bool,
+    pub(crate) link: Link,
+    pub(crate) mac: Mac,
+    pub(crate) mtu: u32,
+    pub(crate) state: State,
+    pub(crate) stats: Stats,
 }
 
-impl<'x, P: Platform> NetFront<'x, P> {
-    pub(crate) fn new(
-        device: Frontend<Connected>,
-        channel: Channel<'x, P>,
-        (tx, tx_pool): (Ring<'x, P, Tx>, Pool<'x, P>),
-        (rx, rx_pool): (Ring<'x, P, Rx>, Pool<'x, P>),
-        mac: Mac,
-        mtu: u32,
-    ) -> Self {
-        let (state, stats) = (State::Connected, Stats::default());
-        Self { device, channel, tx, tx_pool, rx, rx_pool, in_parts: false, mac, mtu, state, stats }
-    }
-
+impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// Its hardware address.
     pub fn mac(&self) -> Mac {
         self.mac
     }
 
-    /// The most bytes that a frame carries after its 14 bytes of header.
+    /// The most bytes that a frame carries after its 14 bytes of header, unless it is to be cut.
     pub fn mtu(&self) -> u32 {
         self.mtu
     }
@@ -88,161 +83,240 @@ impl<'x, P: Platform> NetFront<'x, P> {
         self.state
     }
 
+    /// Whether the link is up, as far as [`service`](Self::service) has found out.
+    pub fn is_link_up(&self) -> bool {
+        self.state == State::Connected && self.link.is_up()
+    }
+
     /// What passed so far.
     pub fn stats(&self) -> Stats {
         self.stats
     }
 
-    /// The domain that the backend is in.
-    pub fn backend(&self) -> DomId {
-        self.device.backend_id()
+    /// What the backend takes of what [`Config::send`] asks for.
+    pub fn features(&self) -> Features {
+        self.config.send
     }
 
-    /// The device's event channel.
-    pub fn channel(&self) -> &Channel<'x, P> {
-        &self.channel
+    /// What the backend was told that it may do.
+    pub fn accepted(&self) -> Features {
+        self.config.receive
     }
 
-    /// How many frames can be sent at this moment.
+    /// Whether the toolstack says that the backend is trusted (`trusted`). One that is not never gets pages of the
+    /// caller's own.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
+    /// The domain that the backend is in; none when the device was ended.
+    pub fn backend(&self) -> Option<DomId> {
+        self.device.as_ref().map(Frontend::backend_id)
+    }
+
+    /// How many queues there are.
+    pub fn queues(&self) -> usize {
+        self.queues.iter().flatten().count()
+    }
+
+    /// The event channel of a queue, or that of what it sends when there are two.
+    pub fn channel(&self, queue: usize) -> Option<&Channel<'x, P>> {
+        Some(&self.queues.get(queue)?.as_ref()?.channel)
+    }
+
+    /// The event channel of a queue for what it receives, which may be the same.
+    pub fn receive_channel(&self, queue: usize) -> Option<&Channel<'x, P>> {
+        Some(self.queues.get(queue)?.as_ref()?.receive_channel())
+    }
+
+    /// How many pages can be filled with frames at this moment: for each frame one, or one for each 4096 bytes. With
+    /// several queues, the one that has fewest decides.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`].
     pub fn can_transmit(&mut self) -> Result<usize, Error> {
-        self.check()?;
-        if self.tx_pool.available() == 0 {
-            self.reap()?;
-        }
-        Ok(self.tx_pool.available())
+        self.can_transmit_each(1)
     }
 
-    /// Copies a frame into a shared page and queues it; [`flush`](Self::flush) tells the backend.
+    /// The same, but looks for pages that came back as soon as there are fewer than `wanted`.
+    pub(crate) fn can_transmit_each(&mut self, wanted: usize) -> Result<usize, Error> {
+        self.check()?;
+        let Self { queues, stats, .. } = self;
+        let mut available = queues.iter_mut().flatten().map(|queue| queue.tx.available(wanted, stats));
+        let least = available.try_fold(usize::MAX, |least, next| Ok(least.min(next?)));
+        self.settle(least)
+    }
+
+    /// Copies a frame into shared pages and queues it; [`flush`](Self::flush) tells the backend.
     ///
     /// # Errors
     /// [`Error::Full`]; [`Error::Length`]; [`Error::Closed`], [`Error::Broken`].
     pub fn transmit(&mut self, frame: &[u8]) -> Result<(), Error> {
-        if self.can_transmit()? == 0 {
+        self.transmit_with(&[frame], TxMeta::default())
+    }
+
+    /// [`transmit`](Self::transmit) for a frame that is in several parts, with what is to be said of it. When there is
+    /// something, all headers are in the first part.
+    ///
+    /// # Errors
+    /// As [`transmit`](Self::transmit), and [`Error::Headers`]; [`Error::NotOffered`] for a frame in parts that the
+    /// backend does not cut. One in a single part is cut here then, and needs as many pages as there are segments.
+    pub fn transmit_with(&mut self, parts: &[&[u8]], meta: TxMeta) -> Result<(), Error> {
+        self.check()?;
+        let features = self.config.send;
+        let len = parts.iter().map(|part| part.len()).sum();
+        let head = parts.first().copied().unwrap_or_default();
+        if let (Some(gso), [frame]) = (meta.gso, parts)
+            && !features.contains(gso.feature())
+        {
+            return self.transmit_cut(frame, gso);
+        }
+        let slots = TxQueue::<P>::slots_for(features, len)?;
+        let plan = Plan::new(features, head, len, meta, |from, to| Some(sum_parts(parts, from, to)))?;
+        let sent = self.on_queue(head, |queue, stats| {
+            if queue.tx.available(slots + plan.slots(), stats)? < slots + plan.slots() {
+                return Err(Error::Full);
+            }
+            let mut at = 0;
+            for part in parts {
+                queue.tx.stage(at, part, stats)?;
+                at += part.len();
+            }
+            queue.tx.send_staged(len, &plan, stats)
+        });
+        self.settle(sent)
+    }
+
+    /// Copies a part of a frame to the pages that are sent next, on the queue of its flow. Nothing else may be sent there
+    /// before [`send_staged`](Self::send_staged).
+    #[cfg(feature = "smoltcp-v0-14")]
+    pub(crate) fn stage(&mut self, head: &[u8], at: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.check()?;
+        let needed = (at + bytes.len()).div_ceil(PAGE_SIZE) + 1;
+        let staged = self.on_queue(head, |queue, stats| {
+            if queue.tx.available(needed, stats)? < needed {
+                return Err(Error::Full);
+            }
+            queue.tx.stage(at, bytes, stats)
+        });
+        self.settle(staged)
+    }
+
+    /// Sends the frame whose parts were [staged](Self::stage), with these headers.
+    #[cfg(feature = "smoltcp-v0-14")]
+    pub(crate) fn send_staged(&mut self, head: &[u8], len: usize, meta: TxMeta) -> Result<(), Error> {
+        self.check()?;
+        let plan = Plan::new(self.config.send, head, len, meta, |_, _| None)?;
+        let sent = self.on_queue(head, |queue, stats| {
+            queue.tx.stage(0, head, stats)?;
+            queue.tx.send_staged(len, &plan, stats)
+        });
+        self.settle(sent)
+    }
+
+    /// Cuts a frame here.
+    fn transmit_cut(&mut self, frame: &[u8], gso: Gso) -> Result<(), Error> {
+        let segments = Segments::new(frame, gso).ok_or(Error::Headers)?;
+        let needed = segments.total();
+        if needed > 1 && self.on_queue(frame, |queue, stats| queue.tx.available(needed, stats))? < needed {
             return Err(Error::Full);
         }
-        let size =
-            u16::try_from(frame.len()).ok().filter(|size| (1..=FRAME_MAX).contains(&usize::from(*size)));
-        let size = size.ok_or(Error::Length(frame.len()))?;
-        let (id, page) = self.tx_pool.next().ok_or(Error::Full)?;
-        page.write_bytes(0, frame).map_err(|_| Error::Length(frame.len()))?;
-        let request = TxRequest { gref: page.gref().0, offset: 0, flags: 0, id, size };
-        match self.tx.push(&request) {
-            Ok(_) => self.tx_pool.take(),
-            Err(error) => return Err(self.ring_error(error)),
+        let meta = TxMeta { checksum: Checksum::Blank, gso: None };
+        for segment in segments {
+            let payload = frame.get(segment.payload.clone()).unwrap_or_default();
+            self.transmit_with(&[segment.headers(), payload], meta)?;
         }
-        self.stats.tx_frames += 1;
-        self.stats.tx_bytes += u64::from(size);
         Ok(())
     }
 
-    /// Takes the pages back that the backend has sent.
-    fn reap(&mut self) -> Result<(), Error> {
-        loop {
-            let response = match self.tx.pop() {
-                Ok(Some(response)) => response,
-                Ok(None) => return Ok(()),
-                Err(error) => return Err(self.ring_error(error)),
-            };
-            if self.tx_pool.put_back(response.id).is_none() {
-                return Err(self.broken(Violation::Id(response.id)));
-            }
-            self.stats.tx_errors += u64::from(response.status < 0);
-        }
+    /// Runs `f` on the queue that a frame belongs to: all frames of a flow to the same, so that they stay in order.
+    pub(crate) fn on_queue<R>(
+        &mut self,
+        head: &[u8],
+        f: impl FnOnce(&mut Queue<'x, P>, &mut Stats) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let count = if QUEUES == 1 { 1 } else { self.queues() };
+        let number = if count > 1 { flow(head) as usize % count } else { 0 };
+        let queue = self.queues.get_mut(number).and_then(Option::as_mut).ok_or(Error::Closed)?;
+        f(queue, &mut self.stats)
     }
 
     /// Copies the next frame that arrived to the start of `buf`, and answers its length; none when there is none.
-    /// A buffer of [`FRAME_MAX`] bytes holds every frame; one that does not fit is dropped and counted.
+    /// A buffer of [`FRAME_MAX`](crate::FRAME_MAX) bytes holds every frame, one of a page every frame unless
+    /// [`Config::receive`] allows large ones; one that does not fit is dropped and counted. Checksums that are
+    /// blank are made, but for those of frames that are to be cut.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`].
     pub fn receive(&mut self, buf: &mut [u8]) -> Result<Option<usize>, Error> {
-        self.check()?;
-        loop {
-            let response = match self.rx.pop() {
-                Ok(Some(response)) => response,
-                Ok(None) => return Ok(None),
-                Err(error) => return Err(self.ring_error(error)),
-            };
-            let taken = self.take_frame(response, buf);
-            if let Err(Error::Broken(violation)) = taken {
-                return Err(self.broken(violation));
-            }
-            self.refill()?;
-            if let Ok(len) = taken {
-                self.stats.rx_frames += 1;
-                self.stats.rx_bytes += len as u64;
-                return Ok(Some(len));
-            }
-            self.stats.rx_dropped += 1;
+        let Some(meta) = self.receive_with(buf)? else { return Ok(None) };
+        if meta.checksum == Checksum::Blank
+            && meta.gso.is_none()
+            && let Some(frame) = buf.get_mut(..meta.len)
+            && let Some(packet) = Packet::parse(frame)
+        {
+            packet::complete(frame, &packet);
         }
+        Ok(Some(meta.len))
     }
 
-    /// Looks at one response, a private copy, and copies its frame out. [`Error::Length`] for what is to be dropped.
-    fn take_frame(&mut self, response: RxResponse, buf: &mut [u8]) -> Result<usize, Error> {
-        let RxResponse { id, offset, flags, status } = response;
-        let page = self.rx_pool.put_back(id).ok_or(Error::Broken(Violation::Id(id)))?;
-        let kind = RxFlags::from_bits_retain(flags);
-        if kind.contains(RxFlags::EXTRA_INFO) {
-            // Not agreed on: the next slot would not be a response at all.
-            return Err(Error::Broken(Violation::Flags(flags)));
+    /// [`receive`](Self::receive), with what the backend says of the frame, and nothing done to it.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_with(&mut self, buf: &mut [u8]) -> Result<Option<RxMeta>, Error> {
+        let received = self.receive_to(&mut Copy { buf, len: 0 })?;
+        self.stats.copied_bytes += received.map_or(0, |meta| meta.len as u64);
+        Ok(received)
+    }
+
+    pub(crate) fn receive_to(&mut self, sink: &mut impl Sink<'x, P>) -> Result<Option<RxMeta>, Error> {
+        self.check()?;
+        let features = self.config.receive;
+        for _ in 0..QUEUES {
+            let number = self.turn;
+            self.turn = (number + 1) % QUEUES.max(1);
+            let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { continue };
+            let received = queue.rx.receive(features, sink, &mut self.stats);
+            let received = received.and_then(|received| queue.rx.refill().map(|()| received));
+            if let Some(meta) = self.settle(received)? {
+                return Ok(Some(RxMeta { queue: number, ..meta }));
+            }
         }
-        let more = kind.contains(RxFlags::MORE_DATA);
-        let part = core::mem::replace(&mut self.in_parts, more) || more;
-        let len = usize::try_from(status).map_err(|_| Error::Length(0))?;
-        if usize::from(offset) + len > PAGE_SIZE {
-            return Err(Error::Broken(Violation::Outside(offset, status)));
-        }
-        let to = buf.get_mut(..len).filter(|_| len > 0 && !part && !kind.contains(RxFlags::CSUM_BLANK));
-        let to = to.ok_or(Error::Length(len))?;
-        page.read_bytes(usize::from(offset), to).map_err(|_| Error::Length(len))?;
-        Ok(len)
+        Ok(None)
     }
 
     /// Gives the backend every page to receive into.
     pub(crate) fn refill(&mut self) -> Result<(), Error> {
-        while self.rx.free() > 0 {
-            let Some((id, page)) = self.rx_pool.next() else { return Ok(()) };
-            let request = RxRequest { id, pad: 0, gref: page.gref().0 };
-            match self.rx.push(&request) {
-                Ok(_) => self.rx_pool.take(),
-                Err(error) => return Err(self.ring_error(error)),
-            }
-        }
-        Ok(())
+        let refilled = self.queues.iter_mut().flatten().try_for_each(|queue| queue.rx.refill());
+        self.settle(refilled)
     }
 
-    /// Shows the backend what was queued in both directions, and notifies it once if it asked for that.
+    /// Shows the backend what was queued in both directions, and notifies it once for each queue that it sleeps on.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].
     pub fn flush(&mut self) -> Result<(), Error> {
         self.check()?;
-        let published = self.tx.publish().and_then(|tx| Ok(self.rx.publish()? || tx));
-        match published {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                self.stats.notifications += 1;
-                Ok(self.channel.notify()?)
-            }
-            Err(error) => Err(self.ring_error(error)),
-        }
+        let Self { queues, stats, .. } = self;
+        let flushed = queues.iter_mut().flatten().try_for_each(|queue| queue.flush(stats));
+        self.settle(flushed)
     }
 
-    /// Asks for an event at the next frame and, when no page for sending is left, at the next one that comes back.
-    /// Answers whether there is something to do at once: then no event will come for it, and sleeping would be wrong.
+    /// Asks for an event at the next frame and, when pages for sending are short, when some come back. Answers
+    /// whether there is something to do at once: then no event will come for it, and sleeping would be wrong.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`].
     pub fn arm(&mut self) -> Result<bool, Error> {
         self.check()?;
-        let mut ready = self.rx.arm();
-        if self.tx_pool.available() == 0 {
-            ready = ready.and_then(|ready| Ok(self.tx.arm_after(self.tx.in_flight() / 2)? || ready));
-        }
-        ready.map_err(|error| self.ring_error(error))
+        // With less than that a large frame does not get out.
+        let wanted = if self.config.send.contains(Features::SCATTER_GATHER) { LARGE } else { 1 };
+        let ready = self.queues.iter_mut().flatten().try_fold(false, |ready, queue| {
+            let (rx, tx) = (queue.arm_receive()?, queue.arm_transmit(wanted)?);
+            Ok(ready | rx | tx)
+        });
+        self.settle(ready)
     }
 
     /// Ready when a frame has arrived or the device is not at work any more; otherwise wakes the task then.
@@ -251,50 +325,16 @@ impl<'x, P: Platform> NetFront<'x, P> {
             if self.arm() != Ok(false) {
                 return Poll::Ready(());
             }
-            if self.channel.poll_event(cx).is_pending() {
+            // All of them, so that each has the waker.
+            let fired = self.queues.iter().flatten().fold(false, |fired, queue| queue.poll_event(cx) | fired);
+            if !fired {
                 // Armed before the waker was left: look once more.
                 return if self.arm() == Ok(false) { Poll::Pending } else { Poll::Ready(()) };
             }
         }
     }
 
-    /// Follows the backend: when it ends the device, so do we. Cheap when nothing has happened; to be called when
-    /// xenstore has an event.
-    ///
-    /// # Errors
-    /// [`Error::Store`] when the connection to xenstore is of no use any more.
-    pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error>
-    where
-        P: Wait,
-    {
-        let ending = match self.device.is_closing(xs) {
-            // The node is gone, and what is above it was never ours to read.
-            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => true,
-            ending => ending?,
-        };
-        if ending && self.state != State::Closed {
-            self.state = State::Closed;
-            self.device.switch(xs, XenbusState::CLOSED)?;
-        }
-        Ok(self.state)
-    }
-
-    /// Ends the device in good order: the backend lets go, the pages come back. Pages that it holds on to stay in the
-    /// grant table's quarantine.
-    ///
-    /// # Errors
-    /// [`Error::Store`] when the backend did not close by `deadline`; the device is closed nevertheless.
-    pub fn close(self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error>
-    where
-        P: Wait,
-    {
-        match self.state {
-            State::Closed => Ok(self.device.abandon(xs)?),
-            _ => Ok(self.device.close(xs, deadline)?),
-        }
-    }
-
-    fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         match self.state {
             State::Connected => Ok(()),
             State::Closed => Err(Error::Closed),
@@ -302,20 +342,55 @@ impl<'x, P: Platform> NetFront<'x, P> {
         }
     }
 
-    fn broken(&mut self, violation: Violation) -> Error {
-        self.state = State::Broken(violation);
-        Error::Broken(violation)
-    }
-
-    fn ring_error(&mut self, error: RingError) -> Error {
-        match error {
-            RingError::Full => Error::Full,
-            error => self.broken(Violation::Ring(error)),
+    /// Notes what a queue says of the backend.
+    pub(crate) fn settle<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Broken(violation)) = &result {
+            self.state = State::Broken(*violation);
         }
+        result
     }
 }
 
-impl<P: Platform> fmt::Debug for NetFront<'_, P> {
+/// Copies parts of a frame one after the other.
+struct Copy<'b> {
+    buf: &'b mut [u8],
+    len: usize,
+}
+
+impl<'x, P: Platform> Sink<'x, P> for Copy<'_> {
+    fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool {
+        let start = if part == 0 { 0 } else { self.len };
+        self.len = start + len.min(PAGE_SIZE);
+        self.buf.get_mut(start..self.len).is_some_and(|to| page.read_bytes(offset, to).is_ok())
+    }
+}
+
+/// The sum over the bytes `from..to` of what the parts are together.
+fn sum_parts(parts: &[&[u8]], from: usize, to: usize) -> u16 {
+    let (mut sum, mut start) = (0, 0);
+    for part in parts {
+        let (first, last) = (from.max(start), to.min(start + part.len()));
+        if let Some(bytes) =
+            first.checked_sub(start).and_then(|skip| part.get(skip..last.checked_sub(start)?))
+        {
+            sum = packet::add(sum, packet::sum(bytes), (first - from) % 2 == 1);
+        }
+        start += part.len();
+    }
+    sum
+}
+
+/// A number that is the same for all frames of a flow (FNV-1a over addresses and ports).
+fn flow(head: &[u8]) -> u32 {
+    let range = match Packet::parse_head(head, usize::MAX) {
+        Some(packet) => packet.transport + 4 - if packet.v6 { 36 } else { 12 }..packet.transport + 4,
+        None => 0..12,
+    };
+    let bytes = head.get(range).unwrap_or_default();
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+impl<P: Platform, const QUEUES: usize> fmt::Debug for NetFront<'_, P, QUEUES> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NetFront")
             .field("mac", &self.mac)

@@ -7,22 +7,31 @@ extern crate std;
 
 pub mod abi;
 pub mod adapters;
+mod config;
 mod connect;
 mod error;
 mod front;
+mod link;
 mod mac;
 mod meta;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod packet;
+mod pages;
 mod pool;
+mod queue;
+mod rx;
+mod segment;
 mod stats;
+mod tx;
 
+pub use config::{Config, Features};
 pub use error::{Error, Violation};
 pub use front::{NetFront, State};
 pub use mac::Mac;
-pub use meta::{Checksum, Gso, GsoKind};
+pub use meta::{Checksum, Gso, GsoKind, RxMeta, TxMeta};
+pub use pages::FramePage;
 pub use stats::Stats;
 
-/// The longest frame, in bytes, without its checksum: what fits the one page that a slot of the ring names.
-pub const FRAME_MAX: usize = xen_hypercall::PAGE_SIZE;
+/// The longest frame, in bytes, without its checksum (`XEN_NETIF_MAX_TX_SIZE`).
+pub const FRAME_MAX: usize = abi::MAX_TX_SIZE;

@@ -1,5 +1,8 @@
 //! What is said of a frame beside its bytes.
 
+use crate::Features;
+use crate::abi::{ExtraInfo, GSO_TYPE_TCPV4, GSO_TYPE_TCPV6};
+
 /// What is known of the TCP or UDP checksum of a frame (`NETTXF_*`, `NETRXF_*` of `io/netif.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Checksum {
@@ -30,4 +33,53 @@ pub enum GsoKind {
     TcpV4,
     /// TCP in IPv6.
     TcpV6,
+}
+
+/// What is said of a frame that is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxMeta {
+    /// With [`Checksum::Blank`] it does not matter what is in the checksum's place: the device does what is needed,
+    /// and makes the checksum itself when the backend does not take blank ones.
+    pub checksum: Checksum,
+    /// The frame is to be cut. Its checksum is then blank, whatever `checksum` says. Only when
+    /// [`features`](crate::NetFront::features) say that the backend takes it.
+    pub gso: Option<Gso>,
+}
+
+/// What is said of a frame that arrived.
+#[non_exhaustive]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RxMeta {
+    /// Its length in bytes.
+    pub len: usize,
+    /// Blank only if [`Config::receive`](crate::Config::receive) allows.
+    pub checksum: Checksum,
+    /// It is several segments in one; only if [`Config::receive`](crate::Config::receive) allows.
+    pub gso: Option<Gso>,
+    /// The slots in which it was, without those of extra information.
+    pub slots: usize,
+    /// The queue it came by.
+    pub queue: usize,
+}
+
+impl Gso {
+    /// What `XEN_NETIF_EXTRA_TYPE_GSO` says; none when that makes no sense.
+    pub(crate) fn from_abi((size, kind): (u16, u8)) -> Option<Self> {
+        let kind = match kind {
+            GSO_TYPE_TCPV4 => GsoKind::TcpV4,
+            GSO_TYPE_TCPV6 => GsoKind::TcpV6,
+            _ => return None,
+        };
+        (size != 0).then_some(Self { kind, size })
+    }
+
+    /// As extra information.
+    pub(crate) fn to_abi(self) -> ExtraInfo {
+        ExtraInfo::gso(self.size, if self.kind == GsoKind::TcpV4 { GSO_TYPE_TCPV4 } else { GSO_TYPE_TCPV6 })
+    }
+
+    /// What the other side must have said for it.
+    pub(crate) fn feature(self) -> Features {
+        if self.kind == GsoKind::TcpV4 { Features::GSO_V4 } else { Features::GSO_V6 }
+    }
 }

@@ -26,6 +26,11 @@ pub struct Packet {
 impl Packet {
     /// Looks at a frame; none when it is anything else, or its lengths make no sense.
     pub fn parse(frame: &[u8]) -> Option<Self> {
+        Self::parse_head(frame, frame.len())
+    }
+
+    /// The same for a frame of `len` bytes of which only the first are here, with all its headers.
+    pub fn parse_head(frame: &[u8], len: usize) -> Option<Self> {
         let (v6, protocol, transport, end) = match (be16(frame, 12)?, frame.get(ETHERNET)? >> 4) {
             (0x0800, 4) => {
                 let header = usize::from(frame.get(ETHERNET)? & 15) * 4;
@@ -54,7 +59,8 @@ impl Packet {
             _ => return None,
         };
         let payload = transport + header;
-        let sound = (protocol == UDP || header >= 20) && payload <= end && end <= frame.len();
+        let sound =
+            (protocol == UDP || header >= 20) && payload <= end && payload <= frame.len() && end <= len;
         sound.then_some(Self { v6, protocol, transport, payload, end })
     }
 
@@ -63,8 +69,15 @@ impl Packet {
         self.transport + if self.protocol == TCP { 16 } else { 6 }
     }
 
-    /// The sum over the pseudo header of a packet with so many bytes from the transport header on.
-    fn pseudo(&self, frame: &[u8], len: usize) -> u16 {
+    /// The checksum of a packet whose sum, with the pseudo header's, is this.
+    pub(crate) fn checksum_of(&self, sum: u16) -> u16 {
+        // UDP has zero for "none", and another zero.
+        if sum == 0xffff && self.protocol == UDP { sum } else { !sum }
+    }
+
+    /// The sum over the pseudo header, not inverted. `frame` need hold no more than the headers.
+    pub fn pseudo_sum(&self, frame: &[u8]) -> u16 {
+        let len = self.end - self.transport;
         let addresses = if self.v6 { ETHERNET + 8..ETHERNET + 40 } else { ETHERNET + 12..ETHERNET + 20 };
         let mut sum = u32::from(sum(frame.get(addresses).unwrap_or_default()));
         sum += (len >> 16) as u32 + (len & 0xffff) as u32 + u32::from(self.protocol);
@@ -88,6 +101,11 @@ pub fn sum(bytes: &[u8]) -> u16 {
     u16::from_be(fold((total >> 16) as u32 + (total & 0xffff) as u32))
 }
 
+/// Adds two sums, the second over bytes that begin at an odd or even place of what the first is over.
+pub(crate) fn add(first: u16, second: u16, odd: bool) -> u16 {
+    fold(u32::from(first) + u32::from(if odd { second.swap_bytes() } else { second }))
+}
+
 fn fold(sum: u32) -> u16 {
     let sum = (sum >> 16) + (sum & 0xffff);
     ((sum >> 16) + (sum & 0xffff)) as u16
@@ -106,21 +124,19 @@ fn put(frame: &mut [u8], at: usize, value: u16) {
 /// Writes the sum over the pseudo header into the checksum's place: what
 /// [`Checksum::Blank`](crate::Checksum::Blank) means.
 pub fn set_partial(frame: &mut [u8], packet: &Packet) {
-    let sum = packet.pseudo(frame, packet.end - packet.transport);
+    let sum = packet.pseudo_sum(frame);
     put(frame, packet.checksum_at(), sum);
 }
 
 /// Whether the checksum's place holds the sum over the pseudo header.
 pub fn has_partial(frame: &[u8], packet: &Packet) -> bool {
-    be16(frame, packet.checksum_at()) == Some(packet.pseudo(frame, packet.end - packet.transport))
+    be16(frame, packet.checksum_at()) == Some(packet.pseudo_sum(frame))
 }
 
 /// Makes the checksum of a frame that has a [partial](set_partial) one.
 pub fn complete(frame: &mut [u8], packet: &Packet) {
-    let checksum = !sum(frame.get(packet.transport..packet.end).unwrap_or_default());
-    // UDP has zero for "none", and another zero.
-    let checksum = if checksum == 0 && packet.protocol == UDP { 0xffff } else { checksum };
-    put(frame, packet.checksum_at(), checksum);
+    let sum = sum(frame.get(packet.transport..packet.end).unwrap_or_default());
+    put(frame, packet.checksum_at(), packet.checksum_of(sum));
 }
 
 /// Whether the checksum is right.
@@ -129,6 +145,6 @@ pub fn verify(frame: &[u8], packet: &Packet) -> bool {
         return true;
     }
     let sum = sum(frame.get(packet.transport..packet.end).unwrap_or_default());
-    let pseudo = packet.pseudo(frame, packet.end - packet.transport);
+    let pseudo = packet.pseudo_sum(frame);
     fold(u32::from(sum) + u32::from(pseudo)) == 0xffff
 }

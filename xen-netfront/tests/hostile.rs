@@ -84,6 +84,15 @@ fn an_answer_that_comes_twice_breaks_the_device() {
         };
         assert_broken(front, violation);
     });
+    with_device(|machine, back, front| {
+        back.fault_rx(Fault::Twice);
+        machine.switch.send(frame(GUEST, HOST, 60, 0));
+        machine.run();
+        assert_eq!(front.receive(&mut [0; FRAME_MAX]), Ok(Some(60)));
+        let answer = front.receive(&mut [0; FRAME_MAX]);
+        let Err(Error::Broken(violation @ Violation::Id(_))) = answer else { panic!("{answer:?}") };
+        assert_broken(front, violation);
+    });
 }
 
 #[test]

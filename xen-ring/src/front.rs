@@ -148,6 +148,12 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(Some(response))
     }
 
+    /// The index that the next request will have, counted through and wrapping, as [`push`](Self::push) answers it.
+    #[inline]
+    pub fn request_index(&self) -> u32 {
+        self.pushed
+    }
+
     /// The index that the next response will have, counted through like those of the requests.
     #[inline]
     pub fn response_index(&self) -> u32 {

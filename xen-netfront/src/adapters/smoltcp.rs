@@ -1,4 +1,9 @@
 //! `smoltcp::phy::Device` (feature `smoltcp-v0-14`).
+//!
+//! TCP's checksums are left to the backend when a frame is sent, and are verified here, not by the stack, when the
+//! backend does not vouch for a frame that arrived. Consecutive segments of a stream go to the backend as one large
+//! packet, and the stack gets what arrives as one in one piece, if that was agreed on and the buffer is large enough.
+//! All other checksums are the stack's.
 
 use core::fmt;
 
@@ -6,41 +11,93 @@ use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToke
 use smoltcp::time::Instant;
 use xen_hypercall::Platform;
 
-use crate::{FRAME_MAX, NetFront};
+use super::coalesce::Coalescer;
+use crate::packet::{self, ETHERNET, Packet, TCP};
+use crate::{Error, Features, NetFront, RxMeta};
 
-/// The length of an Ethernet header, in bytes.
-const HEADER: usize = 14;
-
-/// A network device with two private frames: the stack reads and writes these, the backend never sees them change.
-pub struct SmoltcpDevice<'x, P: Platform> {
-    front: NetFront<'x, P>,
-    received: [u8; FRAME_MAX],
-    to_send: [u8; FRAME_MAX],
+/// A network device with two private buffers: the stack reads and writes these, the backend never sees them change.
+pub struct SmoltcpDevice<'x, P: Platform, B, const QUEUES: usize = 1> {
+    front: NetFront<'x, P, QUEUES>,
+    received: B,
+    to_send: B,
+    coalescer: Coalescer,
+    /// Frames that arrived with a wrong checksum.
+    wrong: u64,
 }
 
-impl<'x, P: Platform> SmoltcpDevice<'x, P> {
-    /// Wraps a device.
-    pub fn new(front: NetFront<'x, P>) -> Self {
-        Self { front, received: [0; FRAME_MAX], to_send: [0; FRAME_MAX] }
+impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> SmoltcpDevice<'x, P, B, QUEUES> {
+    /// Wraps a device. The buffers hold a frame each: one that arrived, and one that is to be sent, of the MTU and 14
+    /// bytes at least. With [`FRAME_MAX`](crate::FRAME_MAX) bytes for frames that arrive, large ones can, if
+    /// [`Config::receive`](crate::Config::receive) allows them.
+    pub fn new(front: NetFront<'x, P, QUEUES>, received: B, to_send: B) -> Self {
+        Self { front, received, to_send, coalescer: Coalescer::default(), wrong: 0 }
+    }
+
+    /// Shows the backend what the stack has sent, and notifies it: to be called after the stack was polled. Nothing
+    /// else does, and until then the last segments may wait for more.
+    ///
+    /// # Errors
+    /// As [`NetFront::flush`].
+    pub fn flush(&mut self) -> Result<(), Error> {
+        let pushed = self.coalescer.push(&mut self.front);
+        self.front.flush().and(pushed)
     }
 
     /// The device itself.
-    pub fn front(&self) -> &NetFront<'x, P> {
+    pub fn front(&self) -> &NetFront<'x, P, QUEUES> {
         &self.front
     }
 
     /// The device itself.
-    pub fn front_mut(&mut self) -> &mut NetFront<'x, P> {
+    pub fn front_mut(&mut self) -> &mut NetFront<'x, P, QUEUES> {
+        // What else is sent must not come between.
+        let _ = self.coalescer.push(&mut self.front);
         &mut self.front
     }
 
     /// The device again.
-    pub fn into_inner(self) -> NetFront<'x, P> {
+    pub fn into_inner(mut self) -> NetFront<'x, P, QUEUES> {
+        let _ = self.coalescer.push(&mut self.front);
         self.front
+    }
+
+    /// Frames that arrived with a wrong TCP checksum, and were dropped.
+    pub fn wrong_checksums(&self) -> u64 {
+        self.wrong
+    }
+
+    /// Whether the stack may send a frame: there are pages for what waits, with its extra information, and for one more.
+    fn has_room(&mut self) -> bool {
+        let coalesces = self.front.features().intersects(Features::GSO_V4 | Features::GSO_V6);
+        let wanted = if coalesces { self.coalescer.pages() + 3 } else { 1 };
+        self.front.can_transmit_each(wanted).is_ok_and(|available| available >= wanted)
+    }
+
+    /// Whether the stack may see a frame: its TCP checksum is right, or somebody vouches for it. Makes UDP's if it is
+    /// blank.
+    fn check(&mut self, meta: RxMeta) -> bool {
+        let Some(frame) = self.received.as_mut().get_mut(..meta.len) else { return false };
+        let Some(packet) = Packet::parse(frame) else {
+            // The stack would not verify TCP in fragments when it has put them together.
+            return !is_tcp_v4(frame);
+        };
+        match (packet.protocol, meta.checksum) {
+            (TCP, crate::Checksum::Complete) => packet::verify(frame, &packet),
+            (TCP, _) => true,
+            (_, crate::Checksum::Blank) => {
+                packet::complete(frame, &packet);
+                true
+            }
+            _ => true,
+        }
     }
 }
 
-impl<P: Platform> fmt::Debug for SmoltcpDevice<'_, P> {
+fn is_tcp_v4(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[8, 0]) && frame.get(ETHERNET + 9) == Some(&TCP)
+}
+
+impl<P: Platform, B, const QUEUES: usize> fmt::Debug for SmoltcpDevice<'_, P, B, QUEUES> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("SmoltcpDevice").field(&self.front).finish()
     }
@@ -57,61 +114,71 @@ impl RxToken for Received<'_> {
 }
 
 /// Room for a frame to send.
-pub struct ToSend<'a, 'x, P: Platform> {
-    front: &'a mut NetFront<'x, P>,
+pub struct ToSend<'a, 'x, P: Platform, const QUEUES: usize = 1> {
+    front: &'a mut NetFront<'x, P, QUEUES>,
+    coalescer: &'a mut Coalescer,
     frame: &'a mut [u8],
 }
 
-impl<P: Platform> fmt::Debug for ToSend<'_, '_, P> {
+impl<P: Platform, const QUEUES: usize> fmt::Debug for ToSend<'_, '_, P, QUEUES> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ToSend")
     }
 }
 
-impl<P: Platform> TxToken for ToSend<'_, '_, P> {
+impl<P: Platform, const QUEUES: usize> TxToken for ToSend<'_, '_, P, QUEUES> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let len = len.min(self.frame.len());
         let frame = &mut self.frame[..len];
         let result = f(frame);
         // There was room when the token was made. A device that broke since loses frames, as networks do.
-        let _ = self.front.transmit(frame);
+        let _ = self.coalescer.send(self.front, frame);
         result
     }
 }
 
-impl<'x, P: Platform> Device for SmoltcpDevice<'x, P> {
+impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Device
+    for SmoltcpDevice<'x, P, B, QUEUES>
+{
     type RxToken<'a>
         = Received<'a>
     where
         Self: 'a;
     type TxToken<'a>
-        = ToSend<'a, 'x, P>
+        = ToSend<'a, 'x, P, QUEUES>
     where
         Self: 'a;
 
     fn receive(&mut self, _: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         // The stack may answer at once, so there must be room for that.
-        if self.front.can_transmit() == Ok(0) {
+        if !self.has_room() {
             return None;
         }
-        let len = self.front.receive(&mut self.received).ok()??;
-        let received = Received(self.received.get(..len)?);
-        Some((received, ToSend { front: &mut self.front, frame: &mut self.to_send }))
+        // Ends: the device has no more frames than its rings have slots.
+        let meta = loop {
+            let meta = self.front.receive_with(self.received.as_mut()).ok()??;
+            if self.check(meta) {
+                break meta;
+            }
+            self.wrong += 1;
+        };
+        let received = Received(self.received.as_ref().get(..meta.len)?);
+        let Self { front, coalescer, to_send, .. } = self;
+        Some((received, ToSend { front, coalescer, frame: to_send.as_mut() }))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
-        match self.front.can_transmit() {
-            Ok(0) | Err(_) => None,
-            Ok(_) => Some(ToSend { front: &mut self.front, frame: &mut self.to_send }),
-        }
+        let room = self.has_room();
+        let Self { front, coalescer, to_send, .. } = self;
+        room.then_some(ToSend { front, coalescer, frame: to_send.as_mut() })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = self.front.mtu() as usize + HEADER;
-        // All checksums are made and checked here: the backend was asked to give us whole frames only.
-        capabilities.checksum.ipv4 = Checksum::Both;
+        capabilities.max_transmission_unit =
+            (self.front.mtu() as usize + ETHERNET).min(self.to_send.as_ref().len());
+        capabilities.checksum.tcp = Checksum::None;
         capabilities
     }
 }

@@ -2,8 +2,9 @@
 
 use std::vec::Vec;
 
-use crate::packet::{self, ETHERNET, Packet, TCP};
-use crate::{Checksum, Gso, GsoKind};
+use crate::packet::{self, Packet};
+use crate::segment::Segments;
+use crate::{Checksum, Gso};
 
 /// A frame on its way, with what its sender left to be done.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,42 +65,10 @@ impl<T: Into<Vec<u8>>> From<T> for Frame {
 
 /// Cuts a TCP packet as a network card does. The pieces have partial checksums.
 fn segment(bytes: &[u8], gso: Gso) -> Option<Vec<Vec<u8>>> {
-    let packet = Packet::parse(bytes)?;
-    if packet.protocol != TCP || packet.v6 != (gso.kind == GsoKind::TcpV6) || gso.size == 0 {
-        return None;
-    }
-    let (headers, payload) = (bytes.get(..packet.payload)?, bytes.get(packet.payload..packet.end)?);
-    let at = packet.transport;
-    let first = u32::from_be_bytes(bytes.get(at + 4..at + 8)?.try_into().ok()?);
-    let count = payload.len().div_ceil(gso.size.into()).max(1);
-    let cut = (0..count).map(|index| {
-        let start = index * usize::from(gso.size);
-        let end = payload.len().min(start + usize::from(gso.size));
-        let mut piece = [headers, &payload[start..end]].concat();
-        piece[at + 4..at + 8].copy_from_slice(&first.wrapping_add(start as u32).to_be_bytes());
-        if index + 1 < count {
-            // FIN and PSH are the last piece's.
-            piece[at + 13] &= !0b1001;
-        }
-        if index > 0 {
-            // CWR is the first piece's.
-            piece[at + 13] &= !0x80;
-        }
-        let len = (piece.len() - ETHERNET) as u16;
-        if packet.v6 {
-            piece[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&(len - 40).to_be_bytes());
-        } else {
-            let id =
-                u16::from_be_bytes([piece[ETHERNET + 4], piece[ETHERNET + 5]]).wrapping_add(index as u16);
-            piece[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&len.to_be_bytes());
-            piece[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&id.to_be_bytes());
-            piece[ETHERNET + 10..ETHERNET + 12].fill(0);
-            let checksum = !packet::sum(&piece[ETHERNET..at]);
-            piece[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&checksum.to_be_bytes());
-        }
-        let end = piece.len();
-        packet::set_partial(&mut piece, &Packet { end, ..packet });
-        piece
-    });
-    Some(cut.collect())
+    let segments = Segments::new(bytes, gso)?;
+    Some(
+        segments
+            .filter_map(|part| Some([part.headers(), bytes.get(part.payload.clone())?].concat()))
+            .collect(),
+    )
 }

@@ -8,6 +8,8 @@
 
 mod deliver;
 mod frame;
+#[cfg(feature = "smoltcp-v0-14")]
+mod host;
 mod pcap;
 mod serve;
 mod switch;
@@ -30,6 +32,8 @@ use xen_xenstore::xenbus::XenbusState;
 use crate::Mac;
 use crate::abi::{Rx, RxRequest, RxResponse, Tx, TxResponse};
 pub use frame::Frame;
+#[cfg(feature = "smoltcp-v0-14")]
+pub use host::HostDevice;
 pub use switch::MockSwitch;
 
 /// What kind of device it is, and what its backend can do. By default all that Linux' can.
@@ -45,6 +49,8 @@ pub struct Options {
     pub gso_v4: bool,
     /// Large TCP packets in IPv6 (`feature-gso-tcpv6`).
     pub gso_v6: bool,
+    /// Blank checksums in IPv4 (not `feature-no-csum-offload`, which Linux does not say).
+    pub csum_v4: bool,
     /// Blank checksums in IPv6 (`feature-ipv6-csum-offload`).
     pub csum_v6: bool,
     /// Copying to the guest (`feature-rx-copy`).
@@ -63,6 +69,7 @@ impl Default for Options {
             sg: true,
             gso_v4: true,
             gso_v6: true,
+            csum_v4: true,
             csum_v6: true,
             rx_copy: true,
             split: true,
@@ -423,11 +430,12 @@ impl Backend {
     }
 
     fn offer(&self) {
-        let Options { sg, gso_v4, gso_v6, csum_v6, rx_copy, split, queues, .. } = self.options;
+        let Options { sg, gso_v4, gso_v6, csum_v4, csum_v6, rx_copy, split, queues, .. } = self.options;
         for (node, there) in [
             ("feature-sg", sg),
             ("feature-gso-tcpv4", gso_v4),
             ("feature-gso-tcpv6", gso_v6),
+            ("feature-no-csum-offload", !csum_v4),
             ("feature-ipv6-csum-offload", csum_v6),
             ("feature-rx-copy", rx_copy),
             ("feature-rx-flip", false),

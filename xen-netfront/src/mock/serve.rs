@@ -244,8 +244,8 @@ impl Backend {
         if packet.payload > in_first {
             return Err("headers in more than the first slot".into());
         }
-        if packet.v6 && !self.options.csum_v6 {
-            return Err("a blank checksum in IPv6, which was not offered".into());
+        if !(if packet.v6 { self.options.csum_v6 } else { self.options.csum_v4 }) {
+            return Err("a blank checksum, which was not offered".into());
         }
         if !packet::has_partial(&frame.bytes, &packet) {
             return Err("a blank checksum that is not the pseudo header's sum".into());

@@ -1,18 +1,19 @@
 //! Netfront as the application's network card.
 
 use alloc::boxed::Box;
+use alloc::vec;
 use core::time::Duration;
 
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 use webserver::report::Report;
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
-use xen_netfront::{NetFront, State};
+use xen_netfront::{Config, FRAME_MAX, Features, NetFront, State};
 
 use crate::machine::{Events, Grants, Store};
 use crate::platform::Kernel;
 
-type Inner = SmoltcpDevice<'static, &'static Kernel>;
+type Inner = SmoltcpDevice<'static, &'static Kernel, Box<[u8]>>;
 
 #[derive(Debug)]
 pub(crate) struct Nic {
@@ -28,10 +29,14 @@ pub(crate) fn open_nic(store: Store, events: Events, grants: Grants, deadline: D
         log::warn!("net: this domain has no network card (vif)");
         return None;
     }
-    match NetFront::connect(&mut xs, events, grants, 0, deadline) {
+    // Large packets both ways: a few of them do for a page of the site.
+    let config = Config { receive: Features::all(), ..Config::default() };
+    match NetFront::connect_with(&mut xs, events, grants, 0, deadline, config) {
         Ok(front) => {
-            log::info!("net: vif/0 {} connected to {}, MTU {}", front.mac(), front.backend(), front.mtu());
-            Some(Nic { state: front.state(), device: Box::new(SmoltcpDevice::new(front)), store })
+            log::info!("net: vif/0 {} connected, MTU {}, {:?}", front.mac(), front.mtu(), front.features());
+            let buffer = || vec![0; FRAME_MAX].into_boxed_slice();
+            let state = front.state();
+            Some(Nic { state, device: Box::new(SmoltcpDevice::new(front, buffer(), buffer())), store })
         }
         Err(error) => {
             log::error!("net: {error}; carrying on without");
@@ -78,7 +83,7 @@ impl webserver::Nic for Nic {
 
     fn flush(&mut self) {
         // A device that is broken or closed says so when it is armed.
-        let _ = self.device.front_mut().flush();
+        let _ = self.device.flush();
     }
 
     fn report(&self, to: &mut dyn Report) {

@@ -1,0 +1,146 @@
+//! Puts consecutive TCP segments of one flow together to a large packet, which the backend cuts again.
+//!
+//! A stack that cuts its stream itself pays for each segment; the way through the rings, and the host's network stack
+//! behind it, need not. The segments are copied into shared pages one behind the other as they come.
+
+use xen_hypercall::{PAGE_SIZE, Platform};
+
+use crate::packet::{self, ETHERNET, Packet, TCP};
+use crate::{Checksum, Error, FRAME_MAX, Gso, GsoKind, NetFront, TxMeta};
+
+/// The longest headers that are kept: Ethernet, IP with options, TCP with options.
+const HEADERS: usize = 14 + 60 + 60;
+
+const FIN: u8 = 1;
+const PSH: u8 = 8;
+const ACK: u8 = 16;
+
+/// A large packet that is being put together.
+struct Open {
+    /// Of the first segment.
+    head: [u8; HEADERS],
+    packet: Packet,
+    /// Payload of each segment but the last.
+    size: usize,
+    /// Bytes so far, with the headers.
+    len: usize,
+    next: u32,
+}
+
+/// Frames on their way to a device: all go through here, so that they stay in order.
+#[derive(Default)]
+pub(crate) struct Coalescer(Option<Open>);
+
+impl Coalescer {
+    /// Pages that are filled and not sent.
+    pub(crate) fn pages(&self) -> usize {
+        self.0.as_ref().map_or(0, |open| open.len.div_ceil(PAGE_SIZE))
+    }
+
+    /// Sends a frame, now or, if others might be put to it, with the next [`push`](Self::push). TCP's checksum is
+    /// not looked at and is made; all others are the caller's.
+    pub(crate) fn send<P: Platform, const QUEUES: usize>(
+        &mut self,
+        front: &mut NetFront<'_, P, QUEUES>,
+        frame: &[u8],
+    ) -> Result<(), Error> {
+        let Some(packet) = Packet::parse(frame).filter(|packet| packet.protocol == TCP) else {
+            self.push(front)?;
+            return front.transmit(frame);
+        };
+        let flags = frame.get(packet.transport + 13).copied().unwrap_or(0);
+        let gso = Gso { kind: if packet.v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 }, size: 1 };
+        let payload = frame.get(packet.payload..packet.end).unwrap_or_default();
+        let joins = flags & !(FIN | PSH) == ACK
+            && !payload.is_empty()
+            && packet.payload <= HEADERS
+            && front.features().contains(gso.feature());
+        if !joins {
+            self.push(front)?;
+            return front.transmit_with(&[frame], TxMeta { checksum: Checksum::Blank, gso: None });
+        }
+        if !self.0.as_ref().is_some_and(|open| open.goes_on_with(frame, &packet)) {
+            self.push(front)?;
+            let mut head = [0; HEADERS];
+            if let (Some(to), Some(from)) = (head.get_mut(..packet.payload), frame.get(..packet.payload)) {
+                to.copy_from_slice(from);
+            }
+            let next = sequence(frame, &packet);
+            self.0 = Some(Open { head, packet, size: payload.len(), len: packet.payload, next });
+        }
+        let Some(open) = &mut self.0 else { return Ok(()) };
+        if let Err(error) = front.stage(&open.head, open.len, payload) {
+            // What there is so far is whole. This segment is lost, as networks lose frames.
+            let _ = self.push(front);
+            return Err(error);
+        }
+        open.len += payload.len();
+        open.next = open.next.wrapping_add(payload.len() as u32);
+        if let Some(all) = open.head.get_mut(packet.transport + 13) {
+            *all |= flags;
+        }
+        if flags & (FIN | PSH) != 0 || payload.len() < open.size {
+            self.push(front)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what was put together.
+    pub(crate) fn push<P: Platform, const QUEUES: usize>(
+        &mut self,
+        front: &mut NetFront<'_, P, QUEUES>,
+    ) -> Result<(), Error> {
+        let Some(mut open) = self.0.take() else { return Ok(()) };
+        if open.len == open.packet.payload {
+            return Ok(());
+        }
+        open.finish_headers();
+        let kind = if open.packet.v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
+        // A segment fits the MTU, which is of 16 bits.
+        let gso = Some(Gso { kind, size: open.size as u16 });
+        let head = open.head.get(..open.packet.payload).unwrap_or_default();
+        front.send_staged(head, open.len, TxMeta { checksum: Checksum::Blank, gso })
+    }
+}
+
+impl Open {
+    /// Whether the frame is the next segment of the same stream.
+    fn goes_on_with(&self, frame: &[u8], packet: &Packet) -> bool {
+        let Packet { v6, transport, payload, end, .. } = *packet;
+        // Everything but IP's length, number and checksum, TCP's sequence number, flags and checksum.
+        let ip: &[_] = if v6 { &[(0, 18), (20, transport)] } else { &[(0, 16), (20, 24), (26, transport)] };
+        let tcp = [(0, 4), (8, 13), (14, 16), (18, payload - transport)];
+        let same = |from: usize, to: usize| self.head.get(from..to) == frame.get(from..to);
+        self.packet.payload == payload
+            && self.packet.transport == transport
+            && end - payload <= self.size
+            && self.len + (end - payload) <= FRAME_MAX
+            && sequence(frame, packet) == self.next
+            && ip.iter().all(|(from, to)| same(*from, *to))
+            && tcp.iter().all(|(from, to)| same(transport + from, transport + to))
+    }
+
+    /// Writes IP's length and checksum.
+    fn finish_headers(&mut self) {
+        let (len, transport) = ((self.len - ETHERNET) as u16, self.packet.transport);
+        let mut put = |at: usize, value: u16| {
+            if let Some(place) = self.head.get_mut(at..at + 2) {
+                place.copy_from_slice(&value.to_be_bytes());
+            }
+        };
+        if self.packet.v6 {
+            return put(ETHERNET + 4, len - 40);
+        }
+        put(ETHERNET + 2, len);
+        put(ETHERNET + 10, 0);
+        let checksum = !packet::sum(self.head.get(ETHERNET..transport).unwrap_or_default());
+        if let Some(place) = self.head.get_mut(ETHERNET + 10..ETHERNET + 12) {
+            place.copy_from_slice(&checksum.to_be_bytes());
+        }
+    }
+}
+
+fn sequence(frame: &[u8], packet: &Packet) -> u32 {
+    let bytes = frame.get(packet.transport + 4..packet.transport + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u32::from_be_bytes)
+}

@@ -1,0 +1,112 @@
+//! Frames in pages of the caller's own, which are not copied.
+
+use xen_gnttab::{Access, GrantedPage};
+use xen_hypercall::{PAGE_SIZE, Platform};
+
+use crate::abi::{MAX_TX_SIZE, NR_SLOTS_MIN};
+use crate::packet::ETHERNET;
+use crate::rx::Sink;
+use crate::tx::{Plan, Slot};
+use crate::{Error, Features, NetFront, RxMeta, TxMeta};
+
+/// A part of a frame: some bytes of a page that is granted to the backend.
+#[derive(Debug)]
+pub struct FramePage<'x, P: Platform> {
+    /// The page. What [`transmit_pages`](NetFront::transmit_pages) exchanges it for may be granted for reading alone.
+    pub page: GrantedPage<'x, P>,
+    /// Where in the page the part begins.
+    pub offset: usize,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+/// As much of a frame as its headers take, if they are to be looked at.
+const HEAD: usize = 256;
+
+impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
+    /// Queues a frame without copying it. Each page is exchanged for one that is free to be filled with the next
+    /// frame: the device has as many as before, and so has the caller. All headers are in the first page.
+    ///
+    /// For a backend that is not [trusted](Self::is_trusted) the frame is copied instead, and the pages stay.
+    ///
+    /// # Errors
+    /// As [`transmit_with`](Self::transmit_with), and [`Error::Page`]; the pages are the same then.
+    /// [`Error::NotOffered`] also for a blank checksum that would have to be made here.
+    pub fn transmit_pages(&mut self, frame: &mut [FramePage<'x, P>], meta: TxMeta) -> Result<(), Error> {
+        self.check()?;
+        let features = self.config.send;
+        let len = frame.iter().map(|part| part.len).sum();
+        let most = if features.contains(Features::SCATTER_GATHER) { NR_SLOTS_MIN } else { 1 };
+        if !(ETHERNET..=MAX_TX_SIZE).contains(&len) || frame.len() > most {
+            return Err(Error::Length(len));
+        }
+        for part in frame.iter() {
+            // An empty slot, or one that crosses its page, is what backends end a device for.
+            if part.len == 0 || part.offset > PAGE_SIZE || part.len > PAGE_SIZE - part.offset {
+                return Err(Error::Page);
+            }
+            if Some(part.page.peer()) != self.backend() {
+                return Err(Error::Page);
+            }
+        }
+        let (first, mut head) = (frame.first_mut().ok_or(Error::Length(0))?, [0; HEAD]);
+        let known = first.len.min(HEAD);
+        let head = head.get_mut(..known).ok_or(Error::Headers)?;
+        first.page.read_bytes(first.offset, head).map_err(|_| Error::Page)?;
+        let plan = Plan::new(features, head, len, meta, |_, _| None)?;
+        let trusted = self.trusted;
+        let sent = self.on_queue(head, |queue, stats| {
+            let needed = frame.len() + plan.slots();
+            if queue.tx.available(needed, stats)? < needed {
+                return Err(Error::Full);
+            }
+            if !trusted {
+                let mut at = 0;
+                for part in frame {
+                    let mut chunk = [0; HEAD];
+                    for start in (0..part.len).step_by(HEAD) {
+                        let now = chunk.get_mut(..HEAD.min(part.len - start)).ok_or(Error::Page)?;
+                        part.page.read_bytes(part.offset + start, now).map_err(|_| Error::Page)?;
+                        queue.tx.stage(at, now, stats)?;
+                        at += now.len();
+                    }
+                }
+                return queue.tx.send_staged(len, &plan, stats);
+            }
+            for (index, part) in frame.iter_mut().enumerate() {
+                let (_, page) = queue.tx.pool.nth(index).ok_or(Error::Full)?;
+                core::mem::swap(page, &mut part.page);
+            }
+            let slots = frame.iter().map(|part| Slot { offset: part.offset, len: part.len });
+            queue.tx.send(len, &plan, slots, stats)
+        });
+        self.settle(sent)
+    }
+
+    /// Takes the next frame without copying it: its pages are exchanged for those in `spare`, of which the first
+    /// [`RxMeta::slots`] hold the frame afterwards. A frame of more slots than there are spare pages is dropped and
+    /// counted. What is in the pages can be read for as long as one likes, but a backend that keeps them mapped can
+    /// change it meanwhile.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive), and [`Error::Page`] when a spare page is not granted to the backend for writing.
+    pub fn receive_pages(&mut self, spare: &mut [FramePage<'x, P>]) -> Result<Option<RxMeta>, Error> {
+        for part in spare.iter() {
+            if Some(part.page.peer()) != self.backend() || part.page.access() != Access::ReadWrite {
+                return Err(Error::Page);
+            }
+        }
+        self.receive_to(&mut Exchange(spare))
+    }
+}
+
+struct Exchange<'s, 'x, P: Platform>(&'s mut [FramePage<'x, P>]);
+
+impl<'x, P: Platform> Sink<'x, P> for Exchange<'_, 'x, P> {
+    fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool {
+        let Some(spare) = self.0.get_mut(part) else { return false };
+        core::mem::swap(page, &mut spare.page);
+        (spare.offset, spare.len) = (offset, len);
+        true
+    }
+}

@@ -1,0 +1,79 @@
+//! A queue: a ring for each direction, and how the two sides wake each other.
+
+use core::task::{Context, Poll};
+
+use xen_evtchn::{Channel, EventChannels};
+use xen_gnttab::GrantTable;
+use xen_hypercall::{DomId, Platform};
+
+use crate::rx::RxQueue;
+use crate::tx::{TxQueue, broken};
+use crate::{Config, Error, Stats};
+
+pub(crate) struct Queue<'x, P: Platform> {
+    pub(crate) tx: TxQueue<'x, P>,
+    pub(crate) rx: RxQueue<'x, P>,
+    /// For both directions, or for sending alone.
+    pub(crate) channel: Channel<'x, P>,
+    pub(crate) rx_channel: Option<Channel<'x, P>>,
+}
+
+impl<'x, P: Platform> Queue<'x, P> {
+    pub(crate) fn new(
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        backend: DomId,
+        config: &Config,
+        split: bool,
+    ) -> Result<Self, Error> {
+        let tx = TxQueue::new(grants, backend, config.tx_pages)?;
+        let rx = RxQueue::new(grants, backend, config.rx_pages)?;
+        let channel = events.alloc_unbound(backend)?;
+        let rx_channel = if split { Some(events.alloc_unbound(backend)?) } else { None };
+        Ok(Self { tx, rx, channel, rx_channel })
+    }
+
+    pub(crate) fn receive_channel(&self) -> &Channel<'x, P> {
+        self.rx_channel.as_ref().unwrap_or(&self.channel)
+    }
+
+    /// Shows the backend what was queued, and notifies it at most once for each channel.
+    pub(crate) fn flush(&mut self, stats: &mut Stats) -> Result<(), Error> {
+        let mut tx = self.tx.ring.publish().map_err(broken)?;
+        let rx = self.rx.ring.publish().map_err(broken)?;
+        match &self.rx_channel {
+            Some(channel) if rx => {
+                stats.notifications += 1;
+                channel.notify()?;
+            }
+            Some(_) => {}
+            None => tx |= rx,
+        }
+        if tx {
+            stats.notifications += 1;
+            self.channel.notify()?;
+        }
+        Ok(())
+    }
+
+    /// Asks for an event at the next frame; answers whether one is there.
+    pub(crate) fn arm_receive(&mut self) -> Result<bool, Error> {
+        self.rx.ring.arm().map_err(broken)
+    }
+
+    /// Asks, if fewer than `wanted` pages are left, for an event when half of what is under way is sent; answers
+    /// whether something is sent already.
+    pub(crate) fn arm_transmit(&mut self, wanted: usize) -> Result<bool, Error> {
+        if self.tx.pool.available() >= wanted && self.tx.ring.free() as usize >= wanted {
+            return Ok(false);
+        }
+        let half = self.tx.ring.in_flight() / 2;
+        self.tx.ring.arm_after(half).map_err(broken)
+    }
+
+    /// Leaves the task's waker for the next event of either direction; answers whether there was one already.
+    pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> bool {
+        let rx = self.rx_channel.as_ref().is_some_and(|channel| channel.poll_event(cx).is_ready());
+        matches!(self.channel.poll_event(cx), Poll::Ready(())) || rx
+    }
+}

@@ -1,0 +1,136 @@
+//! The half of a queue that receives.
+
+use xen_gnttab::{Access, GrantTable, GrantedPage};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform};
+use xen_ring::Front;
+use zerocopy::transmute;
+
+use crate::abi::{EXTRA_FLAG_MORE, ExtraInfo, Rx, RxFlags, RxRequest, RxResponse};
+use crate::error::Violation;
+use crate::pool::PAGES;
+use crate::tx::broken;
+use crate::{Checksum, Error, Features, Gso, RxMeta, Stats};
+
+/// A ring and the pages that frames arrive in.
+///
+/// A response is in the slot of its request, always (`io/netif.h`): extra information has no id. So the page of a
+/// response is known without asking the backend, whose id only has to be the same.
+pub(crate) struct RxQueue<'x, P: Platform> {
+    pub(crate) ring: Front<Rx, GrantedPage<'x, P>>,
+    pages: [Option<GrantedPage<'x, P>>; PAGES],
+    /// How many pages there are, a power of two.
+    count: u32,
+}
+
+/// A page with a part of a frame, as a sink gets it: the page, which may be exchanged for another, the part's
+/// offset and length, and how many parts came before. It answers whether it took the part.
+pub(crate) trait Sink<'x, P: Platform> {
+    fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool;
+}
+
+impl<'x, P: Platform> RxQueue<'x, P> {
+    pub(crate) fn new(grants: &'x GrantTable<P>, backend: DomId, pages: usize) -> Result<Self, Error> {
+        let page = grants.share(backend, Access::ReadWrite)?;
+        let ring = Front::init(page).map_err(|error| Error::Broken(Violation::Ring(error)))?;
+        let count = 1 << pages.clamp(1, PAGES).ilog2();
+        let mut queue = Self { ring, pages: [const { None }; PAGES], count };
+        for page in queue.pages.iter_mut().take(count as usize) {
+            *page = Some(grants.share(backend, Access::ReadWrite)?);
+        }
+        Ok(queue)
+    }
+
+    /// Gives the backend every page that it does not have.
+    pub(crate) fn refill(&mut self) -> Result<(), Error> {
+        while self.ring.slots() - self.ring.free() < self.count {
+            let id = self.ring.request_index() % self.count;
+            let Some(page) = self.pages.get(id as usize).and_then(Option::as_ref) else { return Ok(()) };
+            self.ring.push(&RxRequest { id: id as u16, pad: 0, gref: page.gref().0 }).map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next frame that is whole. Frames that are not, or that the sink does not take, are counted and
+    /// dropped. Ends, since there are no more responses than requests, and no request is made before.
+    pub(crate) fn receive(
+        &mut self,
+        features: Features,
+        sink: &mut impl Sink<'x, P>,
+        stats: &mut Stats,
+    ) -> Result<Option<RxMeta>, Error> {
+        loop {
+            let Some(first) = self.ring.pop().map_err(broken)? else { return Ok(None) };
+            if let Some(meta) = self.frame(first, features, sink)? {
+                stats.rx_frames += 1;
+                stats.rx_bytes += meta.len as u64;
+                stats.rx_slots += meta.slots as u64;
+                stats.rx_gso += u64::from(meta.gso.is_some());
+                return Ok(Some(meta));
+            }
+            stats.rx_dropped += 1;
+        }
+    }
+
+    /// Takes the rest of a frame, all of whose slots must be there. None: it is dropped.
+    fn frame(
+        &mut self,
+        first: RxResponse,
+        features: Features,
+        sink: &mut impl Sink<'x, P>,
+    ) -> Result<Option<RxMeta>, Error> {
+        let flags = RxFlags::from_bits_retain(first.flags);
+        let mut meta = RxMeta::default();
+        if flags.contains(RxFlags::CSUM_BLANK) {
+            meta.checksum = Checksum::Blank;
+        } else if flags.contains(RxFlags::DATA_VALIDATED) {
+            meta.checksum = Checksum::Validated;
+        }
+        // A checksum that is blank without our leave cannot be told from a wrong one by those who do not look at this.
+        let mut sound = meta.checksum != Checksum::Blank
+            || features.intersects(Features::CHECKSUM_V4 | Features::CHECKSUM_V6);
+        let (mut slot, mut index) = (first, self.ring.response_index().wrapping_sub(1));
+        let mut extras = flags.contains(RxFlags::EXTRA_INFO);
+        loop {
+            let id = index % self.count;
+            if u32::from(slot.id) != id {
+                return Err(Error::Broken(Violation::Id(slot.id)));
+            }
+            while extras {
+                let info: ExtraInfo = transmute!(self.next()?);
+                extras = info.flags & EXTRA_FLAG_MORE != 0;
+                let gso =
+                    info.as_gso().and_then(Gso::from_abi).filter(|gso| features.contains(gso.feature()));
+                if gso.is_none() {
+                    // Not agreed on, or of a kind that we do not know.
+                    return Err(Error::Broken(Violation::Extra(info.kind)));
+                }
+                meta.gso = gso;
+            }
+            match usize::try_from(slot.status) {
+                Ok(0) | Err(_) => sound = false,
+                Ok(len) if usize::from(slot.offset) + len > PAGE_SIZE => {
+                    return Err(Error::Broken(Violation::Outside(slot.offset, slot.status)));
+                }
+                Ok(len) => {
+                    let page = self.pages.get_mut(id as usize).and_then(Option::as_mut);
+                    sound = sound
+                        && page.is_some_and(|page| sink.take(meta.slots, page, slot.offset.into(), len));
+                    meta.len += len;
+                }
+            }
+            meta.slots += 1;
+            if !RxFlags::from_bits_retain(slot.flags).contains(RxFlags::MORE_DATA) {
+                return Ok(sound.then_some(meta));
+            }
+            if !features.contains(Features::SCATTER_GATHER) {
+                return Err(Error::Broken(Violation::Flags(slot.flags)));
+            }
+            index = self.ring.response_index();
+            slot = self.next()?;
+        }
+    }
+
+    fn next(&mut self) -> Result<RxResponse, Error> {
+        self.ring.pop().map_err(broken)?.ok_or(Error::Broken(Violation::Unfinished))
+    }
+}
