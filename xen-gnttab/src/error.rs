@@ -4,6 +4,8 @@ use core::fmt;
 
 use xen_hypercall::{Errno, Gfn};
 
+use crate::{GrantRef, GrantStatus};
+
 /// Why a grant table operation failed.
 #[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +33,17 @@ pub enum Error {
     NeedsVersion2,
     /// A part of a page that reaches beyond its end, or is empty.
     BadRange,
+    /// The platform has no room left for pages of other domains, or cannot show these in a row.
+    NoRoom,
+    /// Too many at once for the batch, or none.
+    BadCount,
+    /// Xen did not let us use what another domain granted.
+    Refused {
+        /// The reference.
+        gref: GrantRef,
+        /// Xen's reason. After [`GrantStatus::EAGAIN`] it may work some time later.
+        status: GrantStatus,
+    },
 }
 
 impl fmt::Display for Error {
@@ -44,6 +57,9 @@ impl fmt::Display for Error {
             Self::Version(version) => write!(f, "the grant table stays at version {version}"),
             Self::ForeignPage => f.write_str("the page comes from another platform than the grant table's"),
             Self::NeedsVersion2 => f.write_str("only a grant table of version 2 can grant this"),
+            Self::NoRoom => f.write_str("no room for a page of another domain"),
+            Self::BadCount => f.write_str("more than the batch has places for, or none"),
+            Self::Refused { gref, status } => write!(f, "Xen refused {gref}: {status}"),
             Self::BadRange => f.write_str("the part is empty or reaches beyond the page's end"),
         }
     }

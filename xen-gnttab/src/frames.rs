@@ -4,6 +4,7 @@
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering};
 
+use xen_hypercall::abi::XENMAPIDX_GRANT_TABLE_STATUS;
 use xen_hypercall::{DomId, PAGE_SIZE, Page, Platform};
 
 use crate::abi::{GrantFlags, GrantRef};
@@ -227,7 +228,7 @@ impl<P: Platform> Frames<P> {
 
     fn add_status(&self, first: u32) -> Result<(), Error> {
         let index = first as usize / v2::STATUS_PER_FRAME;
-        self.add_frame(STATUS_AT + index, xen::STATUS_FRAME | index as u64)
+        self.add_frame(STATUS_AT + index, XENMAPIDX_GRANT_TABLE_STATUS | index as u64)
     }
 
     /// Puts a frame of Xen's over a page of ours, unless that was done.

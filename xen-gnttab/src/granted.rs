@@ -85,6 +85,11 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         self.page.gfn(self.table.platform())
     }
 
+    /// Which platform it is of.
+    pub(crate) fn platform_address(&self) -> *const () {
+        core::ptr::from_ref(self.table.platform()).cast()
+    }
+
     /// Who may use the page.
     pub fn peer(&self) -> DomId {
         self.table.peer(self.gref)

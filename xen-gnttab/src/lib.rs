@@ -7,6 +7,7 @@ extern crate std;
 
 mod abi;
 mod batch;
+mod copy;
 mod entry;
 mod error;
 mod frames;
@@ -16,6 +17,7 @@ mod free_list;
 #[doc(hidden)]
 pub mod free_list;
 mod granted;
+mod mapped;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod page;
@@ -29,8 +31,10 @@ mod version;
 mod xen;
 
 pub use abi::{Access, GrantFlags, GrantRef};
+pub use copy::{CopyBatch, CopyDest, CopySource};
 pub use error::Error;
 pub use granted::{Ended, GrantedPage, LentPage};
+pub use mapped::{MappedForReading, MappedGrants};
 pub use page::OwnedPage;
 pub use pages::{EndedPages, GrantedPages, OwnedPages};
 pub use references::{Reference, Waiter};

@@ -40,6 +40,11 @@ impl<'g, P: Platform> OwnedPage<'g, P> {
         core::ptr::eq(self.memory, memory)
     }
 
+    /// Which platform it is of.
+    pub(crate) fn platform_address(&self) -> *const () {
+        core::ptr::from_ref(self.memory).cast()
+    }
+
     /// The guest frame of the page.
     pub fn gfn(&self) -> Gfn {
         self.memory.gfn(self.page)

@@ -33,6 +33,7 @@ pub struct GrantTable<P: Platform> {
     pub(crate) waiters: Waiters,
     pub(crate) granted: AtomicU64,
     pub(crate) ended: AtomicU64,
+    pub(crate) lost_room: AtomicU64,
 }
 
 /// The state of a [`GrantTable`]. While others use the table the numbers may be from slightly different moments.
@@ -59,6 +60,8 @@ pub struct Stats {
     pub quarantines: u64,
     /// Those of them that have left it since.
     pub reclaimed: u64,
+    /// Frames of room that were lost, because Xen refused to unmap another domain's page.
+    pub lost_room: u64,
 }
 
 /// A page that could not be granted, and why.
@@ -114,6 +117,7 @@ impl<P: Platform> GrantTable<P> {
             waiters: Waiters::default(),
             granted: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            lost_room: AtomicU64::new(0),
         };
         table.grow()?;
         Ok(table)
@@ -199,6 +203,7 @@ impl<P: Platform> GrantTable<P> {
             ended: self.ended.load(Ordering::Relaxed),
             quarantines: self.quarantine.entered.load(Ordering::Relaxed),
             reclaimed: self.quarantine.left.load(Ordering::Relaxed),
+            lost_room: self.lost_room.load(Ordering::Relaxed),
         }
     }
 

@@ -6,9 +6,6 @@ use xen_hypercall::{Errno, Gfn, Platform, grant};
 
 use crate::Error;
 
-/// Says that a frame is one of status words (`XENMAPIDX_grant_table_status`).
-pub(crate) const STATUS_FRAME: u64 = 0x8000_0000;
-
 /// Makes sure that entries have this version's layout. A domain starts with version 1, but a boot loader may have changed
 /// that. Called before anything is granted.
 pub(crate) fn require_version(platform: &impl Platform, version: u32) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{DomId, PAGE_SIZE, Page};
 use xen_ring::{Backing, SharedMem};
 
+use super::active::How;
 use crate::{GrantRef, GrantStatus};
 
 /// Another domain's page in a mock backend's hands. Dropping it unmaps.
@@ -26,22 +27,22 @@ unsafe impl Send for MockMapping {}
 ///
 /// # Errors
 /// [`GrantStatus::BAD_DOMAIN`] and [`GrantStatus::BAD_GNTREF`] for what does not exist, [`GrantStatus::GENERAL_ERROR`] for
-/// an entry that does not grant this access to this domain, [`GrantStatus::BAD_PAGE`] for one that names no page.
+/// an entry that does not grant this access to this domain, [`GrantStatus::BAD_PAGE`] for one that names no page; what
+/// [`Faults`](super::Faults) say.
 pub fn map(
     backend: &MockDomain,
     granter: DomId,
     gref: GrantRef,
     writable: bool,
 ) -> Result<MockMapping, GrantStatus> {
-    let xen = backend.xen();
-    let granter = if granter == DomId::SELF { backend.id() } else { granter };
-    if !xen.has_domain(granter) {
-        return Err(GrantStatus::BAD_DOMAIN);
-    }
-    let granter = xen.domain(granter);
-    let page = super::with(xen, |machine| machine.begin(backend.id(), &granter, gref, writable));
-    xen.trace(|| format!("{} maps {gref} of {}: {:?}", backend.id(), granter.id(), page.map(drop)));
-    Ok(MockMapping { page: page?, granter, gref, writable })
+    let (xen, granter) = (backend.xen(), super::granter(backend, granter)?);
+    let granted = super::with(xen, |machine| {
+        machine.chance(|faults| faults.map, GrantStatus::NO_SPACE)?;
+        machine.chance(|faults| faults.again, GrantStatus::EAGAIN)?;
+        machine.begin(backend.id(), &granter, gref, writable, How::Map)
+    });
+    xen.trace(|| format!("{} maps {gref} of {}: {:?}", backend.id(), granter.id(), granted.map(drop)));
+    Ok(MockMapping { page: granted?.page, granter, gref, writable })
 }
 
 impl MockMapping {

@@ -27,23 +27,32 @@
 //! assert_eq!(table.reclaim(), 1);
 //! ```
 //!
-//! Not there: version 2 (`set_version` refuses it, as Xen does when started with `gnttab=max-ver:1`), transfer, and the
-//! hypercalls for mapping: a mock backend has no page tables, so it maps by the function.
+//! Both versions of the table are there, with what only version 2 grants; domains start with version 1, and
+//! [`set_max_version`] forbids version 2 as Xen does when started with `gnttab=max-ver:1`. So are the hypercalls for mapping
+//! and copying, for domains that are guests themselves. [`set_faults`] lets uses fail, and peers hold on, by chance.
+//!
+//! Not there: transfer, `GNTTABOP_swap_grant_ref`, `cache_flush` and what PV guests need.
 
+mod active;
 mod call;
 mod copy;
+mod faults;
+mod handles;
 mod map;
 mod tables;
 
 use std::sync::PoisonError;
 
 use xen_hypercall::abi::XENMAPSPACE_GRANT_TABLE;
-use xen_hypercall::mock::MockXen;
+use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
 use xen_hypercall::{DomId, HypercallNr};
 
 pub use copy::{copy_from, copy_to};
+pub use faults::Faults;
 pub use map::{MockMapping, map};
 use tables::Machine;
+
+use crate::GrantStatus;
 
 /// Answers the grant table calls of every domain of `xen`, and maps grant table frames into their memory.
 pub fn install(xen: &MockXen) {
@@ -58,6 +67,26 @@ pub fn set_max_frames(xen: &MockXen, domain: DomId, frames: u32) {
     with(xen, |machine| machine.set_max_frames(domain, frames));
 }
 
+/// Limits the version of a domain's table: 1 forbids version 2. It is 2 if never set.
+pub fn set_max_version(xen: &MockXen, domain: DomId, version: u32) {
+    with(xen, |machine| machine.table(domain).max_version = version);
+}
+
+/// Lets uses of grants go wrong from now on, everywhere on the machine.
+pub fn set_faults(xen: &MockXen, dice: Dice, faults: Faults) {
+    with(xen, |machine| machine.faults = Some((dice, faults)));
+}
+
+/// Lets go of everything that [`Faults::keep`] has kept in use; answers how many uses that were.
+pub fn release_kept(xen: &MockXen) -> usize {
+    with(xen, |machine| machine.release_kept(xen))
+}
+
+/// How many pages a domain has mapped by hypercall at this moment.
+pub fn mapped_by(xen: &MockXen, domain: DomId) -> usize {
+    with(xen, |machine| machine.handles.count(domain))
+}
+
 /// How many mappings of a domain's pages other domains hold at this moment.
 pub fn mappings_of(xen: &MockXen, granter: DomId) -> usize {
     with(xen, |machine| machine.mappings_of(granter))
@@ -67,4 +96,20 @@ fn with<R>(xen: &MockXen, f: impl FnOnce(&mut Machine) -> R) -> R {
     let machine = xen.extension::<Machine>();
     // A test that panicked while it held the lock has failed already; let the others say what they see.
     f(&mut machine.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The domain that a caller names as the granter.
+fn granter(caller: &MockDomain, id: DomId) -> Result<MockDomain, GrantStatus> {
+    let id = if id == DomId::SELF { caller.id() } else { id };
+    if caller.xen().has_domain(id) { Ok(caller.xen().domain(id)) } else { Err(GrantStatus::BAD_DOMAIN) }
+}
+
+impl Machine {
+    /// Fails with `status` if a fault says so.
+    fn chance(&self, which: impl FnOnce(&Faults) -> Chance, status: GrantStatus) -> Result<(), GrantStatus> {
+        match &self.faults {
+            Some((dice, faults)) if dice.hit(which(faults)) => Err(status),
+            _ => Ok(()),
+        }
+    }
 }
