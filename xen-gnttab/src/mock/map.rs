@@ -14,10 +14,10 @@ use crate::{GrantRef, GrantStatus};
 
 /// Another domain's page in a mock backend's hands. Dropping it unmaps.
 pub struct MockMapping {
-    granter: MockDomain,
+    pub(super) granter: MockDomain,
     gref: GrantRef,
     writable: bool,
-    page: NonNull<Page>,
+    pub(super) page: NonNull<Page>,
 }
 
 // SAFETY: the page lives as long as the machine, which `granter` keeps; nothing ties it to a thread.

@@ -39,6 +39,7 @@ mod copy;
 mod faults;
 mod handles;
 mod map;
+mod row;
 mod tables;
 
 use std::sync::PoisonError;
@@ -50,6 +51,7 @@ use xen_hypercall::{DomId, HypercallNr};
 pub use copy::{copy_from, copy_to};
 pub use faults::Faults;
 pub use map::{MockMapping, map};
+pub use row::{MockMappings, map_row};
 use tables::Machine;
 
 use crate::GrantStatus;

@@ -201,6 +201,15 @@ impl MockDomain {
         self.state().find(gfn)
     }
 
+    /// `count` pages in a row, by the frame of the first, if they are of one allocation and so in a row for the host, too.
+    pub fn pages_at(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
+        let state = self.state();
+        let (start, block) = state.pages.range(..=gfn).next_back()?;
+        let end = usize::try_from(gfn.0 - start.0).ok()?.checked_add(count)?;
+        let first = state.find(gfn)?;
+        (end <= block.pages).then_some(first)
+    }
+
     /// Puts a zeroed page at a frame of the toolstack's choice, as it does for the console and xenstore.
     ///
     /// # Panics
