@@ -4,13 +4,15 @@ use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait};
 
-use crate::abi::{OP_WRITE, RING_SLOTS, SECTOR};
+use crate::abi::{MAX_SEGMENTS, SECTOR};
+use crate::ops::Kind;
 use crate::{BlkFront, Error, State, Ticket};
 
-/// The requests of one transfer that are under way, each with the part of the buffer that it is for.
-struct Window {
-    entries: [Option<(Ticket, usize, usize)>; RING_SLOTS],
-}
+/// Parts of a transfer that are under way at once, at most.
+const PARTS: usize = 16;
+
+/// The parts of one transfer that are under way, each with the part of the buffer that it is for.
+type Window = [Option<(Ticket, usize, usize)>; PARTS];
 
 /// The caller's buffer.
 enum Buffer<'b> {
@@ -34,7 +36,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// As [`submit_read`](Self::submit_read); what the backend answers; [`Error::TimedOut`]. What is in `out` is
     /// undetermined then.
     pub fn read(&mut self, lba: u64, out: &mut [u8]) -> Result<(), Error> {
-        self.transfer(lba, Buffer::Read(out))
+        self.move_all(lba, Buffer::Read(out))
     }
 
     /// Writes sectors.
@@ -43,7 +45,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// As [`submit_write`](Self::submit_write); what the backend answers; [`Error::TimedOut`]. Any of the sectors
     /// may have been written then, and after a timeout may still be.
     pub fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), Error> {
-        self.transfer(lba, Buffer::Write(data))
+        self.move_all(lba, Buffer::Write(data))
     }
 
     /// Waits for the writes under way and sees to it that they survive a loss of power, if the backend can; see
@@ -52,25 +54,42 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// # Errors
     /// What the backend answers, or [`Error::TimedOut`].
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.check_state()?;
+        self.settle_writes()?;
+        self.perform(Self::submit_flush)
+    }
+
+    /// Discards sectors, as far as whole extents of the medium are among them, and waits until that is done. Writes
+    /// under way are waited for before.
+    ///
+    /// # Errors
+    /// As [`submit_discard`](Self::submit_discard); what the backend answers; [`Error::TimedOut`].
+    pub fn discard_sectors(&mut self, lba: u64, sectors: u64) -> Result<(), Error> {
+        self.settle_writes()?;
+        self.perform(|disk| disk.submit_discard(lba, sectors))
+    }
+
+    /// Has every copy of some sectors erased, and waits until that is done. Writes under way are waited for before.
+    ///
+    /// # Errors
+    /// As [`submit_secure_discard`](Self::submit_secure_discard); what the backend answers; [`Error::TimedOut`].
+    pub fn erase(&mut self, lba: u64, sectors: u64) -> Result<(), Error> {
+        self.settle_writes()?;
+        self.perform(|disk| disk.submit_secure_discard(lba, sectors))
+    }
+
+    /// Waits until an operation is done, and [takes](Self::take) its result.
+    ///
+    /// # Errors
+    /// The operation's own; [`Error::TimedOut`] when no response comes, after which the operation is
+    /// [forgotten](Self::forget).
+    pub fn wait(&mut self, ticket: Ticket, out: &mut [u8]) -> Result<(), Error> {
         self.publish()?;
         let mut deadline = self.deadline();
-        // A flush covers what was answered before it was asked for.
-        while self.slots.any_in_flight(OP_WRITE) {
-            self.progress(&mut deadline)?;
-        }
-        let ticket = loop {
-            match self.submit_flush() {
-                Err(Error::Busy) if self.ring.in_flight() > 0 => self.progress(&mut deadline)?,
-                other => break other?,
-            }
-        };
-        self.publish()?;
         loop {
-            if let Some(result) = self.take(ticket, &mut []) {
+            if let Some(result) = self.take(ticket, out) {
                 return result;
             }
-            if let Err(error) = self.progress(&mut deadline) {
+            if let Err(error) = self.progress(&mut deadline, 0) {
                 self.forget(ticket);
                 return Err(error);
             }
@@ -80,25 +99,49 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Waits until everything that was submitted is answered.
     pub(crate) fn drain(&mut self, until: Duration) -> Result<(), Error> {
         self.publish()?;
-        while self.ring.in_flight() > 0 {
+        while self.pending() > 0 {
             let mut deadline = self.deadline().min(until);
-            self.progress(&mut deadline)?;
+            self.progress(&mut deadline, u32::MAX)?;
         }
         Ok(())
     }
 
-    fn transfer(&mut self, lba: u64, mut buffer: Buffer<'_>) -> Result<(), Error> {
+    /// Waits for what changes the disk: a flush covers what was answered before it was asked for.
+    fn settle_writes(&mut self) -> Result<(), Error> {
         self.check_state()?;
-        if matches!(buffer, Buffer::Write(_)) && self.geometry.read_only {
+        self.publish()?;
+        let mut deadline = self.deadline();
+        while self.ops.pending(Kind::writes) > 0 {
+            self.progress(&mut deadline, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Submits one operation without data and waits for it.
+    fn perform(&mut self, submit: impl Fn(&mut Self) -> Result<Ticket, Error>) -> Result<(), Error> {
+        let mut deadline = self.deadline();
+        let ticket = loop {
+            match submit(self) {
+                // Others' operations have all the places; some come back.
+                Err(Error::Busy) if self.pending() > 0 => self.progress(&mut deadline, 0)?,
+                other => break other?,
+            }
+        };
+        self.wait(ticket, &mut [])
+    }
+
+    fn move_all(&mut self, lba: u64, mut buffer: Buffer<'_>) -> Result<(), Error> {
+        self.check_state()?;
+        if matches!(buffer, Buffer::Write(_)) && self.features.read_only {
             return Err(Error::ReadOnly);
         }
         if buffer.len() % SECTOR != 0 {
             return Err(Error::Unaligned);
         }
-        self.geometry.check_range(lba, (buffer.len() / SECTOR) as u64)?;
-        let mut window = Window { entries: [None; RING_SLOTS] };
+        self.features.check_range(lba, (buffer.len() / SECTOR) as u64)?;
+        let mut window = [None; PARTS];
         let result = self.run(lba, &mut buffer, &mut window);
-        for (ticket, ..) in window.entries.into_iter().flatten() {
+        for (ticket, ..) in window.into_iter().flatten() {
             self.forget(ticket);
         }
         result
@@ -107,15 +150,29 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Fills the window, empties it, and so on. After a failure nothing new is asked for, but what is under way is
     /// waited for, so that a write that comes later is not overtaken by one of these.
     fn run(&mut self, lba: u64, buffer: &mut Buffer<'_>, window: &mut Window) -> Result<(), Error> {
-        // What others submitted gives its places back only once the backend has seen it.
-        self.publish()?;
-        let (len, mut next, mut taken) = (buffer.len(), 0, 0);
+        let (len, mut next) = (buffer.len(), 0);
+        let mut part = self.request_sectors().min(self.max_sectors()) as usize * SECTOR;
         let mut outcome = Ok(());
         let mut deadline = self.deadline();
         loop {
+            let mut waiting = 0_u32;
+            for entry in window.iter_mut() {
+                let Some((ticket, offset, size)) = *entry else { continue };
+                let out = match buffer {
+                    Buffer::Read(out) => out.get_mut(offset..offset + size).unwrap_or_default(),
+                    Buffer::Write(_) => &mut [],
+                };
+                match self.take(ticket, out) {
+                    Some(result) => {
+                        *entry = None;
+                        outcome = outcome.and(result);
+                    }
+                    None => waiting += 1,
+                }
+            }
             while next < len && outcome.is_ok() {
-                let Some(place) = window.entries.iter_mut().find(|entry| entry.is_none()) else { break };
-                let size = (len - next).min(self.max_sectors() as usize * SECTOR);
+                let Some(place) = window.iter_mut().find(|entry| entry.is_none()) else { break };
+                let size = (len - next).min(part);
                 let at = lba + (next / SECTOR) as u64;
                 let submitted = match buffer {
                     Buffer::Read(_) => self.submit_read(at, (size / SECTOR) as u64),
@@ -125,40 +182,32 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
                 };
                 match submitted {
                     Ok(ticket) => *place = Some((ticket, next, size)),
-                    // All places are taken; some come back, of ours or of others.
-                    Err(Error::Busy) if next > taken || self.ring.in_flight() > 0 => break,
+                    // All places or pages are taken; some come back, of ours or of others.
+                    Err(Error::Busy) if waiting > 0 || self.pending() > 0 => break,
+                    // Little is enough: some pages are there in any case.
+                    Err(Error::Busy | Error::Grant(_)) if part > MAX_SEGMENTS * xen_hypercall::PAGE_SIZE => {
+                        part = MAX_SEGMENTS * xen_hypercall::PAGE_SIZE;
+                        continue;
+                    }
                     Err(error) => {
                         outcome = Err(error);
                         break;
                     }
                 }
-                next += size;
+                (next, waiting) = (next + size, waiting + 1);
             }
-            self.publish()?;
-            for entry in &mut window.entries {
-                let Some((ticket, offset, size)) = *entry else { continue };
-                let out = match buffer {
-                    Buffer::Read(out) => out.get_mut(offset..offset + size).unwrap_or_default(),
-                    Buffer::Write(_) => &mut [],
-                };
-                if let Some(result) = self.take(ticket, out) {
-                    *entry = None;
-                    taken += size;
-                    outcome = outcome.and(result);
-                }
-            }
-            let waiting = window.entries.iter().any(Option::is_some);
-            if !waiting && (next == len || outcome.is_err()) {
+            if waiting == 0 && (next == len || outcome.is_err()) {
                 return outcome;
             }
-            if self.slots.free() == 0 || waiting {
-                self.progress(&mut deadline)?;
-            }
+            self.publish()?;
+            // While there is more to ask for, room for it is made in halves; at the end only the last response matters.
+            let skip = if next == len { waiting - waiting.min(1) } else { waiting / 2 };
+            self.progress(&mut deadline, skip)?;
         }
     }
 
-    /// Takes responses, waiting for the first if there is none. Each moves the deadline.
-    fn progress(&mut self, deadline: &mut Duration) -> Result<(), Error> {
+    /// Takes responses, waiting for some if there is none: for one more than `skip`. Each moves the deadline.
+    fn progress(&mut self, deadline: &mut Duration, skip: u32) -> Result<(), Error> {
         loop {
             if self.poll()? > 0 {
                 *deadline = (*deadline).max(self.deadline());
@@ -167,7 +216,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             if self.state == State::Gone {
                 return Err(Error::Closing);
             }
-            if self.arm() {
+            if self.arm_after(skip) {
                 continue;
             }
             if self.events.platform().now() >= *deadline {

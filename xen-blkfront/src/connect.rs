@@ -1,39 +1,59 @@
-//! Coming up, and going down.
+//! Coming up.
 
 use core::time::Duration;
 
-use xen_evtchn::{Channel, EventChannels};
-use xen_gnttab::{Access, GrantTable, GrantedPage};
+use xen_evtchn::EventChannels;
+use xen_gnttab::GrantTable;
 use xen_hypercall::{Platform, Wait};
-use xen_ring::Front;
 use xen_xenstore::Xenstore;
 use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
 
-use crate::abi::{ABI, Blkif, RING_SLOTS};
-use crate::geometry::Geometry;
-use crate::slots::Slots;
+use crate::abi::RING_SLOTS;
+use crate::features::Features;
+use crate::ops::Ops;
+use crate::pool::Pool;
+use crate::transport::{Queues, Transport};
 use crate::{BlkFront, Error, State, Stats};
 
-/// What can be chosen about a disk.
+/// What can be chosen about a disk. The default fits a guest with little memory and one virtual CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// Requests that can be under way, 1 to 32. Each takes 11 pages for as long as the disk is connected.
+    /// Operations that can be under way at once, whose results were not taken.
     pub requests: usize,
+    /// Pages that data can be in at once, at least 11. They are made when they are needed for the first time, and stay
+    /// for as long as the disk is connected.
+    pub pages: usize,
+    /// Pages of data in one request at most, as far as the backend takes more than 11 (`feature-max-indirect-segments`).
+    pub segments: usize,
+    /// Pages of each ring, a power of two up to 16, as far as the backend takes more than one: 32 requests in the first.
+    pub ring_pages: usize,
+    /// Rings, as far as the backend has more than one: Linux's serves each by a thread of its own.
+    pub queues: usize,
+    /// Tell the backend that it may keep pages mapped. Without, it maps and unmaps them for each request, and pages
+    /// [lent](crate::Piece) to the disk can be had back for other uses.
+    pub persistent: bool,
     /// How long the blocking calls wait for the next response before they fail.
     pub timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { requests: RING_SLOTS, timeout: Duration::from_secs(30) }
+        Self {
+            requests: RING_SLOTS,
+            pages: 288,
+            segments: 256,
+            ring_pages: 1,
+            queues: 1,
+            persistent: true,
+            timeout: Duration::from_secs(30),
+        }
     }
 }
 
-/// What the backend reaches of us.
-struct Shared<'x, P: Platform> {
-    ring: Front<Blkif, GrantedPage<'x, P>>,
-    channel: Channel<'x, P>,
-    slots: Slots<'x, P>,
+/// What is there only while a backend is connected.
+pub(crate) struct Link<'x, P: Platform> {
+    pub(crate) device: Frontend<Connected>,
+    pub(crate) queues: Queues<'x, P>,
 }
 
 impl<'x, P: Platform + Wait> BlkFront<'x, P> {
@@ -88,95 +108,63 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         config: Config,
     ) -> Result<Self, Error> {
         let device = Frontend::open(xs, "vbd", index, deadline)?.wait_for_backend(xs, deadline)?;
-        let shared = match share(&device, events, grants, config) {
-            Ok(shared) => shared,
+        let made = Pool::new(grants, device.backend_id(), config.pages)
+            .and_then(|pool| Ok((pool, Ops::new(grants.platform(), config.requests)?)));
+        let (pool, ops) = match made {
+            Ok(made) => made,
             Err(error) => {
                 // The first error says more than one on the way out.
                 let _ = device.abandon(xs);
                 return Err(error);
             }
         };
-        let (device, shared) = publish(xs, device, shared)?;
-        let device = wait_connected(xs, device, deadline)?;
-        let geometry = match Geometry::read(xs, &device) {
-            Ok(geometry) => geometry,
-            Err(error) => {
-                let _ = device.close(xs, deadline);
-                return Err(error);
-            }
-        };
-        device.switch(xs, XenbusState::CONNECTED)?;
-        let Shared { ring, channel, slots } = shared;
+        let (link, features) = bring_up(xs, device, events, grants, &config, deadline)?;
         Ok(Self {
-            device,
+            link: Some(link),
             events,
             grants,
-            channel,
-            ring,
-            slots,
-            geometry,
+            index,
+            pool,
+            ops,
+            features,
             config,
             state: State::Connected,
             stats: Stats::default(),
         })
     }
-
-    /// Ends the disk: waits for what is under way, tells the backend, and waits until it has let go.
-    ///
-    /// Whatever the outcome is, the disk is closed. Pages that the backend still uses stay in the grant table's
-    /// quarantine. Nothing is flushed.
-    ///
-    /// # Errors
-    /// The handshake's, when the backend did not follow by `deadline`.
-    pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
-        if matches!(self.state, State::Connected | State::Closing) {
-            // Requests that are not answered are lost; the backend, not they, decides how closing goes on.
-            let _ = self.drain(deadline);
-        }
-        let Self { device, ring, channel, slots, .. } = self;
-        let closed = device.close(xs, deadline);
-        // Only now: before, the backend had every right to the pages.
-        drop((ring, slots, channel));
-        Ok(closed?)
-    }
 }
 
-fn share<'x, P: Platform>(
-    device: &Frontend<BackendReady>,
-    events: &'x EventChannels<P>,
-    grants: &'x GrantTable<P>,
-    config: Config,
-) -> Result<Shared<'x, P>, Error> {
-    let backend = device.backend_id();
-    let page = grants.share(backend, Access::ReadWrite)?;
-    // A page is large enough; `abi` has that checked.
-    let ring = Front::init(page).map_err(|error| Error::Broken(crate::Violation::Ring(error)))?;
-    let slots = Slots::new(grants, backend, config.requests.clamp(1, RING_SLOTS))?;
-    Ok(Shared { ring, channel: events.alloc_unbound(backend)?, slots })
-}
-
-fn publish<'x, P: Platform + Wait>(
+/// The handshake from a backend that is ready to a disk at work.
+pub(crate) fn bring_up<'x, P: Platform + Wait>(
     xs: &mut Xenstore<'x, P>,
     device: Frontend<BackendReady>,
-    mut shared: Shared<'x, P>,
-) -> Result<(Frontend<Published>, Shared<'x, P>), Error> {
-    let (watch, port) = (*device.watch(), shared.channel.port());
-    let gref = shared.ring.backing().gref();
-    let published = device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
-        transaction.write_display(&path.join("ring-ref")?, gref.0)?;
-        transaction.write_display(&path.join("event-channel")?, port.0)?;
-        transaction.write_display(&path.join("protocol")?, ABI)?;
-        // A backend may tell only later whether it keeps pages mapped, when it is too late for us to tell, so we
-        // always do. The protocol allows that: we use the same pages again and again either way.
-        transaction.write_display(&path.join("feature-persistent")?, 1)
+    events: &'x EventChannels<P>,
+    grants: &'x GrantTable<P>,
+    config: &Config,
+    deadline: Duration,
+) -> Result<(Link<'x, P>, Features), Error> {
+    let made = Transport::choose(xs, &device, config).and_then(|transport| {
+        let queues = transport.make(events, grants, device.backend_id())?;
+        Ok((transport, queues))
     });
-    match published {
-        Ok(device) => Ok((device, shared)),
+    let (transport, queues) = match made {
+        Ok(made) => made,
         Err(error) => {
-            let _ = xs.unwatch(watch);
-            Err(error.into())
+            let _ = device.abandon(xs);
+            return Err(error);
         }
-    }
+    };
+    let device = transport.publish(xs, device, &queues, config.persistent)?;
+    let device = wait_connected(xs, device, deadline)?;
+    let features = match Features::read(xs, &device) {
+        Ok(features) => features,
+        Err(error) => {
+            let _ = device.close(xs, deadline);
+            return Err(error);
+        }
+    };
+    device.switch(xs, XenbusState::CONNECTED)?;
+    Ok((Link { device, queues }, features))
 }
 
 fn wait_connected<P: Platform + Wait>(

@@ -26,14 +26,19 @@ pub enum Error {
     ReadOnly,
     /// Beyond the end of the disk.
     OutOfRange,
-    /// Nothing at all, or not whole sectors of the disk; see [`sector_size`](crate::BlkFront::sector_size).
+    /// Nothing at all, or not whole sectors of the disk ([`sector_size`](crate::BlkFront::sector_size)), or of what can be
+    /// erased at once.
     Unaligned,
-    /// Too much for one request; see [`max_sectors`](crate::BlkFront::max_sectors).
+    /// Too much for one operation; see [`max_sectors`](crate::BlkFront::max_sectors).
     TooLong,
     /// The buffer does not have the length of what was read.
     BufferLength,
-    /// As many requests are under way as there can be.
+    /// As many operations are under way as there can be, or their pages are all that there are.
     Busy,
+    /// A page that was to be lent to the disk is not there, or not granted to its backend for reading and writing.
+    ForeignPage,
+    /// The toolstack says that the backend is not to be trusted with pages other than the disk's own (`trusted`).
+    Untrusted,
     /// The ticket's result was taken already, or it is another disk's.
     StaleTicket,
     /// The backend did not answer in time. What it was asked may still happen.
@@ -76,9 +81,13 @@ impl fmt::Display for Error {
             Self::ReadOnly => f.write_str("the disk is read-only"),
             Self::OutOfRange => f.write_str("beyond the end of the disk"),
             Self::Unaligned => f.write_str("not whole sectors of the disk"),
-            Self::TooLong => f.write_str("too long for one request"),
+            Self::TooLong => f.write_str("too long for one operation"),
             Self::BufferLength => f.write_str("the buffer has another length than the request"),
             Self::Busy => f.write_str("as many requests are under way as there can be"),
+            Self::ForeignPage => f.write_str("a page that is not granted to the disk's backend"),
+            Self::Untrusted => {
+                f.write_str("the disk's backend is not trusted with other pages than the disk's own")
+            }
             Self::StaleTicket => f.write_str("no request of this ticket"),
             Self::TimedOut => f.write_str("the disk's backend did not answer in time"),
             Self::Io => f.write_str("the disk failed"),

@@ -1,35 +1,32 @@
-//! The disk: requests out, responses in. Nothing here waits.
+//! The disk: what it is, and what it can be asked. Nothing here waits.
 
 use core::fmt;
-use core::task::{Context, Poll};
 
 use xen_evtchn::{Channel, EventChannels};
-use xen_gnttab::{GrantTable, GrantedPage};
-use xen_hypercall::{Platform, Wait};
-use xen_ring::Front;
-use xen_xenstore::Xenstore;
-use xen_xenstore::wire::Refusal;
-use xen_xenstore::xenbus::{Connected, Frontend, XenbusState};
+use xen_gnttab::GrantTable;
+use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 
 use crate::abi::*;
-use crate::connect::Config;
+use crate::connect::{Config, Link};
 use crate::error::Violation;
-use crate::geometry::Geometry;
-use crate::slots::Slots;
-use crate::{Error, Ticket};
+use crate::features::{Discard, Features};
+use crate::ops::{Kind, Ops};
+use crate::pool::{Chain, Pool};
+use crate::{Error, Piece, Ticket};
 
 /// A paravirtual disk.
 ///
 /// Addresses and lengths count sectors of 512 bytes, whatever the disk's own sector size is; every access must be of
 /// whole sectors of the disk.
 pub struct BlkFront<'x, P: Platform> {
-    pub(crate) device: Frontend<Connected>,
+    /// None: the backend is gone.
+    pub(crate) link: Option<Link<'x, P>>,
     pub(crate) events: &'x EventChannels<P>,
     pub(crate) grants: &'x GrantTable<P>,
-    pub(crate) channel: Channel<'x, P>,
-    pub(crate) ring: Front<Blkif, GrantedPage<'x, P>>,
-    pub(crate) slots: Slots<'x, P>,
-    pub(crate) geometry: Geometry,
+    pub(crate) index: u32,
+    pub(crate) ops: Ops<'x, P>,
+    pub(crate) pool: Pool<'x, P>,
+    pub(crate) features: Features,
     pub(crate) config: Config,
     pub(crate) state: State,
     pub(crate) stats: Stats,
@@ -43,7 +40,8 @@ pub enum State {
     Connected,
     /// The backend wants it to end: what is under way may still be answered, nothing new is accepted.
     Closing,
-    /// The backend is gone: nothing will be answered any more.
+    /// The backend is gone: nothing will be answered any more, unless the disk is
+    /// [reconnected](BlkFront::reconnect).
     Gone,
     /// The backend broke the protocol, and nothing it says is believed any more.
     Broken(Violation),
@@ -60,22 +58,42 @@ impl fmt::Display for State {
     }
 }
 
-/// What passed since the disk was connected.
+/// What passed since the disk was connected first.
 #[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
-    /// Requests made.
+    /// What was submitted: reads, writes, flushes and so on.
+    pub operations: u64,
+    /// Requests sent: a long operation is several, and several that follow each other on the disk are one.
     pub requests: u64,
+    /// Of those, the ones with segments in pages of their own (`BLKIF_OP_INDIRECT`).
+    pub indirect: u64,
+    /// Operations that went with another's request.
+    pub merged: u64,
+    /// Pages that the requests named, a page counted each time.
+    pub segments: u64,
     /// Requests answered.
     pub responses: u64,
-    /// Of those, the ones that failed.
+    /// Operations that failed.
     pub errors: u64,
+    /// Operations asked for once more: what the backend turned out not to support, or who of several failed.
+    pub retries: u64,
     /// Bytes read, as far as answered.
     pub bytes_read: u64,
     /// Bytes written, as far as answered.
     pub bytes_written: u64,
+    /// Bytes discarded, as far as answered.
+    pub bytes_discarded: u64,
+    /// Flushes answered.
+    pub flushes: u64,
+    /// Bytes copied between the caller's buffers and the pages shared with the backend.
+    pub bytes_copied: u64,
     /// Events sent.
     pub notifications: u64,
+    /// Times that the disk was connected to another backend.
+    pub reconnects: u64,
+    /// Operations that were under way then, and were asked for again.
+    pub reissued: u64,
 }
 
 impl<'x, P: Platform> BlkFront<'x, P> {
@@ -83,11 +101,12 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     ///
     /// # Errors
     /// [`Error::Unaligned`], [`Error::OutOfRange`], [`Error::TooLong`]; [`Error::Busy`] until a result is taken;
-    /// [`Error::Closing`] and [`Error::Broken`] for good.
+    /// [`Error::Closing`] while the backend is not there, [`Error::Broken`] for good; [`Error::Grant`] when a page is
+    /// needed and there is no memory.
     pub fn submit_read(&mut self, lba: u64, sectors: u64) -> Result<Ticket, Error> {
         let len = self.check(lba, sectors)?;
-        let ticket = self.slots.begin(OP_READ, len)?;
-        self.send(ticket, OP_READ, lba)
+        let pages = self.pool.alloc(len)?;
+        self.add(Kind::Read, lba, sectors, pages)
     }
 
     /// Writes sectors: `data` is copied now, the backend sees the request with the next [`publish`](Self::publish).
@@ -95,20 +114,103 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// # Errors
     /// As [`submit_read`](Self::submit_read), and [`Error::ReadOnly`].
     pub fn submit_write(&mut self, lba: u64, data: &[u8]) -> Result<Ticket, Error> {
-        if self.geometry.read_only {
+        self.submit_data(Kind::Write, lba, data)
+    }
+
+    /// Writes sectors, at most 88, after all writes submitted before are done, and before any that is submitted later
+    /// (`BLKIF_OP_WRITE_BARRIER`). An old way: where the backend has [none](Self::has_barrier), wait for the writes
+    /// before, [flush](Self::submit_flush), write, and wait.
+    ///
+    /// # Errors
+    /// As [`submit_write`](Self::submit_write), and [`Error::Unsupported`] when the backend has no barriers, or the disk
+    /// several queues, between which there is no order.
+    pub fn submit_barrier(&mut self, lba: u64, data: &[u8]) -> Result<Ticket, Error> {
+        self.check_state()?;
+        if !self.has_barrier() {
+            return Err(Error::Unsupported);
+        }
+        if data.len() > MAX_SEGMENTS * PAGE_SIZE {
+            return Err(Error::TooLong);
+        }
+        self.submit_data(Kind::Barrier, lba, data)
+    }
+
+    fn submit_data(&mut self, kind: Kind, lba: u64, data: &[u8]) -> Result<Ticket, Error> {
+        if self.features.read_only {
             return Err(Error::ReadOnly);
         }
         if data.len() % SECTOR != 0 {
             return Err(Error::Unaligned);
         }
-        let len = self.check(lba, (data.len() / SECTOR) as u64)?;
-        let ticket = self.slots.begin(OP_WRITE, len)?;
-        // A request has room for as much as `check` lets through.
-        if self.slots.fill(ticket, data).is_err() {
-            self.cancel(ticket);
+        let sectors = (data.len() / SECTOR) as u64;
+        let len = self.check(lba, sectors)?;
+        let pages = self.pool.alloc(len)?;
+        if self.pool.write(pages, data).is_none() {
+            self.pool.release(pages);
             return Err(Error::TooLong);
         }
-        self.send(ticket, OP_WRITE, lba)
+        self.stats.bytes_copied += data.len() as u64;
+        self.add(kind, lba, sectors, pages)
+    }
+
+    /// Reads sectors into the caller's own pages, without a copy. The pages are taken out of `pieces` once everything is
+    /// right with all of them, and come back by [`take_pages`](Self::take_pages).
+    ///
+    /// # Errors
+    /// As [`submit_read`](Self::submit_read). [`Error::Untrusted`] when the toolstack says so of the backend;
+    /// [`Error::ForeignPage`] for a page that is granted to somebody else, or not for writing, and for a place that is
+    /// empty.
+    pub fn submit_read_into(
+        &mut self,
+        lba: u64,
+        pieces: &mut [Option<Piece<'x, P>>],
+    ) -> Result<Ticket, Error> {
+        self.submit_pieces(Kind::Read, lba, pieces)
+    }
+
+    /// Writes sectors from the caller's own pages, without a copy; as [`submit_read_into`](Self::submit_read_into).
+    ///
+    /// # Errors
+    /// As [`submit_read_into`](Self::submit_read_into), and [`Error::ReadOnly`].
+    pub fn submit_write_from(
+        &mut self,
+        lba: u64,
+        pieces: &mut [Option<Piece<'x, P>>],
+    ) -> Result<Ticket, Error> {
+        if self.features.read_only {
+            return Err(Error::ReadOnly);
+        }
+        self.submit_pieces(Kind::Write, lba, pieces)
+    }
+
+    fn submit_pieces(
+        &mut self,
+        kind: Kind,
+        lba: u64,
+        pieces: &mut [Option<Piece<'x, P>>],
+    ) -> Result<Ticket, Error> {
+        if !self.features.trusted {
+            return Err(Error::Untrusted);
+        }
+        let mut sectors = 0;
+        for piece in pieces.iter() {
+            let piece = piece.as_ref().filter(|piece| self.pool.accepts(&piece.page));
+            let len = piece.ok_or(Error::ForeignPage)?.len();
+            if len % self.features.sector_size as usize != 0 {
+                return Err(Error::Unaligned);
+            }
+            sectors += (len / SECTOR) as u64;
+        }
+        self.check(lba, sectors)?;
+        if self.ops.free() == 0 {
+            return Err(Error::Busy);
+        }
+        let pages = self.pool.lend(pieces)?;
+        let ticket = self.add(kind, lba, sectors, pages)?;
+        if let Some(op) = self.ops.find(ticket) {
+            op.lent = true;
+        }
+        Ok(ticket)
     }
 
     /// Asks that all writes answered so far survive a loss of power. When the backend offers no such thing the
@@ -118,116 +220,59 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// As [`submit_read`](Self::submit_read).
     pub fn submit_flush(&mut self) -> Result<Ticket, Error> {
         self.check_state()?;
-        let ticket = self.slots.begin(OP_FLUSH, 0)?;
-        if self.geometry.can_flush {
-            return self.send(ticket, OP_FLUSH, 0);
+        if self.can_flush() {
+            return self.add(Kind::Flush, 0, 0, Chain::EMPTY);
         }
-        self.slots.settle(ticket, Ok(()));
-        Ok(ticket)
+        self.nothing(Kind::Flush)
     }
 
-    /// Shows the backend what was submitted, and sends it an event if it wants one.
+    /// Tells the disk that what is in these sectors is not needed any more: it may be anything afterwards. Only whole
+    /// extents of the medium can be discarded ([`discard`](Self::discard)); the rest stays as it is.
     ///
     /// # Errors
-    /// [`Error::Broken`]; [`Error::Event`] when Xen does not send it.
+    /// As [`submit_read`](Self::submit_read), and [`Error::ReadOnly`]; [`Error::Unsupported`] when the backend does not
+    /// offer it.
+    pub fn submit_discard(&mut self, lba: u64, sectors: u64) -> Result<Ticket, Error> {
+        let discard = self.check_discard(lba, sectors)?;
+        match discard.within(lba, sectors) {
+            (_, 0) => self.nothing(Kind::Discard),
+            (lba, sectors) => self.add(Kind::Discard, lba, sectors, Chain::EMPTY),
+        }
+    }
+
+    /// Has every copy of these sectors erased (`BLKIF_DISCARD_SECURE`). They must be whole extents of the medium.
+    ///
+    /// # Errors
+    /// As [`submit_discard`](Self::submit_discard); [`Error::Unaligned`] when a part could not be erased.
+    pub fn submit_secure_discard(&mut self, lba: u64, sectors: u64) -> Result<Ticket, Error> {
+        let discard = self.check_discard(lba, sectors)?;
+        if !discard.secure {
+            return Err(Error::Unsupported);
+        }
+        if discard.within(lba, sectors) != (lba, sectors) {
+            return Err(Error::Unaligned);
+        }
+        self.add(Kind::SecureDiscard, lba, sectors, Chain::EMPTY)
+    }
+
+    fn check_discard(&self, lba: u64, sectors: u64) -> Result<Discard, Error> {
+        self.check_state()?;
+        if self.features.read_only {
+            return Err(Error::ReadOnly);
+        }
+        self.features.check_range(lba, sectors)?;
+        self.features.discard.ok_or(Error::Unsupported)
+    }
+
+    /// Shows the backend what was submitted, and sends it an event if it wants one. What the rings have no room for
+    /// follows by itself with the next [`poll`](Self::poll).
+    ///
+    /// # Errors
+    /// [`Error::Broken`]; [`Error::Event`] when Xen does not send the event.
     pub fn publish(&mut self) -> Result<(), Error> {
         self.check_broken()?;
-        let notify = self.ring.publish().map_err(|error| self.broke(Violation::Ring(error)))?;
-        if notify {
-            self.channel.notify()?;
-            self.stats.notifications += 1;
-        }
-        Ok(())
-    }
-
-    /// Takes the responses that are there; answers how many.
-    ///
-    /// # Errors
-    /// [`Error::Broken`].
-    pub fn poll(&mut self) -> Result<usize, Error> {
-        self.check_broken()?;
-        let mut count = 0;
-        // Ends, since the ring has no more responses than there were requests.
-        while let Some(response) = self.ring.pop().map_err(|error| self.broke(Violation::Ring(error)))? {
-            let result = match response.status {
-                RSP_OKAY => Ok(()),
-                RSP_ERROR => Err(Error::Io),
-                RSP_EOPNOTSUPP => Err(Error::Unsupported),
-                status => Err(Error::Status(status)),
-            };
-            let answered = self.slots.answer(response, result).map_err(|violation| self.broke(violation))?;
-            self.stats.responses += 1;
-            let len = answered.len as u64;
-            match (answered.operation, answered.result) {
-                (OP_READ, Ok(())) => self.stats.bytes_read += len,
-                (OP_WRITE, Ok(())) => self.stats.bytes_written += len,
-                (_, Ok(())) => {}
-                (OP_FLUSH, Err(Error::Unsupported)) => {
-                    self.geometry.can_flush = false;
-                    self.stats.errors += 1;
-                }
-                (_, Err(_)) => self.stats.errors += 1,
-            }
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// The result of a request, once [`poll`](Self::poll) has taken its response: `None` before. What was read is
-    /// copied to `out`, which has exactly its length; for other requests `out` may be empty.
-    ///
-    /// # Errors
-    /// The inner result is the request's own. [`Error::BufferLength`] leaves the result to be taken again.
-    pub fn take(&mut self, ticket: Ticket, out: &mut [u8]) -> Option<Result<(), Error>> {
-        let result = self.slots.take(ticket, out);
-        match (result, self.state) {
-            (None, State::Broken(violation)) => Some(Err(Error::Broken(violation))),
-            (None, State::Gone) => Some(Err(Error::Closing)),
-            (result, _) => result,
-        }
-    }
-
-    /// Gives up a request's result. The request itself goes on.
-    pub fn forget(&mut self, ticket: Ticket) {
-        self.slots.forget(ticket);
-    }
-
-    /// Asks for an event with the next response, and answers whether there is something to [`poll`](Self::poll)
-    /// already, so that waiting would be wrong.
-    pub fn arm(&mut self) -> bool {
-        // A ring that breaks here says so again when it is polled.
-        self.ring.arm().unwrap_or(true)
-    }
-
-    /// Ready when an event arrived from the backend; otherwise wakes the task then. Call [`arm`](Self::arm) before.
-    pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.channel.poll_event(cx)
-    }
-
-    /// Looks whether the backend wants the disk to end. Call it now and then: nothing else does.
-    ///
-    /// # Errors
-    /// When xenstore is of no use any more.
-    pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error>
-    where
-        P: Wait,
-    {
-        if !matches!(self.state, State::Connected | State::Closing) {
-            return Ok(self.state);
-        }
-        let found = match self.device.is_closing(xs) {
-            Ok(false) => return Ok(self.state),
-            Ok(true) => self.device.backend_state(xs),
-            Err(error) => Err(error),
-        };
-        self.state = match found {
-            Ok(XenbusState::CLOSING) => State::Closing,
-            Ok(_) => State::Gone,
-            // The node is gone, and what is above it was never ours to read.
-            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => State::Gone,
-            Err(error) => return Err(error.into()),
-        };
-        Ok(self.state)
+        self.ops.publish();
+        self.push_out()
     }
 
     /// How the disk is, as far as was found out.
@@ -235,49 +280,105 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         self.state
     }
 
-    /// The size, in sectors of 512 bytes.
+    /// The size, in sectors of 512 bytes. May change while the disk is connected; see [`service`](Self::service).
     pub fn capacity(&self) -> u64 {
-        self.geometry.sectors
+        self.features.sectors
     }
 
     /// The disk's own sectors, in bytes: a power of two from 512 to 4096. Every access is of whole ones.
     pub fn sector_size(&self) -> u32 {
-        self.geometry.sector_size
+        self.features.sector_size
     }
 
-    /// The most that one request can move, in sectors of 512 bytes.
+    /// What the medium writes at once, in bytes: a multiple of the sector size. Writing less costs it a read.
+    pub fn physical_sector_size(&self) -> u32 {
+        self.features.physical
+    }
+
+    /// The most that one operation can move, in sectors of 512 bytes: as much as there are pages.
     pub fn max_sectors(&self) -> u64 {
-        (MAX_SEGMENTS * xen_hypercall::PAGE_SIZE / SECTOR) as u64
+        (self.pool.len() * PAGE_SIZE / SECTOR) as u64
     }
 
-    /// How many requests can be submitted at this moment.
+    /// The most that one request of the ring moves, in sectors of 512 bytes. A longer operation is several of them.
+    pub fn request_sectors(&self) -> u64 {
+        (self.max_segments() * PAGE_SIZE / SECTOR) as u64
+    }
+
+    /// How many operations can be submitted at this moment, if there are pages for them.
     pub fn free_requests(&self) -> usize {
-        self.slots.free().min(self.ring.free() as usize)
+        self.ops.free()
+    }
+
+    /// How many operations are under way, submitted and not done.
+    pub fn pending(&self) -> usize {
+        self.ops.pending(|_| true)
     }
 
     /// Whether the disk cannot be written.
     pub fn is_read_only(&self) -> bool {
-        self.geometry.read_only
+        self.features.read_only
     }
 
-    /// Whether a flush does anything.
+    /// Whether it is a CD-ROM drive.
+    pub fn is_cdrom(&self) -> bool {
+        self.features.info.contains(DiskInfo::CDROM)
+    }
+
+    /// Whether its medium can be changed.
+    pub fn is_removable(&self) -> bool {
+        self.features.info.contains(DiskInfo::REMOVABLE)
+    }
+
+    /// Whether a flush does anything. Where the backend has barriers and no flushes, an empty barrier is one.
     pub fn can_flush(&self) -> bool {
-        self.geometry.can_flush
+        self.features.flush || self.features.barrier
+    }
+
+    /// Whether there are [barriers](Self::submit_barrier).
+    pub fn has_barrier(&self) -> bool {
+        self.features.barrier && self.queues() <= 1
+    }
+
+    /// What can be discarded, if anything.
+    pub fn discard(&self) -> Option<Discard> {
+        self.features.discard
     }
 
     /// Whether the backend says that it keeps the pages mapped, instead of mapping them for each request.
     pub fn is_persistent(&self) -> bool {
-        self.geometry.persistent
+        self.features.persistent && self.config.persistent
+    }
+
+    /// Whether the toolstack trusts the backend (`trusted` in the device's own directory). With one that is not trusted
+    /// no page is shared but the disk's own, which hold nothing but its data.
+    pub fn is_trusted(&self) -> bool {
+        self.features.trusted
     }
 
     /// What kind of disk it is.
     pub fn info(&self) -> DiskInfo {
-        self.geometry.info
+        self.features.info
     }
 
     /// The device's number, as in `device/vbd/51712`.
     pub fn index(&self) -> u32 {
-        self.device.index()
+        self.index
+    }
+
+    /// The domain that the backend is in, to which pages that are [lent](Piece) to the disk must be granted.
+    pub fn backend_id(&self) -> DomId {
+        self.pool.backend()
+    }
+
+    /// How many rings there are; none while the backend is gone.
+    pub fn queues(&self) -> usize {
+        self.link.as_ref().map_or(0, |link| link.queues.len())
+    }
+
+    /// How many requests the rings hold together.
+    pub fn ring_slots(&self) -> usize {
+        self.link.iter().flat_map(|link| link.queues.iter()).map(|queue| queue.ring.slots() as usize).sum()
     }
 
     /// What passed so far.
@@ -285,9 +386,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         self.stats
     }
 
-    /// The event channel.
-    pub fn channel(&self) -> &Channel<'x, P> {
-        &self.channel
+    /// The event channels, one for each ring.
+    pub fn channels(&self) -> impl Iterator<Item = &Channel<'x, P>> {
+        self.link.iter().flat_map(|link| link.queues.iter()).map(|queue| &queue.channel)
     }
 
     /// The domain's grant table, and by it the platform.
@@ -297,47 +398,27 @@ impl<'x, P: Platform> BlkFront<'x, P> {
 
     fn check(&self, lba: u64, sectors: u64) -> Result<usize, Error> {
         self.check_state()?;
-        self.geometry.check_range(lba, sectors)?;
+        self.features.check_range(lba, sectors)?;
         if sectors > self.max_sectors() {
             return Err(Error::TooLong);
         }
         Ok(sectors as usize * SECTOR)
     }
 
-    fn send(&mut self, ticket: Ticket, operation: u8, sector: u64) -> Result<Ticket, Error> {
-        let mut request = Request {
-            operation,
-            // Longer numbers than the protocol's exist; the backend knows the device by its ring.
-            handle: self.device.index() as u16,
-            id: ticket.id(),
-            sector,
-            ..Request::default()
+    fn add(&mut self, kind: Kind, lba: u64, sectors: u64, pages: Chain) -> Result<Ticket, Error> {
+        let Some(ticket) = self.ops.add(kind, lba, sectors, pages) else {
+            self.pool.release(pages);
+            return Err(Error::Busy);
         };
-        for (index, place) in request.segment.iter_mut().enumerate() {
-            let Some(segment) = self.slots.segment(ticket, index) else { break };
-            *place = segment;
-            request.segments += 1;
-        }
-        match self.ring.push(&request) {
-            Ok(_) => {
-                self.stats.requests += 1;
-                Ok(ticket)
-            }
-            Err(xen_ring::RingError::Full) => {
-                self.cancel(ticket);
-                Err(Error::Busy)
-            }
-            Err(error) => {
-                self.cancel(ticket);
-                Err(self.broke(Violation::Ring(error)))
-            }
-        }
+        self.stats.operations += 1;
+        Ok(ticket)
     }
 
-    /// Takes back what was never sent.
-    fn cancel(&mut self, ticket: Ticket) {
-        self.slots.settle(ticket, Ok(()));
-        self.slots.forget(ticket);
+    /// An operation that is done without the backend.
+    fn nothing(&mut self, kind: Kind) -> Result<Ticket, Error> {
+        let ticket = self.ops.settled(kind).ok_or(Error::Busy)?;
+        self.stats.operations += 1;
+        Ok(ticket)
     }
 
     pub(crate) fn check_state(&self) -> Result<(), Error> {
@@ -348,14 +429,14 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         }
     }
 
-    fn check_broken(&self) -> Result<(), Error> {
+    pub(crate) fn check_broken(&self) -> Result<(), Error> {
         match self.state {
             State::Broken(violation) => Err(Error::Broken(violation)),
             _ => Ok(()),
         }
     }
 
-    fn broke(&mut self, violation: Violation) -> Error {
+    pub(crate) fn broke(&mut self, violation: Violation) -> Error {
         self.state = State::Broken(violation);
         Error::Broken(violation)
     }
@@ -364,10 +445,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
 impl<P: Platform> fmt::Debug for BlkFront<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlkFront")
-            .field("device", &self.device)
-            .field("geometry", &self.geometry)
+            .field("index", &self.index)
+            .field("features", &self.features)
             .field("state", &self.state)
-            .field("ring", &self.ring)
             .field("stats", &self.stats)
             .finish_non_exhaustive()
     }

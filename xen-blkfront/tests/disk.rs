@@ -47,7 +47,7 @@ fn many_requests_are_one_event() {
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let mut disk = machine.connect(&mut xs).unwrap();
     let tickets: Vec<_> =
-        (0..8).map(|i| disk.submit_write(i * 8, &pattern(4096, i as u8)).unwrap()).collect();
+        (0..8).map(|i| disk.submit_write(i * 16, &pattern(4096, i as u8)).unwrap()).collect();
     assert_eq!(disk.submit_read(0, 1), Err(Error::Busy));
     assert_eq!(disk.free_requests(), 0);
     disk.publish().unwrap();
@@ -60,9 +60,9 @@ fn many_requests_are_one_event() {
     for (i, ticket) in tickets.iter().enumerate() {
         assert_eq!(disk.take(*ticket, &mut []), Some(Ok(())));
         assert_eq!(disk.take(*ticket, &mut []), Some(Err(Error::StaleTicket)));
-        assert!(back.disk()[i * 4096..][..4096] == pattern(4096, i as u8));
+        assert!(back.disk()[i * 8192..][..4096] == pattern(4096, i as u8));
     }
-    assert_eq!(back.served()[0].sector, 56);
+    assert_eq!(back.served()[0].sector, 112);
     let stats = disk.stats();
     assert_eq!((stats.requests, stats.responses, stats.errors, stats.bytes_written), (8, 8, 0, 8 * 4096));
 }
@@ -161,7 +161,7 @@ fn a_flush_comes_after_the_writes_or_is_nothing() {
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let mut disk = machine.connect(&mut xs).unwrap();
     for i in 0..7 {
-        let ticket = disk.submit_write(i, &[1; 512]).unwrap();
+        let ticket = disk.submit_write(i * 2, &[1; 512]).unwrap();
         disk.forget(ticket);
     }
     disk.flush().unwrap();

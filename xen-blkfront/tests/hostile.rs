@@ -3,12 +3,16 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Machine, pattern};
 use xen_blkfront::abi::{OP_READ, OP_WRITE};
 use xen_blkfront::mock::{Fault, MockBlkback, Options};
-use xen_blkfront::{BlkFront, Error, State, Violation};
+use xen_blkfront::{BlkFront, Config, Error, State, Violation};
 use xen_hypercall::mock::MockDomain;
 use xen_xenstore::Xenstore;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Connects to a backend that keeps pages, runs `f`, and drops the disk: whatever the backend holds is in quarantine
 /// and comes back only when it lets go.
@@ -230,7 +234,8 @@ fn a_backend_that_does_not_come_up_costs_nothing() {
 
 #[test]
 fn memory_that_runs_out_is_an_error() {
-    for left in 0..60 {
+    // The pool, 11 pages, the operations, the ring, its record, and the event channel's.
+    for left in 0..16 {
         let machine = Machine::new();
         let _back = machine.disk(Options::default());
         let mut xs = Xenstore::new(&machine.events).unwrap();
@@ -241,4 +246,22 @@ fn memory_that_runs_out_is_an_error() {
         machine.guest.fail_allocs_after(None);
         machine.connect(&mut xs).unwrap();
     }
+}
+
+#[test]
+fn with_no_memory_left_a_disk_goes_on_with_the_pages_it_has() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect_with(&mut xs, Config { timeout: SECOND, ..Config::default() }).unwrap();
+    machine.guest.fail_allocs_after(Some(0));
+    let data = pattern(512 * 1000, 1);
+    disk.write(0, &data).unwrap();
+    let mut out = vec![0; data.len()];
+    disk.read(0, &mut out).unwrap();
+    assert!(out == data && back.disk()[..data.len()] == data);
+    assert!(matches!(disk.submit_read(0, 100), Err(Error::Grant(_))));
+    let ticket = disk.submit_read(0, 80).unwrap();
+    assert_eq!(disk.submit_read(0, 80), Err(Error::Busy));
+    disk.forget(ticket);
 }

@@ -198,6 +198,11 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         self.mem
     }
 
+    /// What lends the memory, to be looked at.
+    pub fn get_ref(&self) -> &M {
+        &self.mem
+    }
+
     /// The memory, while the ring is in it.
     pub fn backing(&mut self) -> &mut M {
         &mut self.mem

@@ -7,7 +7,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use xen_gnttab::GrantRef;
-use xen_gnttab::mock::{MockMapping, map};
+use xen_gnttab::mock::{MockMapping, MockMappings, map, map_row};
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{DomId, event};
 use xen_ring::Back;
@@ -22,7 +22,7 @@ pub(super) struct Link {
 }
 
 pub(super) struct Queue {
-    pub(super) ring: Back<Blkif, MockMapping>,
+    pub(super) ring: Back<Blkif, MockMappings>,
     port: u32,
     /// Taken and not served yet.
     pub(super) requests: Vec<Request>,
@@ -91,7 +91,7 @@ impl Link {
             // The guest may have closed its end; ours is there in any case.
             let _ = event::close(dom0, queue.port);
             if mapped.holds {
-                mapped.kept.push(queue.ring.into_inner());
+                mapped.kept.extend(queue.ring.into_inner().into_pages());
             }
         }
         if !mapped.holds {
@@ -122,13 +122,17 @@ fn ring_pages(backend: &Backend) -> Result<u32, String> {
 impl Queue {
     fn connect(backend: &Backend, at: &str, pages: u32) -> Result<Self, String> {
         let port: u32 = backend.front(&format!("{at}event-channel")).ok_or("no event-channel")?;
-        if pages != 1 {
-            return Err("rings of several pages".into());
-        }
-        let gref: u32 = backend.front(&format!("{at}ring-ref")).ok_or("no ring-ref")?;
+        let named = |name: String| {
+            let gref: Option<u32> = backend.front(&format!("{at}{name}"));
+            gref.map(GrantRef).ok_or_else(|| format!("no {at}{name}"))
+        };
+        let grefs = match pages {
+            1 => named("ring-ref".to_string()).map(|gref| [gref].to_vec()),
+            pages => (0..pages).map(|index| named(format!("ring-ref{index}"))).collect(),
+        }?;
         let guest = backend.guest.id();
         let page =
-            map(&backend.dom0, guest, GrantRef(gref), true).map_err(|status| format!("ring: {status:?}"))?;
+            map_row(&backend.dom0, guest, &grefs, true).map_err(|status| format!("ring: {status:?}"))?;
         let ring = Back::attach(page).map_err(|error| error.to_string())?;
         let port = event::bind_interdomain(&backend.dom0, guest, port).map_err(|errno| errno.to_string())?;
         Ok(Self { ring, port, requests: Vec::new(), late_event: false })

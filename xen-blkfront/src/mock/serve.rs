@@ -153,7 +153,12 @@ impl Backend {
                 });
             }
         }
-        self.trace(|| format!("queue {index}: {request:?} is answered {response:?}, fault {fault:?}"));
+        self.trace(|| {
+            let Request { operation, sector, segments, id, .. } = request;
+            let Response { status, .. } = response;
+            let fault = fault.map_or("no fault".to_string(), |fault| format!("{fault:?}"));
+            format!("queue {index}: request {id:#x}, operation {operation}, sector {sector}, {segments} segments: status {status}, {fault}")
+        });
         match (fault, last) {
             (Some(Fault::Lost), _) => return last,
             (Some(Fault::Id(id)), _) => response.id = id,

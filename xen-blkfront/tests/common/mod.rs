@@ -47,9 +47,21 @@ impl Machine {
         &'x self,
         xs: &mut Xenstore<'x, MockDomain>,
     ) -> Result<BlkFront<'x, MockDomain>, Error> {
-        let config = Config { requests: 8, timeout: Duration::from_secs(2) };
+        self.connect_with(xs, small())
+    }
+
+    pub fn connect_with<'x>(
+        &'x self,
+        xs: &mut Xenstore<'x, MockDomain>,
+        config: Config,
+    ) -> Result<BlkFront<'x, MockDomain>, Error> {
         BlkFront::connect_with(xs, &self.events, &self.grants, VBD, self.soon(), config)
     }
+}
+
+/// Eight operations, and pages for as many requests without indirect segments.
+pub fn small() -> Config {
+    Config { requests: 8, pages: 88, segments: 11, timeout: Duration::from_secs(2), ..Config::default() }
 }
 
 /// Bytes that differ from sector to sector.

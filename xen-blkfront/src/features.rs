@@ -1,0 +1,223 @@
+//! What the backend tells about the disk and can do, checked before anything relies on it.
+
+use core::str::FromStr;
+
+use xen_hypercall::{Platform, Wait};
+use xen_xenstore::Xenstore;
+use xen_xenstore::xenbus::Frontend;
+
+use crate::Error;
+use crate::abi::{DiskInfo, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
+
+/// Size and abilities of a disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Features {
+    /// In units of 512 bytes; the bytes fit a `u64`.
+    pub(crate) sectors: u64,
+    /// 512 to 4096, a power of two.
+    pub(crate) sector_size: u32,
+    /// A multiple of `sector_size`.
+    pub(crate) physical: u32,
+    pub(crate) info: DiskInfo,
+    pub(crate) read_only: bool,
+    pub(crate) flush: bool,
+    pub(crate) barrier: bool,
+    pub(crate) discard: Option<Discard>,
+    pub(crate) persistent: bool,
+    /// Most segments of an indirect request; none, or more than fit the other kind.
+    pub(crate) indirect: Option<usize>,
+    /// The toolstack trusts the backend.
+    pub(crate) trusted: bool,
+}
+
+/// What can be discarded: extents of the disk's medium.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Discard {
+    /// The size of an extent, in sectors of 512 bytes.
+    pub granularity: u64,
+    /// Where the first begins, in sectors of 512 bytes.
+    pub alignment: u64,
+    /// Whether a discard can be told to leave no copy.
+    pub secure: bool,
+}
+
+impl Features {
+    /// Reads it from a backend that is connected: before that not all of it need be there.
+    pub(crate) fn read<S, P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        device: &Frontend<S>,
+    ) -> Result<Self, Error> {
+        let (sectors, sector_size): (Option<u64>, Option<u32>) =
+            (number(xs, device, "sectors")?, number(xs, device, "sector-size")?);
+        let (sectors, sector_size) = check(sectors, sector_size)?;
+        let physical: Option<u32> = number(xs, device, "physical-sector-size")?;
+        let info: Option<u32> = number(xs, device, "info")?;
+        let info = DiskInfo::from_bits_retain(info.unwrap_or(0));
+        let mode: Option<Mode> = number(xs, device, "mode")?;
+        let discard = if flag(xs, device, "feature-discard")? {
+            let (granularity, alignment): (Option<u32>, Option<u32>) =
+                (number(xs, device, "discard-granularity")?, number(xs, device, "discard-alignment")?);
+            let secure = flag(xs, device, "discard-secure")?;
+            extents(sector_size, granularity, alignment).map(|(granularity, alignment)| Discard {
+                granularity,
+                alignment,
+                secure,
+            })
+        } else {
+            None
+        };
+        let indirect: Option<u32> = number(xs, device, "feature-max-indirect-segments")?;
+        let trusted: Option<u32> = device.read_frontend(xs, "trusted").map_err(bad("trusted"))?;
+        Ok(Self {
+            sectors,
+            sector_size,
+            physical: physical
+                .filter(|physical| *physical != 0 && physical % sector_size == 0)
+                .unwrap_or(sector_size),
+            info,
+            read_only: info.contains(DiskInfo::READONLY) || matches!(mode, Some(Mode::ReadOnly)),
+            flush: flag(xs, device, "feature-flush-cache")?,
+            barrier: flag(xs, device, "feature-barrier")?,
+            discard,
+            persistent: flag(xs, device, "feature-persistent")?,
+            indirect: indirect
+                .map(|most| (most as usize).min(MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE))
+                .filter(|most| *most > MAX_SEGMENTS),
+            trusted: trusted != Some(0),
+        })
+    }
+
+    /// Reads the size anew.
+    pub(crate) fn reread_size<S, P: Platform + Wait>(
+        &mut self,
+        xs: &mut Xenstore<'_, P>,
+        device: &Frontend<S>,
+    ) -> Result<(), Error> {
+        let sectors: Option<u64> = number(xs, device, "sectors")?;
+        (self.sectors, _) = check(sectors, Some(self.sector_size))?;
+        Ok(())
+    }
+
+    /// Whether a request is about whole sectors of the disk. Counted in units of 512 bytes, as all here.
+    pub(crate) fn check_range(&self, lba: u64, sectors: u64) -> Result<(), Error> {
+        let each = u64::from(self.sector_size) / SECTOR as u64;
+        if sectors == 0 || lba % each != 0 || sectors % each != 0 {
+            return Err(Error::Unaligned);
+        }
+        match lba.checked_add(sectors) {
+            Some(end) if end <= self.sectors => Ok(()),
+            _ => Err(Error::OutOfRange),
+        }
+    }
+}
+
+impl Discard {
+    /// The whole extents that are within these sectors: where they begin, and how many sectors they are.
+    pub(crate) fn within(&self, lba: u64, sectors: u64) -> (u64, u64) {
+        let Self { granularity, alignment, .. } = *self;
+        let end = lba.saturating_add(sectors);
+        let start = match lba.checked_sub(alignment) {
+            Some(offset) => offset.checked_next_multiple_of(granularity).map(|offset| offset + alignment),
+            None => Some(alignment),
+        };
+        let Some(start) = start.filter(|start| *start < end) else { return (lba, 0) };
+        let whole = end - start;
+        (start, whole - whole % granularity)
+    }
+}
+
+/// Believes extents that are of whole sectors; the answer counts 512 bytes.
+fn extents(sector_size: u32, granularity: Option<u32>, alignment: Option<u32>) -> Option<(u64, u64)> {
+    let (granularity, alignment) = (granularity.unwrap_or(sector_size), alignment.unwrap_or(0));
+    let whole = granularity != 0 && granularity % sector_size == 0 && alignment % sector_size == 0;
+    whole.then_some((u64::from(granularity) / SECTOR as u64, u64::from(alignment) / SECTOR as u64))
+}
+
+/// Believes a size if every byte of the disk has an address, and every sector is whole.
+fn check(sectors: Option<u64>, sector_size: Option<u32>) -> Result<(u64, u32), Error> {
+    let size = sector_size.unwrap_or(SECTOR as u32);
+    if !size.is_power_of_two() || !(SECTOR as u32..=4096).contains(&size) {
+        return Err(Error::BadNode("sector-size"));
+    }
+    let whole = |sectors: &u64| {
+        *sectors != 0
+            && sectors.checked_mul(SECTOR as u64).is_some()
+            && sectors % (u64::from(size) / SECTOR as u64) == 0
+    };
+    Ok((sectors.filter(whole).ok_or(Error::BadNode("sectors"))?, size))
+}
+
+fn bad(node: &'static str) -> impl Fn(xen_xenstore::Error) -> Error {
+    move |error| match error {
+        xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText => Error::BadNode(node),
+        other => other.into(),
+    }
+}
+
+pub(crate) fn number<S, P: Platform + Wait, T: FromStr>(
+    xs: &mut Xenstore<'_, P>,
+    device: &Frontend<S>,
+    node: &'static str,
+) -> Result<Option<T>, Error> {
+    device.read_backend(xs, node).map_err(bad(node))
+}
+
+fn flag<S, P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    device: &Frontend<S>,
+    node: &'static str,
+) -> Result<bool, Error> {
+    let value: Option<u32> = number(xs, device, node)?;
+    Ok(value.is_some_and(|value| value != 0))
+}
+
+/// The toolstack's `mode`: `r`, or `w` with whatever follows it.
+enum Mode {
+    ReadOnly,
+    Writable,
+}
+
+impl FromStr for Mode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "r" => Ok(Self::ReadOnly),
+            text if text.contains('w') => Ok(Self::Writable),
+            _ => Err(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_make_no_sense_are_refused() {
+        assert_eq!(check(Some(8), None), Ok((8, 512)));
+        assert_eq!(check(Some(16), Some(4096)), Ok((16, 4096)));
+        for sectors in [None, Some(0), Some(9), Some(u64::MAX), Some(1 << 55)] {
+            assert_eq!(check(sectors, Some(4096)), Err(Error::BadNode("sectors")), "{sectors:?}");
+        }
+        for size in [0, 1, 256, 513, 8192, u32::MAX] {
+            assert_eq!(check(Some(8), Some(size)), Err(Error::BadNode("sector-size")), "{size}");
+        }
+    }
+
+    #[test]
+    fn only_whole_extents_are_discarded() {
+        let discard = Discard { granularity: 8, alignment: 3, secure: false };
+        assert_eq!(discard.within(0, 100), (3, 96));
+        assert_eq!(discard.within(3, 8), (3, 8));
+        assert_eq!(discard.within(4, 15), (11, 8));
+        assert_eq!(discard.within(4, 14), (11, 0));
+        assert_eq!(discard.within(4, 6), (4, 0));
+        assert_eq!(discard.within(0, 2), (0, 0));
+        assert_eq!(discard.within(u64::MAX - 4, 4), (u64::MAX - 4, 0));
+        assert_eq!(extents(512, None, None), Some((1, 0)));
+        assert_eq!(extents(4096, Some(512), None), None);
+        assert_eq!(extents(512, Some(0), None), None);
+        assert_eq!(extents(512, Some(4096), Some(100)), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! How many rings there are, how large, and how the backend is told (`io/blkif.h`, "Request Transport Parameters").
+
+use xen_evtchn::EventChannels;
+use xen_gnttab::{Access, GrantTable, GrantedPages};
+use xen_hypercall::{DomId, Platform, Wait};
+use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
+use xen_xenstore::{Path, Transaction, Xenstore};
+
+use crate::abi::{ABI, MAX_RING_ORDER};
+use crate::features::number;
+use crate::queue::Queue;
+use crate::table::Table;
+use crate::{Config, Error};
+
+/// The memory of a ring: pages in a row.
+pub(crate) type RingMemory<'x, P> = GrantedPages<'x, P>;
+/// All rings of a disk.
+pub(crate) type Queues<'x, P> = Table<'x, P, Queue<'x, P>>;
+
+/// Most rings that are made, whatever is offered.
+const MAX_QUEUES: usize = 16;
+/// What a frontend writes only if it uses it, so that an earlier one's must go.
+const OPTIONAL: [&str; 3] = ["ring-page-order", "num-ring-pages", "multi-queue-num-queues"];
+
+pub(crate) fn share_ring<'x, P: Platform>(
+    grants: &'x GrantTable<P>,
+    backend: DomId,
+    pages: usize,
+) -> Result<RingMemory<'x, P>, Error> {
+    Ok(grants.share_pages(pages, backend, Access::ReadWrite)?)
+}
+
+/// What is used of what the backend offers.
+#[derive(Clone, Copy)]
+pub(crate) struct Transport {
+    /// Of each ring, a power of two.
+    pub(crate) order: u32,
+    pub(crate) queues: usize,
+    /// An earlier frontend left a choice of its own.
+    leftovers: bool,
+}
+
+impl Transport {
+    pub(crate) fn choose<P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        device: &Frontend<BackendReady>,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let order: Option<u32> = number(xs, device, "max-ring-page-order")?;
+        let pages: Option<u32> = number(xs, device, "max-ring-pages")?;
+        let queues: Option<u32> = number(xs, device, "multi-queue-max-queues")?;
+        // Two ways to say the same; a backend that knows one of them is content with it.
+        let offered = order.unwrap_or(0).max(pages.and_then(u32::checked_ilog2).unwrap_or(0));
+        let wanted = config.ring_pages.max(1).ilog2();
+        let queues = (queues.unwrap_or(1) as usize).clamp(1, MAX_QUEUES);
+        let mut leftovers = false;
+        let path = *device.frontend_path();
+        xs.directory(&path, |name| leftovers |= OPTIONAL.contains(&name))?;
+        Ok(Self {
+            order: offered.min(wanted).min(MAX_RING_ORDER),
+            queues: config.queues.clamp(1, queues),
+            leftovers,
+        })
+    }
+
+    /// Makes the rings and their event channels.
+    pub(crate) fn make<'x, P: Platform>(
+        self,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        backend: DomId,
+    ) -> Result<Queues<'x, P>, Error> {
+        let mut queues = Table::new(grants.platform(), self.queues)?;
+        for _ in 0..self.queues {
+            let _ = queues.push(Queue::new(events, grants, backend, 1 << self.order)?);
+        }
+        Ok(queues)
+    }
+
+    /// Tells the backend. Rings of one page, and a single one, are told as they were before there were others.
+    pub(crate) fn publish<'x, P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        device: Frontend<BackendReady>,
+        queues: &Queues<'x, P>,
+        persistent: bool,
+    ) -> Result<Frontend<Published>, Error> {
+        let watch = *device.watch();
+        let published = device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
+            if self.leftovers {
+                for node in OPTIONAL {
+                    transaction.remove(&path.join(node)?)?;
+                }
+            }
+            if self.order > 0 {
+                // Each way to say it is known to some backends.
+                transaction.write_display(&path.join("ring-page-order")?, self.order)?;
+                transaction.write_display(&path.join("num-ring-pages")?, 1_u32 << self.order)?;
+            }
+            if self.queues > 1 {
+                transaction.write_display(&path.join("multi-queue-num-queues")?, self.queues)?;
+                for (index, queue) in queues.iter().enumerate() {
+                    let path = Path::format(format_args!("{}/queue-{index}", &**path))?;
+                    self.publish_queue(transaction, &path, queue)?;
+                }
+            } else if let Some(queue) = queues.first() {
+                self.publish_queue(transaction, path, queue)?;
+            }
+            transaction.write_display(&path.join("protocol")?, ABI)?;
+            // A backend may tell only later whether it keeps pages mapped, when it is too late for us to tell, so this
+            // does not depend on it. The protocol allows that: we use the same pages again and again either way.
+            transaction.write_display(&path.join("feature-persistent")?, u32::from(persistent))
+        });
+        published.map_err(|error| {
+            let _ = xs.unwatch(watch);
+            error.into()
+        })
+    }
+
+    fn publish_queue<'x, P: Platform + Wait>(
+        self,
+        transaction: &mut Transaction<'_, 'x, P>,
+        path: &Path,
+        queue: &Queue<'x, P>,
+    ) -> Result<(), xen_xenstore::Error> {
+        for (index, gref) in queue.grefs().enumerate() {
+            if self.order == 0 {
+                transaction.write_display(&path.join("ring-ref")?, gref.0)?;
+            } else {
+                let path = Path::format(format_args!("{}/ring-ref{index}", &**path))?;
+                transaction.write_display(&path, gref.0)?;
+            }
+        }
+        transaction.write_display(&path.join("event-channel")?, queue.channel.port().0)
+    }
+}
