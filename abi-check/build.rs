@@ -49,7 +49,8 @@ const HEADERS: &[(&str, bool)] = &[
 ];
 
 /// The architectures whose layouts are read, and how clang calls them.
-const ARCHES: [(&str, &str); 2] = [("x86_64", "x86_64-unknown-linux-gnu"), ("aarch64", "aarch64-unknown-linux-gnu")];
+const ARCHES: [(&str, &str); 2] =
+    [("x86_64", "x86_64-unknown-linux-gnu"), ("aarch64", "aarch64-unknown-linux-gnu")];
 
 fn main() {
     for file in ["build.rs", "build"] {

@@ -14,7 +14,10 @@ use crate::wrap::{OTHER, TEXT, VALUE};
 
 /// What the table is when there are no headers.
 pub(crate) fn absent(reason: &str) -> String {
-    format!("pub fn headers() -> Result<Vec<crate::Headers>, &'static str> {{ Err({reason:?}) }}\n{}", from(""))
+    format!(
+        "pub fn headers() -> Result<Vec<crate::Headers>, &'static str> {{ Err({reason:?}) }}\n{}",
+        from("")
+    )
 }
 
 /// The whole table.
@@ -46,19 +49,30 @@ pub(crate) fn module(arch: &str, bindings: &str, text: &Text) -> Result<String, 
                 types.push_str(&record(&item.ident.to_string(), &item.fields, false, text));
             }
             Item::Union(item) => {
-                types.push_str(&record(&item.ident.to_string(), &Fields::Named(item.fields.clone()), true, text));
+                types.push_str(&record(
+                    &item.ident.to_string(),
+                    &Fields::Named(item.fields.clone()),
+                    true,
+                    text,
+                ));
             }
             Item::Type(item) => types.push_str(&alias(&item.ident.to_string(), &item.ty, text)),
             Item::Const(item) => {
                 let name = item.ident.to_string();
                 if let Some(plain) = name.strip_prefix(OTHER) {
-                    others.push_str(&format!("crate::Other {{ name: {plain:?}, header: {:?} }},\n", place(plain, text)));
+                    others.push_str(&format!(
+                        "crate::Other {{ name: {plain:?}, header: {:?} }},\n",
+                        place(plain, text)
+                    ));
                 } else {
                     values.push_str(&value(&name, &constants, text));
                 }
             }
             Item::ForeignMod(_) => {
-                return Err(format!("clang gives no value to a constant for {arch}: {}", item.to_token_stream()));
+                return Err(format!(
+                    "clang gives no value to a constant for {arch}: {}",
+                    item.to_token_stream()
+                ));
             }
             _ => {}
         }
@@ -72,7 +86,10 @@ pub(crate) fn module(arch: &str, bindings: &str, text: &Text) -> Result<String, 
 
 fn place(name: &str, text: &Text) -> String {
     let macro_of = text.macros.iter().find(|found| found.name == name).map(|found| found.header.as_str());
-    macro_of.or_else(|| text.header(name)).unwrap_or_default().to_owned()
+    // The header that lists the errors pastes a prefix in front of each name.
+    let pasted =
+        || name.strip_prefix("XEN_").and_then(|name| text.header(name)).filter(|header| *header == "errno.h");
+    macro_of.or_else(|| text.header(name)).or_else(pasted).unwrap_or_default().to_owned()
 }
 
 fn value(name: &str, constants: &BTreeSet<String>, text: &Text) -> String {
@@ -98,7 +115,10 @@ fn record(name: &str, fields: &Fields, union: bool, text: &Text) -> String {
     for field in fields {
         let Some(ident) = &field.ident else { continue };
         let ident = ident.to_string();
-        if ident.starts_with("_bitfield_align") || ident.starts_with("__bindgen_pad") || ident == "bindgen_union_field" {
+        if ident.starts_with("_bitfield_align")
+            || ident.starts_with("__bindgen_pad")
+            || ident == "bindgen_union_field"
+        {
             continue;
         }
         let inner = inner(&field.ty);

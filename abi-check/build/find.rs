@@ -8,8 +8,9 @@ use std::process::Command;
 pub(crate) fn headers() -> Result<PathBuf, String> {
     if let Some(given) = env::var_os("XEN_INCLUDE_DIR") {
         let given = PathBuf::from(given);
-        return folder(&given)
-            .ok_or_else(|| format!("XEN_INCLUDE_DIR is {}, and neither xen.h nor xen/xen.h is there", given.display()));
+        return folder(&given).ok_or_else(|| {
+            format!("XEN_INCLUDE_DIR is {}, and neither xen.h nor xen/xen.h is there", given.display())
+        });
     }
     let candidates = pkg_config().into_iter().chain([PathBuf::from("/usr/include")]);
     candidates.into_iter().find_map(|path| folder(&path)).ok_or_else(|| {

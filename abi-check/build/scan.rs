@@ -28,19 +28,23 @@ impl Text {
         for header in headers {
             let path = include.join("xen").join(header);
             println!("cargo:rerun-if-changed={}", path.display());
-            let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            let text = fs::read_to_string(&path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
             let text = without_comments(&text).replace("\\\n", " ");
             text.lines().filter_map(|line| define(line, header)).for_each(|found| {
                 if this.macros.iter().all(|known| known.name != found.name) {
                     this.macros.push(found);
                 }
             });
-            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+            let words =
+                text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
             let mut before = "";
             for word in words {
                 this.words.entry(word.to_owned()).or_insert_with(|| (*header).to_owned());
                 // Not in front of a brace alone: what is only used here is defined in a header that comes earlier.
-                if matches!(before, "struct" | "union" | "enum") && text.contains(&format!("{before} {word} {{")) {
+                if matches!(before, "struct" | "union" | "enum")
+                    && text.contains(&format!("{before} {word} {{"))
+                {
                     definitions.entry(word.to_owned()).or_insert_with(|| (*header).to_owned());
                 }
                 before = word;
@@ -62,7 +66,11 @@ fn define(line: &str, header: &str) -> Option<Macro> {
     let (name, body) = rest.split_at(end);
     // Guards and switches say nothing about the interface.
     let valued = !name.is_empty() && !body.trim().is_empty();
-    valued.then(|| Macro { header: header.to_owned(), name: name.to_owned(), function: body.starts_with('(') })
+    valued.then(|| Macro {
+        header: header.to_owned(),
+        name: name.to_owned(),
+        function: body.starts_with('('),
+    })
 }
 
 fn without_comments(text: &str) -> String {

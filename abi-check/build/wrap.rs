@@ -59,7 +59,8 @@ pub(crate) fn read(
                 (String::from("constants without a value"), left)
             }
             Err(bindgen::BindgenError::ClangDiagnostic(error)) => {
-                let wrong = error_lines(&error, &path).iter().filter_map(|line| lines.get(line).copied()).collect();
+                let wrong =
+                    error_lines(&error, &path).iter().filter_map(|line| lines.get(line).copied()).collect();
                 (error, wrong)
             }
             Err(error) => return Err(format!("bindgen fails on Xen's headers for {arch}: {error}")),
@@ -88,7 +89,9 @@ fn wrapper(headers: &[&str], forms: &[(&str, Form)]) -> (String, BTreeMap<usize,
     let mut lines = BTreeMap::new();
     for (at, (name, form)) in forms.iter().enumerate() {
         let _ = match form {
-            Form::Value => writeln!(text, "#ifdef {name}\nstatic const long long {VALUE}{name} = (long long)({name});"),
+            Form::Value => {
+                writeln!(text, "#ifdef {name}\nstatic const long long {VALUE}{name} = (long long)({name});")
+            }
             Form::Text => writeln!(text, "#ifdef {name}\nstatic const char *const {TEXT}{name} = {name};"),
             Form::Other => writeln!(text, "#ifdef {name}\nstatic const int {OTHER}{name} = 1;"),
         };
@@ -125,8 +128,14 @@ fn run(path: &Path, include: &Path, target: &str) -> Result<String, bindgen::Bin
 /// The macros whose constant compiles and has no value before the program runs: a text's address is a number to C.
 fn unevaluated(bindings: &str, forms: &[(&str, Form)]) -> Vec<usize> {
     let is = |(name, form): &(&str, Form)| match form {
-        Form::Value => bindings.contains(&format!("static {VALUE}{name} ")) || bindings.contains(&format!("static {VALUE}{name}:")),
-        Form::Text => bindings.contains(&format!("static {TEXT}{name} ")) || bindings.contains(&format!("static {TEXT}{name}:")),
+        Form::Value => {
+            bindings.contains(&format!("static {VALUE}{name} "))
+                || bindings.contains(&format!("static {VALUE}{name}:"))
+        }
+        Form::Text => {
+            bindings.contains(&format!("static {TEXT}{name} "))
+                || bindings.contains(&format!("static {TEXT}{name}:"))
+        }
         Form::Other => false,
     };
     forms.iter().enumerate().filter(|(_, form)| is(form)).map(|(at, _)| at).collect()

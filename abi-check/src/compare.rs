@@ -204,7 +204,8 @@ fn cover(headers: &[Headers], covered: &Covered, missing: &[Missing], outcome: &
 /// Everything that the headers define, with its header and whether it is covered.
 fn items(headers: &[Headers], covered: &Covered) -> BTreeMap<String, (&'static str, bool)> {
     let mut items: BTreeMap<String, (&'static str, bool)> = BTreeMap::new();
-    let mut add = |item: String, header, is_covered| items.entry(item).or_insert((header, false)).1 |= is_covered;
+    let mut add =
+        |item: String, header, is_covered| items.entry(item).or_insert((header, false)).1 |= is_covered;
     for one in headers {
         for ty in one.types.iter().filter(|ty| is_item(ty, one)) {
             let is_covered = covered.names.contains(ty.name);
@@ -220,7 +221,8 @@ fn items(headers: &[Headers], covered: &Covered) -> BTreeMap<String, (&'static s
             }
         }
         for constant in &one.values {
-            let is_covered = covered.names.contains(constant.name) || is_number_of_covered(constant.name, one, covered);
+            let is_covered =
+                covered.names.contains(constant.name) || is_number_of_covered(constant.name, one, covered);
             add(constant.name.to_owned(), constant.header, is_covered);
         }
         for other in &one.others {
@@ -232,7 +234,8 @@ fn items(headers: &[Headers], covered: &Covered) -> BTreeMap<String, (&'static s
 
 /// Another name for a structure is not an item of its own, nor is a pointer in a hypercall's arguments.
 fn is_item(ty: &Type, headers: &Headers) -> bool {
-    let to_record = headers.find(ty.name).is_some_and(|found| found.name != ty.name && !found.fields.is_empty());
+    let to_record =
+        headers.find(ty.name).is_some_and(|found| found.name != ty.name && !found.fields.is_empty());
     !ty.header.is_empty() && !to_record && !ty.name.starts_with("__guest_handle")
 }
 
@@ -247,7 +250,9 @@ fn is_number_of_covered(name: &str, headers: &Headers, covered: &Covered) -> boo
         Value::Int(number) => Some(number),
         Value::Text(_) => None,
     };
-    let Some(flag) = name.strip_prefix('_').filter(|flag| covered.names.contains(*flag)) else { return false };
+    let Some(flag) = name.strip_prefix('_').filter(|flag| covered.names.contains(*flag)) else {
+        return false;
+    };
     let bit = value(name).and_then(|number| 1_i64.checked_shl(u32::try_from(number).ok()?));
     bit.is_some() && bit == value(flag)
 }

@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn a_list_is_groups_of_names_below_their_reason() {
-        let list = parse("# a remark\n= PV only\nmmu_update MMUEXT_*  # both\n\n= newer\n?later\n").expect("well-formed");
+        let list = parse("# a remark\n= PV only\nmmu_update MMUEXT_*  # both\n\n= newer\n?later\n")
+            .expect("well-formed");
         let names: Vec<_> = list.iter().map(|one| (one.name.as_str(), one.family, one.newer)).collect();
         assert_eq!(names, [("mmu_update", false, false), ("MMUEXT_", true, false), ("later", false, true)]);
         assert_eq!(list[1].reason, "PV only");

@@ -58,7 +58,7 @@ pub struct RxResponse {
 
 /// `netif_extra_info_t`: more about a frame, in a slot of its own; as long as the shorter of the two kinds of slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(2))]
 pub struct ExtraInfo {
     /// `XEN_NETIF_EXTRA_TYPE_*`.
     pub kind: u8,

@@ -8,10 +8,14 @@ use crate::mem::OutOfRange;
 /// Bytes before the first slot.
 pub const HEADER_SIZE: usize = 64;
 
-pub(crate) const REQ_PROD: usize = 0;
-pub(crate) const REQ_EVENT: usize = 4;
-pub(crate) const RSP_PROD: usize = 8;
-pub(crate) const RSP_EVENT: usize = 12;
+/// Where `req_prod`: how many requests the front has sent.
+pub const REQ_PROD: usize = 0;
+/// Where `req_event`: the back is to be notified when `req_prod` reaches this.
+pub const REQ_EVENT: usize = 4;
+/// Where `rsp_prod`: how many responses the back has sent.
+pub const RSP_PROD: usize = 8;
+/// Where `rsp_event`: the front is to be notified when `rsp_prod` reaches this.
+pub const RSP_EVENT: usize = 12;
 
 /// The records that travel in a ring. A request and a response share a slot, which is as large as the larger.
 ///

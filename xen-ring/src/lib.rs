@@ -19,6 +19,6 @@ pub mod word;
 pub use back::Back;
 pub use error::{RingError, Violation};
 pub use front::Front;
-pub use header::{HEADER_SIZE, Protocol, slots_in};
+pub use header::{HEADER_SIZE, Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slots_in};
 pub use mem::{Backing, OutOfRange, SharedMem};
 pub use stream::{ByteRing, ConsoleLayout, Reversed, StreamLayout, XenstoreLayout};
