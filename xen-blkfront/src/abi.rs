@@ -41,11 +41,12 @@ pub const RSP_ERROR: i16 = -1;
 /// `BLKIF_RSP_EOPNOTSUPP`.
 pub const RSP_EOPNOTSUPP: i16 = -2;
 
-/// What the records' layout is called (`XEN_IO_PROTO_ABI_*` of `io/protocols.h`).
-#[cfg(target_arch = "x86_64")]
-pub(crate) const ABI: &str = "x86_64-abi";
-#[cfg(target_arch = "aarch64")]
-pub(crate) const ABI: &str = "arm-abi";
+/// What the records' layout is called on x86-64 (`XEN_IO_PROTO_ABI_X86_64` of `io/protocols.h`).
+pub const ABI_X86_64: &str = "x86_64-abi";
+/// What it is called on arm64 (`XEN_IO_PROTO_ABI_ARM`).
+pub const ABI_ARM: &str = "arm-abi";
+/// What it is called here (`XEN_IO_PROTO_ABI_NATIVE`).
+pub const ABI: &str = if cfg!(target_arch = "aarch64") { ABI_ARM } else { ABI_X86_64 };
 
 /// One page of a request (`blkif_request_segment`).
 #[repr(C)]

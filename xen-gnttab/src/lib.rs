@@ -32,6 +32,8 @@ mod xen;
 
 pub use abi::{Access, GrantFlags, GrantRef};
 pub use copy::{CopyBatch, CopyDest, CopySource};
+#[doc(hidden)]
+pub use entry::{v1::Entry as EntryV1, v2::Entry as EntryV2};
 pub use error::Error;
 pub use granted::{Ended, GrantedPage, LentPage};
 pub use mapped::{MappedForReading, MappedGrants};

@@ -1,6 +1,8 @@
 //! The layout of the guest's memory (`memory.h`).
 #![allow(unsafe_code, reason = "these calls change what lies behind an address")]
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::abi::{
     XENMAPSPACE_GRANT_TABLE, XENMAPSPACE_SHARED_INFO, XENMEM_ADD_TO_PHYSMAP, XENMEM_MEMORY_MAP,
     XenAddToPhysmap, XenMemoryMap,
@@ -42,7 +44,7 @@ pub unsafe fn add_to_physmap(
 }
 
 /// One range of the memory map that the toolstack, or for the first domain Xen, made (an e820 entry).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, packed(4))]
 pub struct MemoryRange {
     /// Where it starts, in bytes.

@@ -2,7 +2,7 @@
 
 use xen_blkfront::abi::{self, DiskInfo, Request, RequestDiscard, RequestIndirect, Response, Segment};
 
-use crate::{List, consts, types};
+use crate::{List, consts, texts, types};
 
 pub(super) fn add(list: &mut List) {
     types!(list, {
@@ -25,6 +25,13 @@ pub(super) fn add(list: &mut List) {
     });
     consts!(list, abi "BLKIF_" {
         OP_READ, OP_WRITE, OP_DISCARD, OP_INDIRECT, DISCARD_SECURE, RSP_OKAY, RSP_ERROR, RSP_EOPNOTSUPP,
+    });
+    texts!(list, { "XEN_IO_PROTO_ABI_X86_64" = abi::ABI_X86_64, "XEN_IO_PROTO_ABI_ARM" = abi::ABI_ARM });
+    list.only("x86_64", |list| {
+        texts!(list, { "XEN_IO_PROTO_ABI_NATIVE" = abi::ABI_X86_64 });
+    });
+    list.only("aarch64", |list| {
+        texts!(list, { "XEN_IO_PROTO_ABI_NATIVE" = abi::ABI_ARM });
     });
     consts!(list, DiskInfo "VDISK_" [.bits()] { CDROM, REMOVABLE, READONLY });
 }

@@ -80,6 +80,10 @@ fn calls(list: &mut List) {
             GNTTABOP_QUERY_SIZE,
             GNTTABOP_SET_VERSION,
             GNTTABOP_GET_VERSION,
+            GNTMAP_HOST_MAP,
+            GNTMAP_READONLY,
+            GNTCOPY_SOURCE_GREF,
+            GNTCOPY_DEST_GREF,
         }
     );
     consts!(list, ShutdownReason "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
@@ -115,7 +119,7 @@ fn structures(list: &mut List) {
         VcpuSetPeriodicTimer = vcpu_set_periodic_timer { period_ns }
         VcpuSetSingleshotTimer = vcpu_set_singleshot_timer { timeout_abs_ns, flags, pad0: _ }
         XenAddToPhysmap = xen_add_to_physmap { domid, size, space, idx, gpfn }
-        XenMemoryMap = xen_memory_map { nr_entries, buffer }
+        XenMemoryMap = xen_memory_map { nr_entries, pad0: _, buffer }
         XenHvmParam = xen_hvm_param { domid, pad0: _, index, value }
         XenHvmEvtchnUpcallVector = xen_hvm_evtchn_upcall_vector { vcpu, vector, pad0: _ }
         EvtchnAllocUnbound = evtchn_alloc_unbound { dom, remote_dom, port }
@@ -135,6 +139,10 @@ fn structures(list: &mut List) {
         EvtchnExpandArray = evtchn_expand_array { array_gfn }
         EvtchnSetPriority = evtchn_set_priority { port, priority }
         GnttabQuerySize = gnttab_query_size { dom, pad0: _, nr_frames, max_nr_frames, status, pad1: _ }
+        GnttabMapGrantRef = gnttab_map_grant_ref {
+            host_addr, flags, reference: "ref", dom, status, handle, dev_bus_addr,
+        }
+        GnttabUnmapGrantRef = gnttab_unmap_grant_ref { host_addr, dev_bus_addr, handle, status, pad0: _ }
         GnttabSetVersion = gnttab_set_version { version }
         GnttabGetVersion = gnttab_get_version { dom, pad0: _, version }
         GnttabCopyPtr = gnttab_copy_gnttab_copy_ptr {

@@ -11,13 +11,13 @@ use crate::frames::Directory;
 /// A version 1 entry (`struct grant_entry_v1`). Shared with Xen, so atomics only.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// [`GrantFlags`]: the guest sets type and permission, Xen sets and clears "reading" and "writing".
-    pub(crate) flags: AtomicU16,
+    pub flags: AtomicU16,
     /// Who may use the grant.
-    pub(crate) domid: AtomicU16,
+    pub domid: AtomicU16,
     /// The granted guest frame.
-    pub(crate) frame: AtomicU32,
+    pub frame: AtomicU32,
 }
 
 /// Entries in one frame of the table.

@@ -11,17 +11,17 @@ use crate::frames::Directory;
 /// A version 2 entry (`union grant_entry_v2`), all of its forms in one. Xen reads it at any time, so atomics only.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// [`GrantFlags`] but Xen's bits, which are in the status word.
-    pub(crate) flags: AtomicU16,
+    pub flags: AtomicU16,
     /// Who may use the grant.
-    pub(crate) domid: AtomicU16,
+    pub domid: AtomicU16,
     /// A part's first byte (`sub_page.page_off`), or whose grant is passed on (`transitive.trans_domid`).
-    pub(crate) offset_or_domain: AtomicU16,
+    pub offset_or_domain: AtomicU16,
     /// How many bytes a part has (`sub_page.length`).
-    pub(crate) length: AtomicU16,
+    pub length: AtomicU16,
     /// The granted guest frame, or the reference that is passed on (`transitive.gref`, the low half).
-    pub(crate) frame_or_gref: AtomicU64,
+    pub frame_or_gref: AtomicU64,
 }
 
 /// Entries in one frame of the table.
