@@ -1,19 +1,19 @@
-//! xen-hypercall: the calls, their commands and structures.
+//! xen-hypercall: the calls and their commands. Their structures are in `arguments`.
 
-use xen_hypercall::abi::*;
-use xen_hypercall::hvm::HvmParam;
+use xen_hypercall::hvm::{self, HvmParam};
+use xen_hypercall::memory::PhysmapSpace;
 use xen_hypercall::sched::ShutdownReason;
 use xen_hypercall::version::Features;
-use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, abi};
+use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, VcpuId, abi};
 
-use crate::{List, consts, numbers, scalars, types};
+use crate::{List, consts, numbers, scalars};
 
 pub(super) fn add(list: &mut List) {
     shared(list);
-    calls(list);
+    commands(list);
+    arguments(list);
     errors(list);
-    parameters(list);
-    structures(list);
+    wrapped(list);
 }
 
 fn shared(list: &mut List) {
@@ -23,9 +23,11 @@ fn shared(list: &mut List) {
         MEMORY_OP, MULTICALL, SET_TIMER_OP, XEN_VERSION, CONSOLE_IO, GRANT_TABLE_OP, VM_ASSIST, VCPU_OP, SCHED_OP,
         EVENT_CHANNEL_OP, PHYSDEV_OP, HVM_OP,
     });
+    // A vCPU's number has no type of its own in the headers.
+    const _: () = assert!(size_of::<VcpuId>() == size_of::<u32>());
 }
 
-fn calls(list: &mut List) {
+fn commands(list: &mut List) {
     consts!(
         list,
         abi {
@@ -34,34 +36,65 @@ fn calls(list: &mut List) {
             SCHEDOP_BLOCK,
             SCHEDOP_SHUTDOWN,
             SCHEDOP_POLL,
+            SCHEDOP_REMOTE_SHUTDOWN,
+            SCHEDOP_SHUTDOWN_CODE,
+            SCHEDOP_WATCHDOG,
+            SCHEDOP_PIN_OVERRIDE,
             // version.h
             XENVER_VERSION,
             XENVER_EXTRAVERSION,
+            XENVER_COMPILE_INFO,
             XENVER_CAPABILITIES,
+            XENVER_CHANGESET,
+            XENVER_PLATFORM_PARAMETERS,
             XENVER_GET_FEATURES,
+            XENVER_PAGESIZE,
             XENVER_GUEST_HANDLE,
+            XENVER_COMMANDLINE,
+            XENVER_BUILD_ID,
             // xen.h
             CONSOLEIO_WRITE,
             CONSOLEIO_READ,
+            VMASST_CMD_ENABLE,
+            VMASST_CMD_DISABLE,
             // vcpu.h
+            VCPUOP_INITIALISE,
+            VCPUOP_UP,
+            VCPUOP_DOWN,
             VCPUOP_IS_UP,
-            VCPUOP_SET_SINGLESHOT_TIMER,
-            VCPUOP_STOP_SINGLESHOT_TIMER,
-            VCPU_SSHOTTMR_FUTURE,
+            VCPUOP_GET_RUNSTATE_INFO,
+            VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA,
             VCPUOP_SET_PERIODIC_TIMER,
             VCPUOP_STOP_PERIODIC_TIMER,
+            VCPUOP_SET_SINGLESHOT_TIMER,
+            VCPUOP_STOP_SINGLESHOT_TIMER,
+            VCPUOP_REGISTER_VCPU_INFO,
+            VCPUOP_SEND_NMI,
+            VCPUOP_GET_PHYSID,
+            VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA,
             // memory.h
+            XENMEM_DECREASE_RESERVATION,
+            XENMEM_MAXIMUM_RAM_PAGE,
+            XENMEM_CURRENT_RESERVATION,
+            XENMEM_MAXIMUM_RESERVATION,
+            XENMEM_POPULATE_PHYSMAP,
             XENMEM_ADD_TO_PHYSMAP,
             XENMEM_MEMORY_MAP,
-            XENMAPSPACE_SHARED_INFO,
-            XENMAPSPACE_GRANT_TABLE,
+            XENMEM_MAXIMUM_GPFN,
+            XENMEM_REMOVE_FROM_PHYSMAP,
+            XENMEM_ADD_TO_PHYSMAP_BATCH,
             // hvm/hvm_op.h
             HVMOP_SET_PARAM,
             HVMOP_GET_PARAM,
+            HVMOP_FLUSH_TLBS,
+            HVMOP_GET_TIME,
+            HVMOP_GET_MEM_TYPE,
             HVMOP_SET_EVTCHN_UPCALL_VECTOR,
+            HVMOP_GUEST_REQUEST_VM_EVENT,
             // event_channel.h
             EVTCHNOP_BIND_INTERDOMAIN,
             EVTCHNOP_BIND_VIRQ,
+            EVTCHNOP_BIND_PIRQ,
             EVTCHNOP_CLOSE,
             EVTCHNOP_SEND,
             EVTCHNOP_STATUS,
@@ -76,17 +109,63 @@ fn calls(list: &mut List) {
             // grant_table.h
             GNTTABOP_MAP_GRANT_REF,
             GNTTABOP_UNMAP_GRANT_REF,
+            GNTTABOP_SETUP_TABLE,
             GNTTABOP_COPY,
             GNTTABOP_QUERY_SIZE,
             GNTTABOP_SET_VERSION,
+            GNTTABOP_GET_STATUS_FRAMES,
             GNTTABOP_GET_VERSION,
-            GNTMAP_HOST_MAP,
-            GNTMAP_READONLY,
-            GNTCOPY_SOURCE_GREF,
-            GNTCOPY_DEST_GREF,
+            GNTTABOP_SWAP_GRANT_REF,
+            GNTTABOP_CACHE_FLUSH,
+            // physdev.h
+            PHYSDEVOP_IRQ_STATUS_QUERY,
+            PHYSDEVOP_EOI,
+            PHYSDEVOP_MAP_PIRQ,
+            PHYSDEVOP_UNMAP_PIRQ,
+            PHYSDEVOP_GET_FREE_PIRQ,
+            PHYSDEVOP_PIRQ_EOI_GMFN_V2,
         }
     );
-    consts!(list, ShutdownReason "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
+}
+
+/// What stands in the arguments' fields.
+fn arguments(list: &mut List) {
+    consts!(list, abi {
+        // sched.h
+        SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT, SHUTDOWN_SUSPEND, SHUTDOWN_CRASH, SHUTDOWN_WATCHDOG, SHUTDOWN_SOFT_RESET,
+        // features.h
+        XENFEAT_WRITABLE_PAGE_TABLES, XENFEAT_WRITABLE_DESCRIPTOR_TABLES, XENFEAT_AUTO_TRANSLATED_PHYSMAP,
+        XENFEAT_SUPERVISOR_MODE_KERNEL, XENFEAT_PAE_PGDIR_ABOVE_4GB, XENFEAT_MMU_PT_UPDATE_PRESERVE_AD,
+        XENFEAT_HIGHMEM_ASSIST, XENFEAT_GNTTAB_MAP_AVAIL_BITS, XENFEAT_HVM_CALLBACK_VECTOR, XENFEAT_HVM_SAFE_PVCLOCK,
+        XENFEAT_HVM_PIRQS, XENFEAT_DOM0, XENFEAT_MEMORY_OP_VNODE_SUPPORTED, XENFEAT_ARM_SMCCC_SUPPORTED,
+        XENFEAT_LINUX_RSDP_UNRESTRICTED, XENFEAT_NOT_DIRECT_MAPPED, XENFEAT_DIRECT_MAPPED,
+        // xen.h
+        VMASST_TYPE_4GB_SEGMENTS, VMASST_TYPE_4GB_SEGMENTS_NOTIFY, VMASST_TYPE_WRITABLE_PAGETABLES,
+        VMASST_TYPE_PAE_EXTENDED_CR3, VMASST_TYPE_ARCHITECTURAL_IOPL, VMASST_TYPE_RUNSTATE_UPDATE_FLAG,
+        VMASST_TYPE_M2P_STRICT,
+        // vcpu.h and hvm/hvm_vcpu.h
+        VCPU_SSHOTTMR_FUTURE, RUNSTATE_RUNNING, RUNSTATE_RUNNABLE, RUNSTATE_BLOCKED, RUNSTATE_OFFLINE,
+        XEN_RUNSTATE_UPDATE, VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B,
+        // memory.h
+        XENMAPSPACE_SHARED_INFO, XENMAPSPACE_GRANT_TABLE, XENMAPSPACE_GMFN, XENMAPSPACE_GMFN_RANGE,
+        XENMAPSPACE_GMFN_FOREIGN, XENMAPSPACE_DEV_MMIO, XENMAPIDX_GRANT_TABLE_STATUS, XENMEMF_POPULATE_ON_DEMAND,
+        XENMEMF_EXACT_NODE_REQUEST, XENMEMF_VNODE,
+        // hvm/hvm_op.h and hvm/params.h
+        HVMMEM_RAM_RW, HVMMEM_RAM_RO, HVMMEM_MMIO_DM, HVMMEM_IOREQ_SERVER, HVM_PARAM_CALLBACK_IRQ,
+        HVM_PARAM_STORE_PFN, HVM_PARAM_STORE_EVTCHN, HVM_PARAM_VM86_TSS, HVM_PARAM_CONSOLE_PFN,
+        HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_ACPI_IOPORTS_LOCATION, HVM_PARAM_VM_GENERATION_ID_ADDR, HVM_PARAM_ALTP2M,
+        HVM_PARAM_X87_FIP_WIDTH, HVM_PARAM_VM86_TSS_SIZED, HVM_PARAM_CALLBACK_TYPE_GSI,
+        HVM_PARAM_CALLBACK_TYPE_PCI_INTX, HVM_PARAM_CALLBACK_TYPE_VECTOR, HVM_PARAM_CALLBACK_TYPE_PPI,
+        // event_channel.h
+        BIND_PIRQ_WILL_SHARE = "BIND_PIRQ__WILL_SHARE", EVTCHNSTAT_CLOSED, EVTCHNSTAT_UNBOUND, EVTCHNSTAT_INTERDOMAIN,
+        EVTCHNSTAT_PIRQ, EVTCHNSTAT_VIRQ, EVTCHNSTAT_IPI,
+        // grant_table.h
+        GNTMAP_HOST_MAP, GNTMAP_READONLY, GNTCOPY_SOURCE_GREF, GNTCOPY_DEST_GREF, GNTTAB_CACHE_CLEAN,
+        GNTTAB_CACHE_INVAL, GNTTAB_CACHE_SOURCE_GREF,
+        // physdev.h
+        XENIRQSTAT_NEEDS_EOI, XENIRQSTAT_SHARED, MAP_PIRQ_TYPE_MSI, MAP_PIRQ_TYPE_GSI, MAP_PIRQ_TYPE_MSI_SEG,
+        MAP_PIRQ_TYPE_MULTI_MSI,
+    });
 }
 
 // EINTR and ERESTART are Xen's own, and in the headers for Xen alone.
@@ -99,55 +178,17 @@ fn errors(list: &mut List) {
     });
 }
 
-fn parameters(list: &mut List) {
+/// The same numbers in the types of the modules that make the calls.
+fn wrapped(list: &mut List) {
+    consts!(list, ShutdownReason "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
+    consts!(list, PhysmapSpace "XENMAPSPACE_" [.0] { SHARED_INFO, GRANT_TABLE });
     consts!(list, HvmParam "HVM_PARAM_" [.0] {
         CALLBACK_IRQ, STORE_PFN, STORE_EVTCHN, CONSOLE_PFN, CONSOLE_EVTCHN,
     });
-    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = xen_hypercall::hvm::callback_vector(0) >> 56 });
+    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(0) >> 56 });
     // The headers number the bits.
     consts!(list, Features "XENFEAT_" [.bits().trailing_zeros()] {
         WRITABLE_PAGE_TABLES, WRITABLE_DESCRIPTOR_TABLES, AUTO_TRANSLATED_PHYSMAP, SUPERVISOR_MODE_KERNEL,
         HVM_CALLBACK_VECTOR, HVM_SAFE_PVCLOCK, HVM_PIRQS, DOM0,
-    });
-}
-
-fn structures(list: &mut List) {
-    types!(list, {
-        SchedShutdown = sched_shutdown { reason }
-        SchedPoll = sched_poll { ports, nr_ports, pad0: _, timeout }
-        XenFeatureInfo = xen_feature_info { submap_idx, submap }
-        VcpuSetPeriodicTimer = vcpu_set_periodic_timer { period_ns }
-        VcpuSetSingleshotTimer = vcpu_set_singleshot_timer { timeout_abs_ns, flags, pad0: _ }
-        XenAddToPhysmap = xen_add_to_physmap { domid, size, space, idx, gpfn }
-        XenMemoryMap = xen_memory_map { nr_entries, pad0: _, buffer }
-        XenHvmParam = xen_hvm_param { domid, pad0: _, index, value }
-        XenHvmEvtchnUpcallVector = xen_hvm_evtchn_upcall_vector { vcpu, vector, pad0: _ }
-        EvtchnAllocUnbound = evtchn_alloc_unbound { dom, remote_dom, port }
-        EvtchnBindInterdomain = evtchn_bind_interdomain { remote_dom, pad0: _, remote_port, local_port }
-        EvtchnBindVirq = evtchn_bind_virq { virq, vcpu, port }
-        EvtchnBindIpi = evtchn_bind_ipi { vcpu, port }
-        EvtchnClose = evtchn_close { port }
-        EvtchnSend = evtchn_send { port }
-        EvtchnStatus = evtchn_status {
-            dom, pad0: _, port, status, vcpu,
-            remote_dom: ["u.interdomain.dom", "u.unbound.dom"], pad1: _, remote_port: "u.interdomain.port",
-        }
-        EvtchnBindVcpu = evtchn_bind_vcpu { port, vcpu }
-        EvtchnUnmask = evtchn_unmask { port }
-        EvtchnReset = evtchn_reset { dom }
-        EvtchnInitControl = evtchn_init_control { control_gfn, offset, vcpu, link_bits, pad0: _ }
-        EvtchnExpandArray = evtchn_expand_array { array_gfn }
-        EvtchnSetPriority = evtchn_set_priority { port, priority }
-        GnttabQuerySize = gnttab_query_size { dom, pad0: _, nr_frames, max_nr_frames, status, pad1: _ }
-        GnttabMapGrantRef = gnttab_map_grant_ref {
-            host_addr, flags, reference: "ref", dom, status, handle, dev_bus_addr,
-        }
-        GnttabUnmapGrantRef = gnttab_unmap_grant_ref { host_addr, dev_bus_addr, handle, status, pad0: _ }
-        GnttabSetVersion = gnttab_set_version { version }
-        GnttabGetVersion = gnttab_get_version { dom, pad0: _, version }
-        GnttabCopyPtr = gnttab_copy_gnttab_copy_ptr {
-            reference_or_gmfn: "u", domid, offset, pad0: _,
-        }
-        GnttabCopy = gnttab_copy { source, dest, len, flags, status, pad0: _ }
     });
 }

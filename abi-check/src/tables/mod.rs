@@ -2,6 +2,7 @@
 
 use crate::List;
 
+mod arguments;
 mod block;
 mod console;
 mod events;
@@ -15,6 +16,7 @@ mod store;
 /// Everything.
 pub fn all(list: &mut List) {
     hypercalls::add(list);
+    arguments::add(list);
     machine::add(list);
     events::add(list);
     grants::add(list);
