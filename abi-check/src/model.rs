@@ -76,7 +76,7 @@ impl Value {
     /// A C string of the headers, without its end.
     pub const fn text(bytes: &'static [u8]) -> Self {
         match bytes {
-            [text @ .., 0] => match str::from_utf8(text) {
+            [text @ .., 0] => match std::str::from_utf8(text) {
                 Ok(text) => Self::Text(text),
                 Err(_) => Self::Text("(not UTF-8)"),
             },
