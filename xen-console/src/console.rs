@@ -14,7 +14,7 @@ use crate::page::ConsolePage;
 
 /// The console of a domain, from the guest's side (`io/console.h`).
 pub struct Console<'x, P: Platform> {
-    ring: ByteRing<ConsoleLayout, ConsolePage>,
+    ring: ByteRing<ConsoleLayout, ConsolePage<'x, P>>,
     channel: Channel<'x, P>,
     events: &'x EventChannels<P>,
     stats: Stats,
@@ -46,12 +46,20 @@ impl<'x, P: Platform> Console<'x, P> {
             return Err(Error::NoConsole);
         }
         let page = ConsolePage::map(platform, gfn).ok_or(Error::Unreachable(gfn))?;
-        Ok(Self {
-            ring: ByteRing::new(page)?,
-            channel: events.adopt(Port(port))?,
-            events,
-            stats: Stats::default(),
-        })
+        Self::on(page, events.adopt(Port(port))?)
+    }
+
+    /// A console whose page and event channel are there.
+    pub(crate) fn on(page: ConsolePage<'x, P>, channel: Channel<'x, P>) -> Result<Self, Error> {
+        let events = channel.event_channels();
+        Ok(Self { ring: ByteRing::new(page)?, channel, events, stats: Stats::default() })
+    }
+
+    /// Whether the daemon says that it serves the console. One that is older than this question, and one that stopped
+    /// without a word, seem to: what is written may stay in the ring all the same.
+    pub fn is_connected(&mut self) -> bool {
+        // One byte, of which zero is `XENCONSOLE_CONNECTED`.
+        self.ring.word(ConsoleLayout::CONNECTION).is_ok_and(|word| word & 0xff == 0)
     }
 
     /// Writes as much as there is room for, at once; answers how many bytes that was.
@@ -81,7 +89,8 @@ impl<'x, P: Platform> Console<'x, P> {
     }
 
     /// Writes everything, waiting for room. What finds no room within `patience` is dropped and counted: a console
-    /// that nobody drains must not stop the guest. Answers how many bytes were written.
+    /// that nobody drains must not stop the guest. For a daemon that says that it [is not there](Self::is_connected)
+    /// nothing is waited for. Answers how many bytes were written.
     ///
     /// # Errors
     /// [`Error::Broken`] when the daemon broke the protocol.
@@ -97,7 +106,7 @@ impl<'x, P: Platform> Console<'x, P> {
             if data.is_empty() {
                 return Ok(len);
             }
-            if self.events.platform().now() >= deadline {
+            if self.events.platform().now() >= deadline || !self.is_connected() {
                 self.stats.dropped += data.len() as u64;
                 return Ok(len - data.len());
             }
@@ -161,6 +170,46 @@ impl<'x, P: Platform> Console<'x, P> {
             let _ = xen_hypercall::sched::yield_now(self.events.platform());
         }
         self.stats.dropped += rest.len() as u64;
+    }
+
+    /// Waits until there is something to read, at most until `deadline`. Answers whether there is.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when the daemon broke the protocol.
+    pub fn wait_readable(&mut self, deadline: Duration) -> Result<bool, Error>
+    where
+        P: Wait,
+    {
+        loop {
+            if self.ring.readable()? > 0 {
+                return Ok(true);
+            }
+            if self.events.platform().now() >= deadline {
+                return Ok(false);
+            }
+            self.events.wait(Some(deadline));
+        }
+    }
+
+    /// How many bytes can be read at once.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when the daemon broke the protocol.
+    pub fn readable(&mut self) -> Result<usize, Error> {
+        Ok(self.ring.readable()?)
+    }
+
+    /// How many bytes can be written at once.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when the daemon broke the protocol.
+    pub fn writable(&mut self) -> Result<usize, Error> {
+        Ok(self.ring.writable()?)
+    }
+
+    /// The event channels that the console's is one of.
+    pub fn event_channels(&self) -> &'x EventChannels<P> {
+        self.events
     }
 
     /// What passed so far.

@@ -18,6 +18,12 @@ pub enum Error {
     Event(xen_evtchn::Error),
     /// The console daemon broke the ring's protocol; the console is of no use any more.
     Broken(xen_ring::RingError),
+    /// The console's page could not be shared.
+    #[cfg(feature = "xenbus")]
+    Grant(xen_gnttab::Error),
+    /// The handshake with the console's backend failed.
+    #[cfg(feature = "xenbus")]
+    Store(xen_xenstore::Error),
 }
 
 impl fmt::Display for Error {
@@ -28,6 +34,10 @@ impl fmt::Display for Error {
             Self::Hypercall(errno) => write!(f, "console: {errno}"),
             Self::Event(error) => write!(f, "console: {error}"),
             Self::Broken(error) => write!(f, "console: {error}"),
+            #[cfg(feature = "xenbus")]
+            Self::Grant(error) => write!(f, "console: {error}"),
+            #[cfg(feature = "xenbus")]
+            Self::Store(error) => write!(f, "console: {error}"),
         }
     }
 }
@@ -49,5 +59,19 @@ impl From<xen_evtchn::Error> for Error {
 impl From<xen_ring::RingError> for Error {
     fn from(error: xen_ring::RingError) -> Self {
         Self::Broken(error)
+    }
+}
+
+#[cfg(feature = "xenbus")]
+impl From<xen_gnttab::Error> for Error {
+    fn from(error: xen_gnttab::Error) -> Self {
+        Self::Grant(error)
+    }
+}
+
+#[cfg(feature = "xenbus")]
+impl From<xen_xenstore::Error> for Error {
+    fn from(error: xen_xenstore::Error) -> Self {
+        Self::Store(error)
     }
 }

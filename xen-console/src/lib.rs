@@ -5,6 +5,8 @@
 #[cfg(feature = "mock")]
 extern crate std;
 
+#[cfg(feature = "embedded-io-v0-7")]
+pub mod adapters;
 mod console;
 mod error;
 mod line;
@@ -13,9 +15,13 @@ pub mod log;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod page;
+#[cfg(feature = "xenbus")]
+mod secondary;
 mod xen;
 
 pub use console::{Console, Stats};
 pub use error::Error;
 pub use line::{Line, LineReader};
+#[cfg(feature = "xenbus")]
+pub use secondary::SecondaryConsole;
 pub use xen::XenConsole;

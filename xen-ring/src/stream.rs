@@ -23,6 +23,12 @@ pub trait StreamLayout {
 #[derive(Debug)]
 pub struct ConsoleLayout;
 
+impl ConsoleLayout {
+    /// Whether the daemon serves the console (0) or not yet (1): the low byte of this word. Zero where nobody has
+    /// heard of it.
+    pub const CONNECTION: usize = 3088;
+}
+
 impl StreamLayout for ConsoleLayout {
     const IN: (usize, u32) = (0, 1024);
     const OUT: (usize, u32) = (1024, 2048);

@@ -1,45 +1,77 @@
 //! A console daemon for tests on the host.
-#![allow(unsafe_code, reason = "maps the guest's page")]
+//!
+//! [`MockConsoled`] serves one console of one guest by the real protocol in a real shared page. It looks at the page
+//! only when it got an event, so a driver that forgets one waits here as it would on Xen. See the crate's first page
+//! for an example.
 
+mod page;
+#[cfg(feature = "xenbus")]
+mod xenbus;
+
+use core::sync::atomic::Ordering;
+use std::format;
+use std::string::ToString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
-use core::ptr::NonNull;
-
 use xen_evtchn::EventChannels;
 use xen_hypercall::hvm::HvmParam;
-use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, PAGE_SIZE, Page};
-use xen_ring::{Backing, ByteRing, ConsoleLayout, Reversed, SharedMem};
+use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
+use xen_hypercall::{DomId, Gfn, SharedInfo, event};
+use xen_ring::{ByteRing, ConsoleLayout, Reversed, StreamLayout};
+
+use page::DaemonPage;
 
 /// Where the toolstack puts a guest's console page.
 const CONSOLE_GFN: Gfn = Gfn(0xF_EFFF);
 
-/// The daemon of one guest's console: collects what the guest writes, types what a test wants typed.
+/// The daemon of one guest's console: collects what the guest writes, types what a test wants typed. Clones are
+/// handles to the same one.
 #[derive(Clone)]
 pub struct MockConsoled(Arc<Mutex<State>>);
 
-struct State {
-    ring: ByteRing<Reversed<ConsoleLayout>, GuestPage>,
-    guest: MockDomain,
-    port: u32,
-    dom0: MockDomain,
-    output: Vec<u8>,
-    input: Vec<u8>,
-    stalled: bool,
+/// What may go wrong, and how often. Nothing does at first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Faults {
+    /// It does not look at the console although there is something to do.
+    pub stalls: Chance,
+    /// It takes only a part of what the guest wrote.
+    pub short_read: Chance,
+    /// It types only a part of what there is room for.
+    pub short_write: Chance,
+    /// It sends an event for nothing.
+    pub spurious_event: Chance,
+    /// It writes any number into one of its two indices.
+    pub index_jump: Chance,
 }
 
-struct GuestPage(NonNull<Page>);
-
-// SAFETY: the page belongs to nobody's thread.
-unsafe impl Send for GuestPage {}
-
-impl Backing for GuestPage {
-    fn mem(&mut self) -> SharedMem<'_> {
-        // SAFETY: the page is the guest's special page, valid as long as the machine; the daemon's side accesses it
-        // here alone. The guest's side is, as in life, another party that accesses it by volatile means.
-        unsafe { SharedMem::new(self.0.cast(), PAGE_SIZE) }
+impl Faults {
+    /// No faults.
+    pub fn new() -> Self {
+        Self::default()
     }
+}
+
+struct State {
+    guest: MockDomain,
+    dom0: MockDomain,
+    link: Option<Link>,
+    #[cfg(feature = "xenbus")]
+    device: Option<xenbus::Device>,
+    output: Vec<u8>,
+    input: Vec<u8>,
+    /// There is something in the page to look at.
+    looks: bool,
+    stalled: bool,
+    dice: Dice,
+    faults: Faults,
+}
+
+/// What the daemon has while it is connected.
+struct Link {
+    ring: ByteRing<Reversed<ConsoleLayout>, DaemonPage>,
+    port: u32,
 }
 
 impl std::fmt::Debug for MockConsoled {
@@ -49,30 +81,42 @@ impl std::fmt::Debug for MockConsoled {
 }
 
 impl MockConsoled {
-    /// Gives a guest a console, as the toolstack does, and serves it from domain 0. The mock of event channels must
-    /// be installed.
+    /// Gives a guest its first console, as the toolstack does, and serves it from domain 0. The mock of event
+    /// channels must be installed.
     ///
     /// # Panics
     /// When the guest has a console already.
     pub fn connect(xen: &MockXen, guest: &MockDomain) -> Self {
         let page = guest.special_page(CONSOLE_GFN);
         let dom0 = xen.domain(DomId(0));
-        let local = xen_hypercall::event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
-        let port =
-            xen_hypercall::event::bind_interdomain(&dom0, guest.id(), local).expect("a port for the daemon");
+        let local = event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
+        let port = event::bind_interdomain(&dom0, guest.id(), local).expect("a port for the daemon");
         guest.set_hvm_param(HvmParam::CONSOLE_PFN, CONSOLE_GFN.0);
         guest.set_hvm_param(HvmParam::CONSOLE_EVTCHN, local.into());
+        let ring = ByteRing::new(DaemonPage::special(page)).expect("a page is large enough");
+        Self::start(guest, Some(Link { ring, port }))
+    }
+
+    fn start(guest: &MockDomain, link: Option<Link>) -> Self {
+        let dom0 = guest.xen().domain(DomId(0));
+        if dom0.shared_info().is_none() {
+            SharedInfo::map(&dom0).expect("shared_info of domain 0");
+        }
         let daemon = Self(Arc::new(Mutex::new(State {
-            ring: ByteRing::new(GuestPage(page)).expect("a page is large enough"),
             guest: guest.clone(),
-            port,
             dom0,
+            link,
+            #[cfg(feature = "xenbus")]
+            device: None,
             output: Vec::new(),
             input: Vec::new(),
+            looks: false,
             stalled: false,
+            dice: Dice::new(0),
+            faults: Faults::default(),
         })));
         let actor = daemon.clone();
-        xen.add_actor("consoled", move |_| actor.state().step());
+        guest.xen().add_actor("consoled", move |_| actor.state().step());
         daemon
     }
 
@@ -85,9 +129,19 @@ impl MockConsoled {
         self.state().output.clone()
     }
 
+    /// What the guest has written since this was asked last.
+    pub fn take_output(&self) -> Vec<u8> {
+        core::mem::take(&mut self.state().output)
+    }
+
     /// Types bytes; the guest gets them as fast as it reads.
     pub fn type_in(&self, bytes: &[u8]) {
         self.state().input.extend_from_slice(bytes);
+    }
+
+    /// How many bytes were typed that are not in the console yet.
+    pub fn untyped(&self) -> usize {
+        self.state().input.len()
     }
 
     /// A daemon that hangs: reads and writes nothing until it is told otherwise.
@@ -95,11 +149,25 @@ impl MockConsoled {
         self.state().stalled = stalled;
     }
 
+    /// What goes wrong from now on, and when: the same every time for the same dice.
+    pub fn set_faults(&self, dice: Dice, faults: Faults) {
+        let mut state = self.state();
+        (state.dice, state.faults) = (dice, faults);
+    }
+
+    /// What the daemon says of whether it serves the console (`XENCONSOLE_CONNECTED`, `_DISCONNECTED`).
+    pub fn say_connected(&self, connected: bool) {
+        self.poke(ConsoleLayout::CONNECTION, u32::from(!connected));
+    }
+
     /// A daemon that lies: writes any value to a word of the page (offsets as in `io/console.h`).
+    ///
+    /// # Panics
+    /// When the console is not connected, or the offset is not in the page.
     pub fn poke(&self, offset: usize, value: u32) {
-        let mut page = GuestPage(self.state().guest.page_at(CONSOLE_GFN).expect("the console's page"));
-        let written = page.mem().store_u32(offset, value, core::sync::atomic::Ordering::Release);
-        written.expect("an aligned offset in the page");
+        let mut state = self.state();
+        let link = state.link.as_mut().expect("a connected console");
+        link.ring.set_word(offset, value).expect("an aligned offset in the page");
     }
 }
 
@@ -108,16 +176,63 @@ impl State {
         if self.stalled {
             return false;
         }
-        let mut buf = [0; 256];
-        let read = self.ring.read(&mut buf).unwrap_or(0);
-        self.output.extend_from_slice(&buf[..read]);
-        let written = self.ring.write(&self.input).unwrap_or(0);
-        self.input.drain(..written);
-        if read + written > 0 {
-            xen_hypercall::event::send(&self.dom0, self.port).expect("the daemon's port");
+        #[cfg(feature = "xenbus")]
+        if self.shake_hands() {
+            return true;
         }
+        self.serve()
+    }
+
+    fn serve(&mut self) -> bool {
+        let id = self.guest.id();
+        let Some(link) = &mut self.link else { return false };
+        self.looks |= took_event(&self.dom0, link.port);
+        if !self.looks && self.input.is_empty() {
+            return false;
+        }
+        if self.dice.hit(self.faults.stalls) {
+            return false;
+        }
+        let part = |len: usize, short: Chance| match self.dice.hit(short) {
+            true => self.dice.below(len as u64 + 1) as usize,
+            false => len,
+        };
+        let mut buf = [0; 2048];
+        let room = part(buf.len(), self.faults.short_read);
+        let read = if self.looks { link.ring.read(&mut buf[..room]).unwrap_or(0) } else { 0 };
+        if read > 0 {
+            let text = buf[..read].escape_ascii().to_string();
+            self.guest.xen().trace(|| format!("consoled: {id} wrote \"{text}\""));
+        }
+        self.output.extend_from_slice(&buf[..read]);
+        let len = part(self.input.len(), self.faults.short_write);
+        let written = link.ring.write(&self.input[..len]).unwrap_or(0);
+        self.input.drain(..written);
+        if written > 0 {
+            self.guest.xen().trace(|| format!("consoled: typed {written} bytes to {id}"));
+        }
+        if self.dice.hit(self.faults.index_jump) {
+            let ours = [ConsoleLayout::IN_INDICES.1, ConsoleLayout::OUT_INDICES.0];
+            let offset = ours[self.dice.below(2) as usize];
+            let value = self.dice.next_u64() as u32;
+            self.guest.xen().trace(|| format!("consoled: index at {offset} jumps to {value}"));
+            link.ring.set_word(offset, value).expect("an index");
+        }
+        if read + written > 0 || self.dice.hit(self.faults.spurious_event) {
+            // Fails when the guest has closed its end, which is its own affair.
+            let _ = event::send(&self.dom0, link.port);
+        }
+        self.looks = link.ring.readable().is_ok_and(|count| count > 0);
         read + written > 0
     }
+}
+
+/// Whether an event came since the last look.
+fn took_event(dom0: &MockDomain, port: u32) -> bool {
+    let Some(shared) = dom0.shared_info() else { return false };
+    let bit = 1 << (port % 64);
+    let word = shared.evtchn_pending(port as usize / 64);
+    word.is_some_and(|word| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
 }
 
 /// The guest's view of event channels, for tests and examples that need no more than a console.
@@ -126,7 +241,7 @@ impl State {
 /// When the machine has no memory left.
 pub fn guest(xen: &MockXen, id: DomId) -> (MockDomain, EventChannels<MockDomain>) {
     let domain = xen.domain(id);
-    let shared = xen_hypercall::SharedInfo::map(&domain).expect("shared_info");
+    let shared = SharedInfo::map(&domain).expect("shared_info");
     let events = EventChannels::new(domain.clone(), shared).expect("event channels");
     (domain, events)
 }

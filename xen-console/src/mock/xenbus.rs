@@ -1,0 +1,109 @@
+//! The backend of a console with a number.
+
+use core::str::FromStr;
+use std::format;
+use std::string::{String, ToString};
+
+use xen_gnttab::GrantRef;
+use xen_gnttab::mock::map;
+use xen_hypercall::event;
+use xen_hypercall::mock::MockDomain;
+use xen_ring::ByteRing;
+use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::xenbus::XenbusState;
+
+use super::page::DaemonPage;
+use super::{Link, MockConsoled, State};
+
+/// Where the device is in xenstore, and how far it is.
+pub(super) struct Device {
+    store: MockXenstored,
+    front: String,
+    back: String,
+    state: XenbusState,
+}
+
+impl MockConsoled {
+    /// Gives a guest a console with a number, as the toolstack does, and serves it from domain 0. The mocks of event
+    /// channels and grant tables must be installed.
+    pub fn attach(store: &MockXenstored, guest: &MockDomain, index: u32) -> Self {
+        let id = guest.id().0;
+        let front = format!("/local/domain/{id}/device/console/{index}");
+        let back = format!("/local/domain/0/backend/console/{id}/{index}");
+        store.write(&front, "");
+        store.set_permissions(&front, &format!("n{id}\0r0"));
+        store.write(&back, "");
+        store.set_permissions(&back, &format!("n0\0r{id}"));
+        for (node, value) in [
+            (format!("{front}/backend"), &*back),
+            (format!("{front}/backend-id"), "0"),
+            (format!("{front}/type"), "ioemu"),
+            (format!("{front}/state"), "1"),
+            (format!("{back}/frontend"), &front),
+            (format!("{back}/frontend-id"), &id.to_string()),
+            (format!("{back}/state"), "1"),
+        ] {
+            store.write(&node, value);
+        }
+        let daemon = Self::start(guest, None);
+        let store = store.clone();
+        daemon.state().device = Some(Device { store, front, back, state: XenbusState::INITIALISING });
+        daemon
+    }
+
+    /// The toolstack takes the console away: the backend asks the guest to close it.
+    pub fn detach(&self) {
+        if let Some(device) = &mut self.state().device {
+            device.switch(XenbusState::CLOSING);
+        }
+    }
+}
+
+impl Device {
+    fn switch(&mut self, state: XenbusState) {
+        self.state = state;
+        self.store.write(&format!("{}/state", self.back), &state.0.to_string());
+    }
+
+    fn front<T: FromStr>(&self, node: &str) -> Option<T> {
+        self.store.read(&format!("{}/{node}", self.front))?.parse().ok()
+    }
+}
+
+impl State {
+    /// One move in the handshake, if there is one to make.
+    pub(super) fn shake_hands(&mut self) -> bool {
+        let Some(device) = &mut self.device else { return false };
+        let front: XenbusState = device.front("state").unwrap_or(XenbusState::UNKNOWN);
+        match (device.state, front) {
+            (XenbusState::INITIALISING | XenbusState::CLOSED, XenbusState::INITIALISING) => {
+                device.switch(XenbusState::INIT_WAIT);
+            }
+            (XenbusState::INIT_WAIT, XenbusState::INITIALISED) => {
+                let (gref, port) = (device.front("ring-ref"), device.front("port"));
+                let link = gref.zip(port).and_then(|(gref, port)| {
+                    let page = map(&self.dom0, self.guest.id(), GrantRef(gref), true).ok()?;
+                    let ring = ByteRing::new(DaemonPage::Granted(page)).ok()?;
+                    let port = event::bind_interdomain(&self.dom0, self.guest.id(), port).ok()?;
+                    Some(Link { ring, port })
+                });
+                let state = if link.is_some() { XenbusState::CONNECTED } else { XenbusState::CLOSED };
+                self.link = link;
+                device.switch(state);
+            }
+            (XenbusState::CONNECTED, XenbusState::CLOSING) => device.switch(XenbusState::CLOSING),
+            (
+                XenbusState::CONNECTED | XenbusState::CLOSING | XenbusState::INIT_WAIT,
+                XenbusState::CLOSED | XenbusState::UNKNOWN,
+            ) => {
+                if let Some(Link { port, .. }) = self.link.take() {
+                    // The guest may have closed its end; ours is there in any case.
+                    let _ = event::close(&self.dom0, port);
+                }
+                device.switch(XenbusState::CLOSED);
+            }
+            _ => return false,
+        }
+        true
+    }
+}
