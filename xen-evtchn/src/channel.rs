@@ -3,7 +3,7 @@
 use core::fmt;
 use core::task::{Context, Poll};
 
-use xen_hypercall::{DomId, Errno, Platform, VcpuId, Wait, event};
+use xen_hypercall::{DomId, Errno, Platform, VcpuId, event};
 
 use crate::record::{Record, UNFINISHED};
 use crate::{Error, EventChannels, Port, Priority, Virq};
@@ -180,25 +180,20 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// gets about one per second through, whatever it does. One that does give work with each event is bounded by how
     /// fast the receiver does it.
     ///
-    /// The time passes in [`EventChannels::wait`]; who waits by other means calls [`EventChannels::unmask_due`].
-    pub fn done(&self, progress: Progress)
-    where
-        P: Wait,
-    {
+    /// The time passes in [`EventChannels::wait`]; who waits by other means asks [`EventChannels::next_unmask`] how long that
+    /// may be, then calls [`EventChannels::unmask_due`].
+    pub fn done(&self, progress: Progress) {
         match progress {
             Progress::Work => {
                 self.record.progressed();
                 self.end();
             }
-            Progress::Spurious if self.record.held() & UNFINISHED == 0 || self.record.due().is_some() => {
+            Progress::Spurious if self.record.held() & UNFINISHED == 0 || self.record.is_throttled() => {
                 // No event is under way, or its end has been told already: a driver that polls without reason.
             }
             Progress::Spurious => match self.record.went_in_vain() {
                 None => self.end(),
-                Some(delay) => {
-                    let until = self.events.platform().now().saturating_add(delay);
-                    self.events.throttle(self.record, until);
-                }
+                Some(pause) => self.events.throttle(self.record, pause),
             },
         }
     }

@@ -104,11 +104,11 @@ impl<P: Platform> EventChannels<P> {
         record.release();
     }
 
-    /// Keeps an unfinished event's port masked until `until`.
-    pub(crate) fn throttle(&self, record: &Record, until: Duration) {
+    /// Keeps an unfinished event's port masked for a while.
+    pub(crate) fn throttle(&self, record: &Record, pause: Duration) {
         // Counted before, so that nobody who finds it throttled counts down below zero.
         self.throttled_now().fetch_add(1, AcqRel);
-        if !record.throttle(until) {
+        if !record.throttle(pause) {
             self.throttled_now().fetch_sub(1, AcqRel);
         }
     }
@@ -123,11 +123,15 @@ impl<P: Platform> EventChannels<P> {
     ///
     /// A main loop that waits by other means than [`wait`](Self::wait) sleeps no longer than that, then calls
     /// [`unmask_due`](Self::unmask_due).
-    pub fn next_unmask(&self) -> Option<Duration> {
+    pub fn next_unmask(&self) -> Option<Duration>
+    where
+        P: Wait,
+    {
         if self.throttled_now().load(Relaxed) == 0 {
             return None;
         }
-        self.records().iter().filter_map(|(_, record)| record.due()).min()
+        let now = self.platform().now();
+        self.records().iter().filter_map(|(_, record)| record.due(now)).min()
     }
 
     /// Unmasks the throttled channels whose time has come; answers how many. [`wait`](Self::wait) does it, too.
@@ -139,7 +143,7 @@ impl<P: Platform> EventChannels<P> {
             return 0;
         }
         let now = self.platform().now();
-        let due = |record: &Record| record.due().is_some_and(|due| due <= now);
+        let due = |record: &Record| record.due(now).is_some_and(|due| due <= now);
         let mut count = 0;
         for (port, record) in self.records().iter().filter(|(_, record)| due(record)) {
             self.unthrottle(record);

@@ -20,6 +20,9 @@ const FIRST_DELAY: Duration = Duration::from_millis(1);
 /// The longest.
 const LAST_DELAY: Duration = Duration::from_secs(1);
 
+/// The pause has not begun, because nobody has looked at the clock since.
+const NOT_YET: u64 = 1 << 63;
+
 /// One port's private state. Touched by the interrupt side, hence atomics only.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -36,7 +39,8 @@ pub(crate) struct Record {
     pass: AtomicU32,
     /// The next port in that pass's list of those that came twice.
     next: AtomicU32,
-    /// When a throttled port is to be unmasked, in nanoseconds of the platform's clock; 0: it is not throttled.
+    /// When a throttled port is to be unmasked, in nanoseconds of the platform's clock, or with [`NOT_YET`] how long it is
+    /// to stay masked; 0: it is not throttled.
     due: AtomicU64,
     events: AtomicU64,
     notifications: AtomicU64,
@@ -163,19 +167,30 @@ impl Record {
         Some(FIRST_DELAY.saturating_mul(factor).min(LAST_DELAY))
     }
 
-    /// Sets when the port is to be unmasked. False if that was set already.
-    pub(crate) fn throttle(&self, until: Duration) -> bool {
-        let due = nanoseconds(until).max(1);
-        let set = self.due.compare_exchange(0, due, AcqRel, Relaxed).is_ok();
+    /// Lets the port stay masked for a while, from the next look at the clock on. False if that was so already.
+    pub(crate) fn throttle(&self, pause: Duration) -> bool {
+        let pause = nanoseconds(pause) | NOT_YET;
+        let set = self.due.compare_exchange(0, pause, AcqRel, Relaxed).is_ok();
         if set {
             self.throttled.fetch_add(1, Relaxed);
         }
         set
     }
 
-    /// Until when the port is throttled, if it is.
-    pub(crate) fn due(&self) -> Option<Duration> {
-        Some(self.due.load(Relaxed)).filter(|due| *due != 0).map(Duration::from_nanos)
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.due.load(Relaxed) != 0
+    }
+
+    /// Until when the port is throttled, if it is. A pause that has not begun does so `now`.
+    pub(crate) fn due(&self, now: Duration) -> Option<Duration> {
+        let due = self.due.load(Relaxed);
+        if due & NOT_YET == 0 {
+            return Some(due).filter(|due| *due != 0).map(Duration::from_nanos);
+        }
+        let until = nanoseconds(now).saturating_add(due & !NOT_YET).clamp(1, NOT_YET - 1);
+        // Of several who look, the first decides; and who finds it ended meanwhile leaves that.
+        let _ = self.due.compare_exchange(due, until, AcqRel, Relaxed);
+        Some(Duration::from_nanos(until))
     }
 
     /// Ends the throttling. False if it was not throttled.

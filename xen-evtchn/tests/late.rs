@@ -160,7 +160,7 @@ fn waiting_ends_when_a_throttled_channel_is_due_and_delivers_what_came() {
         for _ in 0..4 {
             event(&machine, Progress::Spurious);
             while guest.stats().throttled_now > 0 {
-                guest.wait(None);
+                guest.wait(Some(xen.now() + Duration::from_secs(2)));
             }
         }
         event(&machine, Progress::Spurious);
@@ -168,6 +168,7 @@ fn waiting_ends_when_a_throttled_channel_is_due_and_delivers_what_came() {
         back.notify().unwrap();
         let deadline = before + Duration::from_secs(60);
         while !front.take() {
+            assert!(xen.now() < deadline, "the event did not come");
             guest.wait(Some(deadline));
         }
         assert_eq!(milliseconds(Some(xen.now() - before)), Some(8), "the event that came meanwhile");

@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use std::sync::atomic::Ordering;
-use xen_evtchn::{Abi, Channel, EventChannels, mock};
+use std::time::Duration;
+use xen_evtchn::{Abi, Channel, EventChannels, Progress, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{DomId, SharedInfo, VcpuId};
 
@@ -20,6 +21,9 @@ enum Op {
     Mask { link: usize, side: usize },
     Unmask { link: usize, side: usize },
     Take { link: usize, side: usize },
+    Late { link: usize, side: usize, on: bool },
+    Done { link: usize, side: usize, work: bool },
+    Pass { milliseconds: u64 },
     Close { link: usize, side: usize },
     Dispatch { side: usize },
 }
@@ -34,6 +38,10 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Mask { link, side }),
         4 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Unmask { link, side }),
         4 => (link.clone(), side.clone()).prop_map(|(link, side)| Op::Take { link, side }),
+        2 => (link.clone(), side.clone(), any::<bool>()).prop_map(|(link, side, on)| Op::Late { link, side, on }),
+        6 => (link.clone(), side.clone(), any::<bool>())
+            .prop_map(|(link, side, work)| Op::Done { link, side, work }),
+        2 => prop_oneof![0..3u64, 0..1500u64].prop_map(|milliseconds| Op::Pass { milliseconds }),
         1 => (link, side.clone()).prop_map(|(link, side)| Op::Close { link, side }),
         4 => side.prop_map(|side| Op::Dispatch { side }),
     ]
@@ -49,13 +57,60 @@ struct End<'e> {
     masked: bool,
     pending: bool,
     fired: bool,
+    late: bool,
+    /// An event is under way.
+    unfinished: bool,
+    /// Events in a row that brought nothing.
+    streak: u32,
+    /// Throttled until then.
+    until: Option<Duration>,
     events: u64,
     sent: u64,
+    spurious: u64,
+    throttled: u64,
 }
 
 impl<'e> End<'e> {
     fn new(channel: Channel<'e, MockDomain>, pending: bool) -> Self {
-        Self { channel, masked: false, pending, fired: false, events: 0, sent: 0 }
+        Self {
+            channel,
+            masked: false,
+            pending,
+            fired: false,
+            late: false,
+            unfinished: false,
+            streak: 0,
+            until: None,
+            events: 0,
+            sent: 0,
+            spurious: 0,
+            throttled: 0,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.pending && !self.masked && !self.unfinished
+    }
+
+    fn finish(&mut self) {
+        (self.unfinished, self.until) = (false, None);
+    }
+
+    fn done(&mut self, work: bool, now: Duration) {
+        if work {
+            self.streak = 0;
+            self.finish();
+        } else if self.unfinished && self.until.is_none() {
+            self.spurious += 1;
+            self.streak += 1;
+            if self.streak == 1 {
+                self.finish();
+            } else {
+                let pause = 1000.min(1u64 << (self.streak - 2).min(10));
+                self.until = Some(now + Duration::from_millis(pause));
+                self.throttled += 1;
+            }
+        }
     }
 }
 
@@ -139,6 +194,34 @@ fn step<'e>(
             assert_eq!(end.channel.take(), end.fired);
             end.fired = false;
         }
+        Op::Late { link, side, on } => {
+            let Some(Some(end)) = links.get_mut(link % count).map(|link| &mut link[side]) else { return };
+            end.channel.set_late_eoi(on);
+            end.late = on;
+            if !on {
+                end.finish();
+            }
+        }
+        Op::Done { link, side, work } => {
+            let Some(Some(end)) = links.get_mut(link % count).map(|link| &mut link[side]) else { return };
+            end.channel.done(Progress::of(work));
+            // Looks at the clock.
+            let next = sides[side].next_unmask();
+            end.done(work, sides[side].platform().xen().now());
+            let all = links.iter().filter_map(|link| link[side].as_ref()?.until);
+            assert_eq!(next, all.min());
+        }
+        Op::Pass { milliseconds } => {
+            let xen = sides[0].platform().xen();
+            xen.advance(Duration::from_millis(milliseconds));
+            for (side, events) in sides.iter().enumerate() {
+                let now = xen.now();
+                let ends = links.iter_mut().filter_map(|link| link[side].as_mut());
+                let due: Vec<_> = ends.filter(|end| end.until.is_some_and(|until| until <= now)).collect();
+                assert_eq!(events.unmask_due(), due.len());
+                due.into_iter().for_each(End::finish);
+            }
+        }
         Op::Close { link, side } => {
             let index = link % count;
             let Some(link) = links.get_mut(index) else { return };
@@ -150,8 +233,8 @@ fn step<'e>(
         Op::Dispatch { side } => {
             let mut expected = 0;
             for end in links.iter_mut().filter_map(|link| link[side].as_mut()) {
-                if end.pending && !end.masked {
-                    (end.pending, end.fired) = (false, true);
+                if end.is_due() {
+                    (end.pending, end.fired, end.unfinished) = (false, true, end.late);
                     end.events += 1;
                     expected += 1;
                 }
@@ -165,21 +248,22 @@ fn check(sides: &[EventChannels<MockDomain>; 2], links: &[Link<'_>], sent: &[u64
     for (side, events) in sides.iter().enumerate() {
         let ends = || links.iter().filter_map(|link| link[side].as_ref());
         for end in ends() {
-            assert_eq!(end.channel.is_masked(), end.masked);
-            assert_eq!(
-                (end.channel.stats().events, end.channel.stats().notifications),
-                (end.events, end.sent)
-            );
+            assert_eq!(end.channel.is_masked(), end.masked || end.unfinished);
+            let stats = end.channel.stats();
+            assert_eq!((stats.events, stats.notifications), (end.events, end.sent));
+            assert_eq!((stats.spurious, stats.throttled), (end.spurious, end.throttled));
         }
-        let due = ends().any(|end| end.pending && !end.masked);
+        let due = ends().any(End::is_due);
         let upcall = events.shared_info().vcpu(VCPU0).unwrap().upcall_pending.load(Ordering::Relaxed) != 0;
         assert!(upcall || !due, "an event is due on {} and Xen does not say so", DOMAINS[side]);
         assert_eq!(events.stats().notifications, sent[side]);
+        let throttled = ends().filter(|end| end.until.is_some()).count();
+        assert_eq!(events.stats().throttled_now as usize, throttled);
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_sent_arrives_once_and_nothing_else_does(

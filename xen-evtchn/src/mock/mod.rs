@@ -25,6 +25,7 @@
 //! [`MockDomain::on_vcpu`], which for events makes no difference. Not there: physical interrupts (`EINVAL`).
 
 mod call;
+mod faults;
 mod fifo;
 mod ports;
 mod signal;
@@ -35,6 +36,7 @@ use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{DomId, HypercallNr, VcpuId};
 
 use crate::{Port, Virq};
+pub use faults::{Faults, set_faults};
 use ports::Machine;
 
 /// Answers the event channel calls of every domain of `xen`, and raises [`Virq::TIMER`] when a domain's timer is due.

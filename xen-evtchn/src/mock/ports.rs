@@ -8,6 +8,7 @@ use xen_hypercall::abi::EvtchnStatus;
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{DomId, Errno, Gfn, PAGE_SIZE, VcpuId};
 
+use super::faults::{Fate, Trouble};
 use super::fifo::Fifo;
 use super::signal::{Bits, Interrupts};
 use crate::abi::{EVTCHN_FIFO_PRIORITY_DEFAULT, EVTCHN_FIFO_PRIORITY_MIN, EvtchnFifoControlBlock};
@@ -19,6 +20,7 @@ const BUCKET: u32 = 64;
 #[derive(Default)]
 pub(super) struct Machine {
     domains: BTreeMap<DomId, Ports>,
+    pub(super) trouble: Trouble,
     /// This Xen does not have the FIFO ABI.
     pub(super) two_level_only: bool,
 }
@@ -208,6 +210,7 @@ impl Machine {
         let ports = self.ports(me);
         let open = ports.remove(port).ok_or(Errno::EINVAL)?;
         ports.clear_pending(caller, port);
+        self.trouble.forget(me, port);
         if let Bound::Interdomain { remote, port } = open.bound
             && let Some(other) = self.ports(remote).open.get_mut(&port)
         {
@@ -290,8 +293,8 @@ impl Machine {
 
     pub(super) fn send(&mut self, caller: &MockDomain, port: u32) -> Result<(), Errno> {
         match self.ports(caller.id()).bound(port) {
-            Some(Bound::Interdomain { remote, port }) => self.set_pending(&caller.xen().domain(remote), port),
-            Some(Bound::Ipi { .. }) => self.set_pending(caller, port),
+            Some(Bound::Interdomain { remote, port }) => self.arrive(&caller.xen().domain(remote), port),
+            Some(Bound::Ipi { .. }) => self.arrive(caller, port),
             Some(Bound::Unbound { .. }) => {}
             Some(Bound::Virq { .. }) | None => return Err(Errno::EINVAL),
         }
@@ -336,7 +339,7 @@ impl Machine {
             .iter()
             .find(|(_, open)| open.bound == Bound::Virq { virq, vcpu })
             .map(|(port, _)| *port);
-        found.map(|port| self.set_pending(domain, port)).is_some()
+        found.map(|port| self.arrive(domain, port)).is_some()
     }
 
     pub(super) fn inject(&mut self, domain: &MockDomain, port: Port) -> bool {
@@ -345,6 +348,20 @@ impl Machine {
             self.set_pending(domain, port.0);
         }
         open
+    }
+
+    /// An event is on its way to a port, where things may go wrong.
+    fn arrive(&mut self, domain: &MockDomain, port: u32) {
+        let id = domain.id();
+        let open = self.domains.get(&id).into_iter().flat_map(|ports| ports.open.keys().copied());
+        let others = open.filter(|other| *other != port);
+        let (fate, spurious) = self.trouble.befall(domain.xen(), id, port, others);
+        if let Fate::Arrives = fate {
+            self.set_pending(domain, port);
+        }
+        if let Some(other) = spurious {
+            self.set_pending(domain, other);
+        }
     }
 
     fn set_pending(&mut self, domain: &MockDomain, port: u32) {
