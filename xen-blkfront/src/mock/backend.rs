@@ -100,7 +100,7 @@ impl Backend {
         }
     }
 
-    /// Whether a fault of this chance happens now. `lie`: no honest backend does that.
+    /// Whether a fault of this chance happens now. `lie`: the guest may believe what is not so.
     pub(super) fn hit(&mut self, lie: bool, chance: impl FnOnce(&Faults) -> Chance) -> bool {
         let hit = self.chances.as_ref().is_some_and(|(dice, faults)| dice.hit(chance(faults)));
         self.hits += u64::from(hit);

@@ -146,7 +146,8 @@ impl MockBlkback {
         self.state().hits
     }
 
-    /// How many faults happened by chance so far that an honest backend has none of.
+    /// How many faults happened by chance so far that may make the guest believe what is not so: that a request was done
+    /// which was not, or another one.
     pub fn lies_hit(&self) -> u64 {
         self.state().lied
     }
@@ -188,6 +189,11 @@ impl MockBlkback {
     /// After [`vanish`](Self::vanish): the domain is there again, and its backend waits for the guest to begin anew.
     pub fn come_back(&self) {
         self.state().come_back();
+    }
+
+    /// Whether the backend's domain is dead.
+    pub fn is_gone(&self) -> bool {
+        self.state().gone
     }
 
     /// Whether the backend is connected to the guest.

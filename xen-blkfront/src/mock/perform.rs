@@ -100,7 +100,7 @@ impl Backend {
     }
 
     fn done_with(&mut self, page: xen_gnttab::mock::MockMapping) {
-        if self.hit(true, |faults| faults.keep_mapped) {
+        if self.hit(false, |faults| faults.keep_mapped) {
             let again = xen_gnttab::mock::map(&self.dom0, self.guest.id(), page.gref(), page.is_writable());
             self.mapped.kept.extend(again);
         }

@@ -115,7 +115,7 @@ impl Backend {
             (false, |faults| faults.fail, Fault::Status(RSP_ERROR)),
             (false, |faults| faults.unsupported, Fault::Status(RSP_EOPNOTSUPP)),
             (true, |faults| faults.odd_status, Fault::Status(status)),
-            (true, |faults| faults.lost, Fault::Lost),
+            (false, |faults| faults.lost, Fault::Lost),
             (true, |faults| faults.wrong_id, Fault::Id(id)),
             (true, |faults| faults.wrong_operation, Fault::Operation(operation)),
             (true, |faults| faults.twice, Fault::Twice),
@@ -195,7 +195,7 @@ impl Backend {
 
     fn notify(&mut self, index: usize) {
         let (lost, late) =
-            (self.hit(true, |faults| faults.lost_event), self.hit(false, |faults| faults.late_event));
+            (self.hit(false, |faults| faults.lost_event), self.hit(false, |faults| faults.late_event));
         let scribble = self.hit(true, |faults| faults.scribble);
         let dom0 = self.dom0.clone();
         let Some(queue) = self.queue(index) else { return };

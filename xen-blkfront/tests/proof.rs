@@ -1,0 +1,395 @@
+//! Anything a caller may do, against anything a backend may do, with a model of the disk beside.
+//!
+//! As long as the backend does not lie, what is read is what was written. Whatever it does, each operation has one
+//! result, what it may still reach is not used again, nothing panics, and nothing goes on for ever.
+#![cfg(feature = "mock")]
+
+mod common;
+mod model;
+
+use std::time::Duration;
+
+use common::{Machine, small};
+use model::{Model, SECTORS, decode, encode};
+use proptest::prelude::*;
+use xen_blkfront::mock::{Discard, Faults, MockBlkback, Options, Order};
+use xen_blkfront::{BlkFront, Config, Error, Piece, State, Ticket};
+use xen_gnttab::Access;
+use xen_hypercall::mock::{Chance, Dice, MockDomain};
+use xen_xenstore::Xenstore;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read { at: u64, count: u64 },
+    Write { at: u64, count: u64 },
+    Flush,
+    Discard { at: u64, count: u64 },
+    SubmitRead { at: u64, count: u64 },
+    SubmitWrite { at: u64, count: u64 },
+    SubmitBarrier { at: u64, count: u64 },
+    Lend { at: u64, pages: u64, write: bool },
+    SubmitFlush,
+    Publish,
+    Poll,
+    Take(usize),
+    Forget(usize),
+    LetBackendAct,
+    Service,
+    Reconnect,
+    Detach,
+    Die,
+    ComeBack,
+    Crash(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let range = || (0..SECTORS, 1..60_u64).prop_map(|(at, count)| (at, count.min(SECTORS - at)));
+    prop_oneof![
+        4 => range().prop_map(|(at, count)| Step::Read { at, count }),
+        4 => range().prop_map(|(at, count)| Step::Write { at, count }),
+        2 => Just(Step::Flush),
+        1 => range().prop_map(|(at, count)| Step::Discard { at, count }),
+        4 => range().prop_map(|(at, count)| Step::SubmitRead { at, count }),
+        5 => range().prop_map(|(at, count)| Step::SubmitWrite { at, count }),
+        1 => range().prop_map(|(at, count)| Step::SubmitBarrier { at, count }),
+        2 => (0..SECTORS / 8, 1..5_u64, any::<bool>()).prop_map(|(at, pages, write)| Step::Lend {
+            at: at * 8, pages: pages.min(SECTORS / 8 - at), write,
+        }),
+        1 => Just(Step::SubmitFlush),
+        3 => Just(Step::Publish),
+        3 => Just(Step::Poll),
+        6 => (0..16_usize).prop_map(Step::Take),
+        1 => (0..16_usize).prop_map(Step::Forget),
+        4 => Just(Step::LetBackendAct),
+        2 => Just(Step::Service),
+        3 => Just(Step::Reconnect),
+        1 => Just(Step::Detach),
+        1 => Just(Step::Die),
+        2 => Just(Step::ComeBack),
+        1 => any::<u64>().prop_map(Step::Crash),
+    ]
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    let features = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let numbers = (0..3_u16, 0..2_u32, 1..4_u32, 0..3_usize);
+    (features, numbers, any::<u64>()).prop_map(
+        |((flush, barrier, discard, persistent, cached), (indirect, order, queues, ordered), seed)| Options {
+            sectors: SECTORS,
+            flush,
+            barrier,
+            discard: discard.then(Discard::default),
+            persistent,
+            persistent_limit: 20,
+            indirect_segments: (indirect > 0).then_some(indirect * 13),
+            max_ring_page_order: Some(order),
+            max_queues: Some(queues),
+            volatile_cache: cached,
+            order: [Order::Sent, Order::Reversed, Order::Shuffled(seed)][ordered],
+            ..Options::default()
+        },
+    )
+}
+
+/// What is under way: its ticket, and how much it reads.
+struct Flight {
+    ticket: Ticket,
+    id: usize,
+    len: usize,
+    lent: bool,
+}
+
+struct Run<'x> {
+    machine: &'x Machine,
+    back: MockBlkback,
+    disk: BlkFront<'x, MockDomain>,
+    model: Model,
+    flights: Vec<Flight>,
+}
+
+impl<'x> Run<'x> {
+    /// Data is held against the model as long as nobody lied.
+    fn truthful(&self) -> bool {
+        self.back.lies_hit() == 0
+    }
+
+    fn check_read(&self, id: usize, bytes: &[u8]) {
+        if self.truthful() {
+            self.model.check_read(id, bytes);
+        }
+    }
+
+    fn begin(&mut self, submitted: Result<Ticket, Error>, id: usize, len: usize, lent: bool) {
+        match submitted {
+            Ok(ticket) => self.flights.push(Flight { ticket, id, len, lent }),
+            Err(error) => {
+                assert!(self.is_fair(error), "{error:?}");
+                self.model.cancel(id);
+            }
+        }
+    }
+
+    /// Whether an error may be.
+    fn is_fair(&self, error: Error) -> bool {
+        match error {
+            Error::Broken(_) => matches!(self.disk.state(), State::Broken(_)),
+            Error::Closing => matches!(self.disk.state(), State::Closing | State::Gone),
+            Error::Io | Error::Unsupported => true,
+            Error::Status(_) => self.back.lies_hit() > 0,
+            Error::TimedOut => self.back.faults_hit() > 0 || !self.back.is_connected(),
+            Error::Busy | Error::TooLong => true,
+            Error::Xenstore(_) => true,
+            _ => false,
+        }
+    }
+
+    fn resolve(&mut self, flight: &Flight, result: Result<(), Error>, bytes: &[u8]) {
+        if let Err(error) = result {
+            assert!(self.is_fair(error), "{error:?}");
+        }
+        if result.is_ok() && !bytes.is_empty() {
+            self.check_read(flight.id, bytes);
+        }
+        self.model.end(flight.id, result);
+    }
+
+    fn take(&mut self, index: usize) {
+        let Some(flight) = self.flights.get(index) else { return };
+        let mut bytes = vec![0xEE; flight.len];
+        let result = if flight.lent {
+            let mut got = Vec::new();
+            let result = self.disk.take_pages(flight.ticket, |mut piece| {
+                let mut page = [0; 4096];
+                piece.page_mut().read_bytes(0, &mut page).unwrap();
+                got.extend(page);
+            });
+            if flight.len > 0 {
+                bytes = got;
+            }
+            result
+        } else {
+            self.disk.take(flight.ticket, &mut bytes)
+        };
+        let kept = matches!(self.disk.state(), State::Gone | State::Broken(_));
+        match result {
+            None => {}
+            // It is not taken, and may still come.
+            Some(Err(Error::Closing | Error::Broken(_))) if kept => {}
+            Some(result) => {
+                let flight = self.flights.swap_remove(index);
+                self.resolve(&flight, result, &bytes);
+                assert_eq!(self.disk.take(flight.ticket, &mut bytes), Some(Err(Error::StaleTicket)));
+            }
+        }
+    }
+
+    fn act(&mut self, xs: &mut Xenstore<'x, MockDomain>, step: Step) {
+        match step {
+            Step::Read { at, count } => {
+                let id = self.model.read(at, count);
+                let mut bytes = vec![0xEE; count as usize * 512];
+                let result = self.disk.read(at, &mut bytes);
+                if let Err(error) = result {
+                    assert!(self.is_fair(error), "{error:?}");
+                } else {
+                    self.check_read(id, &bytes);
+                }
+                self.model.end(id, result);
+            }
+            Step::Write { at, count } => {
+                let (id, tag) = self.model.write(at, count);
+                let result = self.disk.write(at, &encode(at, count, tag));
+                if let Err(error) = result {
+                    assert!(self.is_fair(error), "{error:?}");
+                }
+                self.model.end(id, result);
+            }
+            Step::Flush => {
+                let flushes = self.disk.can_flush();
+                let result = self.disk.flush();
+                if let Err(error) = result {
+                    assert!(self.is_fair(error), "{error:?}");
+                } else if flushes && self.disk.can_flush() {
+                    self.model.flushed();
+                }
+            }
+            Step::Discard { at, count } => {
+                self.model.discard(at, count);
+                if let Err(error) = self.disk.discard_sectors(at, count) {
+                    assert!(self.is_fair(error), "{error:?}");
+                }
+            }
+            Step::SubmitRead { at, count } => {
+                let id = self.model.read(at, count);
+                let submitted = self.disk.submit_read(at, count);
+                self.begin(submitted, id, count as usize * 512, false);
+            }
+            Step::SubmitWrite { at, count } => {
+                let (id, tag) = self.model.write(at, count);
+                let submitted = self.disk.submit_write(at, &encode(at, count, tag));
+                self.begin(submitted, id, 0, false);
+            }
+            Step::SubmitBarrier { at, count } => {
+                let (id, tag) = self.model.write(at, count);
+                let submitted = self.disk.submit_barrier(at, &encode(at, count, tag));
+                self.begin(submitted, id, 0, false);
+            }
+            Step::Lend { at, pages, write } => {
+                let (id, tag) =
+                    if write { self.model.write(at, pages * 8) } else { (self.model.read(at, pages * 8), 0) };
+                let mut pieces: Vec<_> = (0..pages)
+                    .map(|page| {
+                        let mut granted =
+                            self.machine.grants.share(self.disk.backend_id(), Access::ReadWrite).unwrap();
+                        if write {
+                            granted.write_bytes(0, &encode(at + page * 8, 8, tag)).unwrap();
+                        }
+                        Some(Piece::whole(granted))
+                    })
+                    .collect();
+                let submitted = if write {
+                    self.disk.submit_write_from(at, &mut pieces)
+                } else {
+                    self.disk.submit_read_into(at, &mut pieces)
+                };
+                self.begin(submitted, id, if write { 0 } else { pages as usize * 4096 }, true);
+            }
+            Step::SubmitFlush => {
+                if let Ok(ticket) = self.disk.submit_flush() {
+                    self.disk.forget(ticket);
+                }
+            }
+            Step::Publish => drop(self.disk.publish()),
+            Step::Poll => {
+                if let Ok(count) = self.disk.poll() {
+                    assert!(count <= self.disk.ring_slots());
+                }
+            }
+            Step::Take(index) => self.take(index),
+            Step::Forget(index) => {
+                if index < self.flights.len() {
+                    let flight = self.flights.swap_remove(index);
+                    self.disk.forget(flight.ticket);
+                    self.model.end(flight.id, Err(Error::TimedOut));
+                }
+            }
+            Step::LetBackendAct => drop(self.machine.xen.step()),
+            Step::Service => drop(self.disk.service(xs).unwrap()),
+            Step::Reconnect => {
+                let until = self.machine.xen.now() + Duration::from_secs(1);
+                let _ = self.disk.reconnect(xs, until);
+            }
+            Step::Detach => {
+                if self.back.is_connected() {
+                    self.back.detach();
+                }
+            }
+            Step::Die => self.back.vanish(),
+            Step::ComeBack => self.back.come_back(),
+            Step::Crash(seed) => {
+                self.back.vanish();
+                self.back.power_loss(&Dice::new(seed));
+                self.model.power_lost();
+                self.back.come_back();
+            }
+        }
+    }
+}
+
+fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
+    let machine = Machine::new();
+    let back = machine.disk(options);
+    back.load(&encode(0, SECTORS, 0));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { requests: 12, pages: 60, segments: 40, ring_pages: 2, queues: 2, ..small() };
+    let disk = machine.connect_with(&mut xs, config).unwrap();
+    back.set_faults(Dice::new(seed), faults);
+    let mut run = Run { machine: &machine, back, disk, model: Model::new(), flights: Vec::new() };
+    for step in steps {
+        machine.xen.trace(|| format!("-- {step:?}"));
+        run.act(&mut xs, step);
+        if let State::Broken(violation) = run.disk.state() {
+            let broken = Error::Broken(violation);
+            assert!(run.back.lies_hit() > 0, "{violation}");
+            assert_eq!(run.disk.read(0, &mut [0; 512]), Err(broken));
+            assert_eq!(run.disk.submit_write(0, &[0; 512]), Err(broken));
+            assert_eq!(run.disk.poll(), Err(broken));
+            assert_eq!(run.disk.reconnect(&mut xs, Duration::ZERO), Err(broken));
+        }
+    }
+    // An honest backend, from here on: everything that is under way has a result.
+    let honest = run.truthful();
+    run.back.set_faults(Dice::new(0), Faults::default());
+    if honest {
+        if run.back.is_gone() {
+            run.back.come_back();
+        }
+        let mut connected = run.disk.service(&mut xs) == Ok(State::Connected) && run.back.is_connected();
+        for _ in 0..5 {
+            if connected {
+                break;
+            }
+            connected = run.disk.reconnect(&mut xs, machine.soon()).is_ok();
+        }
+        // What was lost on the way is never answered.
+        connected = connected && run.disk.reconnect(&mut xs, machine.soon()).is_ok();
+        assert!(connected, "{:?}", run.disk.state());
+        while !run.flights.is_empty() {
+            run.disk.publish().unwrap();
+            assert!(machine.xen.run_until_idle(50) < 50);
+            run.disk.poll().unwrap();
+            run.take(0);
+        }
+        run.disk.flush().unwrap();
+        assert_eq!(run.disk.pending(), 0);
+        let mut all = vec![0; SECTORS as usize * 512];
+        run.disk.read(0, &mut all).unwrap();
+        assert!(all == run.back.disk());
+        for (at, bytes) in all.chunks(512).enumerate() {
+            run.model.check_sector(at, decode(at as u64, bytes));
+        }
+        assert_eq!(run.back.complaints(), Vec::<String>::new());
+    }
+    let Run { disk, back, .. } = run;
+    let _ = disk.close(&mut xs, machine.soon());
+    // What the backend holds is in quarantine, and nothing else is left.
+    machine.grants.reclaim();
+    let grants = machine.grants.stats();
+    assert_eq!(grants.in_use, 0, "{grants:?}");
+    let held = xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id());
+    assert!(grants.quarantined as usize <= held, "{grants:?} {held}");
+    back.vanish();
+    back.hold(false);
+    machine.grants.reclaim();
+    assert_eq!(machine.grants.stats().quarantined, 0);
+    assert_eq!(xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id()), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_backend_with_bad_days_loses_nothing(
+        steps in prop::collection::vec(step(), 1..60), options in options(), seed: u64, permille in 0..150_u16,
+    ) {
+        run(steps, options, Faults::honest(Chance::permille(permille)), seed);
+    }
+
+    #[test]
+    fn a_backend_that_goes_away_and_comes_back_loses_nothing(
+        steps in prop::collection::vec(step(), 1..60), options in options(), seed: u64, permille in 0..60_u16,
+    ) {
+        let chance = Chance::permille(permille);
+        let mut faults = Faults::honest(chance);
+        (faults.lost, faults.lost_event, faults.keep_mapped) = (chance, chance, chance);
+        (faults.close, faults.drop_out, faults.die, faults.come_back) = (chance, chance, chance, Chance::percent(30));
+        run(steps, options, faults, seed);
+    }
+
+    #[test]
+    fn a_hostile_backend_breaks_its_disk_and_nothing_else(
+        steps in prop::collection::vec(step(), 1..60), options in options(), seed: u64, permille in 0..100_u16,
+    ) {
+        run(steps, options, Faults::all(Chance::permille(permille)), seed);
+    }
+}
