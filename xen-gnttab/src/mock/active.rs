@@ -36,6 +36,12 @@ enum Target {
     },
 }
 
+impl Target {
+    fn is_page(&self) -> bool {
+        matches!(self, Self::Frame { offset: 0, len: PAGE_SIZE, .. })
+    }
+}
+
 /// What somebody has got by a grant.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Granted {
@@ -181,6 +187,11 @@ impl Machine {
         self.table(granter).active.values().map(|active| (active.readers + active.writers) as usize).sum()
     }
 
+    pub(super) fn uses_of(&mut self, granter: DomId, gref: GrantRef) -> usize {
+        let active = self.table(granter).active.get(&gref);
+        active.map_or(0, |active| (active.readers + active.writers) as usize)
+    }
+
     /// `peer` starts to use what `granter` granted; the answer is the page. Checks, in Xen's order: the granter, the
     /// reference, then type, grantee and permission, then the frame.
     pub(super) fn begin(
@@ -209,6 +220,10 @@ impl Machine {
         let active = match used {
             // Another domain than the one that has it in use.
             Some(active) if active.peer != peer => return Err(GrantStatus::GENERAL_ERROR),
+            // A part that is being copied.
+            Some(active) if how == How::Map && !active.target.is_page() => {
+                return Err(GrantStatus::GENERAL_ERROR);
+            }
             // The entry is not looked at again, even if it grants nothing more, unless more is asked for than is in use.
             Some(active) if !write || active.writers > 0 => active,
             used => {

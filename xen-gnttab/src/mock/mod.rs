@@ -54,7 +54,7 @@ pub use map::{MockMapping, map};
 pub use row::{MockMappings, map_row};
 use tables::Machine;
 
-use crate::GrantStatus;
+use crate::{GrantRef, GrantStatus};
 
 /// Answers the grant table calls of every domain of `xen`, and maps grant table frames into their memory.
 pub fn install(xen: &MockXen) {
@@ -82,6 +82,11 @@ pub fn set_faults(xen: &MockXen, dice: Dice, faults: Faults) {
 /// Lets go of everything that [`Faults::keep`] has kept in use; answers how many uses that were.
 pub fn release_kept(xen: &MockXen) -> usize {
     with(xen, |machine| machine.release_kept(xen))
+}
+
+/// How many uses of one grant there are at this moment: while it is not 0, a peer can reach the page.
+pub fn uses_of(xen: &MockXen, granter: DomId, gref: GrantRef) -> usize {
+    with(xen, |machine| machine.uses_of(granter, gref))
 }
 
 /// How many pages a domain has mapped by hypercall at this moment.

@@ -1,0 +1,154 @@
+//! How the table grows: to the limit that Xen names, and what happens when Xen or the platform has no more.
+#![cfg(feature = "mock")]
+
+use std::task::{Context, Poll, Waker};
+
+use xen_gnttab::{Access, Error, GrantRef, GrantTable, Reference, Version, mock};
+use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
+use xen_hypercall::{DomId, Errno, HypercallNr};
+
+const BACK: DomId = DomId(0);
+const FRONT: DomId = DomId(1);
+
+fn machine(max_frames: u32) -> (MockXen, MockDomain) {
+    let xen = MockXen::new();
+    mock::install(&xen);
+    mock::set_max_frames(&xen, FRONT, max_frames);
+    xen.domain(BACK);
+    let guest = xen.domain(FRONT);
+    (xen, guest)
+}
+
+/// Takes references until there are no more.
+fn all(table: &GrantTable<MockDomain>) -> (Vec<Reference<'_, MockDomain>>, Error) {
+    let mut references = Vec::new();
+    loop {
+        match table.reserve() {
+            Ok(reference) => references.push(reference),
+            Err(error) => return (references, error),
+        }
+    }
+}
+
+#[test]
+fn every_reference_up_to_xens_limit_can_be_had() {
+    for (version, limit, frames, per_frame) in [
+        (Version::V1, 1, 1, 512),
+        (Version::V1, 64, 64, 512),
+        (Version::V1, 100, 100, 512),
+        // The most that the directory has room for.
+        (Version::V1, 256, 256, 512),
+        (Version::V1, 1000, 256, 512),
+        (Version::V2, 1, 1, 256),
+        (Version::V2, 99, 99, 256),
+        (Version::V2, 1000, 256, 256),
+    ] {
+        let (_xen, guest) = machine(limit);
+        let table = GrantTable::with_version(guest.clone(), version).unwrap();
+        assert_eq!((table.stats().max_frames, table.stats().frames), (frames, 1));
+        let (mut references, error) = all(&table);
+        assert_eq!(error, Error::NoFreeReference);
+        let grefs: Vec<u32> = references.iter().map(|reference| reference.gref().0).collect();
+        let expected: Vec<u32> = (GrantRef::RESERVED..frames * per_frame).collect();
+        assert!(grefs == expected, "{version:?}, {limit} frames");
+        assert_eq!((table.stats().frames, table.stats().free), (frames, 0));
+        // The last of all works.
+        let last = references.pop().unwrap();
+        let (gref, page) = (last.gref(), table.alloc_page().unwrap());
+        let page = last.grant(page, BACK, Access::ReadOnly).unwrap();
+        let mut byte = [1];
+        mock::copy_from(&guest.xen().domain(BACK), FRONT, gref, 4095, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
+        drop((page, references));
+        assert_eq!(table.stats().free, table.stats().refs);
+        let pages = guest.pages_in_use();
+        drop(table);
+        // What is shared with Xen stays, the rest is given back.
+        let status = if version == Version::V2 { frames.div_ceil(8) } else { 0 };
+        let slots = (frames * per_frame).div_ceil(512);
+        assert_eq!(pages, (1 + slots + frames + status) as usize);
+        assert_eq!(guest.pages_in_use(), (frames + status) as usize);
+    }
+}
+
+#[test]
+fn a_limit_that_xen_lowers_ends_growth_and_nothing_else() {
+    let (xen, guest) = machine(4);
+    let table = GrantTable::new(guest.clone()).unwrap();
+    mock::set_max_frames(&xen, FRONT, 2);
+    let (mut references, error) = all(&table);
+    let refused = Error::Hypercall { operation: "XENMEM_add_to_physmap", errno: Errno::EINVAL };
+    assert_eq!((error, references.len()), (refused, 2 * 512 - 8));
+    // It is no reason to wait for.
+    let mut waiter = table.waiter().unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(waiter.poll_reference(&mut cx), Poll::Ready(Err(error)) if error == refused));
+    references.pop();
+    assert!(matches!(waiter.poll_reference(&mut cx), Poll::Ready(Ok(_))));
+    mock::set_max_frames(&xen, FRONT, 4);
+    let (more, error) = all(&table);
+    assert_eq!((error, more.len() + references.len()), (Error::NoFreeReference, 4 * 512 - 8));
+}
+
+#[test]
+fn without_memory_the_table_stays_as_it_is_and_grows_later() {
+    let (_xen, guest) = machine(3);
+    for version in [Version::V1, Version::V2] {
+        let table = GrantTable::with_version(guest.clone(), version).unwrap();
+        guest.fail_allocs_after(Some(0));
+        let (mut references, error) = all(&table);
+        assert_eq!((error, table.stats().frames), (Error::OutOfMemory, 1));
+        let mut waiter = table.waiter().unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waiter.poll_reference(&mut cx).is_pending(), "one may be given back");
+        references.pop();
+        assert!(matches!(waiter.poll_reference(&mut cx), Poll::Ready(Ok(_))));
+        // One page at a time: each try gets further, or no less far.
+        let mut tries = 0;
+        while table.stats().frames < 3 {
+            guest.fail_allocs_after(Some(1));
+            references.extend(all(&table).0);
+            tries += 1;
+            assert!(tries < 10);
+        }
+        guest.fail_allocs_after(None);
+        drop((references, waiter));
+        assert_eq!(table.stats().free, table.stats().refs);
+    }
+}
+
+#[test]
+fn a_table_that_cannot_start_says_why() {
+    for (nth, operation) in [
+        (HypercallNr::GRANT_TABLE_OP, "GNTTABOP_get_version"),
+        (HypercallNr::MEMORY_OP, "XENMEM_add_to_physmap"),
+    ] {
+        let (xen, guest) = machine(4);
+        xen.set_faults(Dice::new(1), HypercallFaults::new().fail(nth, Chance::ALWAYS, Errno::EPERM));
+        let error = GrantTable::new(guest.clone()).unwrap_err();
+        assert_eq!(error, Error::Hypercall { operation, errno: Errno::EPERM });
+        assert!(guest.pages_in_use() <= 1, "at most the page that Xen may have taken");
+        xen.set_faults(Dice::new(1), HypercallFaults::new());
+        assert!(GrantTable::new(guest).is_ok());
+    }
+}
+
+#[test]
+fn hypercalls_that_fail_by_chance_cost_nothing_but_tries() {
+    let (xen, guest) = machine(32);
+    let table = GrantTable::new(guest.clone()).unwrap();
+    let faults = HypercallFaults::new().fail(HypercallNr::MEMORY_OP, Chance::percent(80), Errno::ENOMEM);
+    xen.set_faults(Dice::new(7), faults);
+    let (mut pages, mut failures) = (Vec::new(), 0);
+    while pages.len() < 5000 {
+        match table.share_pages(8, BACK, Access::ReadOnly) {
+            Ok(run) => pages.push(run),
+            Err(Error::Hypercall { errno: Errno::ENOMEM, .. }) => failures += 1,
+            Err(Error::NoFreeReference) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(failures > 20, "{failures}");
+    assert_eq!((table.stats().frames, pages.len()), (32, (32 * 512 - 8) / 8));
+    assert_eq!(guest.pages_in_use(), 1 + 64 + 8 * pages.len());
+}
