@@ -95,7 +95,7 @@ impl Backend {
     }
 
     fn give(&mut self, index: usize, frame: &Frame) {
-        let mut slots = Vec::new();
+        let (mut slots, mut extras) = (Vec::new(), Vec::new());
         let mut flags = match frame.checksum {
             Checksum::Blank => RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED,
             Checksum::Validated => RxFlags::DATA_VALIDATED,
@@ -111,7 +111,9 @@ impl Backend {
             flags = RxFlags::empty();
             if let Some(gso) = frame.gso.filter(|_| place == 0) {
                 let kind = if gso.kind == GsoKind::TcpV4 { GSO_TYPE_TCPV4 } else { GSO_TYPE_TCPV6 };
-                slots.push(transmute!(ExtraInfo::gso(gso.size, kind)));
+                let extra = self.spoil_extra(transmute!(ExtraInfo::gso(gso.size, kind)));
+                extras.push(slots.len());
+                slots.push(extra);
                 self.queues.get_mut(index).and_then(|queue| queue.room.pop_front());
             }
         }
@@ -119,8 +121,12 @@ impl Backend {
         self.stats.slots_to_guest += slots.len() as u64;
         self.stats.blank_to_guest += u64::from(frame.checksum == Checksum::Blank);
         self.stats.gso_to_guest += u64::from(frame.gso.is_some());
-        for response in slots {
-            self.answer_rx(index, response);
+        for (place, response) in slots.into_iter().enumerate() {
+            if !extras.contains(&place) {
+                self.answer_rx(index, response);
+            } else if let Some(queue) = self.queues.get_mut(index) {
+                queue.rx_answers.push(response);
+            }
         }
     }
 
@@ -137,7 +143,7 @@ impl Backend {
                 if let Err(error) = page.mem().write_bytes(0, chunk) {
                     self.complain(error.to_string());
                 }
-                if self.holds {
+                if self.holds || self.roll(|faults| faults.keep_mapped) {
                     self.kept.push(page);
                 }
             }
@@ -150,7 +156,7 @@ impl Backend {
     }
 
     fn answer_rx(&mut self, index: usize, mut response: RxResponse) {
-        let fault = self.rx_faults.pop_front();
+        let fault = self.rx_fault();
         match fault {
             Some(Fault::Id(id)) => response.id = id,
             Some(Fault::Status(status)) => response.status = status,

@@ -7,6 +7,7 @@
 //! forgets one hangs here as it would on Xen. See the crate's first page for an example.
 
 mod deliver;
+mod faults;
 mod frame;
 #[cfg(feature = "smoltcp-v0-14")]
 mod host;
@@ -23,7 +24,7 @@ use std::vec::Vec;
 
 use xen_gnttab::GrantRef;
 use xen_gnttab::mock::{MockMapping, map};
-use xen_hypercall::mock::MockDomain;
+use xen_hypercall::mock::{Dice, MockDomain};
 use xen_hypercall::{DomId, SharedInfo, event};
 use xen_ring::Back;
 use xen_xenstore::mock::MockXenstored;
@@ -31,6 +32,7 @@ use xen_xenstore::xenbus::XenbusState;
 
 use crate::Mac;
 use crate::abi::{Rx, RxRequest, RxResponse, Tx, TxResponse};
+pub use faults::Faults;
 pub use frame::Frame;
 #[cfg(feature = "smoltcp-v0-14")]
 pub use host::HostDevice;
@@ -124,6 +126,10 @@ struct Backend {
     backlog: VecDeque<Frame>,
     tx_faults: VecDeque<Fault>,
     rx_faults: VecDeque<Fault>,
+    chances: Option<(Dice, Faults)>,
+    hits: u64,
+    lied: u64,
+    late_events: Vec<u32>,
     /// Pages kept mapped although the backend is done with them.
     kept: Vec<MockMapping>,
     holds: bool,
@@ -224,6 +230,10 @@ impl MockNetback {
             backlog: VecDeque::new(),
             tx_faults: VecDeque::new(),
             rx_faults: VecDeque::new(),
+            chances: None,
+            hits: 0,
+            lied: 0,
+            late_events: Vec::new(),
             kept: Vec::new(),
             holds: false,
             complaints: Vec::new(),
@@ -295,6 +305,21 @@ impl MockNetback {
         self.state().rx_faults.push_back(fault);
     }
 
+    /// Lets things go wrong by chance from now on, instead of those before.
+    pub fn set_faults(&self, dice: Dice, faults: Faults) {
+        self.state().chances = Some((dice, faults));
+    }
+
+    /// How many faults happened by chance so far.
+    pub fn faults_hit(&self) -> u64 {
+        self.state().hits
+    }
+
+    /// How many of them were lies, which an honest backend has none of.
+    pub fn lies_hit(&self) -> u64 {
+        self.state().lied
+    }
+
     /// A backend that hangs: does nothing until it is told otherwise.
     pub fn stall(&self, stalled: bool) {
         self.state().stalled = stalled;
@@ -317,27 +342,18 @@ impl MockNetback {
     /// The backend goes without asking: it is closed at once, and answers nothing any more until the guest begins
     /// anew.
     pub fn close(&self) {
-        let mut state = self.state();
-        state.disconnect();
-        state.switch(XenbusState::CLOSED);
+        self.state().drop_out();
     }
 
     /// The backend's domain dies: its nodes are gone, and nothing is answered any more.
     pub fn vanish(&self) {
-        let mut state = self.state();
-        state.gone = true;
-        state.disconnect();
-        let path = state.back_path.clone();
-        state.store.remove(&path);
+        self.state().vanish();
     }
 
     /// The device is there again after [`vanish`](Self::vanish), or after the guest closed it: a new one in its place,
     /// as the toolstack makes it.
     pub fn come_back(&self) {
-        let mut state = self.state();
-        state.disconnect();
-        (state.gone, state.disabled, state.state) = (false, false, XenbusState::INITIALISING);
-        state.create();
+        self.state().come_back();
     }
 }
 
@@ -364,6 +380,23 @@ impl Backend {
         {
             self.store.write(&format!("{back}/{node}"), value);
         }
+    }
+
+    fn drop_out(&mut self) {
+        self.disconnect();
+        self.switch(XenbusState::CLOSED);
+    }
+
+    fn vanish(&mut self) {
+        self.gone = true;
+        self.disconnect();
+        self.store.remove(&self.back_path);
+    }
+
+    fn come_back(&mut self) {
+        self.disconnect();
+        (self.gone, self.disabled, self.state) = (false, false, XenbusState::INITIALISING);
+        self.create();
     }
 
     fn switch(&mut self, state: XenbusState) {
@@ -396,7 +429,7 @@ impl Backend {
 
     /// One move: in the handshake, or in the rings.
     fn step(&mut self) -> bool {
-        if self.stalled || self.gone {
+        if self.stalled || !self.happen() {
             return false;
         }
         let front: XenbusState = self.front("state").unwrap_or(XenbusState::UNKNOWN);
@@ -516,6 +549,7 @@ impl Backend {
     fn disconnect(&mut self) {
         self.switch.set_up(self.port, false);
         self.backlog.clear();
+        self.late_events.clear();
         for queue in core::mem::take(&mut self.queues) {
             // The guest may have closed its ends; ours are there in any case.
             for port in BTreeSet::from([queue.tx_port, queue.rx_port]) {
@@ -538,6 +572,16 @@ impl Backend {
     }
 
     fn notify(&mut self, port: u32) {
+        if self.roll(|faults| faults.lost_event) {
+            return;
+        }
+        if self.roll(|faults| faults.late_event) {
+            return self.late_events.push(port);
+        }
+        self.send_event(port);
+    }
+
+    fn send_event(&mut self, port: u32) {
         // Fails when the guest has closed its end, who then does not care.
         let _ = event::send(&self.dom0, port);
         self.stats.notifications += 1;

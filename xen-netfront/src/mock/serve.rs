@@ -68,9 +68,10 @@ impl Backend {
 
     /// Writes the responses of a queue, and shows them to the guest.
     fn show(&mut self, index: usize) {
+        let now = self.put_off(index);
         let Some(queue) = self.queue(index) else { return };
         // What is there twice takes another's place, so some may not fit.
-        let _ = queue.tx_answers.drain(..).try_for_each(|answer| queue.tx.push(&answer));
+        let _ = queue.tx_answers.drain(..now).try_for_each(|answer| queue.tx.push(&answer));
         let _ = queue.rx_answers.drain(..).try_for_each(|answer| queue.rx.push(&answer));
         let (mut tx, mut rx) = (queue.tx.publish().unwrap_or(false), queue.rx.publish().unwrap_or(false));
         if let Some(more) = queue.tx_jump.take() {
@@ -106,6 +107,7 @@ impl Backend {
             }
             let (slots, whole) = self.take_slots(index, first);
             let status = match whole.and_then(|()| self.judge(&slots)) {
+                Ok(_) if self.roll(|faults| faults.fail) => RSP_ERROR,
                 Ok(frame) => {
                     self.count(&slots, &frame);
                     self.switch.forward(self.port, frame);
@@ -198,7 +200,7 @@ impl Backend {
             if let Some(to) = bytes.get_mut(at..) {
                 page.mem().read_bytes(offset, to).map_err(|error| Refusal::Drop(error.to_string()))?;
             }
-            if self.holds {
+            if self.holds || self.roll(|faults| faults.keep_mapped) {
                 self.kept.push(page);
             }
         }
@@ -271,7 +273,7 @@ impl Backend {
     }
 
     fn answer(&mut self, index: usize, mut response: TxResponse) {
-        let fault = self.tx_faults.pop_front();
+        let fault = self.tx_fault();
         match fault {
             Some(Fault::Id(id)) => response.id = id,
             Some(Fault::Status(status)) => response.status = status,
