@@ -108,7 +108,8 @@ impl Frontend<Initialising> {
         xs: &mut Xenstore<'_, P>,
         deadline: Duration,
     ) -> Result<Frontend<BackendReady>, Error> {
-        let ready = [XenbusState::INIT_WAIT, XenbusState::INITIALISED, XenbusState::CONNECTED];
+        // One that says Connected has not seen yet that we begin anew, and uses references that may be others by now.
+        let ready = [XenbusState::INIT_WAIT, XenbusState::INITIALISED];
         let waited = self.wait_for(xs, deadline, |state| ready.contains(&state).then_some(Ok(())));
         self.go_on(xs, waited)
     }
