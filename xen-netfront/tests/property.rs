@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{GUEST, HOST, Machine, bytes, tcp, udp};
+use common::{Machine, bytes, tcp, udp};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use xen_gnttab::Access;
@@ -62,7 +62,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => (any::<bool>(), len.clone(), cut.clone()).prop_map(|(v6, len, cut)| Op::Transmit { v6, len, cut }),
         4 => (0..9000usize).prop_map(|len| Op::TransmitPages { len }),
-        10 => (any::<bool>(), len, cut, 1..40u8).prop_map(|(v6, len, cut, times)| Op::Host { v6, len, cut, times }),
+        10 => (any::<bool>(), len, cut, 1..12u8).prop_map(|(v6, len, cut, times)| Op::Host { v6, len, cut, times }),
         10 => (1..60u8).prop_map(|times| Op::Receive { times }),
         4 => Just(Op::ReceivePages),
         10 => Just(Op::Flush),
@@ -416,7 +416,12 @@ fn run(options: Options, config: Config, faults: Faults, seed: u64, ops: &[Op]) 
 }
 
 fn few() -> ProptestConfig {
-    ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: 20,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
