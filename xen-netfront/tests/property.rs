@@ -119,7 +119,6 @@ fn config() -> impl Strategy<Value = Config> {
             rx_pages: rx,
             queues: QUEUES,
             split_channels: split,
-            ..Config::default()
         },
     )
 }
