@@ -194,7 +194,25 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        let meaning = match self {
+            Self::Invalid => "an argument is not valid",
+            Self::AccessDenied | Self::NotPermitted => "not permitted",
+            Self::Exists => "it exists already",
+            Self::IsDirectory => "it is a directory",
+            Self::NotFound => "no such node",
+            Self::OutOfMemory => "the daemon is out of memory",
+            Self::NoSpace | Self::Quota => "a quota is used up",
+            Self::Io => "input or output failed",
+            Self::NotEmpty => "the directory is not empty",
+            Self::NotImplemented => "the daemon does not know it",
+            Self::ReadOnly => "read-only",
+            Self::Busy => "the daemon is busy",
+            Self::Again => "it clashed with another change",
+            Self::Connected => "connected already",
+            Self::TooBig => "too big, or too many",
+            Self::Other => "for a reason of its own",
+        };
+        write!(f, "{meaning} ({})", self.name())
     }
 }
 

@@ -280,7 +280,7 @@ fn errors_say_what_was_refused() {
     let mut xs = machine.client();
     let error = xs.read("data/none").unwrap_err();
     assert_eq!(error, Error::Refused(Operation::READ, Refusal::NotFound));
-    assert_eq!(error.to_string(), "xenstore refused READ: ENOENT");
+    assert_eq!(error.to_string(), "xenstore refused READ: no such node (ENOENT)");
     assert!(error.is_not_found() && !error.is_again());
 }
 
