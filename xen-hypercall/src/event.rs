@@ -20,6 +20,7 @@ commands! {
     EvtchnAllocUnbound = EVTCHNOP_ALLOC_UNBOUND;
     EvtchnBindInterdomain = EVTCHNOP_BIND_INTERDOMAIN;
     EvtchnBindVirq = EVTCHNOP_BIND_VIRQ;
+    EvtchnBindPirq = EVTCHNOP_BIND_PIRQ;
     EvtchnBindIpi = EVTCHNOP_BIND_IPI;
     EvtchnClose = EVTCHNOP_CLOSE;
     EvtchnSend = EVTCHNOP_SEND;
@@ -66,6 +67,19 @@ pub fn bind_virq(xen: &impl Hypercall, virq: u32, vcpu: VcpuId) -> Result<u32, E
 /// `ENOENT` for a vCPU that does not exist, `ENOSPC`.
 pub fn bind_ipi(xen: &impl Hypercall, vcpu: VcpuId) -> Result<u32, Errno> {
     let mut op = EvtchnBindIpi { vcpu: vcpu.0, port: 0 };
+    run(xen, &mut op)?;
+    Ok(op.port)
+}
+
+/// A new port for an interrupt of a device, see [`physdev`](crate::physdev). `shared`: the line is shared with other
+/// domains.
+///
+/// # Errors
+/// `EINVAL` for a pirq out of range, `EEXIST` when it is bound already, `EPERM` for one that is not this domain's,
+/// `ENOSPC`.
+pub fn bind_pirq(xen: &impl Hypercall, pirq: u32, shared: bool) -> Result<u32, Errno> {
+    let flags = if shared { BIND_PIRQ_WILL_SHARE } else { 0 };
+    let mut op = EvtchnBindPirq { pirq, flags, port: 0 };
     run(xen, &mut op)?;
     Ok(op.port)
 }

@@ -1,12 +1,8 @@
 //! Grant tables, as bare calls (`grant_table.h`). The crate `xen-gnttab` makes owning pages of them.
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
-use crate::abi::{
-    GNTTABOP_COPY, GNTTABOP_GET_VERSION, GNTTABOP_MAP_GRANT_REF, GNTTABOP_QUERY_SIZE, GNTTABOP_SET_VERSION,
-    GNTTABOP_UNMAP_GRANT_REF, GnttabCopy, GnttabGetVersion, GnttabMapGrantRef, GnttabQuerySize,
-    GnttabSetVersion, GnttabUnmapGrantRef,
-};
-use crate::{DomId, Errno, Hypercall, HypercallNr};
+use crate::abi::*;
+use crate::{DomId, Errno, Gfn, Hypercall, HypercallNr};
 
 /// Runs a command on one structure.
 ///
@@ -114,4 +110,92 @@ pub unsafe fn map(xen: &impl Hypercall, maps: &mut [GnttabMapGrantRef]) -> Resul
 pub unsafe fn unmap(xen: &impl Hypercall, unmaps: &mut [GnttabUnmapGrantRef]) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_unmap_grant_ref reads and fills `gnttab_unmap_grant_ref`s; the caller vouches for the memory.
     unsafe { each(xen, GNTTABOP_UNMAP_GRANT_REF, unmaps) }.map(drop)
+}
+
+/// Asks for a table of at least so many frames and for where they are, for PV guests. An HVM or PVH guest has them where
+/// it puts them itself by [`memory::add_to_physmap`](crate::memory::add_to_physmap).
+///
+/// # Errors
+/// The hypercall's own, `EINVAL` when Xen answers with a status other than `GNTST_okay`, and when `frames` is longer
+/// than Xen's numbers.
+pub fn setup_table(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno> {
+    let mut op = GnttabSetupTable {
+        dom: DomId::SELF.0,
+        nr_frames: u32::try_from(frames.len()).map_err(|_| Errno::EINVAL)?,
+        frame_list: frames.as_mut_ptr().expose_provenance() as u64,
+        ..Default::default()
+    };
+    // SAFETY: GNTTABOP_setup_table reads and fills a `gnttab_setup_table`, and writes `nr_frames` frames to the list,
+    // which is exclusively borrowed.
+    unsafe { one(xen, GNTTABOP_SETUP_TABLE, &mut op) }?;
+    okay(op.status)
+}
+
+/// Where the frames of the status words of a table of version 2 are, for PV guests, as for [`setup_table`].
+///
+/// # Errors
+/// As for [`setup_table`].
+pub fn status_frames(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno> {
+    let mut op = GnttabGetStatusFrames {
+        dom: DomId::SELF.0,
+        nr_frames: u32::try_from(frames.len()).map_err(|_| Errno::EINVAL)?,
+        status: 0,
+        frame_list: frames.as_mut_ptr().expose_provenance() as u64,
+    };
+    // SAFETY: GNTTABOP_get_status_frames reads and fills a `gnttab_get_status_frames`, and writes `nr_frames` frames to
+    // the list, which is exclusively borrowed.
+    unsafe { one(xen, GNTTABOP_GET_STATUS_FRAMES, &mut op) }?;
+    okay(op.status)
+}
+
+/// Exchanges two entries of the calling domain's table, neither of which is in use by others: each reference then
+/// means what the other meant. Since Xen 4.2.
+///
+/// # Errors
+/// `EINVAL` when Xen answers with a status other than `GNTST_okay`: a reference is out of range or in use.
+///
+/// # Safety
+/// Whoever owns one of the references expects it; nobody writes to one of the entries meanwhile.
+pub unsafe fn swap(xen: &impl Hypercall, a: u32, b: u32) -> Result<(), Errno> {
+    let mut op = GnttabSwapGrantRef { ref_a: a, ref_b: b, ..Default::default() };
+    // SAFETY: GNTTABOP_swap_grant_ref reads and fills a `gnttab_swap_grant_ref`; the caller vouches for the entries.
+    unsafe { one(xen, GNTTABOP_SWAP_GRANT_REF, &mut op) }?;
+    okay(op.status)
+}
+
+/// What to do with cached data (`GNTTAB_CACHE_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cache {
+    /// Write it to memory.
+    Clean,
+    /// Write it to memory and forget it.
+    CleanInvalidate,
+}
+
+/// Cleans the processor's caches of part of a page that another domain granted, `length` bytes from `offset` on, for
+/// devices that see memory only. Arm, since Xen 4.5.
+///
+/// # Errors
+/// `EOPNOTSUPP` elsewhere, `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
+/// this domain, `EFAULT`.
+pub fn flush_cache(
+    xen: &impl Hypercall,
+    reference: u32,
+    offset: u16,
+    length: u16,
+    what: Cache,
+) -> Result<(), Errno> {
+    let clean = match what {
+        Cache::Clean => GNTTAB_CACHE_CLEAN,
+        // To forget without writing would lose what others wrote: Xen lets nobody do that to part of a line anyhow.
+        Cache::CleanInvalidate => GNTTAB_CACHE_CLEAN | GNTTAB_CACHE_INVAL,
+    };
+    let op = clean | GNTTAB_CACHE_SOURCE_GREF;
+    let mut op = GnttabCacheFlush { address_or_reference: reference.into(), offset, length, op };
+    // SAFETY: GNTTABOP_cache_flush reads a `gnttab_cache_flush`. Cleaning a cache changes no value that a program sees.
+    unsafe { one(xen, GNTTABOP_CACHE_FLUSH, &mut op) }.map(drop)
+}
+
+fn okay(status: i16) -> Result<(), Errno> {
+    if status == 0 { Ok(()) } else { Err(Errno::EINVAL) }
 }

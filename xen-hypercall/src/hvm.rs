@@ -1,11 +1,11 @@
 //! What Xen and the toolstack tell an HVM or PVH guest, and how it takes interrupts (`hvm/hvm_op.h`, `hvm/params.h`).
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
-use crate::abi::{
-    HVMOP_GET_PARAM, HVMOP_SET_EVTCHN_UPCALL_VECTOR, HVMOP_SET_PARAM, XenHvmEvtchnUpcallVector, XenHvmParam,
-};
-use crate::call::{Command, run};
-use crate::{DomId, Errno, Hypercall, HypercallNr, VcpuId};
+use core::time::Duration;
+
+use crate::abi::*;
+use crate::call::{Command, Plain, numbers, run};
+use crate::{DomId, Errno, Gfn, Hypercall, HypercallNr, VcpuId};
 
 /// A parameter of the domain (`HVM_PARAM_*` of `hvm/params.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -14,23 +14,40 @@ pub struct HvmParam(pub u32);
 
 impl HvmParam {
     /// How an event interrupts the guest, see [`callback_vector`].
-    pub const CALLBACK_IRQ: Self = Self(0);
-    /// The frame of xenstore's ring.
-    pub const STORE_PFN: Self = Self(1);
+    pub const CALLBACK_IRQ: Self = Self(HVM_PARAM_CALLBACK_IRQ);
+    /// The frame of xenstore's ring. Guests only read it.
+    pub const STORE_PFN: Self = Self(HVM_PARAM_STORE_PFN);
     /// The port of xenstore.
-    pub const STORE_EVTCHN: Self = Self(2);
-    /// The frame of the console's ring.
-    pub const CONSOLE_PFN: Self = Self(17);
+    pub const STORE_EVTCHN: Self = Self(HVM_PARAM_STORE_EVTCHN);
+    /// The frame of the console's ring. Guests only read it.
+    pub const CONSOLE_PFN: Self = Self(HVM_PARAM_CONSOLE_PFN);
     /// The port of the console.
-    pub const CONSOLE_EVTCHN: Self = Self(18);
+    pub const CONSOLE_EVTCHN: Self = Self(HVM_PARAM_CONSOLE_EVTCHN);
+    /// Where Xen keeps a task state segment for real mode, on older Intel processors; firmware sets it.
+    pub const VM86_TSS: Self = Self(HVM_PARAM_VM86_TSS);
+    /// The same, with the size in the upper half.
+    pub const VM86_TSS_SIZED: Self = Self(HVM_PARAM_VM86_TSS_SIZED);
+    /// Which version of the ACPI I/O ports a device model has.
+    pub const ACPI_IOPORTS_LOCATION: Self = Self(HVM_PARAM_ACPI_IOPORTS_LOCATION);
+    /// The guest-physical address of the generation id, a number that is another in each copy of a domain.
+    pub const VM_GENERATION_ID_ADDR: Self = Self(HVM_PARAM_VM_GENERATION_ID_ADDR);
+    /// Whether alternative memory views may be used. Guests only read it.
+    pub const ALTP2M: Self = Self(HVM_PARAM_ALTP2M);
+    /// How many bytes of the x87 instruction pointer are kept: 0, 4 or 8.
+    pub const X87_FIP_WIDTH: Self = Self(HVM_PARAM_X87_FIP_WIDTH);
+
+    /// Whether the value tells Xen or the toolstack where to write to the guest's memory.
+    const fn names_memory(self) -> bool {
+        matches!(self.0, HVM_PARAM_VM86_TSS | HVM_PARAM_VM86_TSS_SIZED | HVM_PARAM_VM_GENERATION_ID_ADDR)
+    }
 }
 
 /// The value of [`HvmParam::CALLBACK_IRQ`] that makes pending events interrupt every vCPU at `vector`.
 ///
 /// The interrupt is asserted as long as `evtchn_upcall_pending` of the vCPU is set, and needs no acknowledgement
-/// at a local APIC.
+/// at a local APIC. x86 only, since Xen 4.1.
 pub const fn callback_vector(vector: u8) -> u64 {
-    2 << 56 | vector as u64
+    HVM_PARAM_CALLBACK_TYPE_VECTOR << 56 | vector as u64
 }
 
 #[repr(transparent)]
@@ -45,8 +62,7 @@ unsafe impl Command for Get {
     const CMD: usize = HVMOP_GET_PARAM;
 }
 
-// SAFETY: HVMOP_set_param reads a `xen_hvm_param`. The parameters that a guest may set choose how it is
-// interrupted; none gives memory away.
+// SAFETY: HVMOP_set_param reads a `xen_hvm_param`. `Set` is made by `set` alone, whose callers vouch for the value.
 unsafe impl Command for Set {
     const NR: HypercallNr = HypercallNr::HVM_OP;
     const CMD: usize = HVMOP_SET_PARAM;
@@ -68,12 +84,28 @@ pub fn get_param(xen: &impl Hypercall, param: HvmParam) -> Result<u64, Errno> {
     Ok(argument.0.value)
 }
 
-/// Sets a parameter of the calling domain.
+/// Sets a parameter of the calling domain, one that names no memory.
 ///
 /// # Errors
-/// `EINVAL` for an unknown parameter or value, `EPERM` for one that guests may not set, `EEXIST` for one that
-/// may be set only once.
+/// `EINVAL` for an unknown parameter or value, and for those of [`set_memory_param`]; `EPERM` for one that guests may
+/// not set, `EEXIST` for one that may be set only once.
 pub fn set_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
+    if param.names_memory() { Err(Errno::EINVAL) } else { set(xen, param, value) }
+}
+
+/// Sets a parameter that tells Xen or the toolstack where to write: [`HvmParam::VM86_TSS`],
+/// [`HvmParam::VM86_TSS_SIZED`], [`HvmParam::VM_GENERATION_ID_ADDR`].
+///
+/// # Errors
+/// As for [`set_param`].
+///
+/// # Safety
+/// Nobody uses that memory for anything else.
+pub unsafe fn set_memory_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
+    set(xen, param, value)
+}
+
+fn set(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
     let argument = XenHvmParam { domid: DomId::SELF.0, pad0: 0, index: param.0, value };
     run(xen, &mut Set(argument)).map(drop)
 }
@@ -85,4 +117,69 @@ pub fn set_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<()
 /// `EINVAL` for a vector below 0x10, `ENOENT` for a vCPU that does not exist, `ENOSYS` where Xen lacks the call.
 pub fn set_evtchn_upcall_vector(xen: &impl Hypercall, vcpu: VcpuId, vector: u8) -> Result<(), Errno> {
     run(xen, &mut XenHvmEvtchnUpcallVector { vcpu: vcpu.0, vector, pad0: [0; 3] }).map(drop)
+}
+
+// SAFETY: HVMOP_get_time fills a `xen_hvm_get_time`.
+unsafe impl Command for XenHvmGetTime {
+    const NR: HypercallNr = HypercallNr::HVM_OP;
+    const CMD: usize = HVMOP_GET_TIME;
+}
+
+// SAFETY: HVMOP_get_mem_type reads and fills a `xen_hvm_get_mem_type`.
+unsafe impl Command for XenHvmGetMemType {
+    const NR: HypercallNr = HypercallNr::HVM_OP;
+    const CMD: usize = HVMOP_GET_MEM_TYPE;
+}
+
+/// Xen's system time, by a call: for kernels that cannot read `shared_info` yet. x86 HVM and PVH.
+///
+/// # Errors
+/// `ENOSYS` on Arm and for PV guests.
+pub fn time(xen: &impl Hypercall) -> Result<Duration, Errno> {
+    let mut argument = XenHvmGetTime::default();
+    run(xen, &mut argument)?;
+    Ok(Duration::from_nanos(argument.now))
+}
+
+/// What a frame is to Xen (`hvmmem_type_t`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(transparent)]
+pub struct MemType(pub u16);
+
+impl MemType {
+    /// Memory, whole or shared or paged out.
+    pub const RAM: Self = Self(HVMMEM_RAM_RW);
+    /// Memory that cannot be written.
+    pub const READ_ONLY: Self = Self(HVMMEM_RAM_RO);
+    /// Nothing, or a device: accesses go to the device model.
+    pub const MMIO: Self = Self(HVMMEM_MMIO_DM);
+    /// Memory whose writes a device model sees.
+    pub const IOREQ_SERVER: Self = Self(HVMMEM_IOREQ_SERVER);
+}
+
+/// What a frame of the calling domain is to Xen; for crash dumps, which must not read devices. x86 HVM and PVH, since
+/// Xen 4.2.
+///
+/// # Errors
+/// `EINVAL` for a PV guest, `ENOSYS` on Arm.
+pub fn mem_type(xen: &impl Hypercall, gfn: Gfn) -> Result<MemType, Errno> {
+    let mut argument = XenHvmGetMemType { domid: DomId::SELF.0, mem_type: 0, pad: [0; 2], pfn: gfn.0 };
+    run(xen, &mut argument)?;
+    Ok(MemType(argument.mem_type))
+}
+
+/// Drops the address translations that all vCPUs of the domain have cached. x86 HVM and PVH.
+///
+/// # Errors
+/// `ENOSYS` on Arm.
+pub fn flush_tlbs(xen: &impl Hypercall) -> Result<(), Errno> {
+    numbers(xen, Plain::FlushTlbs, [0; 4]).map(drop)
+}
+
+/// Tells whoever monitors this domain that the guest asks for its attention; nothing when nobody does. Since Xen 4.5.
+///
+/// # Errors
+/// `ENOSYS` where Xen lacks the call.
+pub fn guest_request_vm_event(xen: &impl Hypercall) -> Result<(), Errno> {
+    numbers(xen, Plain::GuestRequestVmEvent, [0; 4]).map(drop)
 }

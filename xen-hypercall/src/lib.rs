@@ -7,6 +7,7 @@ extern crate std;
 
 pub mod abi;
 pub mod arch;
+pub mod assist;
 mod call;
 pub mod console_io;
 mod errno;
@@ -16,6 +17,8 @@ pub mod hvm;
 pub mod memory;
 #[cfg(feature = "mock")]
 pub mod mock;
+pub mod multicall;
+pub mod physdev;
 mod platform;
 pub mod sched;
 mod shared_info;

@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use crate::abi::shared_info as at;
 use crate::memory::{PhysmapSpace, add_to_physmap};
+use crate::vcpu::register_vcpu_info;
 use crate::{Errno, Page, Platform, VcpuId, VcpuTime};
 
 /// A handle to the `shared_info` page. All access is by atomics, so handles may be copied and shared freely.
@@ -170,6 +171,24 @@ impl VcpuArea {
             "a vcpu_info does not fit there"
         );
         Self { page: SharedInfo(page), offset }
+    }
+
+    /// Moves a vCPU's `vcpu_info` to a page of its own, taken from the platform and never given back: the only way for
+    /// vCPUs that have no place in `shared_info` (32 and up on x86, 1 and up on Arm). Once for each vCPU, by itself or
+    /// while it is down.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the platform has no page, otherwise those of
+    /// [`register_vcpu_info`](crate::vcpu::register_vcpu_info).
+    pub fn register(platform: &impl Platform, vcpu: VcpuId) -> Result<Self, Errno> {
+        let page = platform.alloc_pages(1).ok_or(Errno::ENOMEM)?;
+        // SAFETY: the page was just allocated for this, nothing else uses it, and it is never freed once registered.
+        if let Err(error) = unsafe { register_vcpu_info(platform, vcpu, platform.gfn(page), 0) } {
+            // SAFETY: allocated above and not registered, so it is still the plain page it was.
+            unsafe { platform.free_pages(page, 1) };
+            return Err(error);
+        }
+        Ok(Self { page: SharedInfo(page), offset: 0 })
     }
 
     /// The event fields.

@@ -88,9 +88,9 @@ macro_rules! numbers {
 numbers! {
     /// Memory layout, [`memory`](crate::memory).
     MEMORY_OP = 12;
-    /// Several calls in one.
+    /// Several calls in one, [`multicall`](crate::multicall).
     MULTICALL = 13;
-    /// One timer for the calling vCPU.
+    /// One timer for the calling vCPU, [`vcpu::set_timer`](crate::vcpu::set_timer).
     SET_TIMER_OP = 15;
     /// What Xen this is, [`version`](crate::version).
     XEN_VERSION = 17;
@@ -98,7 +98,7 @@ numbers! {
     CONSOLE_IO = 18;
     /// Grant tables, [`grant`](crate::grant).
     GRANT_TABLE_OP = 20;
-    /// Optional behaviours.
+    /// Optional behaviours, [`assist`](crate::assist).
     VM_ASSIST = 21;
     /// Virtual processors, [`vcpu`](crate::vcpu).
     VCPU_OP = 24;
@@ -106,7 +106,7 @@ numbers! {
     SCHED_OP = 29;
     /// Event channels, [`event`](crate::event).
     EVENT_CHANNEL_OP = 32;
-    /// Interrupts of devices.
+    /// Interrupts of devices, [`physdev`](crate::physdev).
     PHYSDEV_OP = 33;
     /// What only HVM and PVH guests have, [`hvm`](crate::hvm).
     HVM_OP = 34;

@@ -3,9 +3,9 @@
 
 use core::fmt;
 
-use crate::abi::{
-    XENVER_CAPABILITIES, XENVER_EXTRAVERSION, XENVER_GET_FEATURES, XENVER_GUEST_HANDLE, XenFeatureInfo,
-};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::abi::*;
 use crate::call::{Command, Plain, fill, numbers, run};
 use crate::{Errno, Hypercall, HypercallNr};
 
@@ -79,6 +79,116 @@ pub fn capabilities(xen: &impl Hypercall) -> Result<Text<1024>, Errno> {
     unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_CAPABILITIES) }.map(Text)
 }
 
+/// Who compiled this Xen, when and with what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CompileInfo {
+    /// The compiler and its version.
+    pub compiler: Text<64>,
+    /// The user.
+    pub by: Text<16>,
+    /// The host's domain.
+    pub domain: Text<32>,
+    /// The date; that of the sources in reproducible builds.
+    pub date: Text<32>,
+}
+
+/// Who compiled this Xen, when and with what.
+///
+/// # Errors
+/// None that Xen documents; with some security modules the texts say only that it is denied.
+pub fn compile_info(xen: &impl Hypercall) -> Result<CompileInfo, Errno> {
+    // SAFETY: XENVER_compile_info fills a `xen_compile_info`, 144 bytes.
+    let bytes: [u8; size_of::<XenCompileInfo>()] =
+        unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_COMPILE_INFO) }?;
+    let XenCompileInfo { compiler, compile_by, compile_domain, compile_date } = zerocopy::transmute!(bytes);
+    Ok(CompileInfo {
+        compiler: Text(compiler),
+        by: Text(compile_by),
+        domain: Text(compile_domain),
+        date: Text(compile_date),
+    })
+}
+
+/// The state of the sources that this Xen was compiled from, as its version control tells it.
+///
+/// # Errors
+/// None that Xen documents; with some security modules the text says only that it is denied.
+pub fn changeset(xen: &impl Hypercall) -> Result<Text<64>, Errno> {
+    // SAFETY: XENVER_changeset fills a `xen_changeset_info_t`, 64 characters.
+    unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_CHANGESET) }.map(Text)
+}
+
+/// Where the part of a PV guest's address space begins that is Xen's; of no use to others.
+///
+/// # Errors
+/// None that Xen documents.
+pub fn virt_start(xen: &impl Hypercall) -> Result<u64, Errno> {
+    // SAFETY: XENVER_platform_parameters fills a `xen_platform_parameters`, 8 bytes.
+    let bytes: [u8; 8] = unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_PLATFORM_PARAMETERS) }?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Bytes in a page of the host.
+///
+/// # Errors
+/// None that Xen documents; zero where a security module denies it.
+pub fn page_size(xen: &impl Hypercall) -> Result<usize, Errno> {
+    numbers(xen, Plain::PageSize, [0; 4])
+}
+
+/// Xen's own command line. Guests other than the control domain read only that it is denied. Since Xen 3.2.
+///
+/// # Errors
+/// None that Xen documents.
+pub fn command_line(xen: &impl Hypercall) -> Result<Text<1024>, Errno> {
+    // SAFETY: XENVER_commandline fills at most a `xen_commandline_t`, 1024 characters.
+    unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_COMMANDLINE) }.map(Text)
+}
+
+/// What identifies a build of Xen: the linker's build id, usually a SHA-1 of 20 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BuildId {
+    bytes: [u8; BuildId::MAX],
+    len: usize,
+}
+
+impl BuildId {
+    /// The longest that [`build_id`] takes.
+    pub const MAX: usize = 60;
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The build id of this Xen. Since Xen 4.7.
+///
+/// # Errors
+/// `EPERM` for guests other than the control domain, `ENODATA` when it was linked without one, `ENOBUFS` for one
+/// that is longer than [`BuildId::MAX`].
+pub fn build_id(xen: &impl Hypercall) -> Result<BuildId, Errno> {
+    #[derive(FromBytes, IntoBytes)]
+    #[repr(C)]
+    struct Argument {
+        len: u32,
+        buf: [u8; BuildId::MAX],
+    }
+    let mut argument = Argument { len: BuildId::MAX as u32, buf: [0; BuildId::MAX] };
+    let pointer = argument.as_mut_bytes().as_mut_ptr().expose_provenance();
+    // SAFETY: XENVER_build_id reads `len`, and writes at most so many bytes behind it.
+    let len = Errno::check(unsafe {
+        xen.hypercall(HypercallNr::XEN_VERSION, [XENVER_BUILD_ID, pointer, 0, 0, 0])
+    })?;
+    Ok(BuildId { bytes: argument.buf, len: len.min(BuildId::MAX) })
+}
+
 /// The UUID of the calling domain.
 ///
 /// # Errors
@@ -99,21 +209,37 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Features: u32 {
         /// Page tables of PV guests may be writable.
-        const WRITABLE_PAGE_TABLES = 1 << 0;
+        const WRITABLE_PAGE_TABLES = 1 << XENFEAT_WRITABLE_PAGE_TABLES;
         /// Descriptor tables of PV guests may be writable.
-        const WRITABLE_DESCRIPTOR_TABLES = 1 << 1;
+        const WRITABLE_DESCRIPTOR_TABLES = 1 << XENFEAT_WRITABLE_DESCRIPTOR_TABLES;
         /// Xen translates this guest's frame numbers.
-        const AUTO_TRANSLATED_PHYSMAP = 1 << 2;
+        const AUTO_TRANSLATED_PHYSMAP = 1 << XENFEAT_AUTO_TRANSLATED_PHYSMAP;
         /// The kernel may run in ring 0.
-        const SUPERVISOR_MODE_KERNEL = 1 << 3;
+        const SUPERVISOR_MODE_KERNEL = 1 << XENFEAT_SUPERVISOR_MODE_KERNEL;
+        /// Page directories of 32-bit PV guests may lie above 4 GiB.
+        const PAE_PGDIR_ABOVE_4GB = 1 << XENFEAT_PAE_PGDIR_ABOVE_4GB;
+        /// PV guests have `MMU_PT_UPDATE_PRESERVE_AD`.
+        const MMU_PT_UPDATE_PRESERVE_AD = 1 << XENFEAT_MMU_PT_UPDATE_PRESERVE_AD;
+        /// PV guests have `MMU_CLEAR_PAGE` and `MMU_COPY_PAGE`.
+        const HIGHMEM_ASSIST = 1 << XENFEAT_HIGHMEM_ASSIST;
+        /// Mapping a grant takes flags for the page table entry (PV).
+        const GNTTAB_MAP_AVAIL_BITS = 1 << XENFEAT_GNTTAB_MAP_AVAIL_BITS;
         /// Events may interrupt at a vector, `callback_vector` of `hvm`.
-        const HVM_CALLBACK_VECTOR = 1 << 8;
+        const HVM_CALLBACK_VECTOR = 1 << XENFEAT_HVM_CALLBACK_VECTOR;
         /// Timers use Xen's safe version of the time stamp counter.
-        const HVM_SAFE_PVCLOCK = 1 << 9;
+        const HVM_SAFE_PVCLOCK = 1 << XENFEAT_HVM_SAFE_PVCLOCK;
         /// Interrupts of devices may come as events.
-        const HVM_PIRQS = 1 << 10;
+        const HVM_PIRQS = 1 << XENFEAT_HVM_PIRQS;
         /// This is the first domain.
-        const DOM0 = 1 << 11;
+        const DOM0 = 1 << XENFEAT_DOM0;
+        /// Memory may be asked for by virtual NUMA node.
+        const MEMORY_OP_VNODE = 1 << XENFEAT_MEMORY_OP_VNODE_SUPPORTED;
+        /// Arm: calls by the SMC calling convention are answered.
+        const ARM_SMCCC = 1 << XENFEAT_ARM_SMCCC_SUPPORTED;
+        /// Frames of this guest are not those of the machine.
+        const NOT_DIRECT_MAPPED = 1 << XENFEAT_NOT_DIRECT_MAPPED;
+        /// Frames of this guest are those of the machine.
+        const DIRECT_MAPPED = 1 << XENFEAT_DIRECT_MAPPED;
         const _ = !0;
     }
 }

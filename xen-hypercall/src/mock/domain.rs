@@ -12,6 +12,7 @@ use std::vec::Vec;
 use super::MockXen;
 use super::room::Room;
 use super::vcpu::Vcpu;
+use crate::abi::VcpuHvmContext;
 use crate::hvm::HvmParam;
 use crate::sched::ShutdownReason;
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 
 /// What freed pages are filled with: they are not used again within a machine's life, so that whoever still reads
 /// or writes one shows.
-const POISON: u8 = 0xDB;
+pub(super) const POISON: u8 = 0xDB;
 /// The first frame that `alloc_pages` gives out.
 const FIRST_GFN: u64 = 0x1000;
 
@@ -51,6 +52,11 @@ pub(super) struct DomainState {
     params: BTreeMap<u32, u64>,
     pub(super) shared_info: Option<Gfn>,
     shutdown: Option<ShutdownReason>,
+    /// What the domain's end is to be called.
+    pub(super) shutdown_code: Option<ShutdownReason>,
+    pub(super) watchdogs: [Option<Duration>; 2],
+    pub(super) assists: u64,
+    pub(super) layout: super::memory::Layout,
     console: Vec<u8>,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) room: Room,
@@ -67,6 +73,10 @@ impl Default for DomainState {
             params: BTreeMap::new(),
             shared_info: None,
             shutdown: None,
+            shutdown_code: None,
+            watchdogs: [None; 2],
+            assists: 0,
+            layout: super::memory::Layout::default(),
             console: Vec::new(),
             vcpus: std::vec![Vcpu::first()],
             room: Room::default(),
@@ -82,7 +92,7 @@ struct Block {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Use {
+pub(super) enum Use {
     Allocated,
     Special,
     Freed,
@@ -109,7 +119,7 @@ fn layout(pages: usize) -> Layout {
 }
 
 impl DomainState {
-    fn map(&mut self, gfn: Gfn, pages: usize, state: Use) -> Option<NonNull<Page>> {
+    pub(super) fn map(&mut self, gfn: Gfn, pages: usize, state: Use) -> Option<NonNull<Page>> {
         // SAFETY: the layout is not empty: callers ask for at least one page.
         let first = NonNull::new(unsafe { alloc_zeroed(layout(pages)) }.cast::<Page>())?;
         self.pages.insert(gfn, Block { first, pages, state });
@@ -117,12 +127,32 @@ impl DomainState {
         Some(first)
     }
 
-    fn find(&self, gfn: Gfn) -> Option<NonNull<Page>> {
+    /// Pages that were ever given out, those given back to the allocator or to Xen too.
+    pub(super) fn page_count(&self) -> usize {
+        self.pages.values().map(|block| block.pages).sum()
+    }
+
+    pub(super) fn highest(&self) -> Option<Gfn> {
+        let (start, block) = self.pages.iter().next_back()?;
+        (start.0..start.0 + block.pages as u64).rev().map(Gfn).find(|gfn| !self.layout.holes.contains(gfn))
+    }
+
+    pub(super) fn find(&self, gfn: Gfn) -> Option<NonNull<Page>> {
+        if self.layout.holes.contains(&gfn) {
+            return None;
+        }
         let (start, block) = self.pages.range(..=gfn).next_back()?;
         let index = usize::try_from(gfn.0 - start.0).ok().filter(|index| *index < block.pages)?;
         // SAFETY: `index` is within the block's pages.
         Some(unsafe { block.first.add(index) })
     }
+}
+
+/// What happens at a time.
+#[derive(Clone, Copy)]
+pub(super) enum Due {
+    Timer(VcpuId),
+    Watchdog(usize),
 }
 
 impl MockDomain {
@@ -255,7 +285,29 @@ impl MockDomain {
     }
 
     pub(super) fn set_shutdown(&self, reason: ShutdownReason) {
-        self.state().shutdown = Some(reason);
+        let mut state = self.state();
+        // Who says it first is right.
+        let reason = *state.shutdown_code.get_or_insert(reason);
+        state.shutdown.get_or_insert(reason);
+    }
+
+    /// Whether the domain switched a behaviour on.
+    pub fn assists(&self, assist: crate::assist::Assist) -> bool {
+        assist.0 < 64 && self.state().assists & 1 << assist.0 != 0
+    }
+
+    /// In which state a vCPU is to start, if the guest said so.
+    pub fn vcpu_context(&self, vcpu: VcpuId) -> Option<VcpuHvmContext> {
+        self.with_vcpu(vcpu, |state| state.context)?
+    }
+
+    /// How often a vCPU was interrupted by an NMI.
+    pub fn nmis(&self, vcpu: VcpuId) -> usize {
+        self.with_vcpu(vcpu, |state| state.nmis).unwrap_or(0)
+    }
+
+    pub(super) fn another_is_up(&self, vcpu: VcpuId) -> bool {
+        self.state().vcpus.iter().zip(0..).any(|(state, id)| id != vcpu.0 && state.up)
     }
 
     /// What the domain wrote to Xen's console.
@@ -272,11 +324,21 @@ impl MockDomain {
         self.state().vcpus.get_mut(vcpu.0 as usize).map(f)
     }
 
-    /// The timer of this domain that is due first.
-    pub(super) fn next_timer(&self) -> Option<(Duration, VcpuId)> {
+    /// What is due first in this domain, and when.
+    pub(super) fn next_due(&self) -> Option<(Duration, Due)> {
         let state = self.state();
-        let due = state.vcpus.iter().zip(0..).filter_map(|(vcpu, id)| Some((vcpu.next_timer()?, VcpuId(id))));
-        due.min_by_key(|(at, _)| *at)
+        let timers = state.vcpus.iter().zip(0..);
+        let timers = timers.filter_map(|(vcpu, id)| Some((vcpu.next_timer()?, Due::Timer(VcpuId(id)))));
+        let watchdogs = state.watchdogs.iter().enumerate();
+        let watchdogs = watchdogs.filter_map(|(index, at)| Some(((*at)?, Due::Watchdog(index))));
+        timers.chain(watchdogs).min_by_key(|(at, _)| *at)
+    }
+
+    /// A watchdog's time has come.
+    pub(super) fn bite(&self, watchdog: usize) {
+        self.state().watchdogs[watchdog] = None;
+        self.xen.trace(|| std::format!("{} is shut down by its watchdog {}", self.id, watchdog + 1));
+        self.set_shutdown(ShutdownReason::WATCHDOG);
     }
 
     pub(super) fn upcall_pending(&self) -> bool {
@@ -358,7 +420,7 @@ impl Wait for MockDomain {
         if self.upcall_pending() || self.xen.step() || self.upcall_pending() {
             return;
         }
-        let timer = self.xen.next_timer().map(|(at, ..)| at);
+        let timer = self.xen.next_due().map(|(at, ..)| at);
         match timer.into_iter().chain(deadline).min() {
             Some(at) => self.xen.advance(at.saturating_sub(self.xen.now())),
             None => panic!("{} waits for ever: no event, no timer\n{}", self.id, self.xen.trace_text()),

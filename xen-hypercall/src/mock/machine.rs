@@ -9,7 +9,7 @@ use std::string::String;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
-use super::domain::DomainState;
+use super::domain::{DomainState, Due};
 use super::{Dice, HypercallFaults, MockDomain};
 use crate::{DomId, Errno, HypercallNr, VcpuId};
 
@@ -115,6 +115,8 @@ impl MockXen {
         }
         let taken = self.state().handlers.get_mut(&nr.0).and_then(Option::take);
         let result = match taken {
+            // Either there is no handler, or it is at work, further up the stack.
+            None if nr == HypercallNr::MULTICALL => Errno::EINVAL.as_return(),
             None => Errno::ENOSYS.as_return(),
             Some(mut handler) => {
                 // No lock is held here: the handler may use the machine.
@@ -174,13 +176,18 @@ impl MockXen {
     /// Lets time pass; timers that become due fire in order.
     pub fn advance(&self, time: Duration) {
         let end = self.now().saturating_add(time);
-        while let Some((at, domain, vcpu)) = self.next_timer().filter(|(at, ..)| *at <= end) {
+        while let Some((at, domain, due)) = self.next_due().filter(|(at, ..)| *at <= end) {
             {
                 let mut state = self.state();
                 state.now = state.now.max(at);
             }
-            domain.with_vcpu(vcpu, |state| state.fire(at));
-            self.raise_timer(&domain, vcpu);
+            match due {
+                Due::Timer(vcpu) => {
+                    domain.with_vcpu(vcpu, |state| state.fire(at));
+                    self.raise_timer(&domain, vcpu);
+                }
+                Due::Watchdog(index) => domain.bite(index),
+            }
         }
         let mut state = self.state();
         state.now = state.now.max(end);
@@ -195,13 +202,13 @@ impl MockXen {
         }
     }
 
-    /// The timer that is due first, and whose it is.
-    pub(super) fn next_timer(&self) -> Option<(Duration, MockDomain, VcpuId)> {
+    /// What is due first, and whose it is.
+    pub(super) fn next_due(&self) -> Option<(Duration, MockDomain, Due)> {
         let ids: Vec<DomId> = self.state().domains.keys().copied().collect();
         ids.into_iter()
             .filter_map(|id| {
                 let domain = self.domain(id);
-                domain.next_timer().map(|(at, vcpu)| (at, domain, vcpu))
+                domain.next_due().map(|(at, due)| (at, domain, due))
             })
             .min_by_key(|(at, ..)| *at)
     }

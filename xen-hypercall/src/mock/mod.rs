@@ -10,6 +10,7 @@ mod domain;
 mod faults;
 mod handlers;
 mod machine;
+mod memory;
 mod room;
 mod vcpu;
 

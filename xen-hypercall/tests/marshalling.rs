@@ -1,0 +1,598 @@
+//! Every typed call: its number, its arguments in their places, its structure byte for byte, and its error handed on.
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "of each call only a record is made: nothing happens to memory"
+)]
+#![allow(clippy::redundant_closure, reason = "cases look alike")]
+
+use core::ptr::NonNull;
+use core::time::Duration;
+use std::sync::{Arc, Mutex};
+
+use xen_hypercall::abi::*;
+use xen_hypercall::assist::{self, Assist};
+use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::multicall::Multicall;
+use xen_hypercall::{DomId, Errno, Gfn, Hypercall, HypercallNr as Nr, VcpuId};
+use xen_hypercall::{console_io, event, grant, hvm, memory, physdev, sched, vcpu, version};
+use zerocopy::{Immutable, IntoBytes};
+
+const SELF: u16 = 0x7FF0;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What an argument is expected to be.
+#[derive(Clone, Copy)]
+enum Arg {
+    Is(usize),
+    /// The address of the structure.
+    Structure,
+    /// Some other address.
+    Address,
+}
+
+use Arg::{Address, Is, Structure};
+
+struct Case {
+    what: &'static str,
+    call: fn(&MockDomain) -> Result<(), Errno>,
+    nr: Nr,
+    args: [Arg; 5],
+    structure: Vec<u8>,
+    /// Bytes of the structure that are an address, and so another each time.
+    addresses: Vec<usize>,
+}
+
+fn case(what: &'static str, nr: Nr, args: &[Arg], call: fn(&MockDomain) -> Result<(), Errno>) -> Case {
+    let mut all = [Is(0); 5];
+    all[..args.len()].copy_from_slice(args);
+    Case { what, call, nr, args: all, structure: Vec::new(), addresses: Vec::new() }
+}
+
+/// A command of the usual form with its structure.
+fn with<T: IntoBytes + Immutable>(
+    what: &'static str,
+    nr: Nr,
+    command: usize,
+    structure: T,
+    call: fn(&MockDomain) -> Result<(), Errno>,
+) -> Case {
+    case(what, nr, &[Is(command), Structure], call).holding(structure)
+}
+
+impl Case {
+    fn holding(self, structure: impl IntoBytes + Immutable) -> Self {
+        Self { structure: structure.as_bytes().to_vec(), ..self }
+    }
+
+    fn args(mut self, args: &[Arg]) -> Self {
+        self.args[..args.len()].copy_from_slice(args);
+        self
+    }
+
+    /// At these offsets are addresses of 8 bytes.
+    fn addresses(self, at: &[usize]) -> Self {
+        Self { addresses: at.to_vec(), ..self }
+    }
+}
+
+fn event_channels() -> Vec<Case> {
+    let nr = Nr::EVENT_CHANNEL_OP;
+    vec![
+        with(
+            "bind_interdomain",
+            nr,
+            0,
+            EvtchnBindInterdomain { remote_dom: 7, pad0: 0, remote_port: 9, local_port: 0 },
+            |x| event::bind_interdomain(x, DomId(7), 9).map(drop),
+        ),
+        with("bind_virq", nr, 1, EvtchnBindVirq { virq: 3, vcpu: 2, port: 0 }, |x| {
+            event::bind_virq(x, 3, VcpuId(2)).map(drop)
+        }),
+        with("bind_pirq", nr, 2, EvtchnBindPirq { pirq: 11, flags: 1, port: 0 }, |x| {
+            event::bind_pirq(x, 11, true).map(drop)
+        }),
+        with("close", nr, 3, EvtchnClose { port: 5 }, |x| event::close(x, 5)),
+        with("send", nr, 4, EvtchnSend { port: 6 }, |x| event::send(x, 6)),
+        with("status", nr, 5, EvtchnStatus { dom: SELF, port: 8, ..Default::default() }, |x| {
+            event::status(x, 8).map(drop)
+        }),
+        with("alloc_unbound", nr, 6, EvtchnAllocUnbound { dom: SELF, remote_dom: 3, port: 0 }, |x| {
+            event::alloc_unbound(x, DomId(3)).map(drop)
+        }),
+        with("bind_ipi", nr, 7, EvtchnBindIpi { vcpu: 4, port: 0 }, |x| {
+            event::bind_ipi(x, VcpuId(4)).map(drop)
+        }),
+        with("bind_vcpu", nr, 8, EvtchnBindVcpu { port: 4, vcpu: 1 }, |x| event::bind_vcpu(x, 4, VcpuId(1))),
+        with("unmask", nr, 9, EvtchnUnmask { port: 12 }, |x| event::unmask(x, 12)),
+        with("reset", nr, 10, EvtchnReset { dom: SELF }, |x| event::reset(x)),
+        with(
+            "init_control",
+            nr,
+            11,
+            EvtchnInitControl { control_gfn: 0x123, offset: 8, vcpu: 2, link_bits: 0, pad0: [0; 7] },
+            |x| unsafe { event::init_control(x, Gfn(0x123), 8, VcpuId(2)) }.map(drop),
+        ),
+        with("expand_array", nr, 12, EvtchnExpandArray { array_gfn: 0x456 }, |x| unsafe {
+            event::expand_array(x, Gfn(0x456))
+        }),
+        with("set_priority", nr, 13, EvtchnSetPriority { port: 3, priority: 15 }, |x| {
+            event::set_priority(x, 3, 15)
+        }),
+    ]
+}
+
+fn grants() -> Vec<Case> {
+    let nr = Nr::GRANT_TABLE_OP;
+    let one = [Address, Structure, Is(1)];
+    let of = |command: usize| [Is(command), one[1], one[2]];
+    vec![
+        with("query_size", nr, 6, GnttabQuerySize { dom: SELF, ..Default::default() }, |x| {
+            grant::query_size(x).map(drop)
+        })
+        .args(&of(6)),
+        with("get_version", nr, 10, GnttabGetVersion { dom: SELF, ..Default::default() }, |x| {
+            grant::get_version(x).map(drop)
+        })
+        .args(&of(10)),
+        with("set_version", nr, 8, GnttabSetVersion { version: 2 }, |x| {
+            unsafe { grant::set_version(x, 2) }.map(drop)
+        })
+        .args(&of(8)),
+        with("setup_table", nr, 2, GnttabSetupTable { dom: SELF, nr_frames: 3, ..Default::default() }, |x| {
+            grant::setup_table(x, &mut [Gfn(0); 3])
+        })
+        .args(&of(2))
+        .addresses(&[16]),
+        with(
+            "status_frames",
+            nr,
+            9,
+            GnttabGetStatusFrames { nr_frames: 2, dom: SELF, status: 0, frame_list: 0 },
+            |x| grant::status_frames(x, &mut [Gfn(0); 2]),
+        )
+        .args(&of(9))
+        .addresses(&[8]),
+        with("swap", nr, 11, GnttabSwapGrantRef { ref_a: 9, ref_b: 10, ..Default::default() }, |x| unsafe {
+            grant::swap(x, 9, 10)
+        })
+        .args(&of(11)),
+        with(
+            "flush_cache",
+            nr,
+            12,
+            GnttabCacheFlush { address_or_reference: 5, offset: 64, length: 128, op: 1 << 31 | 3 },
+            |x| grant::flush_cache(x, 5, 64, 128, grant::Cache::CleanInvalidate),
+        )
+        .args(&of(12)),
+        with("copy", nr, 5, [GnttabCopy { len: 3, ..Default::default() }; 2], |x| unsafe {
+            grant::copy(x, &mut [GnttabCopy { len: 3, ..Default::default() }; 2])
+        })
+        .args(&[Is(5), Structure, Is(2)]),
+        with("map", nr, 0, GnttabMapGrantRef { host_addr: 4096, ..Default::default() }, |x| unsafe {
+            grant::map(x, &mut [GnttabMapGrantRef { host_addr: 4096, ..Default::default() }])
+        })
+        .args(&[Is(0), Structure, Is(1)]),
+        with("unmap", nr, 1, GnttabUnmapGrantRef { handle: 7, ..Default::default() }, |x| unsafe {
+            grant::unmap(x, &mut [GnttabUnmapGrantRef { handle: 7, ..Default::default() }])
+        })
+        .args(&[Is(1), Structure, Is(1)]),
+    ]
+}
+
+fn scheduling() -> Vec<Case> {
+    let nr = Nr::SCHED_OP;
+    vec![
+        case("yield", nr, &[Is(0)], |x| sched::yield_now(x)),
+        case("block", nr, &[Is(1)], |x| sched::block(x)),
+        with("shutdown", nr, 2, SchedShutdown { reason: 3 }, |x| {
+            sched::shutdown(x, sched::ShutdownReason::CRASH)
+        }),
+        with("suspend", nr, 2, SchedShutdown { reason: 2 }, |x| sched::suspend(x).map(drop)),
+        with("poll", nr, 3, SchedPoll { ports: 0, nr_ports: 2, pad0: 0, timeout: 1_000_000_000 }, |x| {
+            sched::poll(x, &[1, 2], Some(SECOND))
+        })
+        .addresses(&[0]),
+        with("remote_shutdown", nr, 4, SchedRemoteShutdown { domain_id: 9, pad0: 0, reason: 1 }, |x| {
+            sched::remote_shutdown(x, DomId(9), sched::ShutdownReason::REBOOT)
+        }),
+        with("set_shutdown_code", nr, 5, SchedShutdown { reason: 5 }, |x| {
+            sched::set_shutdown_code(x, sched::ShutdownReason::SOFT_RESET)
+        }),
+        with("start_watchdog", nr, 6, SchedWatchdog { id: 0, timeout: 2 }, |x| {
+            sched::start_watchdog(x, Duration::from_millis(1001)).map(drop)
+        }),
+        with("start_watchdog, zero", nr, 6, SchedWatchdog { id: 0, timeout: 1 }, |x| {
+            sched::start_watchdog(x, Duration::ZERO).map(drop)
+        }),
+        with("start_watchdog, ever", nr, 6, SchedWatchdog { id: 0, timeout: u32::MAX }, |x| {
+            sched::start_watchdog(x, Duration::MAX).map(drop)
+        }),
+        with("pin_override", nr, 7, SchedPinOverride { pcpu: 3 }, |x| sched::pin_override(x, Some(3))),
+        with("pin_override, none", nr, 7, SchedPinOverride { pcpu: -1 }, |x| sched::pin_override(x, None)),
+    ]
+}
+
+fn vcpus() -> Vec<Case> {
+    let nr = Nr::VCPU_OP;
+    let of = |command| [Is(command), Is(3), Structure];
+    let mut context = VcpuHvmContext { mode: 1, ..Default::default() };
+    (context.cpu_regs[0], context.cpu_regs[13]) = (1, 14);
+    vec![
+        with("initialise", nr, 0, context, |x| unsafe {
+            let registers = VcpuHvmX8664 { rax: 1, efer: 14, ..Default::default() };
+            vcpu::initialise(x, VcpuId(3), &registers.into())
+        })
+        .args(&of(0)),
+        case("up", nr, &[Is(1), Is(3)], |x| vcpu::up(x, VcpuId(3))),
+        case("down", nr, &[Is(2), Is(3)], |x| vcpu::down(x, VcpuId(3))),
+        case("is_up", nr, &[Is(3), Is(3)], |x| vcpu::is_up(x, VcpuId(3)).map(drop)),
+        with("run_times", nr, 4, VcpuRunstateInfo::default(), |x| vcpu::run_times(x, VcpuId(3)).map(drop))
+            .args(&of(4)),
+        with("register_runstate_area", nr, 5, VcpuRegisterRunstateMemoryArea { addr: 0 }, |x| unsafe {
+            vcpu::register_runstate_area(x, VcpuId(3), NonNull::dangling().as_ptr())
+        })
+        .args(&of(5))
+        .addresses(&[0]),
+        with("set_periodic_timer", nr, 6, VcpuSetPeriodicTimer { period_ns: 1_000_000_000 }, |x| {
+            vcpu::set_periodic_timer(x, VcpuId(3), SECOND)
+        })
+        .args(&of(6)),
+        case("stop_periodic_timer", nr, &[Is(7), Is(3)], |x| vcpu::stop_periodic_timer(x, VcpuId(3))),
+        with(
+            "set_singleshot_timer",
+            nr,
+            8,
+            VcpuSetSingleshotTimer { timeout_abs_ns: 1_000_000_000, flags: 1, pad0: 0 },
+            |x| vcpu::set_singleshot_timer(x, VcpuId(3), SECOND),
+        )
+        .args(&of(8)),
+        case("stop_singleshot_timer", nr, &[Is(9), Is(3)], |x| vcpu::stop_singleshot_timer(x, VcpuId(3))),
+        with(
+            "register_vcpu_info",
+            nr,
+            10,
+            VcpuRegisterVcpuInfo { mfn: 0x77, offset: 64, rsvd: 0 },
+            |x| unsafe { vcpu::register_vcpu_info(x, VcpuId(3), Gfn(0x77), 64) },
+        )
+        .args(&of(10)),
+        case("send_nmi", nr, &[Is(11), Is(3)], |x| vcpu::send_nmi(x, VcpuId(3))),
+        with("physical_id", nr, 12, VcpuGetPhysid::default(), |x| vcpu::physical_id(x, VcpuId(3)).map(drop))
+            .args(&of(12)),
+        with("register_time_area", nr, 13, VcpuRegisterTimeMemoryArea { addr: 0 }, |x| unsafe {
+            vcpu::register_time_area(x, VcpuId(3), NonNull::dangling())
+        })
+        .args(&of(13))
+        .addresses(&[0]),
+        case("set_timer", Nr::SET_TIMER_OP, &[Is(1_000_000_000)], |x| vcpu::set_timer(x, Some(SECOND))),
+        case("set_timer, now", Nr::SET_TIMER_OP, &[Is(1)], |x| vcpu::set_timer(x, Some(Duration::ZERO))),
+        case("set_timer, never", Nr::SET_TIMER_OP, &[Is(0)], |x| vcpu::set_timer(x, None)),
+    ]
+}
+
+fn memory_layout() -> Vec<Case> {
+    let nr = Nr::MEMORY_OP;
+    let extents = XenMemoryReservation {
+        extent_start: 0,
+        nr_extents: 2,
+        extent_order: 9,
+        mem_flags: 0,
+        domid: SELF,
+        pad0: [0; 3],
+    };
+    vec![
+        with("decrease_reservation", nr, 1, extents, |x| unsafe {
+            memory::decrease_reservation(x, &[Gfn(1), Gfn(2)], 9).map(drop)
+        })
+        .addresses(&[0]),
+        case("maximum_ram_page", nr, &[Is(2)], |x| memory::maximum_ram_page(x).map(drop)),
+        with("current_reservation", nr, 3, XenMemoryDomain { domid: SELF }, |x| {
+            memory::current_reservation(x, DomId::SELF).map(drop)
+        }),
+        with("maximum_reservation", nr, 4, XenMemoryDomain { domid: 5 }, |x| {
+            memory::maximum_reservation(x, DomId(5)).map(drop)
+        }),
+        with("populate_physmap", nr, 6, XenMemoryReservation { mem_flags: 0x2_0320, ..extents }, |x| {
+            let flags =
+                memory::MemFlags::address_bits(32) | memory::MemFlags::node(2) | memory::MemFlags::EXACT_NODE;
+            unsafe { memory::populate_physmap(x, &mut [Gfn(1), Gfn(2)], 9, flags) }.map(drop)
+        })
+        .addresses(&[0]),
+        with(
+            "add_to_physmap",
+            nr,
+            7,
+            XenAddToPhysmap { domid: SELF, size: 0, space: 1, idx: 4, gpfn: 0x99 },
+            |x| unsafe { memory::add_to_physmap(x, memory::PhysmapSpace::GRANT_TABLE, 4, Gfn(0x99)) },
+        ),
+        with("memory_map", nr, 9, XenMemoryMap { nr_entries: 4, pad0: 0, buffer: 0 }, |x| {
+            memory::memory_map(x, &mut [memory::MemoryRange::default(); 4]).map(drop)
+        })
+        .addresses(&[8]),
+        with("maximum_gpfn", nr, 14, XenMemoryDomain { domid: SELF }, |x| {
+            memory::maximum_gpfn(x, DomId::SELF).map(drop)
+        }),
+        with(
+            "remove_from_physmap",
+            nr,
+            15,
+            XenRemoveFromPhysmap { domid: SELF, pad0: [0; 3], gpfn: 0x33 },
+            |x| unsafe { memory::remove_from_physmap(x, Gfn(0x33)) },
+        ),
+        with(
+            "add_to_physmap_batch",
+            nr,
+            23,
+            XenAddToPhysmapBatch {
+                domid: SELF,
+                space: 4,
+                size: 2,
+                foreign_domid: 6,
+                idxs: 0,
+                gpfns: 0,
+                errs: 0,
+            },
+            |x| {
+                let (space, foreign) = (memory::PhysmapSpace::GMFN_FOREIGN, Some(DomId(6)));
+                let (frames, mut results) = ([Gfn(1), Gfn(2)], [0; 2]);
+                unsafe { memory::add_to_physmap_batch(x, space, foreign, &[3, 4], &frames, &mut results) }
+            },
+        )
+        .addresses(&[8, 16, 24]),
+    ]
+}
+
+fn hvm_parameters() -> Vec<Case> {
+    let nr = Nr::HVM_OP;
+    vec![
+        with(
+            "set_param",
+            nr,
+            0,
+            XenHvmParam { domid: SELF, pad0: 0, index: 0, value: 2 << 56 | 0x20 },
+            |x| hvm::set_param(x, hvm::HvmParam::CALLBACK_IRQ, hvm::callback_vector(0x20)),
+        ),
+        with(
+            "set_memory_param",
+            nr,
+            0,
+            XenHvmParam { domid: SELF, pad0: 0, index: 34, value: 0x1000 },
+            |x| unsafe { hvm::set_memory_param(x, hvm::HvmParam::VM_GENERATION_ID_ADDR, 0x1000) },
+        ),
+        with("get_param", nr, 1, XenHvmParam { domid: SELF, pad0: 0, index: 17, value: 0 }, |x| {
+            hvm::get_param(x, hvm::HvmParam::CONSOLE_PFN).map(drop)
+        }),
+        case("flush_tlbs", nr, &[Is(5)], |x| hvm::flush_tlbs(x)),
+        with("time", nr, 10, XenHvmGetTime::default(), |x| hvm::time(x).map(drop)),
+        with(
+            "mem_type",
+            nr,
+            15,
+            XenHvmGetMemType { domid: SELF, mem_type: 0, pad: [0; 2], pfn: 0x55 },
+            |x| hvm::mem_type(x, Gfn(0x55)).map(drop),
+        ),
+        with(
+            "set_evtchn_upcall_vector",
+            nr,
+            23,
+            XenHvmEvtchnUpcallVector { vcpu: 2, vector: 0x31, pad0: [0; 3] },
+            |x| hvm::set_evtchn_upcall_vector(x, VcpuId(2), 0x31),
+        ),
+        case("guest_request_vm_event", nr, &[Is(24)], |x| hvm::guest_request_vm_event(x)),
+    ]
+}
+
+fn versions() -> Vec<Case> {
+    let nr = Nr::XEN_VERSION;
+    vec![
+        case("version", nr, &[Is(0)], |x| version::version(x).map(drop)),
+        with("extraversion", nr, 1, [0u8; 16], |x| version::extraversion(x).map(drop)),
+        with("compile_info", nr, 2, [0u8; 144], |x| version::compile_info(x).map(drop)),
+        with("capabilities", nr, 3, [0u8; 1024], |x| version::capabilities(x).map(drop)),
+        with("changeset", nr, 4, [0u8; 64], |x| version::changeset(x).map(drop)),
+        with("virt_start", nr, 5, [0u8; 8], |x| version::virt_start(x).map(drop)),
+        with("features", nr, 6, XenFeatureInfo::default(), |x| version::features(x).map(drop)),
+        case("page_size", nr, &[Is(7)], |x| version::page_size(x).map(drop)),
+        with("guest_handle", nr, 8, [0u8; 16], |x| version::guest_handle(x).map(drop)),
+        with("command_line", nr, 9, [0u8; 1024], |x| version::command_line(x).map(drop)),
+        with("build_id", nr, 10, [60u32, 0], |x| version::build_id(x).map(drop)),
+    ]
+}
+
+fn others() -> Vec<Case> {
+    let msi = PhysdevMapPirq {
+        domid: SELF,
+        r#type: MAP_PIRQ_TYPE_MSI_SEG,
+        index: -1,
+        pirq: 44,
+        bus: 0x8001_0003_u32 as i32,
+        devfn: 0x19,
+        entry_nr: 2,
+        table_base: 0xFEB0_0000,
+        ..Default::default()
+    };
+    let nr = Nr::PHYSDEV_OP;
+    vec![
+        case("console write", Nr::CONSOLE_IO, &[Is(0), Is(5), Structure], |x| console_io::write(x, b"hello"))
+            .holding(*b"hello"),
+        case("console read", Nr::CONSOLE_IO, &[Is(1), Is(8), Address], |x| {
+            console_io::read(x, &mut [0; 8]).map(drop)
+        }),
+        case("assist on", Nr::VM_ASSIST, &[Is(0), Is(5)], |x| {
+            assist::enable(x, Assist::RUNSTATE_UPDATE_FLAG)
+        }),
+        case("assist off", Nr::VM_ASSIST, &[Is(1), Is(32)], |x| assist::disable(x, Assist::M2P_STRICT)),
+        case("multicall, empty", Nr::MULTICALL, &[Address, Is(0)], |x| {
+            Multicall::<2>::new().run(x).map(drop)
+        }),
+        with("irq_status", nr, 5, PhysdevIrqStatusQuery { irq: 9, flags: 0 }, |x| {
+            physdev::irq_status(x, 9).map(drop)
+        }),
+        with("eoi", nr, 12, PhysdevEoi { irq: 9 }, |x| physdev::eoi(x, 9)),
+        with("map_pirq, message", nr, 13, msi, |x| {
+            let source =
+                physdev::Source::Msi { segment: 0x8001, bus: 3, devfn: 0x19, entry: 2, table: 0xFEB0_0000 };
+            physdev::map_pirq(x, source, Some(44)).map(drop)
+        }),
+        with("unmap_pirq", nr, 14, PhysdevUnmapPirq { domid: SELF, pad0: 0, pirq: 44 }, |x| {
+            physdev::unmap_pirq(x, 44)
+        }),
+        with("free_pirq", nr, 23, PhysdevGetFreePirq { r#type: 1, pirq: 0 }, |x| {
+            physdev::free_pirq(x, physdev::Source::Gsi(4)).map(drop)
+        }),
+        with("set_eoi_page", nr, 28, PhysdevPirqEoiGmfn { gmfn: 0x88 }, |x| unsafe {
+            physdev::set_eoi_page(x, Gfn(0x88))
+        }),
+    ]
+}
+
+type Seen = Arc<Mutex<Vec<([usize; 5], Vec<u8>)>>>;
+
+fn check(case: &Case, answer: isize) -> Result<(), Errno> {
+    let xen = MockXen::new();
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let pointer = case.args.iter().position(|arg| matches!(arg, Structure));
+    let len = case.structure.len();
+    xen.register(case.nr, move |_, args| {
+        let bytes = pointer.map_or(Vec::new(), |index| {
+            let pointer = core::ptr::with_exposed_provenance::<u8>(args[index]);
+            // SAFETY: the typed call lends a structure of this size, or the case is wrong and the test fails.
+            unsafe { core::slice::from_raw_parts(pointer, len) }.to_vec()
+        });
+        log.lock().unwrap().push((args, bytes));
+        answer
+    });
+    let result = (case.call)(&xen.domain(DomId(1)));
+    let what = case.what;
+    let seen = core::mem::take(&mut *seen.lock().unwrap());
+    let [(args, bytes)] = &seen[..] else { panic!("{what}: {} calls of {:?}", seen.len(), case.nr) };
+    for (index, (arg, expected)) in args.iter().zip(case.args).enumerate() {
+        match expected {
+            Is(value) => assert_eq!(*arg, value, "{what}: argument {index}"),
+            Structure | Address => assert_ne!(*arg, 0, "{what}: argument {index}"),
+        }
+    }
+    let mut bytes = bytes.clone();
+    for at in &case.addresses {
+        assert_ne!(bytes[*at..at + 8], [0; 8], "{what}: an address at {at}");
+        bytes[*at..at + 8].fill(0);
+    }
+    assert_eq!(bytes, case.structure, "{what}: structure");
+    result
+}
+
+#[test]
+fn every_typed_call_is_marshalled_as_the_headers_say_and_hands_its_error_on() {
+    let all = [
+        event_channels(),
+        grants(),
+        scheduling(),
+        vcpus(),
+        memory_layout(),
+        hvm_parameters(),
+        versions(),
+        others(),
+    ];
+    for case in all.iter().flatten() {
+        for errno in [Errno::EPERM, Errno::ENOSYS, Errno(4095)] {
+            assert_eq!(check(case, errno.as_return()), Err(errno), "{}", case.what);
+        }
+        assert_eq!(check(case, 0), Ok(()), "{}", case.what);
+    }
+}
+
+#[test]
+fn a_multicall_hands_over_its_entries_in_order() {
+    let xen = MockXen::new();
+    let guest = xen.domain(DomId(1));
+    let seen = Seen::default();
+    for (nr, log) in [Nr::EVENT_CHANNEL_OP, Nr::SCHED_OP].map(|nr| (nr, Arc::clone(&seen))) {
+        xen.register(nr, move |_, args| {
+            log.lock().unwrap().push((args, vec![nr.0 as u8]));
+            if nr == Nr::SCHED_OP { Errno::EBUSY.as_return() } else { args[0] as isize }
+        });
+    }
+    let (mut a, mut b) = (EvtchnSend { port: 1 }, EvtchnClose { port: 2 });
+    let mut calls = Multicall::<3>::default();
+    assert!(calls.is_empty());
+    let first = calls.add(&mut a).unwrap();
+    // SAFETY: the handler looks at no argument.
+    let second = unsafe { calls.add_raw(Nr::SCHED_OP, [1, 2, 3, 4, 5]) }.unwrap();
+    let third = calls.add(&mut b).unwrap();
+    assert_eq!(calls.len(), 3);
+    // SAFETY: as above.
+    assert!(unsafe { calls.add_raw(Nr::SCHED_OP, [0; 5]) }.is_err(), "there is room for three");
+    let results = calls.run(&guest).unwrap();
+    assert_eq!(results.get(first), Some(Ok(4)));
+    assert_eq!(results.get(second), Some(Err(Errno::EBUSY)));
+    assert_eq!(results.get(third), Some(Ok(3)));
+    assert!(!results.all_succeeded() && results.iter().count() == 3);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.iter().map(|(_, nr)| nr[0]).collect::<Vec<_>>(), [32, 29, 32]);
+    assert_eq!(seen[1].0, [1, 2, 3, 4, 5]);
+    assert!(seen[0].0[2..] == [0; 3] && seen[0].0[1] == (&raw const a).addr());
+}
+
+#[test]
+fn a_multicall_within_a_multicall_is_refused() {
+    let guest = MockXen::new().domain(DomId(1));
+    let mut calls = Multicall::<1>::new();
+    // SAFETY: a multicall of no entries reads nothing.
+    let inner = unsafe { calls.add_raw(Nr::MULTICALL, [0; 5]) }.unwrap();
+    assert_eq!(calls.run(&guest).unwrap().get(inner), Some(Err(Errno::EINVAL)));
+}
+
+#[test]
+fn a_vcpus_registers_come_to_the_start_of_the_union() {
+    let long = VcpuHvmX8664 { rax: 1, rip: 9, efer: 14, ..Default::default() };
+    let context = VcpuHvmContext::from(long);
+    assert_eq!((context.mode, context.pad), (VCPU_HVM_MODE_64B, 0));
+    assert_eq!(context.cpu_regs, [1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 14, 0]);
+    let protected = VcpuHvmX8632 { eax: 1, ecx: 2, efer: 7, tr_ar: 0x8B, ..Default::default() };
+    let context = VcpuHvmContext::from(protected);
+    assert_eq!((context.mode, context.cpu_regs[0], context.cpu_regs[7]), (VCPU_HVM_MODE_32B, 2 << 32 | 1, 7));
+    assert_eq!(context.as_bytes()[8..128], *protected.as_bytes());
+}
+
+#[test]
+fn lists_of_unequal_length_are_not_handed_over() {
+    let guest = MockXen::new().domain(DomId(1));
+    let batch = |indexes: &[u64], frames: &[Gfn], results: &mut [i32]| {
+        let space = memory::PhysmapSpace::GRANT_TABLE;
+        // SAFETY: Xen is never asked.
+        unsafe { memory::add_to_physmap_batch(&guest, space, None, indexes, frames, results) }
+    };
+    assert_eq!(batch(&[1], &[], &mut [0]), Err(Errno::EINVAL));
+    assert_eq!(batch(&[1], &[Gfn(1)], &mut []), Err(Errno::EINVAL));
+    let many = vec![0; 65536];
+    assert_eq!(batch(&many, &vec![Gfn(0); 65536], &mut vec![0; 65536]), Err(Errno::E2BIG));
+    assert_eq!(guest.xen().trace_text(), "");
+}
+
+#[test]
+fn parameters_that_name_memory_are_not_set_by_safe_code() {
+    use hvm::HvmParam;
+    let guest = MockXen::new().domain(DomId(1));
+    for param in [HvmParam::VM86_TSS, HvmParam::VM86_TSS_SIZED, HvmParam::VM_GENERATION_ID_ADDR] {
+        assert_eq!(hvm::set_param(&guest, param, 0x1000), Err(Errno::EINVAL));
+    }
+    assert_eq!(guest.xen().trace_text(), "");
+}
+
+#[test]
+fn a_count_from_xen_never_exceeds_what_was_asked_for() {
+    struct Liar;
+    // SAFETY: it does nothing.
+    unsafe impl Hypercall for Liar {
+        unsafe fn hypercall(&self, _: Nr, _: [usize; 5]) -> isize {
+            isize::MAX
+        }
+    }
+    assert_eq!(console_io::read(&Liar, &mut [0; 8]), Ok(8));
+    // SAFETY: nothing happens to the frames.
+    unsafe {
+        assert_eq!(memory::decrease_reservation(&Liar, &[Gfn(1); 3], 0), Ok(3));
+        assert_eq!(memory::populate_physmap(&Liar, &mut [Gfn(1); 3], 0, memory::MemFlags::NONE), Ok(3));
+    }
+    assert_eq!(version::build_id(&Liar).unwrap().as_bytes().len(), version::BuildId::MAX);
+}
