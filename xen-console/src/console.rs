@@ -4,7 +4,7 @@ use core::fmt;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-use xen_evtchn::{Channel, EventChannels, Port};
+use xen_evtchn::{Channel, EventChannels, Port, Progress};
 use xen_hypercall::hvm::{HvmParam, get_param};
 use xen_hypercall::{Gfn, Platform, Wait};
 use xen_ring::{ByteRing, ConsoleLayout};
@@ -52,6 +52,7 @@ impl<'x, P: Platform> Console<'x, P> {
     /// A console whose page and event channel are there.
     pub(crate) fn on(page: ConsolePage<'x, P>, channel: Channel<'x, P>) -> Result<Self, Error> {
         let events = channel.event_channels();
+        channel.set_late_eoi(true);
         Ok(Self { ring: ByteRing::new(page)?, channel, events, stats: Stats::default() })
     }
 
@@ -60,6 +61,14 @@ impl<'x, P: Platform> Console<'x, P> {
     pub fn is_connected(&mut self) -> bool {
         // One byte, of which zero is `XENCONSOLE_CONNECTED`.
         self.ring.word(ConsoleLayout::CONNECTION).is_ok_and(|word| word & 0xff == 0)
+    }
+
+    /// Ends the event under way, if there is one: every call that looks at the ring does so, before it may wait for the next.
+    /// A daemon that broke the protocol is not listened to any more.
+    fn looked(&mut self, read: usize) {
+        if let Ok(progress) = self.ring.progressed() {
+            self.channel.done(Progress::of(progress || read > 0));
+        }
     }
 
     /// Writes as much as there is room for, at once; answers how many bytes that was.
@@ -72,6 +81,7 @@ impl<'x, P: Platform> Console<'x, P> {
         if count > 0 {
             self.channel.notify()?;
         }
+        self.looked(0);
         Ok(count)
     }
 
@@ -85,6 +95,7 @@ impl<'x, P: Platform> Console<'x, P> {
         if count > 0 {
             self.channel.notify()?;
         }
+        self.looked(count);
         Ok(count)
     }
 
@@ -124,6 +135,7 @@ impl<'x, P: Platform> Console<'x, P> {
     {
         let deadline = self.events.platform().now().saturating_add(patience);
         loop {
+            self.looked(0);
             if self.ring.is_drained()? {
                 return Ok(true);
             }
@@ -140,6 +152,7 @@ impl<'x, P: Platform> Console<'x, P> {
     /// [`Error::Broken`] when the daemon broke the protocol.
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         loop {
+            self.looked(0);
             if self.ring.readable()? > 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -181,6 +194,7 @@ impl<'x, P: Platform> Console<'x, P> {
         P: Wait,
     {
         loop {
+            self.looked(0);
             if self.ring.readable()? > 0 {
                 return Ok(true);
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::{Machine, pattern};
 use xen_console::{Console, Error};
+use xen_hypercall::VcpuId;
 use xen_hypercall::mock::MockDomain;
 
 const IN_CONSUMER: usize = 3072;
@@ -89,4 +90,47 @@ fn the_flag_is_only_believed_as_far_as_waiting_goes() {
     // One that says any number.
     machine.daemon.poke(3088, u32::MAX);
     assert!(!console.is_connected());
+}
+
+#[test]
+fn a_daemon_that_sends_events_without_reason_is_throttled() {
+    let machine = Machine::new();
+    let mut console = machine.console();
+    for _ in 0..10_000 {
+        machine.xen.advance(Duration::from_millis(1));
+        assert!(xen_evtchn::mock::inject(&machine.guest, console.channel().port()));
+        machine.events.unmask_due();
+        machine.events.dispatch(VcpuId(0));
+        assert_eq!(console.read(&mut [0; 8]), Ok(0));
+    }
+    let events = console.channel().stats().events;
+    assert!((10..25).contains(&events), "{events} of 10,000");
+    // What is typed is found all the same, a second later at most.
+    let before = machine.xen.now();
+    machine.daemon.type_in(b"x");
+    assert_eq!(console.wait_readable(before + Duration::from_secs(5)), Ok(true));
+    assert!(machine.xen.now() - before <= Duration::from_secs(1));
+    assert_eq!(console.read(&mut [0; 8]), Ok(1));
+    assert!(!console.channel().is_masked());
+}
+
+#[test]
+fn a_daemon_that_does_its_work_is_not_throttled() {
+    let machine = Machine::new();
+    let mut console = machine.console();
+    let deadline = machine.xen.now() + Duration::from_secs(60);
+    for round in 0..500 {
+        // More than the ring holds, now and then something typed, and a reader that is not always there.
+        assert_eq!(console.write_all(&[b'a'; 3000], Duration::from_secs(1)), Ok(3000));
+        if round % 3 == 0 {
+            machine.daemon.type_in(b"command");
+        }
+        machine.events.wait(Some(deadline));
+        if round % 5 == 0 {
+            console.read(&mut [0; 4]).unwrap();
+        }
+    }
+    let stats = console.channel().stats();
+    assert!(stats.events > 500);
+    assert_eq!(stats.throttled, 0, "{stats:?}");
 }

@@ -74,6 +74,9 @@ pub struct ByteRing<L, M> {
     /// How far we have written and read; the page holds copies for the peer, which are never read back.
     written: u32,
     read: u32,
+    /// The furthest that the peer has written and read when [`progressed`](Self::progressed) was asked last.
+    peer_written: u32,
+    peer_read: u32,
     broken: Option<Violation>,
     _layout: PhantomData<fn() -> L>,
 }
@@ -91,7 +94,8 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         for (offset, len) in [L::OUT, L::IN] {
             view.read_bytes(offset + len as usize, &mut [])?;
         }
-        Ok(Self { mem, written, read, broken: None, _layout: PhantomData })
+        let peer_read = view.load_u32(L::OUT_INDICES.0, Ordering::Acquire)?;
+        Ok(Self { mem, written, read, peer_written: read, peer_read, broken: None, _layout: PhantomData })
     }
 
     /// Joins the streams where they are now, as [`new`](Self::new) does. For a peer that has reset the page as its
@@ -103,6 +107,8 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         let view = self.mem.mem();
         self.written = view.load_u32(L::OUT_INDICES.1, Ordering::Acquire)?;
         self.read = view.load_u32(L::IN_INDICES.0, Ordering::Acquire)?;
+        self.peer_read = view.load_u32(L::OUT_INDICES.0, Ordering::Acquire)?;
+        self.peer_written = self.read;
         self.broken = None;
         Ok(())
     }
@@ -134,6 +140,26 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
     /// As [`writable`](Self::writable).
     pub fn is_drained(&mut self) -> Result<bool, RingError> {
         Ok(self.writable()? == L::OUT.1 as usize)
+    }
+
+    /// Whether the peer has written or read anything since this was asked last: whether its event had a reason.
+    ///
+    /// What counts is what goes beyond all that was seen of it, so that an index which goes to and fro is progress once.
+    ///
+    /// # Errors
+    /// As [`readable`](Self::readable) and [`writable`](Self::writable).
+    pub fn progressed(&mut self) -> Result<bool, RingError> {
+        let peer_written = self.read.wrapping_add(self.readable()? as u32);
+        let unread = L::OUT.1 - self.writable()? as u32;
+        let peer_read = self.written.wrapping_sub(unread);
+        let mut progress = false;
+        for (seen, now) in [(&mut self.peer_written, peer_written), (&mut self.peer_read, peer_read)] {
+            if (1..1 << 31).contains(&now.wrapping_sub(*seen)) {
+                *seen = now;
+                progress = true;
+            }
+        }
+        Ok(progress)
     }
 
     /// Writes as much as fits; answers how many bytes that was. The peer is to be notified when it was any.

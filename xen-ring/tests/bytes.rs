@@ -291,3 +291,32 @@ fn an_index_that_changes_between_check_and_use_does_not_matter() {
     assert!(out[3..].iter().all(|&byte| byte == 0x55));
     assert_eq!(*log.borrow(), 4, "one access for the index, one for the rest");
 }
+
+#[test]
+fn progress_is_what_goes_beyond_all_that_was_seen() {
+    let shared = started::<ConsoleLayout>(u32::MAX - 1, u32::MAX - 1);
+    let mut ring = ByteRing::<ConsoleLayout, _>::new(shared.clone()).unwrap();
+    let mut raw = HostilePeer::<ConsoleLayout, _>::new(shared).unwrap();
+    assert_eq!(ring.progressed(), Ok(false));
+    assert_eq!(ring.write(&[7; 4]), Ok(4));
+    assert_eq!(ring.progressed(), Ok(false), "our own writing is none of the peer's");
+    raw.set(Cursor::OutCons, 1);
+    assert_eq!((ring.progressed(), ring.progressed()), (Ok(true), Ok(false)));
+    raw.set(Cursor::InProd, 5);
+    assert_eq!((ring.progressed(), ring.progressed()), (Ok(true), Ok(false)));
+    // To and fro is nothing new.
+    for _ in 0..3 {
+        raw.set(Cursor::InProd, 2);
+        raw.set(Cursor::OutCons, u32::MAX);
+        assert_eq!(ring.progressed(), Ok(false));
+        raw.set(Cursor::InProd, 5);
+        raw.set(Cursor::OutCons, 1);
+        assert_eq!(ring.progressed(), Ok(false));
+    }
+    assert_eq!(ring.read(&mut [0; 64]), Ok(7));
+    assert_eq!(ring.progressed(), Ok(false));
+    raw.set(Cursor::InProd, 6);
+    assert_eq!(ring.progressed(), Ok(true));
+    raw.set(Cursor::InProd, 6 + 1024 + 1);
+    assert!(matches!(ring.progressed(), Err(RingError::Broken(_))));
+}

@@ -4,7 +4,7 @@ use core::fmt;
 use core::time::Duration;
 
 use bitflags::bitflags;
-use xen_evtchn::{Channel, EventChannels, Port};
+use xen_evtchn::{Channel, EventChannels, Port, Progress};
 use xen_hypercall::hvm::{HvmParam, get_param};
 use xen_hypercall::{Gfn, Platform, Wait};
 use xen_ring::{ByteRing, XenstoreLayout};
@@ -112,6 +112,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
             broken: None,
             stats: Stats::default(),
         };
+        store.channel.set_late_eoi(true);
         if store.server_features()?.contains(ServerFeatures::RECONNECTION) {
             // Whoever made the domain may have left it to us to wait until the daemon is there.
             store.await_connection()?;
@@ -170,6 +171,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
             if self.now() >= deadline {
                 return Err(Error::ReconnectTimedOut);
             }
+            self.channel.done(Progress::Spurious);
             self.events.wait(Some(deadline));
         }
         Ok(self.ring.rejoin()?)
@@ -222,6 +224,9 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         if taken > 0 {
             self.channel.notify()?;
         }
+        // A daemon that broke the protocol does not get here, and is not listened to any more.
+        let progress = self.ring.progressed()? || taken > 0;
+        self.channel.done(Progress::of(progress));
         match self.ring.word(XenstoreLayout::ERROR)? {
             0 => Ok(()),
             reason => Err(Error::Disconnected(reason)),

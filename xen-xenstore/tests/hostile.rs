@@ -6,6 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{ID, Machine, data, refused, timed_out};
+use xen_hypercall::VcpuId;
 use xen_hypercall::mock::{Chance, Dice};
 use xen_ring::XenstoreLayout;
 use xen_xenstore::mock::Faults;
@@ -464,4 +465,33 @@ fn values_that_make_no_sense_are_errors() {
         machine.store.set_faults(Dice::new(3), Faults::new());
         assert_eq!(xs.read_parsed::<u32>("domid"), Ok(1));
     }
+}
+
+#[test]
+fn a_daemon_that_sends_events_without_reason_is_throttled_and_one_that_works_is_not() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    for value in 0..300u32 {
+        xs.write(&data("n"), value.to_string().as_bytes()).unwrap();
+    }
+    let stats = xs.channel().stats();
+    assert!(stats.events > 300);
+    assert_eq!(stats.throttled, 0, "{stats:?}");
+
+    for _ in 0..10_000 {
+        machine.xen.advance(Duration::from_millis(1));
+        assert!(xen_evtchn::mock::inject(&machine.guest, xs.channel().port()));
+        machine.events.unmask_due();
+        machine.events.dispatch(VcpuId(0));
+        xs.poll().unwrap();
+    }
+    let events = xs.channel().stats().events - stats.events;
+    assert!((10..25).contains(&events), "{events} of 10,000");
+    // Questions are answered all the same, after a second at most, and then it is as before.
+    let before = machine.xen.now();
+    xs.write(&data("n"), b"1").unwrap();
+    assert!(machine.xen.now() - before <= Duration::from_secs(1));
+    let before = machine.xen.now();
+    xs.write(&data("n"), b"2").unwrap();
+    assert_eq!(machine.xen.now(), before);
 }
