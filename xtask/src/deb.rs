@@ -152,19 +152,22 @@ pub fn ensure_qemu() -> Result<PathBuf> {
         return Ok(path);
     }
     if is_root() {
-        eprintln!("{NAME} is missing, running: {INSTALL}");
-        let mut words = INSTALL.split(' ');
-        let status = Command::new(words.next().unwrap_or_default())
-            .args(words)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdout(Stdio::null())
-            .status();
-        let installed = status.is_ok_and(|status| status.success());
-        if let Some(path) = which(NAME).filter(|_| installed) {
-            return Ok(path);
+        // A fresh machine has no lists of packages, or old ones that name files which are gone.
+        for words in [INSTALL, "apt-get update", INSTALL] {
+            eprintln!("{NAME} is missing, running: {words}");
+            let mut words = words.split(' ');
+            let status = Command::new(words.next().unwrap_or_default())
+                .args(words)
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .stdout(Stdio::null())
+                .status();
+            let done = status.is_ok_and(|status| status.success());
+            if let Some(path) = which(NAME).filter(|_| done) {
+                return Ok(path);
+            }
         }
     }
-    bail!("{NAME} is not installed, run as root: {INSTALL}")
+    bail!("{NAME} is not installed, run as root: apt-get update && {INSTALL}")
 }
 
 /// The path of a program, as a shell would find it.
@@ -209,16 +212,51 @@ pub(crate) fn run_inside(root: &Path, program: &str, args: &[&str], dir: &Path) 
     output(root.join(LOADER), &all, dir)
 }
 
-/// The real kernel package behind the one that only names it.
-fn kernel_package(dir: &Path) -> Result<String> {
-    let text = output("apt-cache", &["depends", KERNEL], dir)?;
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|name| name.starts_with("linux-image-"))
-        .map(str::to_owned)
-        .with_context(|| {
-            format!("apt knows no package {KERNEL}: run apt-get update (this bed needs Debian 12)")
-        })
+/// apt's lists of packages: this machine's, or, where those are missing or old, fresh ones beside the bed, which need no
+/// rights of anybody.
+struct Lists(Vec<String>);
+
+impl Lists {
+    /// The lists of this machine.
+    fn system() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Lists in a folder of our own, fetched now.
+    fn fetch(dir: &Path) -> Result<Self> {
+        let apt = dir.join("apt");
+        for part in ["lists/partial", "cache/archives/partial"] {
+            let part = apt.join(part);
+            fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
+        }
+        let option = |key: &str, value: &Path| ["-o".to_owned(), format!("{key}={}", value.display())];
+        let mut options: Vec<String> = option("Dir::State::lists", &apt.join("lists")).into();
+        options.extend(option("Dir::Cache", &apt.join("cache")));
+        if is_root() {
+            // apt's own user may not write in a build folder.
+            options.extend(["-o".to_owned(), "APT::Sandbox::User=root".to_owned()]);
+        }
+        let lists = Self(options);
+        let spinner = ProgressBar::new_spinner().with_message("fetching Debian's lists of packages");
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        let fetched = lists.run("apt-get", &["update"], dir);
+        spinner.finish_and_clear();
+        fetched.context("cannot fetch Debian's lists of packages").map(|_| lists)
+    }
+
+    fn run(&self, program: &str, args: &[&str], dir: &Path) -> Result<String> {
+        output(program, &[&self.0.iter().map(String::as_str).collect::<Vec<_>>(), args].concat(), dir)
+    }
+
+    /// The real kernel package behind the one that only names it.
+    fn kernel_package(&self, dir: &Path) -> Result<String> {
+        let text = self.run("apt-cache", &["depends", KERNEL], dir)?;
+        text.lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with("linux-image-"))
+            .map(str::to_owned)
+            .with_context(|| format!("apt knows no package {KERNEL} (this bed needs Debian 12)"))
+    }
 }
 
 /// A file that apt can fetch.
@@ -239,8 +277,13 @@ fn parse_uri(line: &str, dir: &Path) -> Option<Deb> {
 
 /// Brings the packages' files into `dir`, and returns them.
 fn download(dir: &Path) -> Result<Vec<PathBuf>> {
-    let kernel = kernel_package(dir)?;
-    let mut args = vec!["download", "-q"];
+    download_by(&Lists::system(), dir).or_else(|_| download_by(&Lists::fetch(dir)?, dir))
+}
+
+fn download_by(lists: &Lists, dir: &Path) -> Result<Vec<PathBuf>> {
+    let kernel = lists.kernel_package(dir)?;
+    let mut args: Vec<&str> = lists.0.iter().map(String::as_str).collect();
+    args.extend(["download", "-q"]);
     if is_root() {
         // apt's own user may not write in a build folder.
         args.extend(["-o", "APT::Sandbox::User=root"]);
@@ -250,7 +293,7 @@ fn download(dir: &Path) -> Result<Vec<PathBuf>> {
     list.extend(PACKAGES);
     list.push(&kernel);
     let text = output("apt-get", &list, dir)
-        .context("apt cannot find the test bed's packages: run apt-get update (this bed needs Debian 12)")?;
+        .context("apt cannot find the test bed's packages (this bed needs Debian 12)")?;
     let missing: Vec<Deb> = text.lines().filter_map(|line| parse_uri(line, dir)).collect();
 
     // apt names only the files that are not there yet.
@@ -274,7 +317,7 @@ fn download(dir: &Path) -> Result<Vec<PathBuf>> {
         bar.finish_and_clear();
         if !apt.status.success() {
             let message = String::from_utf8_lossy(&apt.stderr);
-            bail!("apt-get download failed: {}: run apt-get update, then this again", message.trim());
+            bail!("apt-get download failed: {}", message.trim());
         }
     }
 

@@ -12,6 +12,7 @@ pub mod dom0;
 pub mod e2e;
 pub mod fat;
 pub mod guest;
+pub(crate) mod host;
 pub mod image;
 pub mod initramfs;
 pub mod modules;

@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::dom0::{Dom0, Options};
-use crate::fat;
 use crate::guest::{Guest, KERNEL, Listed, Spec};
 use crate::image::{self, workspace};
 use crate::web::Site;
+use crate::{fat, host};
 
 /// Boot the unikernel on real Xen and serve its own documentation on this machine
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,9 @@ pub struct Args {
     /// Give the unikernel no network card
     #[arg(long)]
     no_vif: bool,
+    /// Run the application as a process of this machine, on the mocks of Xen: no Xen, no root
+    #[arg(long, conflicts_with_all = ["memory", "vif", "no_vif", "once"])]
+    host: bool,
     /// End as soon as the first page was served, with success
     #[arg(long)]
     once: bool,
@@ -53,13 +56,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // Dropped at once: QEMU takes it. Found out now, it does not cost a build and a boot.
     TcpListener::bind(("127.0.0.1", args.port))
         .with_context(|| format!("port {} is in use; choose another by --port", args.port))?;
-    let unikernel = image::build(&image::Options::default())?;
     let disk = match &args.disk {
         _ if args.no_disk => None,
         Some(disk) if disk.is_file() => Some(disk.clone()),
         Some(disk) => bail!("there is no disk image {}", disk.display()),
         None => Some(documentation()?),
     };
+    if args.host {
+        return host::run(args.port, disk.as_deref(), &args.cmdline);
+    }
+    let unikernel = image::build(&image::Options::default())?;
     let spinner = spinner("booting Xen and dom0");
     let dom0 = Dom0::boot(&Options { disk: disk.clone(), http_port: Some(args.port), ..Options::default() })?;
     spinner.set_message("starting the unikernel");

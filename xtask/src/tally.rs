@@ -1,7 +1,11 @@
 //! How many checks passed and failed.
 
 use std::fmt;
+use std::io::Write;
 use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
 
 /// Counts checks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,5 +33,24 @@ impl std::ops::AddAssign for Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// Runs a test, shows how it went, and counts it.
+pub(crate) fn report(tally: &mut Tally, name: &str, test: impl FnOnce() -> Result<()>) {
+    print!("{name:<20}");
+    let _ = std::io::stdout().flush();
+    let start = Instant::now();
+    let result = test();
+    let took = start.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => {
+            println!(" ok     {took:5.1} s");
+            tally.passed += 1;
+        }
+        Err(error) => {
+            println!(" FAILED {took:5.1} s\n{error:#}\n");
+            tally.failed += 1;
+        }
     }
 }

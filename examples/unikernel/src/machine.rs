@@ -12,9 +12,9 @@ use xen_gnttab::GrantTable;
 use xen_hypercall::{Wait, version};
 use xen_xenstore::{Path, Xenstore, control};
 
+use crate::console;
 use crate::devices::{Disk, Nic, open_disk, open_nic};
 use crate::platform::{self, Kernel};
-use crate::{arch, console};
 
 pub(crate) type Events = &'static EventChannels<&'static Kernel>;
 pub(crate) type Grants = &'static GrantTable<&'static Kernel>;
@@ -41,15 +41,6 @@ impl fmt::Debug for XenMachine {
 pub(crate) struct Devices {
     pub(crate) nic: Option<Nic>,
     pub(crate) disk: Option<Disk>,
-}
-
-/// The first line: who we are, on what.
-pub(crate) fn greet(kernel: &Kernel, info: &arch::BootInfo) {
-    let (major, minor) = version::version(kernel).unwrap_or_default();
-    let extra =
-        version::extraversion(kernel).map_or_else(|_| Default::default(), |text| alloc::format!("{text}"));
-    let ram: u64 = info.ram().iter().map(|range| range.end - range.start).sum();
-    log::info!("unikernel {} on Xen {major}.{minor}{extra}, {} MiB", env!("CARGO_PKG_VERSION"), ram >> 20);
 }
 
 impl XenMachine {

@@ -22,7 +22,7 @@ use webserver::{App, Request};
 use xen_evtchn::{EventChannels, Virq};
 use xen_hypercall::hvm::{HvmParam, callback_vector, set_param};
 use xen_hypercall::sched::{ShutdownReason, shutdown};
-use xen_hypercall::{Errno, SharedInfo, VcpuId};
+use xen_hypercall::{Errno, SharedInfo, VcpuId, version};
 
 use crate::machine::XenMachine;
 use crate::platform::Kernel;
@@ -46,7 +46,7 @@ fn main(info: &arch::BootInfo) -> ! {
     console::open(events);
     let config = Config::parse(command_line);
     log::set_max_level(config.log.unwrap_or(log::LevelFilter::Info));
-    machine::greet(kernel, info);
+    greet(kernel, info);
     if let Some(name) = config.selftest {
         arch::selftest(name);
     }
@@ -59,6 +59,15 @@ fn main(info: &arch::BootInfo) -> ! {
     console::drain();
     let _ = shutdown(&kernel, reason);
     arch::halt()
+}
+
+/// The first line: who we are, on what.
+fn greet(kernel: &Kernel, info: &arch::BootInfo) {
+    let (major, minor) = version::version(kernel).unwrap_or_default();
+    let extra =
+        version::extraversion(kernel).map_or_else(|_| Default::default(), |text| alloc::format!("{text}"));
+    let ram: u64 = info.ram().iter().map(|range| range.end - range.start).sum();
+    log::info!("unikernel {} on Xen {major}.{minor}{extra}, {} MiB", env!("CARGO_PKG_VERSION"), ram >> 20);
 }
 
 fn kernel(call: arch::Call) -> Result<(&'static Kernel, SharedInfo), Errno> {

@@ -8,11 +8,10 @@ mod seal;
 mod web;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-pub use crate::tally::Tally;
+use crate::tally::{Tally, report};
 use lab::Lab;
 
 use crate::dom0::Store;
@@ -109,23 +108,4 @@ pub fn run_all(name: Option<&str>) -> Result<Tally> {
         bail!("no test's name contains {:?}; cargo xtask e2e --list shows them", name.unwrap_or_default());
     }
     Ok(tally)
-}
-
-fn report(tally: &mut Tally, name: &str, test: impl FnOnce() -> Result<()>) {
-    use std::io::Write;
-    print!("{name:<20}");
-    let _ = std::io::stdout().flush();
-    let start = Instant::now();
-    let result = test();
-    let took = start.elapsed().as_secs_f64();
-    match result {
-        Ok(()) => {
-            println!(" ok     {took:5.1} s");
-            tally.passed += 1;
-        }
-        Err(error) => {
-            println!(" FAILED {took:5.1} s\n{error:#}\n");
-            tally.failed += 1;
-        }
-    }
 }

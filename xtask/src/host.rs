@@ -1,0 +1,80 @@
+//! The application as a process of this machine, on the mocks: how it is started, and the web server's checks on it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::image::{self, out_dir};
+use crate::tally::{Tally, report};
+use crate::web::{self, Site};
+use crate::{fat, qemu};
+
+/// How long the process may take to answer its first request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Builds the program.
+fn build() -> Result<PathBuf> {
+    let mut cargo = image::cargo();
+    // The data of a page crosses a dozen copies here, so it is worth to be compiled well.
+    let status = cargo.args(["build", "--quiet", "--release", "--package", "unikernel-host"]).status();
+    if !status.context("cannot start cargo")?.success() {
+        bail!("the program does not build; cargo says why above");
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| image::workspace().join("target"), PathBuf::from);
+    Ok(target.join("release/unikernel-host"))
+}
+
+fn command(port: u16, disk: Option<&Path>) -> Result<Command> {
+    let mut command = Command::new(build()?);
+    command.args(["--port", &port.to_string()]);
+    if let Some(disk) = disk {
+        command.arg("--disk").arg(disk);
+    }
+    Ok(command)
+}
+
+/// Runs the application in the foreground, until it ends or Ctrl-C ends both.
+pub(crate) fn run(port: u16, disk: Option<&Path>, cmdline: &str) -> Result<ExitCode> {
+    let status =
+        command(port, disk)?.args(["--cmdline", cmdline]).status().context("cannot start the program")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A running process, which ends when this is dropped.
+struct Host(Child);
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // It fails only for a process that has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs the checks of the web server on the application on the mocks.
+pub(crate) fn check() -> Result<Tally> {
+    let disk = out_dir()?.join("host.img");
+    let contents = web::contents();
+    let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    fat::image(&disk, 64, &files)?;
+    let port = qemu::free_port()?;
+    let mut command = command(port, Some(&disk))?;
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let _host = Host(command.spawn().context("cannot start the program")?);
+    let site = Site::new(port);
+    let end = Instant::now() + PATIENCE;
+    while let Err(error) = site.get("/-/metrics") {
+        if Instant::now() > end {
+            return Err(error.context("the application on the mocks does not answer"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut tally = Tally::default();
+    for (name, check) in web::CHECKS {
+        report(&mut tally, name, || check(&site));
+    }
+    Ok(tally)
+}
