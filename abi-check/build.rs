@@ -62,7 +62,11 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let table = match table(&out) {
         Ok(table) => table,
-        Err(reason) => emit::absent(&reason),
+        Err(reason) => {
+            // What is missing now may be there next time: a file that never is makes cargo ask again.
+            println!("cargo:rerun-if-changed={}", out.join("absent").display());
+            emit::absent(&reason)
+        }
     };
     fs::write(out.join("headers.rs"), table).expect("cargo made OUT_DIR");
 }

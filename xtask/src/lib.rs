@@ -3,6 +3,7 @@
 //! The test bed is real Xen inside QEMU: [`deb`] fetches its programs, [`initramfs`] packs them for dom0, [`qemu`]
 //! runs the machine and [`dom0`] is what a test uses.
 
+pub mod abi;
 mod bare;
 pub mod bed;
 pub mod bench;

@@ -18,6 +18,7 @@ enum Command {
     Size(xtask::size::Args),
     Test(xtask::check::Args),
     E2e(xtask::e2e::Args),
+    Abi(xtask::abi::Args),
     Bench(xtask::bench::Args),
     Bed(xtask::bed::Args),
 }
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Size(args) => xtask::size::run(&args),
         Command::Test(args) => xtask::check::run(&args),
         Command::E2e(args) => xtask::e2e::run(&args),
+        Command::Abi(args) => xtask::abi::run(&args),
         Command::Bench(args) => xtask::bench::run(&args),
         Command::Bed(args) => xtask::bed::run(&args),
     };

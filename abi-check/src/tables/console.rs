@@ -2,18 +2,12 @@
 
 use xen_ring::ConsoleLayout;
 
-use crate::{Is, List};
+use crate::{List, offsets};
 
 pub(super) fn add(list: &mut List) {
-    super::store::streams::<ConsoleLayout>(
-        list,
-        "xencons_interface",
-        ["in", "out"],
-        [["in_cons", "in_prod"], ["out_cons", "out_prod"]],
-    );
-    list.push(
-        "bytes of ConsoleLayout",
-        "xencons_interface",
-        Is::Type { size: 3088, align: align_of::<u32>() },
-    );
+    let indices = [["in_cons", "in_prod"], ["out_cons", "out_prod"]];
+    super::store::streams::<ConsoleLayout>(list, "xencons_interface", ["in", "out"], indices);
+    list.newer(|list| {
+        offsets!(list, xencons_interface in ConsoleLayout { CONNECTION = "connection" });
+    });
 }

@@ -22,6 +22,10 @@ pub(super) fn add(list: &mut List) {
         GET_DOMAIN_PATH, WRITE, MKDIR, RM, SET_PERMS, WATCH_EVENT, ERROR, IS_DOMAIN_INTRODUCED, RESUME, SET_TARGET,
         RESET_WATCHES, DIRECTORY_PART,
     });
+    // Only newer headers have these.
+    list.newer(|list| {
+        consts!(list, Operation "XS_" [.0] { GET_FEATURE, SET_FEATURE, GET_QUOTA, SET_QUOTA });
+    });
     scalars!(list, { XenbusState = xenbus_state });
     consts!(list, XenbusState "XenbusState" [.0] {
         UNKNOWN, INITIALISING, INIT_WAIT = "XenbusStateInitWait", INITIALISED, CONNECTED, CLOSING, CLOSED,
