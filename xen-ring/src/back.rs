@@ -5,7 +5,10 @@ use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
-use crate::header::{Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in, too_small};
+use crate::header::{
+    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, read_slots, slot_offset, slots_in, too_small,
+    write_slots,
+};
 use crate::mem::Backing;
 use crate::word::{SharedWord, arm, publish};
 
@@ -88,6 +91,30 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         Ok(Some(request))
     }
 
+    /// Whether a request is there.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn has_requests(&mut self) -> Result<bool, RingError> {
+        Ok(self.available != self.taken || self.look()?)
+    }
+
+    /// Takes requests, as many as are there and fit, at less cost than one by one. Answers how many.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_batch(&mut self, out: &mut [P::Request]) -> Result<u32, RingError> {
+        if (self.available.wrapping_sub(self.taken) as usize) < out.len() {
+            self.look()?;
+        }
+        let count = out.len().min(self.available.wrapping_sub(self.taken) as usize);
+        read_slots::<P, _>(&self.mem.mem(), self.slots, self.taken, &mut out[..count])?;
+        self.taken = self.taken.wrapping_add(count as u32);
+        Ok(count as u32)
+    }
+
     /// Writes a response. The peer does not see it before [`publish`](Self::publish).
     ///
     /// # Errors
@@ -102,6 +129,19 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         self.mem.mem().write(slot_offset::<P>(self.slots, self.pushed), response)?;
         self.pushed = self.pushed.wrapping_add(1);
         Ok(())
+    }
+
+    /// Writes responses, as many as requests were taken, at less cost than one by one. Answers how many.
+    ///
+    /// # Errors
+    /// [`RingError::Broken`] for ever after the peer broke the protocol.
+    #[inline]
+    pub fn push_batch(&mut self, responses: &[P::Response]) -> Result<u32, RingError> {
+        self.check()?;
+        let due = &responses[..responses.len().min(self.unanswered() as usize)];
+        write_slots::<P, _>(&self.mem.mem(), self.slots, self.pushed, due)?;
+        self.pushed = self.pushed.wrapping_add(due.len() as u32);
+        Ok(due.len() as u32)
     }
 
     /// Shows the peer all responses pushed so far, and answers whether it must be notified.

@@ -5,7 +5,10 @@ use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
-use crate::header::{Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slot_offset, slots_in, too_small};
+use crate::header::{
+    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, read_slots, slot_offset, slots_in, too_small,
+    write_slots,
+};
 use crate::mem::Backing;
 use crate::word::{SharedWord, arm, publish};
 
@@ -116,6 +119,21 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(index)
     }
 
+    /// Writes requests, as many as fit, at less cost than one by one. Answers how many; their indices follow one another.
+    ///
+    /// # Errors
+    /// [`RingError::Broken`] for ever after the peer broke the protocol.
+    #[inline]
+    pub fn push_batch(&mut self, requests: &[P::Request]) -> Result<u32, RingError> {
+        let fit = &requests[..requests.len().min(self.free() as usize)];
+        if fit.is_empty() {
+            return self.check().map(|()| 0);
+        }
+        write_slots::<P, _>(&self.mem.mem(), self.slots, self.pushed, fit)?;
+        self.pushed = self.pushed.wrapping_add(fit.len() as u32);
+        Ok(fit.len() as u32)
+    }
+
     /// Shows the peer all requests pushed so far, and answers whether it must be notified.
     ///
     /// # Errors
@@ -152,6 +170,21 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     #[inline]
     pub fn request_index(&self) -> u32 {
         self.pushed
+    }
+
+    /// Takes responses, as many as are there and fit, at less cost than one by one. Answers how many.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_batch(&mut self, out: &mut [P::Response]) -> Result<u32, RingError> {
+        if (self.available.wrapping_sub(self.taken) as usize) < out.len() {
+            self.look()?;
+        }
+        let count = out.len().min(self.available.wrapping_sub(self.taken) as usize);
+        read_slots::<P, _>(&self.mem.mem(), self.slots, self.taken, &mut out[..count])?;
+        self.taken = self.taken.wrapping_add(count as u32);
+        Ok(count as u32)
     }
 
     /// The index that the next response will have, counted through like those of the requests.

@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::error::RingError;
-use crate::mem::OutOfRange;
+use crate::mem::{OutOfRange, SharedMem};
 
 /// Bytes before the first slot.
 pub const HEADER_SIZE: usize = 64;
@@ -46,6 +46,49 @@ pub const fn slots_in<P: Protocol>(len: usize) -> u32 {
 
 pub(crate) const fn slot_offset<P: Protocol>(slots: u32, index: u32) -> usize {
     HEADER_SIZE + (index & (slots - 1)) as usize * slot_size::<P>()
+}
+
+/// Splits `count` slots from `index` on where the ring's memory ends: so many, and then the rest from the first slot on.
+fn until_end(slots: u32, index: u32, count: usize) -> usize {
+    count.min((slots - (index & (slots - 1))) as usize)
+}
+
+/// Writes records to the slots from `index` on, at most as many as there are slots.
+#[inline]
+pub(crate) fn write_slots<P: Protocol, T: IntoBytes + Immutable>(
+    mem: &SharedMem<'_>,
+    slots: u32,
+    index: u32,
+    records: &[T],
+) -> Result<(), OutOfRange> {
+    let (first, second) = records.split_at(until_end(slots, index, records.len()));
+    for (offset, records) in [(slot_offset::<P>(slots, index), first), (HEADER_SIZE, second)] {
+        if size_of::<T>() == slot_size::<P>() {
+            mem.write_bytes(offset, records.as_bytes())?;
+        } else {
+            mem.write_each(offset, slot_size::<P>(), records)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads records from the slots from `index` on, at most as many as there are slots.
+#[inline]
+pub(crate) fn read_slots<P: Protocol, T: FromBytes + IntoBytes>(
+    mem: &SharedMem<'_>,
+    slots: u32,
+    index: u32,
+    out: &mut [T],
+) -> Result<(), OutOfRange> {
+    let (first, second) = out.split_at_mut(until_end(slots, index, out.len()));
+    for (offset, out) in [(slot_offset::<P>(slots, index), first), (HEADER_SIZE, second)] {
+        if size_of::<T>() == slot_size::<P>() {
+            mem.read_bytes(offset, out.as_mut_bytes())?;
+        } else {
+            mem.read_each(offset, slot_size::<P>(), out)?;
+        }
+    }
+    Ok(())
 }
 
 /// Why there is no ring in `available` bytes: not even one slot fits.

@@ -178,10 +178,10 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it is not all within the memory.
     #[inline]
     pub fn read<T: FromBytes>(&self, offset: usize) -> Result<T, OutOfRange> {
-        let from = self.at(offset, size_of::<T>())?;
+        self.at(offset, size_of::<T>())?;
         let mut out = MaybeUninit::<T>::uninit();
         // SAFETY: `from` is valid for a `T`'s bytes, `out` is room for one of our own.
-        unsafe { copy::record::<Out, T>(from.as_ptr(), out.as_mut_ptr().cast()) };
+        unsafe { copy::record::<Out, T>(self.ptr.as_ptr(), offset, out.as_mut_ptr().cast()) };
         // SAFETY: all of its bytes were written just now, and `FromBytes` says that any bytes are a valid `T`.
         Ok(unsafe { out.assume_init() })
     }
@@ -192,11 +192,50 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it does not all fit; nothing is written then.
     #[inline]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Result<(), OutOfRange> {
-        let to = self.at(offset, size_of::<T>())?;
+        self.at(offset, size_of::<T>())?;
         let from = value.as_bytes().as_ptr();
         // SAFETY: `to` is valid for a `T`'s bytes; `from` has as many, which are initialised (`IntoBytes`) and only read.
         // They do not overlap, for there are no references to shared bytes.
-        unsafe { copy::record::<In, T>(to.as_ptr(), from.cast_mut()) };
+        unsafe { copy::record::<In, T>(self.ptr.as_ptr(), offset, from.cast_mut()) };
+        Ok(())
+    }
+
+    /// Copies records in, `stride` bytes from one to the next.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] when they are not all within the memory; nothing is written then.
+    #[inline]
+    pub(crate) fn write_each<T: IntoBytes + Immutable>(
+        &self,
+        offset: usize,
+        stride: usize,
+        values: &[T],
+    ) -> Result<(), OutOfRange> {
+        let to = self.at(offset, span(stride, size_of::<T>(), values.len()))?.as_ptr();
+        for (i, value) in values.iter().enumerate() {
+            // SAFETY: as in `write`, and all of the records are within (checked above).
+            unsafe { copy::record::<In, T>(to, i * stride, value.as_bytes().as_ptr().cast_mut()) };
+        }
+        Ok(())
+    }
+
+    /// Copies records out, `stride` bytes from one to the next.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] when they are not all within the memory; nothing is read then.
+    #[inline]
+    pub(crate) fn read_each<T: FromBytes>(
+        &self,
+        offset: usize,
+        stride: usize,
+        out: &mut [T],
+    ) -> Result<(), OutOfRange> {
+        let from = self.at(offset, span(stride, size_of::<T>(), out.len()))?.as_ptr();
+        for (i, place) in out.iter_mut().enumerate() {
+            // SAFETY: `from` as in `read`, and all of the records are within (checked above); `place` is a `T` of our own,
+            // and stays one whatever bytes it gets, as `FromBytes` says.
+            unsafe { copy::record::<Out, T>(from, i * stride, core::ptr::from_mut(place).cast()) };
+        }
         Ok(())
     }
 
@@ -234,6 +273,16 @@ impl<'a> SharedMem<'a> {
     pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> Result<(), OutOfRange> {
         self.word(offset)?.store(value, order);
         Ok(())
+    }
+}
+
+/// From the first byte of the first of `count` records to the last of the last; more than there is of anything if that
+/// is beyond all numbers.
+#[inline]
+fn span(stride: usize, size: usize, count: usize) -> usize {
+    match count.checked_sub(1) {
+        Some(before) => before.saturating_mul(stride).saturating_add(size),
+        None => 0,
     }
 }
 

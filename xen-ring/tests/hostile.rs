@@ -19,6 +19,7 @@ enum Act {
     Push(u8),
     Publish,
     Pop,
+    PopBatch(u8),
     Look,
     Arm(u32),
     Back(BackOp),
@@ -45,6 +46,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => any::<u8>().prop_map(Act::Push),
         2 => Just(Act::Publish),
         3 => Just(Act::Pop),
+        2 => (0..20_u8).prop_map(Act::PopBatch),
         1 => Just(Act::Look),
         1 => numbers().prop_map(Act::Arm),
         3 => back_ops().prop_map(Act::Back),
@@ -82,6 +84,8 @@ fn stays_broken(front: &mut Front<Net, SharedPages>, error: RingError) -> Result
     prop_assert_eq!(front.push(&[0; 12]), Err(error));
     prop_assert_eq!(front.publish(), Err(error));
     prop_assert_eq!(front.pop(), Err(error));
+    prop_assert_eq!(front.push_batch(&[[0; 12]; 3]), Err(error));
+    prop_assert_eq!(front.pop_batch(&mut [[0; 4]; 3]), Err(error));
     prop_assert_eq!(front.has_responses(), Err(error));
     prop_assert_eq!(front.arm(), Err(error));
     Ok(())
@@ -141,6 +145,26 @@ proptest! {
                     }
                     there.map(drop)
                 }
+                Act::PopBatch(count) => {
+                    let known = belief.available.wrapping_sub(belief.taken);
+                    let there = match known < u32::from(count) {
+                        true => belief.judge(back.get(Field::RspProd)),
+                        false => Ok(true),
+                    };
+                    let expected = there.map(|_| {
+                        let available = belief.available.wrapping_sub(belief.taken);
+                        let first = |n| {
+                            let slot: [u8; 12] = back.request(belief.taken.wrapping_add(n));
+                            slot[..4].try_into().unwrap()
+                        };
+                        (0..available.min(count.into())).map(first).collect::<Vec<[u8; 4]>>()
+                    });
+                    let mut out = vec![[0; 4]; count.into()];
+                    let taken = front.pop_batch(&mut out);
+                    prop_assert_eq!(taken.map(|count| out[..count as usize].to_vec()), expected.clone());
+                    belief.taken = belief.taken.wrapping_add(taken.unwrap_or(0));
+                    there.map(drop)
+                }
                 Act::Arm(skip) => {
                     let there = belief.judge(back.get(Field::RspProd));
                     prop_assert_eq!(front.arm_after(skip), there);
@@ -177,6 +201,9 @@ proptest! {
                 prop_assert_eq!(back.pop(), Err(error));
                 prop_assert_eq!(back.push(&[0; 4]), Err(error));
                 prop_assert_eq!(back.publish(), Err(error));
+                prop_assert_eq!(back.push_batch(&[[0; 4]; 3]), Err(error));
+                prop_assert_eq!(back.pop_batch(&mut [[0; 12]; 3]), Err(error));
+                prop_assert_eq!(back.has_requests(), Err(error));
                 prop_assert_eq!(back.arm(), Err(error));
                 continue;
             }

@@ -25,6 +25,10 @@ enum Act {
     BackPush(u16),
     BackPublish,
     BackArm,
+    PushBatch(u16),
+    PopBatch(u16),
+    BackPopBatch(u16),
+    BackPushBatch(u16),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -38,6 +42,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         few().prop_map(Act::BackPush),
         Just(Act::BackPublish),
         Just(Act::BackArm),
+        few().prop_map(Act::PushBatch),
+        few().prop_map(Act::PopBatch),
+        few().prop_map(Act::BackPopBatch),
+        few().prop_map(Act::BackPushBatch),
     ];
     prop::collection::vec(act, 1..120)
 }
@@ -87,6 +95,10 @@ impl<const N: usize> Queue<N> {
         let entry = self.shown.pop_front();
         self.taken += u64::from(entry.is_some());
         entry
+    }
+
+    fn take_batch(&mut self, count: u16) -> Vec<[u8; N]> {
+        (0..count).map_while(|_| self.take()).collect()
     }
 
     /// Asks for the entry after `skip` more; answers whether there is one already.
@@ -170,6 +182,37 @@ fn check<const Q: usize, const S: usize>(
                     answered += 1;
                 }
             }
+            Act::PushBatch(count) => {
+                let batch: Vec<_> = (0..count).map(|_| bytes(&mut seed)).collect();
+                let fit = batch.len().min(front.free() as usize);
+                prop_assert_eq!(front.push_batch(&batch), Ok(fit as u32));
+                for (i, request) in (pushed..).zip(&batch[..fit]) {
+                    prop_assert_eq!(raw.request(start.wrapping_add(i as u32)), *request);
+                }
+                requests.hidden.extend(&batch[..fit]);
+                pushed += fit as u64;
+            }
+            Act::PopBatch(count) => {
+                let (mut out, expected) = (vec![[0xee; S]; count.into()], responses.take_batch(count));
+                prop_assert_eq!(front.pop_batch(&mut out), Ok(expected.len() as u32));
+                prop_assert_eq!(&out[..expected.len()], &expected[..]);
+                prop_assert!(out[expected.len()..].iter().flatten().all(|&byte| byte == 0xee));
+            }
+            Act::BackPopBatch(count) => {
+                let there = !requests.shown.is_empty();
+                let (mut out, expected) = (vec![[0xee; Q]; count.into()], requests.take_batch(count));
+                prop_assert_eq!(back.has_requests(), Ok(there));
+                prop_assert_eq!(back.pop_batch(&mut out), Ok(expected.len() as u32));
+                prop_assert_eq!(&out[..expected.len()], &expected[..]);
+                prop_assert!(out[expected.len()..].iter().flatten().all(|&byte| byte == 0xee));
+            }
+            Act::BackPushBatch(count) => {
+                let batch: Vec<_> = (0..count).map(|_| bytes(&mut seed)).collect();
+                let due = batch.len().min(back.unanswered() as usize);
+                prop_assert_eq!(back.push_batch(&batch), Ok(due as u32));
+                responses.hidden.extend(&batch[..due]);
+                answered += due as u64;
+            }
             Act::BackPublish => prop_assert_eq!(back.publish(), Ok(responses.publish())),
             Act::BackArm => prop_assert_eq!(back.arm(), Ok(requests.arm(0))),
         }
@@ -193,7 +236,7 @@ fn bytes<const N: usize>(seed: &mut u64) -> [u8; N] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn netif_requests(order in 0..3_u32, start in starts(), acts in acts()) {
