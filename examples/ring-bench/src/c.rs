@@ -46,31 +46,27 @@ macro_rules! ring {
 
         impl Ends<$req, $rsp> for $name {
             fn push(&mut self, requests: &[$req]) -> (u32, bool) {
-                let mut notify = 0;
+                let (ring, n, mut notify) = (self.0.as_ptr(), requests.len() as u32, 0);
                 // SAFETY: the ring of `new`; a slice has as many records as it says.
-                let count =
-                    unsafe { $push(self.0.as_ptr(), requests.as_ptr(), requests.len() as u32, &mut notify) };
+                let count = unsafe { $push(ring, requests.as_ptr(), n, &mut notify) };
                 (count, notify != 0)
             }
             fn pop(&mut self, out: &mut [$rsp]) -> (u32, bool) {
-                let mut more = 0;
+                let (ring, n, mut more) = (self.0.as_ptr(), out.len() as u32, 0);
                 // SAFETY: as in `push`.
-                let count = unsafe { $pop(self.0.as_ptr(), out.as_mut_ptr(), out.len() as u32, &mut more) };
+                let count = unsafe { $pop(ring, out.as_mut_ptr(), n, &mut more) };
                 (count.try_into().expect("the peer keeps to the protocol"), more != 0)
             }
             fn back_pop(&mut self, out: &mut [$req]) -> (u32, bool) {
-                let mut more = 0;
+                let (ring, n, mut more) = (self.0.as_ptr(), out.len() as u32, 0);
                 // SAFETY: as in `push`.
-                let count =
-                    unsafe { $back_pop(self.0.as_ptr(), out.as_mut_ptr(), out.len() as u32, &mut more) };
+                let count = unsafe { $back_pop(ring, out.as_mut_ptr(), n, &mut more) };
                 (count.try_into().expect("the peer keeps to the protocol"), more != 0)
             }
             fn back_push(&mut self, responses: &[$rsp]) -> (u32, bool) {
-                let mut notify = 0;
+                let (ring, n, mut notify) = (self.0.as_ptr(), responses.len() as u32, 0);
                 // SAFETY: as in `push`.
-                let count = unsafe {
-                    $back_push(self.0.as_ptr(), responses.as_ptr(), responses.len() as u32, &mut notify)
-                };
+                let count = unsafe { $back_push(ring, responses.as_ptr(), n, &mut notify) };
                 (count, notify != 0)
             }
         }

@@ -129,11 +129,12 @@ macro_rules! differential {
         |start: u32, acts: &[Act]| -> Result<(), TestCaseError> {
             type R = Rings<rust::$protocol>;
             type B = Batches<rust::$protocol>;
-            // SAFETY (of all): the page is dropped after the ring, and used by this thread alone.
+            // SAFETY: the page is dropped after the ring, and used by this thread alone.
             let new_c = |page, init| unsafe { c::$protocol::new(page, start, init) };
             // SAFETY: as above.
-            let (new_r, new_b) =
-                (|page| unsafe { R::new(page, start) }, |page| unsafe { B::new(page, start) });
+            let new_r = |page| unsafe { R::new(page, start) };
+            // SAFETY: as above.
+            let new_b = |page| unsafe { B::new(page, start) };
 
             let expected = run(&mut Machine::new(|page| new_c(page, true)), acts, $numbers);
             same(&run(&mut Machine::new(new_r), acts, $numbers), &expected, acts)?;
