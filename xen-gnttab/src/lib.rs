@@ -8,7 +8,11 @@ extern crate std;
 mod abi;
 mod batch;
 mod copy;
+#[cfg(not(loom))]
 mod entry;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod entry;
 mod error;
 mod frames;
 #[cfg(not(loom))]

@@ -1,11 +1,12 @@
-//! The free list on loom's model of memory.
+//! The free list, and how grants are taken away, on loom's model of memory.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p xen-gnttab --release --test loom`
 #![cfg(loom)]
 
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use loom::thread;
+use xen_gnttab::entry::revoke;
 use xen_gnttab::free_list::{self, Links, pop, pop_chain, push_chain};
 
 const OWNED: u32 = u32::MAX;
@@ -182,4 +183,112 @@ fn who_waits_is_woken() {
 #[should_panic]
 fn who_only_looks_is_not() {
     nobody_sleeps_over_a_reference(|stack| stack.head() as u32 == 0);
+}
+
+/// A page that its owner takes away while Xen lets a peer use it. Loom fails if both have it at once.
+struct Shared {
+    flags: AtomicU16,
+    status: AtomicU16,
+    page: loom::cell::UnsafeCell<u32>,
+}
+
+// SAFETY: `page` is accessed by whoever has it; that this is one is what loom checks.
+unsafe impl Sync for Shared {}
+
+const GRANTED: u16 = 1;
+const BOTH: u16 = revoke::IN_USE;
+
+impl Shared {
+    fn use_page(&self) {
+        self.page.with_mut(|page| {
+            // SAFETY: see above.
+            unsafe { *page += 1 };
+        });
+    }
+}
+
+struct V1<'a>(&'a Shared);
+
+impl revoke::FlagsV1 for V1<'_> {
+    fn load(&self) -> u16 {
+        self.0.flags.load(Ordering::Relaxed)
+    }
+    fn clear(&self, old: u16) -> Result<(), u16> {
+        self.0.flags.compare_exchange(old, 0, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+}
+
+struct V2<'a, const FENCED: bool>(&'a Shared);
+
+impl<const FENCED: bool> revoke::WordsV2 for V2<'_, FENCED> {
+    fn clear_flags(&self) {
+        self.0.flags.store(0, Ordering::Relaxed);
+    }
+    fn fence(&self) {
+        if FENCED {
+            fence(Ordering::SeqCst);
+        }
+    }
+    fn status(&self) -> u16 {
+        self.0.status.load(Ordering::Acquire)
+    }
+}
+
+/// Xen lets the peer use a version 1 grant, once, if it is one.
+fn peer_v1(shared: &Shared) {
+    let flags = shared.flags.load(Ordering::Relaxed);
+    if flags & GRANTED == 0 {
+        return;
+    }
+    if shared.flags.compare_exchange(flags, flags | BOTH, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        shared.use_page();
+        shared.flags.fetch_and(!BOTH, Ordering::Release);
+    }
+}
+
+/// Likewise with version 2.
+fn peer_v2(shared: &Shared) {
+    if shared.flags.load(Ordering::Relaxed) & GRANTED == 0 {
+        return;
+    }
+    shared.status.fetch_or(BOTH, Ordering::AcqRel);
+    fence(Ordering::SeqCst);
+    if shared.flags.load(Ordering::Relaxed) & GRANTED != 0 {
+        shared.use_page();
+    }
+    shared.status.fetch_and(!BOTH, Ordering::Release);
+}
+
+fn a_page_is_taken_away(peer: fn(&Shared), revoke: fn(&Shared) -> bool) {
+    loom::model(move || {
+        let shared = Arc::new(Shared {
+            flags: AtomicU16::new(GRANTED),
+            status: AtomicU16::new(0),
+            page: loom::cell::UnsafeCell::new(0),
+        });
+        let theirs = shared.clone();
+        let thread = thread::spawn(move || peer(&theirs));
+        // The second time is the sweep's.
+        if revoke(&shared) || revoke(&shared) {
+            shared.use_page();
+        }
+        thread.join().unwrap();
+        assert!(revoke(&shared), "nobody uses it any more");
+    });
+}
+
+#[test]
+fn version_1_never_gives_a_page_to_both() {
+    a_page_is_taken_away(peer_v1, |shared| revoke::revoke_v1(&V1(shared)));
+}
+
+#[test]
+fn version_2_never_gives_a_page_to_both() {
+    a_page_is_taken_away(peer_v2, |shared| revoke::revoke_v2(&V2::<true>(shared)));
+}
+
+#[test]
+#[should_panic]
+fn version_2_without_the_fence_does() {
+    a_page_is_taken_away(peer_v2, |shared| revoke::revoke_v2(&V2::<false>(shared)));
 }

@@ -1,5 +1,9 @@
 //! The table's entries as Xen reads and writes them, in both layouts (`grant_table.h`).
 
+#[cfg(not(loom))]
+mod revoke;
+#[cfg(loom)]
+pub mod revoke;
 pub(crate) mod v1;
 pub(crate) mod v2;
 
@@ -8,8 +12,7 @@ use xen_hypercall::{DomId, Gfn};
 use crate::abi::{Access, GrantFlags, GrantRef};
 use crate::frames::Directory;
 
-/// How often a peer may change a version 1 entry's flags under our hands before it counts as using the page.
-pub(crate) const ATTEMPTS: usize = 4;
+static_assertions::const_assert_eq!(GrantFlags::IN_USE.bits(), revoke::IN_USE);
 
 /// What an entry can say.
 #[derive(Clone, Copy, Debug)]

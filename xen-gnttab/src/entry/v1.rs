@@ -4,7 +4,8 @@ use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use xen_hypercall::{DomId, PAGE_SIZE};
 
-use super::{ATTEMPTS, Grant};
+use super::Grant;
+use super::revoke::{FlagsV1, revoke_v1};
 use crate::abi::{GrantFlags, GrantRef};
 use crate::frames::Directory;
 
@@ -41,25 +42,20 @@ pub(crate) fn write(directory: &Directory, gref: GrantRef, to: DomId, grant: &Gr
     Some(())
 }
 
-/// Makes an entry grant nothing, if the peer does not use it. False: it does, and the entry is as it was.
-///
-/// Xen sets "reading" and "writing" by a compare-exchange on the same 16 bits, so either Xen sees the zero and refuses the
-/// peer, or we see the peer. A peer that maps and unmaps without pause could make our exchange fail without end, hence
-/// the limit.
-pub(crate) fn revoke(directory: &Directory, gref: GrantRef) -> bool {
-    let Some(entry) = directory.entry_v1(gref) else { return false };
-    let mut flags = entry.flags.load(Ordering::Relaxed);
-    for _ in 0..ATTEMPTS {
-        if GrantFlags::from_bits_retain(flags).intersects(GrantFlags::IN_USE) {
-            return false;
-        }
-        // Acquire: what the peer did to the page before it let go is seen by whoever has the page next.
-        match entry.flags.compare_exchange(flags, 0, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return true,
-            Err(now) => flags = now,
-        }
+impl FlagsV1 for AtomicU16 {
+    fn load(&self) -> u16 {
+        AtomicU16::load(self, Ordering::Relaxed)
     }
-    false
+
+    fn clear(&self, old: u16) -> Result<(), u16> {
+        // Acquire: what the peer did to the page before it let go is seen by whoever has the page next.
+        self.compare_exchange(old, 0, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+}
+
+/// Makes an entry grant nothing, if the peer does not use it. False: it does, and the entry is as it was.
+pub(crate) fn revoke(directory: &Directory, gref: GrantRef) -> bool {
+    directory.entry_v1(gref).is_some_and(|entry| revoke_v1(&entry.flags))
 }
 
 pub(crate) fn flags(directory: &Directory, gref: GrantRef) -> GrantFlags {

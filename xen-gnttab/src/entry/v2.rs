@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 
 use xen_hypercall::{DomId, PAGE_SIZE};
 
+use super::revoke::{WordsV2, revoke_v2};
 use super::{Grant, Ops};
 use crate::abi::{GrantFlags, GrantRef};
 use crate::frames::Directory;
@@ -60,17 +61,24 @@ fn write(directory: &Directory, gref: GrantRef, to: DomId, grant: &Grant) -> Opt
     Some(())
 }
 
+impl WordsV2 for (&Entry, &AtomicU16) {
+    fn clear_flags(&self) {
+        self.0.flags.store(0, Ordering::Relaxed);
+    }
+
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn status(&self) -> u16 {
+        // Acquire: what the peer did to the page before it let go is seen by whoever has the page next.
+        self.1.load(Ordering::Acquire)
+    }
+}
+
 /// Makes an entry grant nothing more. False: the peer still uses what it got.
-///
-/// Xen sets the bits in the status word first, then looks at the flags once more, and takes the bits back if the grant is
-/// gone. So after the full fence either Xen sees the zero and refuses the peer, or we see its bits, perhaps ones that it
-/// takes back at once: then the sweep finds the entry free later.
 fn revoke(directory: &Directory, gref: GrantRef) -> bool {
-    let Some((entry, status)) = directory.entry_v2(gref) else { return false };
-    entry.flags.store(0, Ordering::Relaxed);
-    fence(Ordering::SeqCst);
-    // Acquire: what the peer did to the page before it let go is seen by whoever has the page next.
-    !GrantFlags::from_bits_retain(status.load(Ordering::Acquire)).intersects(GrantFlags::IN_USE)
+    directory.entry_v2(gref).is_some_and(|words| revoke_v2(&words))
 }
 
 fn flags(directory: &Directory, gref: GrantRef) -> GrantFlags {
