@@ -151,7 +151,9 @@ pub type Leaf = [u32; 4];
 
 /// Asks the processor.
 pub fn cpuid(leaf: u32, subleaf: u32) -> Leaf {
-    let answer = __cpuid_count(leaf, subleaf);
+    // SAFETY: every processor of 64 bits has the instruction.
+    #[allow(unused_unsafe, reason = "the function is safe in newer versions of Rust")]
+    let answer = unsafe { __cpuid_count(leaf, subleaf) };
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
 }
 
