@@ -3,13 +3,14 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, PAGE_SIZE};
+use xen_hypercall::{DomId, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -265,6 +266,53 @@ fn pages_of_another_platform_are_refused() {
     drop((rejected, pages));
     assert_eq!((guest.pages_in_use(), dom0.pages_in_use()), before);
     assert!(all_free(&ours));
+}
+
+/// A platform that leaves in its pages what was there.
+struct Dirty(MockDomain);
+
+// SAFETY: the inner one keeps the promises.
+unsafe impl Hypercall for Dirty {
+    unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize {
+        // SAFETY: the caller's promise is the one asked for here.
+        unsafe { self.0.hypercall(nr, args) }
+    }
+}
+
+// SAFETY: the inner one keeps the promises.
+unsafe impl PageMemory for Dirty {
+    fn alloc_pages(&self, count: usize) -> Option<NonNull<Page>> {
+        let pages = self.0.alloc_pages(count)?;
+        // SAFETY: allocated just now.
+        unsafe { pages.as_ptr().cast::<u8>().write_bytes(0x55, count * PAGE_SIZE) };
+        Some(pages)
+    }
+    unsafe fn free_pages(&self, first: NonNull<Page>, count: usize) {
+        // SAFETY: the caller's promise is the one asked for here.
+        unsafe { self.0.free_pages(first, count) };
+    }
+    fn gfn(&self, page: NonNull<Page>) -> Gfn {
+        self.0.gfn(page)
+    }
+    unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
+        // SAFETY: the caller's promise is the one asked for here.
+        unsafe { self.0.map_special(gfn, count) }
+    }
+}
+
+#[test]
+fn nothing_that_was_in_a_page_reaches_another_domain() {
+    let (_xen, dom0, guest) = machine();
+    let table = GrantTable::new(Dirty(guest)).unwrap();
+    let one = table.share(DOM0, Access::ReadOnly).unwrap();
+    let many = table.share_many::<2>(DOM0, Access::ReadOnly).unwrap();
+    let run = table.share_pages(3, DOM0, Access::ReadOnly).unwrap();
+    let grefs = many.iter().map(GrantedPage::gref).chain(run.grefs()).chain([one.gref()]);
+    for gref in grefs {
+        let mut bytes = [1; PAGE_SIZE];
+        mock::copy_from(&dom0, GUEST, gref, 0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; PAGE_SIZE], "{gref}");
+    }
 }
 
 #[derive(Default)]

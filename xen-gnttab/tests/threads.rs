@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use xen_gnttab::{Access, Ended, Error, GrantRef, GrantTable, mock};
+use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantTable, Version, mock};
 use xen_hypercall::DomId;
 use xen_hypercall::mock::MockXen;
 
@@ -13,7 +13,7 @@ const GUEST: DomId = DomId(1);
 const VCPUS: usize = 4;
 /// Each vCPU holds up to so many grants: together more than one frame has, so that the table grows meanwhile.
 const HELD: usize = 200;
-const ROUNDS: usize = 40_000;
+const ROUNDS: usize = 20_000;
 
 /// A small generator, so that every thread does something else and each run the same.
 struct Random(u64);
@@ -29,10 +29,19 @@ impl Random {
 
 #[test]
 fn references_are_unique_and_all_come_back() {
+    run(Version::V1, 512);
+}
+
+#[test]
+fn references_of_version_2_are_unique_and_all_come_back() {
+    run(Version::V2, 256);
+}
+
+fn run(version: Version, per_frame: u32) {
     let xen = MockXen::new();
     mock::install(&xen);
     let guest = xen.domain(GUEST);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::with_version(guest.clone(), version).unwrap();
     let taken: Vec<AtomicBool> = (0..4096).map(|_| AtomicBool::new(false)).collect();
     let done = AtomicBool::new(false);
     let quarantines = thread::scope(|scope| {
@@ -56,13 +65,15 @@ fn references_are_unique_and_all_come_back() {
         "{quarantines} quarantines"
     );
     assert!(stats.frames >= 2, "the table grew");
-    assert_eq!(guest.pages_in_use(), 1 + 2 * stats.frames as usize);
+    let slots = (stats.frames * per_frame).div_ceil(512);
+    let status = if version == Version::V2 { stats.frames.div_ceil(8) } else { 0 };
+    assert_eq!(guest.pages_in_use(), (1 + stats.frames + slots + status) as usize);
     // The list has every reference once: take them all.
     let all: Vec<_> = (0..stats.refs).map(|_| table.share(DOM0, Access::ReadOnly).unwrap()).collect();
     assert_eq!(table.stats().frames, stats.frames);
     let mut grefs: Vec<u32> = all.iter().map(|page| page.gref().0).collect();
     grefs.sort_unstable();
-    assert_eq!(grefs, (GrantRef::RESERVED..stats.frames * 512).collect::<Vec<_>>());
+    assert_eq!(grefs, (GrantRef::RESERVED..stats.frames * per_frame).collect::<Vec<_>>());
 }
 
 fn vcpu(table: &GrantTable<xen_hypercall::mock::MockDomain>, taken: &[AtomicBool], seed: usize) -> usize {
@@ -93,8 +104,24 @@ fn vcpu(table: &GrantTable<xen_hypercall::mock::MockDomain>, taken: &[AtomicBool
                 Ended::Quarantined => quarantines += 1,
             }
         }
-        if random.below(50) == 0 {
-            table.reclaim();
+        // Several at once, out of the same list.
+        if random.below(20) == 0 {
+            match table.share_pages(1 + random.below(5), DOM0, Access::ReadWrite) {
+                Ok(run) => {
+                    let grefs: Vec<usize> = run.grefs().map(|gref| gref.0 as usize).collect();
+                    assert!(grefs.iter().all(|gref| !taken[*gref].swap(true, Ordering::Relaxed)));
+                    grefs.iter().for_each(|gref| taken[*gref].store(false, Ordering::Relaxed));
+                    if let EndedPages::Quarantined = run.end() {
+                        quarantines += 1;
+                    }
+                }
+                Err(error) => assert_eq!(error, Error::Growing),
+            }
+        }
+        match random.below(50) {
+            0 => drop(table.reclaim()),
+            1 => drop(table.reclaim_some()),
+            _ => {}
         }
     }
     for granted in held {
