@@ -204,6 +204,10 @@ impl<P: Platform> EventChannels<P> {
     /// Call it on vCPU `vcpu` when Xen's upcall arrives, or from the main loop instead ([`wait`](Self::wait) does). It only
     /// touches atomics, takes each event once and ends, so it may run in an interrupt handler, nested, and on several vCPUs
     /// at once. The wakers that tasks left with [`Channel::poll_event`] are called here, so they must allow that.
+    ///
+    /// A peer that sends without end cannot hold it: each port is delivered at most once in a pass, with the FIFO ABI
+    /// twice, and what comes after that makes another upcall. With the FIFO ABI a call that finds another at the same
+    /// vCPU's queues leaves the events to that one, which looks again before it ends.
     pub fn dispatch(&self, vcpu: VcpuId) -> usize {
         let (mut pass, mut twice) = (None, Port(0));
         let done = self.abi.dispatch(&self.shared, vcpu, &mut |port| {

@@ -47,6 +47,13 @@ fn listen(channel: &Channel<'_, MockDomain>, order: &Order) {
 }
 
 #[test]
+fn everything_may_be_shared_between_vcpus() {
+    fn shared<T: Send + Sync>() {}
+    shared::<EventChannels<MockDomain>>();
+    shared::<Channel<'_, MockDomain>>();
+}
+
+#[test]
 fn events_come_in_the_order_in_which_they_were_sent_and_urgent_ones_first() {
     let xen = machine();
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();

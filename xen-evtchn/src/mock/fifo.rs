@@ -119,9 +119,7 @@ impl Fifo {
         }
         // The last port of its former queue: that queue is empty now, and nothing may be linked to this one there.
         let former = self.last.insert(port, queue);
-        if let Some(former) = former
-            && self.tails.get(&former) == Some(&port)
-        {
+        if let Some(former) = former.filter(|former| self.tails.get(former) == Some(&port)) {
             self.tails.remove(&former);
         }
         let linked = self.tails.get(&queue).is_some_and(|tail| self.link(domain, *tail, port));

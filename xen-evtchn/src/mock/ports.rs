@@ -211,10 +211,10 @@ impl Machine {
         let open = ports.remove(port).ok_or(Errno::EINVAL)?;
         ports.clear_pending(caller, port);
         self.trouble.forget(me, port);
-        if let Bound::Interdomain { remote, port } = open.bound
-            && let Some(other) = self.ports(remote).open.get_mut(&port)
-        {
-            other.bound = Bound::Unbound { remote: me };
+        if let Bound::Interdomain { remote, port } = open.bound {
+            if let Some(other) = self.ports(remote).open.get_mut(&port) {
+                other.bound = Bound::Unbound { remote: me };
+            }
         }
         Ok(())
     }

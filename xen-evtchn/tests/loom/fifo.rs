@@ -1,7 +1,4 @@
-//! The FIFO ABI's queues and unmasking against a Xen that acts at any moment, on loom's model of memory.
-//!
-//! `RUSTFLAGS="--cfg loom" cargo test -p xen-evtchn --release --test loom_fifo`
-#![cfg(loom)]
+//! The FIFO ABI's queues and unmasking.
 
 use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 use loom::sync::{Arc, Mutex};
