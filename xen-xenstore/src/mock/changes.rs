@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use super::tree::{Change, Tree, parent};
+use super::tree::{Change, Reach, Tree, parent};
 use crate::wire::Refusal;
 
 /// What a transaction has seen and done.
@@ -13,8 +13,8 @@ pub(super) struct Changes {
     pub(super) tree: Tree,
     base: Tree,
     looked_at: BTreeSet<String>,
-    /// What changed, and whether only by way of another change.
-    changed: Vec<(String, bool)>,
+    /// What changed, and who is to be told.
+    changed: Vec<(String, Reach)>,
 }
 
 impl Changes {
@@ -37,8 +37,8 @@ impl Changes {
                 }
             }
             let known = self.changed.iter().position(|(path, _)| *path == change.path);
-            let implied = known.is_none_or(|at| self.changed.remove(at).1) && change.implied;
-            self.changed.push((change.path.clone(), implied));
+            let reach = known.map_or(Reach::Nobody, |at| self.changed.remove(at).1).max(change.reach);
+            self.changed.push((change.path.clone(), reach));
         }
     }
 
@@ -49,13 +49,17 @@ impl Changes {
             return Err(Refusal::Again);
         }
         let mut changes = Vec::new();
-        for (path, implied) in &self.changed {
+        for (path, reach) in &self.changed {
             let mut done = match self.tree.get(path) {
                 Some(node) => tree.adopt(path, node),
                 None => tree.remove(path),
             };
+            if done.is_empty() {
+                // It came and went within the transaction, which is told as well.
+                done.push(tree.change(path));
+            }
             if let Some(change) = done.iter_mut().find(|change| change.path == *path) {
-                change.implied = *implied;
+                change.reach = *reach;
             }
             changes.append(&mut done);
         }

@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Tamper;
 use super::changes::Changes;
-use super::tree::Change;
+use super::tree::{Change, Reach};
 use crate::ServerFeatures;
 use crate::wire::{HEADER_SIZE, Header, Operation, PAYLOAD_MAX};
 
@@ -243,8 +243,11 @@ impl Connection {
         let concerned = self.watches.iter().filter(|watch| {
             let watched = absolute(&home, &watch.path);
             let below = if watched == "/" { watched.clone() } else { format!("{watched}/") };
-            // Who watches something above an implied change was told of what implied it.
-            change.path == watched || (!change.implied && change.path.starts_with(&below))
+            match change.reach {
+                Reach::Nobody => false,
+                Reach::Exact => change.path == watched,
+                Reach::All => change.path == watched || change.path.starts_with(&below),
+            }
         });
         concerned
             .map(|watch| {

@@ -30,11 +30,20 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) path: String,
-    /// It went because one above it was removed, or came because one below it was written: only those who watch
-    /// just this node have not been told by the other change.
-    pub(super) implied: bool,
+    pub(super) reach: Reach,
     /// Who could see it, before and after.
     permissions: Vec<Permissions>,
+}
+
+/// Whose watches a change fires.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Reach {
+    /// It came because one below it was made, which is told.
+    Nobody,
+    /// It went because one above it was removed: those who watch more than just this have been told of that.
+    Exact,
+    /// Those at the node and above it.
+    All,
 }
 
 #[derive(Clone, Debug)]
@@ -141,7 +150,7 @@ impl Tree {
         let above = parent(path).ok_or(Refusal::Invalid)?;
         let mut changes = self.make(above, by)?;
         for change in &mut changes {
-            change.implied = true;
+            change.reach = Reach::Nobody;
         }
         if by != DomId(0) {
             let owned = self.nodes.values().filter(|node| node.permissions.owner() == by.0).count();
@@ -175,12 +184,12 @@ impl Tree {
             .take_while(|n| n.starts_with(&below))
             .collect();
         let mut changes = Vec::new();
-        for (path, implied) in
-            core::iter::once((path.to_string(), false)).chain(gone.into_iter().map(|path| (path, true)))
+        for (path, reach) in core::iter::once((path.to_string(), Reach::All))
+            .chain(gone.into_iter().map(|path| (path, Reach::Exact)))
         {
             let change = self.change(&path);
             self.nodes.remove(&path);
-            changes.push(Change { implied, ..change });
+            changes.push(Change { reach, ..change });
         }
         if let Some(above) = parent(path) {
             self.touch(above);
@@ -254,10 +263,10 @@ impl Tree {
     }
 
     /// A change to a node, with who can see it now: whoever may read it, or the one above it.
-    fn change(&self, path: &str) -> Change {
+    pub(super) fn change(&self, path: &str) -> Change {
         let nodes = [Some(path), parent(path)].into_iter().flatten();
         let permissions = nodes.filter_map(|path| self.nodes.get(path)).map(|node| node.permissions.clone());
-        Change { path: path.to_string(), implied: false, permissions: permissions.collect() }
+        Change { path: path.to_string(), reach: Reach::All, permissions: permissions.collect() }
     }
 
     /// The daemon limits what it stores for one node.
