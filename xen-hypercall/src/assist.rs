@@ -1,4 +1,5 @@
-//! Behaviours of Xen's that a guest may choose (`vm_assist`, `VMASST_*` of `xen.h`).
+//! Behaviours of Xen's that a guest may choose (`vm_assist`, `VMASST_*` of `xen.h`). Most are for PV guests; others have the
+//! call since Xen 4.12.
 
 use crate::abi::*;
 use crate::call::{Plain, numbers};

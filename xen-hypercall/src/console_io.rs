@@ -1,5 +1,6 @@
 //! Xen's own console (`CONSOLEIO_*` of `xen.h`): there before anything else, but a release build of Xen shows it
-//! only for the first domain.
+//! only for the first domain. PV guests have these calls in every Xen, others since
+//! 4.4.
 #![allow(unsafe_code, reason = "hands over buffers")]
 
 use crate::abi::{CONSOLEIO_READ, CONSOLEIO_WRITE};

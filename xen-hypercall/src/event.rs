@@ -1,4 +1,7 @@
 //! Event channels, as bare calls (`event_channel.h`). The crate `xen-evtchn` makes owning handles of them.
+//!
+//! Unless a function says otherwise, all guests have these calls: PV, HVM and PVH on x86, and those on Arm, in every Xen
+//! since 4.0 (on Arm 4.3).
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
 use crate::abi::*;
@@ -174,7 +177,7 @@ pub unsafe fn expand_array(xen: &impl Hypercall, gfn: Gfn) -> Result<(), Errno> 
     .map(drop)
 }
 
-/// Chooses the queue of a port's later events, 0 (first) to 15 (last); new ports have 7.
+/// Chooses the queue of a port's later events, 0 (first) to 15 (last); new ports have 7. Since Xen 4.4.
 ///
 /// # Errors
 /// `EINVAL` for a port or priority out of range, `ENOSYS` under the two-level ABI.

@@ -1,4 +1,7 @@
 //! Grant tables, as bare calls (`grant_table.h`). The crate `xen-gnttab` makes owning pages of them.
+//!
+//! Unless a function says otherwise, all guests have these calls: PV, HVM and PVH on x86, and those on Arm, in every Xen
+//! since 4.0 (on Arm 4.3).
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
 use crate::abi::*;

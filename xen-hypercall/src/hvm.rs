@@ -1,4 +1,7 @@
 //! What Xen and the toolstack tell an HVM or PVH guest, and how it takes interrupts (`hvm/hvm_op.h`, `hvm/params.h`).
+//!
+//! HVM and PVH guests on x86 have these calls, in every Xen since 4.0 unless a function says otherwise; on Arm there are
+//! [`get_param`], [`set_param`] and [`guest_request_vm_event`].
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
 use core::time::Duration;
@@ -45,7 +48,7 @@ impl HvmParam {
 /// The value of [`HvmParam::CALLBACK_IRQ`] that makes pending events interrupt every vCPU at `vector`.
 ///
 /// The interrupt is asserted as long as `evtchn_upcall_pending` of the vCPU is set, and needs no acknowledgement
-/// at a local APIC. x86 only, since Xen 4.1.
+/// at a local APIC. x86 only, since Xen 4.0.
 pub const fn callback_vector(vector: u8) -> u64 {
     HVM_PARAM_CALLBACK_TYPE_VECTOR << 56 | vector as u64
 }
@@ -158,7 +161,7 @@ impl MemType {
 }
 
 /// What a frame of the calling domain is to Xen; for crash dumps, which must not read devices. x86 HVM and PVH, since
-/// Xen 4.2.
+/// Xen 4.1.
 ///
 /// # Errors
 /// `EINVAL` for a PV guest, `ENOSYS` on Arm.
@@ -176,7 +179,7 @@ pub fn flush_tlbs(xen: &impl Hypercall) -> Result<(), Errno> {
     numbers(xen, Plain::FlushTlbs, [0; 4]).map(drop)
 }
 
-/// Tells whoever monitors this domain that the guest asks for its attention; nothing when nobody does. Since Xen 4.5.
+/// Tells whoever monitors this domain that the guest asks for its attention; nothing when nobody does. Since Xen 4.6.
 ///
 /// # Errors
 /// `ENOSYS` where Xen lacks the call.

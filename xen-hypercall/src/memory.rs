@@ -1,4 +1,7 @@
 //! The layout of the guest's memory (`memory.h`).
+//!
+//! Unless a function says otherwise, all guests have these calls: PV, HVM and PVH on x86, and those on Arm, in every Xen
+//! since 4.0 (on Arm 4.3).
 #![allow(unsafe_code, reason = "these calls change what lies behind an address")]
 
 use core::ops::BitOr;

@@ -18,7 +18,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Xen does the calls in order, and all of them whatever their results. Between two calls others may run.
+//! Xen does the calls in order, and all of them whatever their results. Between two calls others may run. PV guests have
+//! it in every Xen, those on Arm since 4.3, HVM and PVH guests on x86 since 4.15.
 #![allow(unsafe_code, reason = "keeps addresses of arguments until the call")]
 
 use core::fmt;

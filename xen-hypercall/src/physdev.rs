@@ -150,7 +150,7 @@ pub fn free_pirq(xen: &impl Hypercall, source: Source) -> Result<u32, Errno> {
 }
 
 /// Gives Xen a page in which it sets a bit for each pirq that wants [`eoi`], so that nobody need ask. PV only, since Xen
-/// 4.2.
+/// 4.1.
 ///
 /// # Errors
 /// `EBUSY` when there is such a page already, `EINVAL` for a frame that is not the guest's, `ENOSYS` for others than

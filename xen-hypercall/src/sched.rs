@@ -1,4 +1,7 @@
 //! Giving up the processor, and ending (`sched.h`).
+//!
+//! Unless a function says otherwise, all guests have these calls: PV, HVM and PVH on x86, and those on Arm, in every Xen
+//! since 4.0 (on Arm 4.3).
 
 use core::time::Duration;
 
@@ -144,7 +147,7 @@ pub fn remote_shutdown(xen: &impl Hypercall, domain: DomId, reason: ShutdownReas
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct WatchdogId(u32);
 
-/// Starts a watchdog; a domain can have two. Parts of a second count as a whole one. Since Xen 4.0.
+/// Starts a watchdog; a domain can have two. Parts of a second count as a whole one. Since Xen 4.1.
 ///
 /// # Errors
 /// `ENOSPC` when there are two already.

@@ -3,6 +3,10 @@
 //!
 //! Timers raise `VIRQ_TIMER` of their vCPU. There are two of them, of which the one-shot timer is enough for most
 //! kernels; time is Xen's system time, which [`VcpuTime`](crate::VcpuTime) tells.
+//!
+//! Unless a function says otherwise, PV, HVM and PVH guests on x86 have these calls in every Xen since 4.0. HVM guests had
+//! few of them before 4.7, and none that starts a vCPU. On Arm there are [`register_vcpu_info`] and
+//! [`register_runstate_area`]; all others answer `EINVAL`, [`set_timer`] `ENOSYS`: PSCI and the generic timer do it there.
 #![allow(unsafe_code, reason = "hands over structures")]
 
 use core::ptr::NonNull;
@@ -172,7 +176,7 @@ pub unsafe fn register_runstate_area(
 /// say. x86 only, since Xen 4.0.
 ///
 /// # Errors
-/// `ENOENT` for a vCPU that does not exist, `EFAULT` for an address that no guest has, `ENOSYS` on Arm.
+/// `ENOENT` for a vCPU that does not exist, `EFAULT` for an address that no guest has, `EINVAL` on Arm.
 ///
 /// # Safety
 /// As for [`register_runstate_area`]: 32 bytes at `area`.
@@ -211,7 +215,7 @@ pub unsafe fn register_vcpu_info(
 /// Interrupts a vCPU by an NMI. x86 only.
 ///
 /// # Errors
-/// `ENOENT` for a vCPU that does not exist, `ENOSYS` on Arm.
+/// `ENOENT` for a vCPU that does not exist, `EINVAL` on Arm.
 pub fn send_nmi(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
     numbers(xen, Plain::SendNmi, [vcpu.0 as usize, 0, 0, 0]).map(drop)
 }
@@ -228,7 +232,7 @@ pub struct PhysicalId {
 /// Where a vCPU of the hardware domain is pinned (`dom0_vcpus_pin`). x86 only.
 ///
 /// # Errors
-/// `ENOENT` for a vCPU that does not exist, `EINVAL` for one that is not pinned or of another domain, `ENOSYS` on Arm.
+/// `ENOENT` for a vCPU that does not exist, `EINVAL` for one that is not pinned or of another domain, and on Arm.
 pub fn physical_id(xen: &impl Hypercall, vcpu: VcpuId) -> Result<PhysicalId, Errno> {
     let mut argument = VcpuGetPhysid::default();
     // SAFETY: VCPUOP_get_physid fills a `vcpu_get_physid`.
@@ -255,10 +259,10 @@ pub fn stop_periodic_timer(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Err
 }
 
 /// Makes `VIRQ_TIMER` of the vCPU fire once, when Xen's system time is `at`. When that has passed already, it fires at
-/// once or, with an older Xen, the call fails with `ETIME`.
+/// once or, with a Xen before 4.17, the call fails with `ETIME`.
 ///
 /// # Errors
-/// `ETIME` when `at` has passed (Xen before 4.16; the timer is then not set), `ENOENT` for a vCPU that does not exist,
+/// `ETIME` when `at` has passed (Xen before 4.17; the timer is then not set), `ENOENT` for a vCPU that does not exist,
 /// `EINVAL` for one that is not the caller.
 pub fn set_singleshot_timer(xen: &impl Hypercall, vcpu: VcpuId, at: Duration) -> Result<(), Errno> {
     let mut argument =

@@ -1,4 +1,7 @@
 //! What Xen this is, and who we are to it (`version.h`).
+//!
+//! Unless a function says otherwise, all guests have these calls: PV, HVM and PVH on x86, and those on Arm, in every Xen
+//! since 4.0 (on Arm 4.3).
 #![allow(unsafe_code, reason = "names the size of each answer")]
 
 use core::fmt;

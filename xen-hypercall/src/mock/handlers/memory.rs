@@ -76,11 +76,7 @@ pub(super) fn memory_op(domain: &MockDomain, [command, pointer, ..]: [usize; 5])
             let map = domain.memory_map().ok_or(Errno::ENOSYS)?;
             op.nr_entries = op.nr_entries.min(map.len() as u32);
             for (index, range) in map.iter().enumerate().take(op.nr_entries as usize) {
-                let words = [range.start as u32, (range.start >> 32) as u32, range.size as u32];
-                let more = [(range.size >> 32) as u32, range.kind];
-                let [a, b, c] = words;
-                let [d, e] = more;
-                write_at(op.buffer as usize, index, [a, b, c, d, e])?;
+                write_at(op.buffer as usize, index, *range)?;
             }
             write(pointer, op)
         }
