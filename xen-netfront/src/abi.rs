@@ -180,3 +180,108 @@ impl Protocol for Rx {
     type Request = RxRequest;
     type Response = RxResponse;
 }
+
+/// `struct xen_netif_ctrl_request`: asks the backend for something beside frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CtrlRequest {
+    /// Chosen by the front; the response has the same.
+    pub id: u16,
+    /// `XEN_NETIF_CTRL_TYPE_*`.
+    pub kind: u16,
+    /// What the kind says.
+    pub data: [u32; 3],
+}
+
+/// `struct xen_netif_ctrl_response`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CtrlResponse {
+    /// The request's.
+    pub id: u16,
+    /// The request's.
+    pub kind: u16,
+    /// `XEN_NETIF_CTRL_STATUS_*`.
+    pub status: u32,
+    /// What the kind says.
+    pub data: u32,
+}
+
+/// `struct xen_netif_gref`: a page that the backend is to keep mapped, or to let go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GrefEntry {
+    /// The page.
+    pub gref: u32,
+    /// [`GREF_READONLY`] or nothing.
+    pub flags: u16,
+    /// `XEN_NETIF_CTRL_STATUS_*`, written by the backend.
+    pub status: u16,
+}
+
+const_assert_eq!(size_of::<CtrlRequest>(), 16);
+const_assert_eq!(size_of::<CtrlResponse>(), 12);
+const_assert_eq!(size_of::<GrefEntry>(), 8);
+
+/// `XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS`.
+pub const CTRL_GET_HASH_FLAGS: u16 = 1;
+/// `XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS`.
+pub const CTRL_SET_HASH_FLAGS: u16 = 2;
+/// `XEN_NETIF_CTRL_TYPE_SET_HASH_KEY`.
+pub const CTRL_SET_HASH_KEY: u16 = 3;
+/// `XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE`.
+pub const CTRL_GET_HASH_MAPPING_SIZE: u16 = 4;
+/// `XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE`.
+pub const CTRL_SET_HASH_MAPPING_SIZE: u16 = 5;
+/// `XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING`.
+pub const CTRL_SET_HASH_MAPPING: u16 = 6;
+/// `XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM`.
+pub const CTRL_SET_HASH_ALGORITHM: u16 = 7;
+/// `XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE`.
+pub const CTRL_GET_GREF_MAPPING_SIZE: u16 = 8;
+/// `XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING`.
+pub const CTRL_ADD_GREF_MAPPING: u16 = 9;
+/// `XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING`.
+pub const CTRL_DEL_GREF_MAPPING: u16 = 10;
+
+/// `XEN_NETIF_CTRL_STATUS_SUCCESS`.
+pub const CTRL_SUCCESS: u32 = 0;
+/// `XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED`.
+pub const CTRL_NOT_SUPPORTED: u32 = 1;
+/// `XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER`.
+pub const CTRL_INVALID_PARAMETER: u32 = 2;
+/// `XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW`.
+pub const CTRL_BUFFER_OVERFLOW: u32 = 3;
+
+/// `XEN_NETIF_CTRL_HASH_ALGORITHM_NONE`: the backend chooses queues as it likes.
+pub const HASH_ALGORITHM_NONE: u32 = 0;
+/// `XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ`.
+pub const HASH_ALGORITHM_TOEPLITZ: u32 = 1;
+
+/// `XEN_NETIF_CTRLF_GREF_readonly`: the page is for sending.
+pub const GREF_READONLY: u16 = 1;
+
+bitflags::bitflags! {
+    /// `XEN_NETIF_CTRL_HASH_TYPE_*`: what of a packet is hashed.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct HashTypes: u32 {
+        /// The addresses of IPv4.
+        const IPV4 = 1 << 0;
+        /// The addresses of IPv4 and the ports of TCP.
+        const IPV4_TCP = 1 << 1;
+        /// The addresses of IPv6.
+        const IPV6 = 1 << 2;
+        /// The addresses of IPv6 and the ports of TCP.
+        const IPV6_TCP = 1 << 3;
+        const _ = !0;
+    }
+}
+
+/// The ring of questions beside frames.
+#[derive(Debug)]
+pub struct Ctrl;
+
+impl Protocol for Ctrl {
+    type Request = CtrlRequest;
+    type Response = CtrlResponse;
+}

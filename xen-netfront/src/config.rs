@@ -57,6 +57,14 @@ pub struct Config {
     /// How many queues are wanted: at most as many as the type has room for, and the backend takes
     /// (`multi-queue-max-queues`).
     pub queues: usize,
+    /// Whether the backend is to drop multicast frames but those that
+    /// [`want_multicast`](crate::NetFront::want_multicast) names, if it can (`request-multicast-control`).
+    pub multicast_filter: bool,
+    /// Whether to have a control ring, if the backend has one (`feature-ctrl-ring`).
+    pub control_ring: bool,
+    /// Bytes that are to be free before each frame that arrives, if the backend can (`xdp-headroom`): for
+    /// [`receive_pages`](crate::NetFront::receive_pages), to put something before it. At most 2048.
+    pub headroom: u16,
     /// Whether to use an event channel for each direction (`feature-split-event-channels`), so that two tasks may
     /// wait, each for its own.
     pub split_channels: bool,
@@ -70,6 +78,9 @@ impl Default for Config {
             tx_pages: 256,
             rx_pages: 256,
             queues: usize::MAX,
+            multicast_filter: false,
+            control_ring: false,
+            headroom: 0,
             split_channels: false,
         }
     }

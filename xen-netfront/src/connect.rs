@@ -9,7 +9,9 @@ use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, XenbusState};
 use xen_xenstore::{Path, Transaction, Xenstore};
 
 use crate::config::NODES;
+use crate::control::Control;
 use crate::link::Link;
+use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
 use crate::queue::Queue;
 use crate::{Config, Error, FRAME_MAX, Features, Mac, NetFront, State, Stats};
@@ -19,6 +21,9 @@ const MTU: u32 = 1500;
 /// The least that IPv4 allows.
 const MTU_MIN: u32 = 68;
 
+/// Most of a page is for the frame.
+const HEADROOM: u16 = 2048;
+
 /// What was agreed on.
 struct Terms {
     mac: Mac,
@@ -27,6 +32,9 @@ struct Terms {
     queues: usize,
     split: bool,
     trusted: bool,
+    multicast: Multicast,
+    control: bool,
+    headroom: u16,
 }
 
 impl<'x, P: Platform + Wait> NetFront<'x, P> {
@@ -67,9 +75,13 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             for queue in queues.iter_mut().take(terms.queues) {
                 *queue = Some(Queue::new(events, grants, device.backend_id(), &config, terms.split)?);
             }
-            Ok((terms, queues))
+            let control = match terms.control {
+                true => Some(Control::new(events, grants, device.backend_id())?),
+                false => None,
+            };
+            Ok((terms, queues, control))
         });
-        let (terms, mut queues) = match shared {
+        let (terms, mut queues, mut control) = match shared {
             Ok(shared) => shared,
             Err(error) => {
                 // The first error says more than one of the way out.
@@ -79,6 +91,13 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         };
         let device = publish(xs, device, deadline, |transaction, path| {
             announce(transaction, path, config.receive)?;
+            let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
+            transaction.write_display(&path.join("request-multicast-control")?, u32::from(filter))?;
+            transaction.write_display(&path.join("xdp-headroom")?, terms.headroom)?;
+            if let Some(control) = &mut control {
+                transaction.write_display(&path.join("ctrl-ring-ref")?, control.ring.backing().gref().0)?;
+                transaction.write_display(&path.join("event-channel-ctrl")?, control.channel.port().0)?;
+            }
             if terms.queues > 1 {
                 transaction.write_display(&path.join("multi-queue-num-queues")?, terms.queues)?;
             }
@@ -95,6 +114,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             grants,
             events,
             queues,
+            control,
+            multicast: terms.multicast,
             turn: 0,
             config: Config { send: terms.send, ..config },
             wanted: config.send,
@@ -150,6 +171,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         };
         // Only now: before, the backend had every right to the pages.
         self.queues.iter_mut().for_each(|queue| *queue = None);
+        self.control = None;
         self.state = State::Closed;
         Ok(closed?)
     }
@@ -210,8 +232,16 @@ fn agree<P: Platform + Wait>(
     }
     let queues = number("multi-queue-max-queues")?.unwrap_or(1) as usize;
     let split = config.split_channels && number("feature-split-event-channels")? == Some(1);
+    let multicast = match (number("feature-multicast-control")?, number("feature-dynamic-multicast-control")?)
+    {
+        (_, Some(1)) => Multicast::Dynamic,
+        (Some(1), _) => Multicast::Static,
+        _ => Multicast::Unfiltered,
+    };
+    let control = config.control_ring && number("feature-ctrl-ring")? == Some(1);
+    let headroom = if number("feature-xdp-headroom")? == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
     let limit = if config.receive.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE };
-    let limit = (limit - ETHERNET) as u32;
+    let limit = (limit - ETHERNET - usize::from(headroom)) as u32;
     let mtu = device.read_frontend(xs, "mtu").ok().flatten();
     let trusted = device.read_frontend(xs, "trusted").ok().flatten() != Some(0);
     Ok(Terms {
@@ -221,6 +251,9 @@ fn agree<P: Platform + Wait>(
         queues: queues.min(config.queues).min(most).max(1),
         split,
         trusted,
+        multicast,
+        control,
+        headroom,
     })
 }
 
@@ -272,10 +305,12 @@ fn announce<P: Platform + Wait>(
         transaction.write(&path.join(node)?, if there { b"1" } else { b"0" })?;
     }
     // An earlier kernel may have left the keys of another number of queues, which a backend refuses.
-    for node in ["multi-queue-num-queues", "tx-ring-ref", "rx-ring-ref", "event-channel"]
-        .into_iter()
-        .chain(["event-channel-tx", "event-channel-rx"])
-    {
+    for node in ["multi-queue-num-queues", "tx-ring-ref", "rx-ring-ref", "event-channel"].into_iter().chain([
+        "event-channel-tx",
+        "event-channel-rx",
+        "ctrl-ring-ref",
+        "event-channel-ctrl",
+    ]) {
         match transaction.remove(&path.join(node)?) {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}

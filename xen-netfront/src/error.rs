@@ -29,6 +29,15 @@ pub enum Error {
     NotOffered(Features),
     /// A page of a frame is granted to another domain than the backend, or not as it must be.
     Page,
+    /// The backend has no list of multicast addresses, or cannot change what it does about them while connected.
+    NoMulticast,
+    /// There is no such queue.
+    Queue(u32),
+    /// The backend did not answer a question of the control ring in time.
+    TimedOut,
+    /// The backend refused a question of this kind (`XEN_NETIF_CTRL_TYPE_*`) with this status
+    /// (`XEN_NETIF_CTRL_STATUS_*`).
+    Refused(u16, u32),
     /// The backend is closing, or gone.
     Closed,
     /// The backend broke the protocol; the device is of no use any more.
@@ -70,6 +79,12 @@ impl fmt::Display for Error {
             }
             Self::NotOffered(features) => write!(f, "the network backend does not take {features:?}"),
             Self::Page => f.write_str("a page of a frame is not granted to the network backend"),
+            Self::NoMulticast => f.write_str("the network backend does not filter multicast frames"),
+            Self::Queue(queue) => write!(f, "there is no queue {queue}"),
+            Self::TimedOut => f.write_str("the network backend did not answer in time"),
+            Self::Refused(kind, status) => {
+                write!(f, "the network backend refused control request {kind} with status {status}")
+            }
             Self::Closed => f.write_str("the network backend is gone"),
             Self::Broken(violation) => write!(f, "the network backend broke the protocol: {violation}"),
         }

@@ -5,11 +5,13 @@ use core::task::{Context, Poll};
 
 use xen_evtchn::{Channel, EventChannels};
 use xen_gnttab::{GrantTable, GrantedPage};
-use xen_hypercall::{DomId, PAGE_SIZE, Platform};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
 use xen_xenstore::xenbus::{Connected, Frontend};
 
+use crate::control::Control;
 use crate::error::Violation;
 use crate::link::Link;
+use crate::multicast::Multicast;
 use crate::packet::{self, Packet};
 use crate::queue::Queue;
 use crate::rx::Sink;
@@ -53,6 +55,8 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     pub(crate) grants: &'x GrantTable<P>,
     pub(crate) events: &'x EventChannels<P>,
     pub(crate) queues: [Option<Queue<'x, P>>; QUEUES],
+    pub(crate) control: Option<Control<'x, P>>,
+    pub(crate) multicast: Multicast,
     /// The queue that is looked at first when frames are received.
     pub(crate) turn: usize,
     /// With what was agreed on.
@@ -273,11 +277,12 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     pub(crate) fn receive_to(&mut self, sink: &mut impl Sink<'x, P>) -> Result<Option<RxMeta>, Error> {
         self.check()?;
         let features = self.config.receive;
+        let hashes = self.control.as_ref().is_some_and(|control| control.hashes);
         for _ in 0..QUEUES {
             let number = self.turn;
             self.turn = (number + 1) % QUEUES.max(1);
             let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { continue };
-            let received = queue.rx.receive(features, sink, &mut self.stats);
+            let received = queue.rx.receive(features, hashes, sink, &mut self.stats);
             let received = received.and_then(|received| queue.rx.refill().map(|()| received));
             if let Some(meta) = self.settle(received)? {
                 return Ok(Some(RxMeta { queue: number, ..meta }));
@@ -303,24 +308,31 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.settle(flushed)
     }
 
-    /// Asks for an event at the next frame and, when pages for sending are short, when some come back. Answers
+    /// The end of a look at the device, before sleeping: asks for an event at the next frame and, when pages for sending are short, when some come back. Answers
     /// whether there is something to do at once: then no event will come for it, and sleeping would be wrong.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`].
-    pub fn arm(&mut self) -> Result<bool, Error> {
+    pub fn arm(&mut self) -> Result<bool, Error>
+    where
+        P: Wait,
+    {
         self.check()?;
         // With less than that a large frame does not get out.
         let wanted = if self.config.send.contains(Features::SCATTER_GATHER) { LARGE } else { 1 };
         let ready = self.queues.iter_mut().flatten().try_fold(false, |ready, queue| {
             let (rx, tx) = (queue.arm_receive()?, queue.arm_transmit(wanted)?);
+            queue.end_of_look(rx, tx);
             Ok(ready | rx | tx)
         });
         self.settle(ready)
     }
 
     /// Ready when a frame has arrived or the device is not at work any more; otherwise wakes the task then.
-    pub fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<()>
+    where
+        P: Wait,
+    {
         loop {
             if self.arm() != Ok(false) {
                 return Poll::Ready(());

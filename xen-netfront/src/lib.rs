@@ -9,13 +9,16 @@ pub mod abi;
 pub mod adapters;
 mod config;
 mod connect;
+mod control;
 mod error;
 mod front;
+pub mod hash;
 mod link;
 mod mac;
 mod meta;
 #[cfg(feature = "mock")]
 pub mod mock;
+mod multicast;
 pub mod packet;
 mod pages;
 mod pool;
@@ -26,10 +29,13 @@ mod stats;
 mod tx;
 
 pub use config::{Config, Features};
+pub use control::ControlRing;
 pub use error::{Error, Violation};
 pub use front::{NetFront, State};
+pub use hash::Hash;
 pub use mac::Mac;
 pub use meta::{Checksum, Gso, GsoKind, RxMeta, TxMeta};
+pub use multicast::Multicast;
 pub use pages::FramePage;
 pub use stats::Stats;
 

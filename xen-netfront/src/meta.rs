@@ -1,7 +1,7 @@
 //! What is said of a frame beside its bytes.
 
-use crate::Features;
 use crate::abi::{ExtraInfo, GSO_TYPE_TCPV4, GSO_TYPE_TCPV6};
+use crate::{Features, Hash};
 
 /// What is known of the TCP or UDP checksum of a frame (`NETTXF_*`, `NETRXF_*` of `io/netif.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,6 +56,8 @@ pub struct RxMeta {
     pub checksum: Checksum,
     /// It is several segments in one; only if [`Config::receive`](crate::Config::receive) allows.
     pub gso: Option<Gso>,
+    /// Its hash, once the [control ring](crate::NetFront::control) asked for hashes.
+    pub hash: Option<Hash>,
     /// The slots in which it was, without those of extra information.
     pub slots: usize,
     /// The queue it came by.

@@ -1,6 +1,6 @@
 //! The pages for sending: each either here or with the backend.
 
-use xen_gnttab::{Access, GrantTable, GrantedPage};
+use xen_gnttab::{Access, GrantRef, GrantTable, GrantedPage};
 use xen_hypercall::{DomId, Platform};
 
 use crate::Error;
@@ -37,6 +37,11 @@ impl<'g, P: Platform> Pool<'g, P> {
             pool.count += 1;
         }
         Ok(pool)
+    }
+
+    /// The references of all pages.
+    pub(crate) fn grefs(&self) -> impl Iterator<Item = GrantRef> {
+        self.pages.iter().flatten().map(GrantedPage::gref)
     }
 
     /// How many pages are here.

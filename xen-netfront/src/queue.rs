@@ -2,9 +2,9 @@
 
 use core::task::{Context, Poll};
 
-use xen_evtchn::{Channel, EventChannels};
+use xen_evtchn::{Channel, EventChannels, Progress};
 use xen_gnttab::GrantTable;
-use xen_hypercall::{DomId, Platform};
+use xen_hypercall::{DomId, Platform, Wait};
 
 use crate::rx::RxQueue;
 use crate::tx::{TxQueue, broken};
@@ -30,6 +30,11 @@ impl<'x, P: Platform> Queue<'x, P> {
         let rx = RxQueue::new(grants, backend, config.rx_pages)?;
         let channel = events.alloc_unbound(backend)?;
         let rx_channel = if split { Some(events.alloc_unbound(backend)?) } else { None };
+        // A backend that sends events without reason gets one through each time we look, and soon fewer.
+        channel.set_late_eoi(true);
+        if let Some(channel) = &rx_channel {
+            channel.set_late_eoi(true);
+        }
         Ok(Self { tx, rx, channel, rx_channel })
     }
 
@@ -69,6 +74,22 @@ impl<'x, P: Platform> Queue<'x, P> {
         }
         let half = self.tx.ring.in_flight() / 2;
         self.tx.ring.arm_after(half).map_err(broken)
+    }
+
+    /// The end of a look at both rings: events may come again. `ready` are the answers of the two above.
+    pub(crate) fn end_of_look(&mut self, rx_ready: bool, tx_ready: bool)
+    where
+        P: Wait,
+    {
+        let (rx, tx) = (rx_ready | self.rx.worked, tx_ready | self.tx.worked);
+        (self.rx.worked, self.tx.worked) = (false, false);
+        match &self.rx_channel {
+            Some(channel) => {
+                channel.done(Progress::of(rx));
+                self.channel.done(Progress::of(tx));
+            }
+            None => self.channel.done(Progress::of(rx | tx)),
+        }
     }
 
     /// Leaves the task's waker for the next event of either direction; answers whether there was one already.

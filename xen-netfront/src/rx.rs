@@ -1,6 +1,6 @@
 //! The half of a queue that receives.
 
-use xen_gnttab::{Access, GrantTable, GrantedPage};
+use xen_gnttab::{Access, GrantRef, GrantTable, GrantedPage};
 use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_ring::Front;
 use zerocopy::transmute;
@@ -9,7 +9,7 @@ use crate::abi::{EXTRA_FLAG_MORE, ExtraInfo, Rx, RxFlags, RxRequest, RxResponse}
 use crate::error::Violation;
 use crate::pool::PAGES;
 use crate::tx::broken;
-use crate::{Checksum, Error, Features, Gso, RxMeta, Stats};
+use crate::{Checksum, Error, Features, Gso, Hash, RxMeta, Stats};
 
 /// A ring and the pages that frames arrive in.
 ///
@@ -20,6 +20,8 @@ pub(crate) struct RxQueue<'x, P: Platform> {
     pages: [Option<GrantedPage<'x, P>>; PAGES],
     /// How many pages there are, a power of two.
     count: u32,
+    /// Something arrived since the last event ended.
+    pub(crate) worked: bool,
 }
 
 /// A page with a part of a frame, as a sink gets it: the page, which may be exchanged for another, the part's
@@ -33,11 +35,16 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         let page = grants.share(backend, Access::ReadWrite)?;
         let ring = Front::init(page).map_err(|error| Error::Broken(Violation::Ring(error)))?;
         let count = 1 << pages.clamp(1, PAGES).ilog2();
-        let mut queue = Self { ring, pages: [const { None }; PAGES], count };
+        let mut queue = Self { ring, pages: [const { None }; PAGES], count, worked: false };
         for page in queue.pages.iter_mut().take(count as usize) {
             *page = Some(grants.share(backend, Access::ReadWrite)?);
         }
         Ok(queue)
+    }
+
+    /// The references of all pages.
+    pub(crate) fn grefs(&self) -> impl Iterator<Item = GrantRef> {
+        self.pages.iter().flatten().map(GrantedPage::gref)
     }
 
     /// Gives the backend every page that it does not have.
@@ -55,12 +62,14 @@ impl<'x, P: Platform> RxQueue<'x, P> {
     pub(crate) fn receive(
         &mut self,
         features: Features,
+        hashes: bool,
         sink: &mut impl Sink<'x, P>,
         stats: &mut Stats,
     ) -> Result<Option<RxMeta>, Error> {
         loop {
             let Some(first) = self.ring.pop().map_err(broken)? else { return Ok(None) };
-            if let Some(meta) = self.frame(first, features, sink)? {
+            self.worked = true;
+            if let Some(meta) = self.frame(first, features, hashes, sink)? {
                 stats.rx_frames += 1;
                 stats.rx_bytes += meta.len as u64;
                 stats.rx_slots += meta.slots as u64;
@@ -76,6 +85,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         &mut self,
         first: RxResponse,
         features: Features,
+        hashes: bool,
         sink: &mut impl Sink<'x, P>,
     ) -> Result<Option<RxMeta>, Error> {
         let flags = RxFlags::from_bits_retain(first.flags);
@@ -100,11 +110,12 @@ impl<'x, P: Platform> RxQueue<'x, P> {
                 extras = info.flags & EXTRA_FLAG_MORE != 0;
                 let gso =
                     info.as_gso().and_then(Gso::from_abi).filter(|gso| features.contains(gso.feature()));
-                if gso.is_none() {
+                match (gso, Hash::from_abi(info).filter(|_| hashes)) {
+                    (Some(_), _) => meta.gso = gso,
+                    (None, hash @ Some(_)) => meta.hash = hash,
                     // Not agreed on, or of a kind that we do not know.
-                    return Err(Error::Broken(Violation::Extra(info.kind)));
+                    (None, None) => return Err(Error::Broken(Violation::Extra(info.kind))),
                 }
-                meta.gso = gso;
             }
             match usize::try_from(slot.status) {
                 Ok(0) | Err(_) => sound = false,

@@ -17,6 +17,8 @@ pub(crate) struct TxQueue<'x, P: Platform> {
     pub(crate) pool: Pool<'x, P>,
     /// Slots with the backend that are no requests: as many responses may mean nothing.
     nulls: u32,
+    /// Something came back since the last event ended.
+    pub(crate) worked: bool,
 }
 
 /// What a frame needs beside its bytes.
@@ -82,6 +84,11 @@ impl Plan {
         Ok(Self { flags: TxFlags::empty(), extra: None, checksum: Some((at, packet.checksum_of(sum))) })
     }
 
+    /// For no frame, but a request to the backend.
+    pub(crate) fn of_extra(info: ExtraInfo) -> Self {
+        Self { flags: TxFlags::EXTRA_INFO, extra: Some(info), checksum: None }
+    }
+
     pub(crate) fn slots(&self) -> usize {
         usize::from(self.extra.is_some())
     }
@@ -91,7 +98,7 @@ impl<'x, P: Platform> TxQueue<'x, P> {
     pub(crate) fn new(grants: &'x GrantTable<P>, backend: DomId, pages: usize) -> Result<Self, Error> {
         let page = grants.share(backend, Access::ReadWrite)?;
         let ring = Front::init(page).map_err(|error| Error::Broken(Violation::Ring(error)))?;
-        Ok(Self { ring, pool: Pool::new(grants, backend, pages)?, nulls: 0 })
+        Ok(Self { ring, pool: Pool::new(grants, backend, pages)?, nulls: 0, worked: false })
     }
 
     /// Pages that can be filled at this moment; looks what came back when there are fewer than `wanted`.
@@ -105,6 +112,7 @@ impl<'x, P: Platform> TxQueue<'x, P> {
     /// Takes the pages back that the backend has sent.
     pub(crate) fn reap(&mut self, stats: &mut Stats) -> Result<(), Error> {
         while let Some(response) = self.ring.pop().map_err(broken)? {
+            self.worked = true;
             if response.status == RSP_NULL {
                 self.nulls = self.nulls.checked_sub(1).ok_or(Error::Broken(Violation::Null))?;
                 continue;
@@ -176,6 +184,9 @@ impl<'x, P: Platform> TxQueue<'x, P> {
             }
         }
         self.pool.sent(count);
+        if len == 0 {
+            return Ok(());
+        }
         stats.tx_frames += 1;
         stats.tx_bytes += len as u64;
         stats.tx_slots += needed as u64;

@@ -111,14 +111,17 @@ fn options() -> impl Strategy<Value = Options> {
 fn config() -> impl Strategy<Value = Config> {
     let pages = prop_oneof![1 => 1..300usize, 2 => 17..257usize];
     let features = || any::<u16>().prop_map(Features::from_bits_truncate);
-    (features(), features(), pages.clone(), pages, any::<bool>()).prop_map(
-        |(send, receive, tx, rx, split)| Config {
+    (features(), features(), pages.clone(), pages, any::<bool>(), any::<bool>(), 0..300u16).prop_map(
+        |(send, receive, tx, rx, split, control, headroom)| Config {
             send,
             receive,
             tx_pages: tx,
             rx_pages: rx,
             queues: QUEUES,
             split_channels: split,
+            control_ring: control,
+            multicast_filter: control,
+            headroom,
         },
     )
 }

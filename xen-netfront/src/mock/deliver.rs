@@ -12,7 +12,7 @@ use zerocopy::transmute;
 use super::{Backend, Fault, Frame};
 use crate::abi::*;
 use crate::packet::Packet;
-use crate::{Checksum, Gso, GsoKind};
+use crate::{Checksum, Gso, GsoKind, Multicast};
 
 impl Backend {
     /// Gives the guest what the switch has for it, as far as there is room. Whether there was anything.
@@ -20,8 +20,16 @@ impl Backend {
         if self.queues.is_empty() {
             return false;
         }
+        if self.options.multicast == Multicast::Dynamic {
+            self.filters = self.says("request-multicast-control");
+        }
         while self.backlog.len() < 64 {
             let Some(frame) = self.switch.take(self.port) else { break };
+            let to = frame.bytes.first_chunk::<6>().copied().unwrap_or_default();
+            if self.filters && to[0] & 1 == 1 && to != [0xff; 6] && !self.wanted.contains(&to) {
+                self.stats.filtered += 1;
+                continue;
+            }
             let before = self.backlog.len();
             self.prepare(frame);
             self.stats.undeliverable += u64::from(self.backlog.len() == before);
@@ -55,18 +63,26 @@ impl Backend {
             let fills = frame.checksum == Checksum::Blank && !takes_blank;
             let frame = if fills { frame.filled() } else { Some(frame) };
             // Without scatter-gather there is no slot for more than a page.
-            let frame = frame.filter(|frame| takes.sg || frame.bytes.len() <= PAGE_SIZE);
+            let frame = frame.filter(|frame| takes.sg || self.headroom + frame.bytes.len() <= PAGE_SIZE);
             self.backlog
                 .extend(frame.filter(|frame| !frame.bytes.is_empty() && frame.bytes.len() <= MAX_TX_SIZE));
         }
     }
 
     fn slots_of(&self, frame: &Frame) -> usize {
-        frame.bytes.len().div_ceil(PAGE_SIZE) + usize::from(frame.gso.is_some())
+        let hash = usize::from(self.hash(&frame.bytes).is_some());
+        (self.headroom + frame.bytes.len()).div_ceil(PAGE_SIZE) + usize::from(frame.gso.is_some()) + hash
+    }
+
+    fn hash(&self, bytes: &[u8]) -> Option<(HashTypes, u32, usize)> {
+        self.control.as_ref()?.hash(bytes, self.queues.len())
     }
 
     /// The queue for a frame: the same for all of a flow.
     fn choose(&self, bytes: &[u8]) -> usize {
+        if let Some((_, _, queue)) = self.hash(bytes) {
+            return queue;
+        }
         let flow = Packet::parse(bytes).and_then(|packet| bytes.get(26..packet.transport + 4));
         let hash =
             flow.unwrap_or_default().iter().fold(0usize, |hash, byte| hash * 31 % 65521 + usize::from(*byte));
@@ -101,19 +117,31 @@ impl Backend {
             Checksum::Validated => RxFlags::DATA_VALIDATED,
             Checksum::Complete => RxFlags::empty(),
         };
-        let chunks = frame.bytes.chunks(PAGE_SIZE);
-        let count = chunks.len();
+        let mut infos = Vec::new();
+        if let Some(gso) = frame.gso {
+            let kind = if gso.kind == GsoKind::TcpV4 { GSO_TYPE_TCPV4 } else { GSO_TYPE_TCPV6 };
+            infos.push(ExtraInfo::gso(gso.size, kind));
+        }
+        if let Some((types, value, _)) = self.hash(&frame.bytes) {
+            let [a, b, c, d] = value.to_le_bytes();
+            let data = [types.bits().trailing_zeros() as u8, HASH_ALGORITHM_TOEPLITZ as u8, a, b, c, d];
+            infos.push(ExtraInfo { kind: EXTRA_TYPE_HASH, flags: 0, data });
+        }
+        let count = infos.len();
+        infos.iter_mut().take(count.saturating_sub(1)).for_each(|info| info.flags = EXTRA_FLAG_MORE);
+        let (first, rest) = frame.bytes.split_at(frame.bytes.len().min(PAGE_SIZE - self.headroom));
+        let chunks = [first].into_iter().chain(rest.chunks(PAGE_SIZE));
+        let count = 1 + rest.len().div_ceil(PAGE_SIZE);
         for (place, chunk) in chunks.enumerate() {
             let more = if place + 1 < count { RxFlags::MORE_DATA } else { RxFlags::empty() };
-            let extra =
-                if place == 0 && frame.gso.is_some() { RxFlags::EXTRA_INFO } else { RxFlags::empty() };
-            slots.push(self.fill(index, chunk, flags | more | extra));
+            let extra = if place == 0 && !infos.is_empty() { RxFlags::EXTRA_INFO } else { RxFlags::empty() };
+            let offset = if place == 0 { self.headroom } else { 0 };
+            slots.push(self.fill(index, offset, chunk, flags | more | extra));
             flags = RxFlags::empty();
-            if let Some(gso) = frame.gso.filter(|_| place == 0) {
-                let kind = if gso.kind == GsoKind::TcpV4 { GSO_TYPE_TCPV4 } else { GSO_TYPE_TCPV6 };
-                let extra = self.spoil_extra(transmute!(ExtraInfo::gso(gso.size, kind)));
+            for info in infos.drain(..) {
+                let slot = self.spoil_extra(transmute!(info));
                 extras.push(slots.len());
-                slots.push(extra);
+                slots.push(slot);
                 self.queues.get_mut(index).and_then(|queue| queue.room.pop_front());
             }
         }
@@ -131,16 +159,20 @@ impl Backend {
     }
 
     /// Copies a part of a frame to the guest's next page.
-    fn fill(&mut self, index: usize, chunk: &[u8], flags: RxFlags) -> RxResponse {
+    fn fill(&mut self, index: usize, offset: usize, chunk: &[u8], flags: RxFlags) -> RxResponse {
         let Some(request) = self.queues.get_mut(index).and_then(|queue| queue.room.pop_front()) else {
             return RxResponse::default();
         };
-        let mut response =
-            RxResponse { id: request.id, offset: 0, flags: flags.bits(), status: chunk.len() as i16 };
+        let mut response = RxResponse {
+            id: request.id,
+            offset: offset as u16,
+            flags: flags.bits(),
+            status: chunk.len() as i16,
+        };
         let gref = GrantRef(request.gref);
         match map(&self.dom0, self.guest.id(), gref, true) {
             Ok(mut page) => {
-                if let Err(error) = page.mem().write_bytes(0, chunk) {
+                if let Err(error) = page.mem().write_bytes(offset, chunk) {
                     self.complain(error.to_string());
                 }
                 if self.holds || self.roll(|faults| faults.keep_mapped) {

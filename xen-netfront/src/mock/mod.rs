@@ -6,98 +6,38 @@
 //! device where it does there. It looks at its ring of frames to send only when it got an event, so a driver that
 //! forgets one hangs here as it would on Xen. See the crate's first page for an example.
 
+mod control;
 mod deliver;
 mod faults;
 mod frame;
 #[cfg(feature = "smoltcp-v0-14")]
 mod host;
+mod link;
+mod options;
 mod pcap;
 mod serve;
 mod switch;
 
-use core::sync::atomic::Ordering::SeqCst;
 use std::collections::{BTreeSet, VecDeque};
 use std::format;
 use std::string::{String, ToString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
-use xen_gnttab::GrantRef;
-use xen_gnttab::mock::{MockMapping, map};
+use xen_gnttab::mock::MockMapping;
 use xen_hypercall::mock::{Dice, MockDomain};
-use xen_hypercall::{DomId, SharedInfo, event};
-use xen_ring::Back;
+use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
 
-use crate::Mac;
-use crate::abi::{Rx, RxRequest, RxResponse, Tx, TxResponse};
+use link::{Queue, Takes};
+
 pub use faults::Faults;
 pub use frame::Frame;
 #[cfg(feature = "smoltcp-v0-14")]
 pub use host::HostDevice;
+pub use options::{BackStats, ControlLimits, Fault, Options};
 pub use switch::MockSwitch;
-
-/// What kind of device it is, and what its backend can do. By default all that Linux' can.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Options {
-    /// The device's address.
-    pub mac: Mac,
-    /// What the toolstack says the MTU is, if anything.
-    pub mtu: Option<u32>,
-    /// Frames of several slots (`feature-sg`).
-    pub sg: bool,
-    /// Large TCP packets in IPv4 (`feature-gso-tcpv4`).
-    pub gso_v4: bool,
-    /// Large TCP packets in IPv6 (`feature-gso-tcpv6`).
-    pub gso_v6: bool,
-    /// Blank checksums in IPv4 (not `feature-no-csum-offload`, which Linux does not say).
-    pub csum_v4: bool,
-    /// Blank checksums in IPv6 (`feature-ipv6-csum-offload`).
-    pub csum_v6: bool,
-    /// Copying to the guest (`feature-rx-copy`).
-    pub rx_copy: bool,
-    /// Two event channels for a queue (`feature-split-event-channels`).
-    pub split: bool,
-    /// The most queues (`multi-queue-max-queues`); zero: it does not say.
-    pub queues: u32,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            mac: Mac([0x00, 0x16, 0x3e, 0x12, 0x34, 0x56]),
-            mtu: None,
-            sg: true,
-            gso_v4: true,
-            gso_v6: true,
-            csum_v4: true,
-            csum_v6: true,
-            rx_copy: true,
-            split: true,
-            queues: 4,
-        }
-    }
-}
-
-/// What is wrong with a response.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
-    /// It names this request.
-    Id(u16),
-    /// This is its status: an error, or the length of what was received.
-    Status(i16),
-    /// The frame is at this place of the page. For frames received.
-    Offset(u16),
-    /// These are its flags. For frames received.
-    Flags(u16),
-    /// It does not come: the request stays unanswered.
-    Missing,
-    /// It comes twice, if there is another request whose answer it takes the place of.
-    Twice,
-    /// After it the ring's producer index is ahead by so much more.
-    Index(u32),
-}
 
 /// A backend for one network device of one guest. Clones are handles to the same one.
 #[derive(Clone)]
@@ -123,9 +63,16 @@ struct Backend {
     queues: Vec<Queue>,
     /// What the guest takes.
     guest_takes: Takes,
+    control: Option<control::Control>,
+    /// Bytes before each frame for the guest.
+    headroom: usize,
+    /// Whether multicast frames are dropped but those to these addresses.
+    filters: bool,
+    wanted: BTreeSet<[u8; 6]>,
     backlog: VecDeque<Frame>,
     tx_faults: VecDeque<Fault>,
     rx_faults: VecDeque<Fault>,
+    ctrl_faults: VecDeque<Fault>,
     chances: Option<(Dice, Faults)>,
     hits: u64,
     lied: u64,
@@ -139,62 +86,6 @@ struct Backend {
     gone: bool,
     /// A guest broke a rule that Linux ends the device for.
     disabled: bool,
-}
-
-/// What the guest said it takes.
-#[derive(Clone, Copy, Default)]
-struct Takes {
-    sg: bool,
-    gso_v4: bool,
-    gso_v6: bool,
-    csum_v4: bool,
-    csum_v6: bool,
-}
-
-/// What a backend has of a queue while it is connected.
-struct Queue {
-    tx: Back<Tx, MockMapping>,
-    rx: Back<Rx, MockMapping>,
-    tx_port: u32,
-    rx_port: u32,
-    /// Pages to receive into that were taken from the ring and not used yet.
-    room: VecDeque<RxRequest>,
-    /// Responses that are not written yet.
-    tx_answers: Vec<TxResponse>,
-    rx_answers: Vec<RxResponse>,
-    /// How much too far the guest is told that they go.
-    tx_jump: Option<u32>,
-    rx_jump: Option<u32>,
-    /// A ring is of no use.
-    dead: bool,
-}
-
-/// What passed through a backend.
-#[non_exhaustive]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct BackStats {
-    /// Frames from the guest.
-    pub from_guest: u64,
-    /// Slots in which they were.
-    pub slots_from_guest: u64,
-    /// Of these frames, the ones with blank checksums.
-    pub blank_from_guest: u64,
-    /// Of these frames, the ones to be cut.
-    pub gso_from_guest: u64,
-    /// Frames to the guest.
-    pub to_guest: u64,
-    /// Slots in which they were.
-    pub slots_to_guest: u64,
-    /// Of these frames, the ones with blank checksums.
-    pub blank_to_guest: u64,
-    /// Of these frames, the ones to be cut.
-    pub gso_to_guest: u64,
-    /// Frames that the guest cannot take, in one piece or several.
-    pub undeliverable: u64,
-    /// Events received from the guest.
-    pub events: u64,
-    /// Events sent to the guest.
-    pub notifications: u64,
 }
 
 impl MockNetback {
@@ -227,9 +118,14 @@ impl MockNetback {
             lies: Vec::new(),
             queues: Vec::new(),
             guest_takes: Takes::default(),
+            control: None,
+            headroom: 0,
+            filters: false,
+            wanted: BTreeSet::new(),
             backlog: VecDeque::new(),
             tx_faults: VecDeque::new(),
             rx_faults: VecDeque::new(),
+            ctrl_faults: VecDeque::new(),
             chances: None,
             hits: 0,
             lied: 0,
@@ -269,6 +165,16 @@ impl MockNetback {
         state.queues.iter().map(|queue| queue.room.len()).sum()
     }
 
+    /// The addresses of multicast frames that the guest wants.
+    pub fn wanted(&self) -> Vec<[u8; 6]> {
+        self.state().wanted.iter().copied().collect()
+    }
+
+    /// How many pages the guest lets the backend keep mapped.
+    pub fn mapped_pages(&self) -> usize {
+        self.state().control.as_ref().map_or(0, |control| control.pages.len())
+    }
+
     /// Gives a node of the backend another value when it is written, or none.
     pub fn lie(&self, node: &str, value: Option<&str>) {
         self.state().lies.push((node.to_string(), value.map(ToString::to_string)));
@@ -303,6 +209,19 @@ impl MockNetback {
     /// Spoils the next response with a frame for the guest that is not spoilt yet.
     pub fn fault_rx(&self, fault: Fault) {
         self.state().rx_faults.push_back(fault);
+    }
+
+    /// Sends events to all of the device's channels without reason.
+    pub fn spurious_event(&self) {
+        let mut state = self.state();
+        let ports: BTreeSet<u32> =
+            state.queues.iter().flat_map(|queue| [queue.tx_port, queue.rx_port]).collect();
+        ports.into_iter().for_each(|port| state.send_event(port));
+    }
+
+    /// Spoils the next answer of the control ring; of the faults, only [`Fault::Id`] is known there.
+    pub fn fault_control(&self, fault: Fault) {
+        self.state().ctrl_faults.push_back(fault);
     }
 
     /// Lets things go wrong by chance from now on, instead of those before.
@@ -460,130 +379,5 @@ impl Backend {
             _ => return self.serve(),
         }
         true
-    }
-
-    fn offer(&self) {
-        let Options { sg, gso_v4, gso_v6, csum_v4, csum_v6, rx_copy, split, queues, .. } = self.options;
-        for (node, there) in [
-            ("feature-sg", sg),
-            ("feature-gso-tcpv4", gso_v4),
-            ("feature-gso-tcpv6", gso_v6),
-            ("feature-no-csum-offload", !csum_v4),
-            ("feature-ipv6-csum-offload", csum_v6),
-            ("feature-rx-copy", rx_copy),
-            ("feature-rx-flip", false),
-            ("feature-split-event-channels", split),
-        ] {
-            self.publish(node, if there { "1" } else { "0" });
-        }
-        if queues > 0 {
-            self.publish("multi-queue-max-queues", &queues.to_string());
-        }
-    }
-
-    fn connect(&mut self) -> Result<(), String> {
-        self.guest_takes = Takes {
-            sg: self.says("feature-sg"),
-            gso_v4: self.says("feature-gso-tcpv4"),
-            gso_v6: self.says("feature-gso-tcpv6"),
-            csum_v4: !self.says("feature-no-csum-offload"),
-            csum_v6: self.says("feature-ipv6-csum-offload"),
-        };
-        if !self.says("request-rx-copy") {
-            return Err("no request-rx-copy".into());
-        }
-        if !self.says("feature-rx-notify") {
-            return Err("no feature-rx-notify".into());
-        }
-        let count: u32 = self.front("multi-queue-num-queues").unwrap_or(1);
-        if count == 0 || count > self.options.queues.max(1) {
-            return Err(format!("{count} queues"));
-        }
-        for index in 0..count {
-            let below = if count == 1 { String::new() } else { format!("queue-{index}/") };
-            let queue = self.connect_queue(&below)?;
-            self.queues.push(queue);
-        }
-        if count > 1 && self.front::<u32>("tx-ring-ref").is_some() {
-            return Err("keys of a single queue beside those of several".into());
-        }
-        self.switch.set_up(self.port, true);
-        Ok(())
-    }
-
-    fn connect_queue(&mut self, below: &str) -> Result<Queue, String> {
-        let guest = self.guest.id();
-        let ring = |name: &str| {
-            let gref = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
-            map(&self.dom0, guest, GrantRef(gref), true).map_err(|status| format!("{name}: {status:?}"))
-        };
-        let tx = Back::attach(ring("tx-ring-ref")?).map_err(|error| error.to_string())?;
-        let rx = Back::attach(ring("rx-ring-ref")?).map_err(|error| error.to_string())?;
-        let bind = |name: &str| {
-            let port = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
-            event::bind_interdomain(&self.dom0, guest, port).map_err(|errno| errno.to_string())
-        };
-        let (tx_port, rx_port) = if self.front::<u32>(&format!("{below}event-channel-tx")).is_some() {
-            if !self.options.split {
-                return Err("split event channels".into());
-            }
-            (bind("event-channel-tx")?, bind("event-channel-rx")?)
-        } else {
-            let port = bind("event-channel")?;
-            (port, port)
-        };
-        Ok(Queue {
-            tx,
-            rx,
-            tx_port,
-            rx_port,
-            room: VecDeque::new(),
-            tx_answers: Vec::new(),
-            rx_answers: Vec::new(),
-            tx_jump: None,
-            rx_jump: None,
-            dead: false,
-        })
-    }
-
-    fn disconnect(&mut self) {
-        self.switch.set_up(self.port, false);
-        self.backlog.clear();
-        self.late_events.clear();
-        for queue in core::mem::take(&mut self.queues) {
-            // The guest may have closed its ends; ours are there in any case.
-            for port in BTreeSet::from([queue.tx_port, queue.rx_port]) {
-                let _ = event::close(&self.dom0, port);
-            }
-            if self.holds {
-                self.kept.extend([queue.tx.into_inner(), queue.rx.into_inner()]);
-            }
-        }
-    }
-
-    /// Whether an event came to a port since the last look.
-    fn notified(&mut self, port: u32) -> bool {
-        let Some(shared) = self.dom0.shared_info() else { return false };
-        let bit = 1 << (port % 64);
-        let word = shared.evtchn_pending(port as usize / 64);
-        let came = word.is_some_and(|word| word.fetch_and(!bit, SeqCst) & bit != 0);
-        self.stats.events += u64::from(came);
-        came
-    }
-
-    fn notify(&mut self, port: u32) {
-        if self.roll(|faults| faults.lost_event) {
-            return;
-        }
-        if self.roll(|faults| faults.late_event) {
-            return self.late_events.push(port);
-        }
-        self.send_event(port);
-    }
-
-    fn send_event(&mut self, port: u32) {
-        // Fails when the guest has closed its end, who then does not care.
-        let _ = event::send(&self.dom0, port);
-        self.stats.notifications += 1;
     }
 }

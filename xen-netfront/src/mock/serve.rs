@@ -16,7 +16,7 @@ use zerocopy::transmute;
 use super::{Backend, Fault, Frame, Queue};
 use crate::abi::*;
 use crate::packet::{self, ETHERNET, Packet};
-use crate::{Checksum, Gso, GsoKind};
+use crate::{Checksum, Gso, GsoKind, Multicast};
 
 /// Where the producer index of the responses is in a ring's page (`io/ring.h`).
 const RSP_PROD: usize = 8;
@@ -46,7 +46,7 @@ struct Slots {
 impl Backend {
     /// Takes what was sent, if an event said so, and what there is for the guest. Whether there was anything.
     pub(super) fn serve(&mut self) -> bool {
-        let mut progress = false;
+        let mut progress = self.serve_control();
         let ports: BTreeSet<u32> = self.queues.iter().flat_map(|q| [q.tx_port, q.rx_port]).collect();
         let came: BTreeSet<u32> = ports.into_iter().filter(|port| self.notified(*port)).collect();
         for index in 0..self.queues.len() {
@@ -106,6 +106,10 @@ impl Backend {
                 continue;
             }
             let (slots, whole) = self.take_slots(index, first);
+            if let (Ok(()), Some(status)) = (&whole, self.take_multicast(&slots)) {
+                self.answer_all(index, &slots, status);
+                continue;
+            }
             let status = match whole.and_then(|()| self.judge(&slots)) {
                 Ok(_) if self.roll(|faults| faults.fail) => RSP_ERROR,
                 Ok(frame) => {
@@ -125,6 +129,22 @@ impl Backend {
             };
             self.answer_all(index, &slots, status);
         }
+    }
+
+    /// A request about multicast frames: no frame, whatever the rest says.
+    fn take_multicast(&mut self, slots: &Slots) -> Option<i16> {
+        let asks = [EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL];
+        let extra = slots.extras.iter().find(|extra| asks.contains(&extra.kind))?;
+        if self.options.multicast == Multicast::Unfiltered || extra.data[0] & 1 == 0 {
+            self.complain("a multicast address that nobody asked for");
+            return Some(RSP_ERROR);
+        }
+        if extra.kind == EXTRA_TYPE_MCAST_DEL {
+            return Some(if self.wanted.remove(&extra.data) { RSP_OKAY } else { RSP_ERROR });
+        }
+        // As many as Linux takes (`XEN_NETBK_MCAST_MAX`).
+        let fits = self.wanted.len() < 64;
+        Some(if fits && self.wanted.insert(extra.data) { RSP_OKAY } else { RSP_ERROR })
     }
 
     fn count(&mut self, slots: &Slots, frame: &Frame) {

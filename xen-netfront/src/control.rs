@@ -1,0 +1,225 @@
+//! The control ring: how the backend hashes packets to choose a queue, and which pages it keeps mapped.
+
+use core::fmt;
+use core::time::Duration;
+
+use xen_evtchn::{Channel, EventChannels};
+use xen_gnttab::{Access, GrantTable, GrantedPage};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
+use xen_ring::Front;
+use zerocopy::IntoBytes;
+
+use crate::abi::*;
+use crate::error::Violation;
+use crate::tx::broken;
+use crate::{Error, NetFront};
+
+/// Entries of a table that fit the page by which it is passed.
+const WORDS: usize = PAGE_SIZE / 4;
+const GREFS: usize = PAGE_SIZE / 8;
+
+/// The ring, and a page for what does not fit its slots. One question is asked at a time.
+pub(crate) struct Control<'x, P: Platform> {
+    pub(crate) ring: Front<Ctrl, GrantedPage<'x, P>>,
+    pub(crate) channel: Channel<'x, P>,
+    page: GrantedPage<'x, P>,
+    next: u16,
+    /// Asked and not answered: the backend may look at the page still.
+    open: Option<CtrlRequest>,
+    broken: Option<Violation>,
+    /// Frames may come with a hash.
+    pub(crate) hashes: bool,
+}
+
+/// Questions to the backend, of one device: [`NetFront::control`]. Each waits for its answer.
+pub struct ControlRing<'f, 'x, P: Platform, const QUEUES: usize> {
+    front: &'f mut NetFront<'x, P, QUEUES>,
+    deadline: Duration,
+}
+
+impl<P: Platform, const QUEUES: usize> fmt::Debug for ControlRing<'_, '_, P, QUEUES> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlRing").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+impl<'x, P: Platform> Control<'x, P> {
+    pub(crate) fn new(
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        backend: DomId,
+    ) -> Result<Self, Error> {
+        let share = || grants.share(backend, Access::ReadWrite);
+        let ring = Front::init(share()?).map_err(broken)?;
+        let (page, channel) = (share()?, events.alloc_unbound(backend)?);
+        Ok(Self { ring, channel, page, next: 0, open: None, broken: None, hashes: false })
+    }
+
+    /// Asks, and waits for the answer, until `deadline`.
+    fn ask(&mut self, kind: u16, data: [u32; 3], deadline: Duration) -> Result<u32, Error>
+    where
+        P: Wait,
+    {
+        self.settle(deadline)?;
+        let request = CtrlRequest { id: self.next, kind, data };
+        self.next = self.next.wrapping_add(1);
+        self.ring.push(&request).map_err(broken)?;
+        if self.ring.publish().map_err(broken)? {
+            self.channel.notify()?;
+        }
+        self.open = Some(request);
+        let response = self.settle(deadline)?.ok_or(Error::TimedOut)?;
+        match response.status {
+            CTRL_SUCCESS => Ok(response.data),
+            status => Err(Error::Refused(kind, status)),
+        }
+    }
+
+    /// Waits for the answer to what was asked, if anything was.
+    fn settle(&mut self, deadline: Duration) -> Result<Option<CtrlResponse>, Error>
+    where
+        P: Wait,
+    {
+        if let Some(violation) = self.broken {
+            return Err(Error::Broken(violation));
+        }
+        let Some(asked) = self.open else { return Ok(None) };
+        loop {
+            if let Some(response) = self.ring.pop().map_err(broken)? {
+                if response.id != asked.id || response.kind != asked.kind {
+                    let violation = Violation::Id(response.id);
+                    self.broken = Some(violation);
+                    return Err(Error::Broken(violation));
+                }
+                self.open = None;
+                return Ok(Some(response));
+            }
+            if self.ring.arm().map_err(broken)? {
+                continue;
+            }
+            let events = self.channel.event_channels();
+            if events.platform().now() >= deadline {
+                return Err(Error::TimedOut);
+            }
+            events.wait(Some(deadline));
+        }
+    }
+}
+
+impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
+    /// The control ring; none unless [`Config::control_ring`](crate::Config::control_ring) asked for it and the backend
+    /// has one. Each question through what is answered here waits until `deadline` at most.
+    pub fn control(&mut self, deadline: Duration) -> Option<ControlRing<'_, 'x, P, QUEUES>> {
+        self.control.is_some().then_some(ControlRing { front: self, deadline })
+    }
+}
+
+/// # Errors
+/// All of these: [`Error::Refused`] with the question's kind and the status that the backend answered;
+/// [`Error::TimedOut`]; [`Error::Closed`], [`Error::Broken`]. The frames go on in any case.
+impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
+    fn ask(&mut self, kind: u16, data: [u32; 3]) -> Result<u32, Error> {
+        self.front.check()?;
+        let deadline = self.deadline;
+        self.front.control.as_mut().ok_or(Error::Closed)?.ask(kind, data, deadline)
+    }
+
+    /// Asks with bytes in the page. They are not touched while an earlier question, which timed out, is open.
+    fn ask_with(
+        &mut self,
+        bytes: &[u8],
+        kind: u16,
+        data: impl FnOnce(u32) -> [u32; 3],
+    ) -> Result<u32, Error> {
+        self.front.check()?;
+        let deadline = self.deadline;
+        let control = self.front.control.as_mut().ok_or(Error::Closed)?;
+        control.settle(deadline)?;
+        control.page.write_bytes(0, bytes).map_err(|_| Error::Length(bytes.len()))?;
+        let gref = control.page.gref().0;
+        self.ask(kind, data(gref))
+    }
+
+    /// Chooses how packets are hashed: [`HASH_ALGORITHM_TOEPLITZ`], or [`HASH_ALGORITHM_NONE`] for no more.
+    #[allow(clippy::missing_errors_doc, reason = "told above")]
+    pub fn set_hash_algorithm(&mut self, algorithm: u32) -> Result<(), Error> {
+        self.ask(CTRL_SET_HASH_ALGORITHM, [algorithm, 0, 0])?;
+        if let Some(control) = &mut self.front.control {
+            // For ever: frames that were hashed may be under way.
+            control.hashes |= algorithm != HASH_ALGORITHM_NONE;
+        }
+        Ok(())
+    }
+
+    /// What the backend can hash.
+    #[allow(clippy::missing_errors_doc, reason = "told above")]
+    pub fn hash_types(&mut self) -> Result<HashTypes, Error> {
+        self.ask(CTRL_GET_HASH_FLAGS, [0; 3]).map(HashTypes::from_bits_retain)
+    }
+
+    /// Chooses what is hashed; nothing: the backend chooses queues as it likes.
+    #[allow(clippy::missing_errors_doc, reason = "told above")]
+    pub fn set_hash_types(&mut self, types: HashTypes) -> Result<(), Error> {
+        self.ask(CTRL_SET_HASH_FLAGS, [types.bits(), 0, 0]).map(drop)
+    }
+
+    /// Sets the key of the hash.
+    ///
+    /// # Errors
+    /// Also [`Error::Length`] for one that is longer than a page.
+    pub fn set_hash_key(&mut self, key: &[u8]) -> Result<(), Error> {
+        self.ask_with(key, CTRL_SET_HASH_KEY, |gref| [gref, key.len() as u32, 0]).map(drop)
+    }
+
+    /// The most entries that the table from hashes to queues may have; none: the backend has none, and divides.
+    #[allow(clippy::missing_errors_doc, reason = "told above")]
+    pub fn hash_mapping_size(&mut self) -> Result<u32, Error> {
+        self.ask(CTRL_GET_HASH_MAPPING_SIZE, [0; 3])
+    }
+
+    /// Sets the table from hashes to queues: the queue of a packet is what stands at its hash modulo the length.
+    ///
+    /// # Errors
+    /// Also [`Error::Queue`] for a queue that there is not.
+    pub fn set_hash_mapping(&mut self, mapping: &[u32]) -> Result<(), Error> {
+        let queues = self.front.queues() as u32;
+        if let Some(queue) = mapping.iter().find(|queue| **queue >= queues) {
+            return Err(Error::Queue(*queue));
+        }
+        self.ask(CTRL_SET_HASH_MAPPING_SIZE, [mapping.len() as u32, 0, 0])?;
+        for (index, part) in mapping.chunks(WORDS).enumerate() {
+            let offset = (index * WORDS) as u32;
+            self.ask_with(part.as_bytes(), CTRL_SET_HASH_MAPPING, |gref| [gref, part.len() as u32, offset])?;
+        }
+        Ok(())
+    }
+
+    /// Lets the backend keep the device's pages mapped, as many as it can, so that it need not map or copy by grant for
+    /// each frame. Answers how many those are. They come back when the backend has closed.
+    #[allow(clippy::missing_errors_doc, reason = "told above")]
+    pub fn map_pages(&mut self) -> Result<u32, Error> {
+        let mut mapped = 0;
+        for queue in 0..self.front.queues() {
+            let mut left = self.ask(CTRL_GET_GREF_MAPPING_SIZE, [queue as u32, 0, 0])? as usize;
+            let mut from = 0;
+            while left > 0 {
+                let mut entries = [GrefEntry::default(); GREFS];
+                let pages = self.front.queues.get(queue).and_then(Option::as_ref).ok_or(Error::Closed)?;
+                let rest = pages.tx.pool.grefs().map(|gref| (gref, GREF_READONLY));
+                let rest = rest.chain(pages.rx.grefs().map(|gref| (gref, 0))).skip(from).take(left);
+                let mut count = 0;
+                for (entry, (gref, flags)) in entries.iter_mut().zip(rest) {
+                    *entry = GrefEntry { gref: gref.0, flags, status: 0 };
+                    count += 1;
+                }
+                if count == 0 {
+                    break;
+                }
+                let list = entries.get(..count).unwrap_or_default().as_bytes();
+                self.ask_with(list, CTRL_ADD_GREF_MAPPING, |gref| [queue as u32, gref, count as u32])?;
+                (from, left, mapped) = (from + count, left - count, mapped + count as u32);
+            }
+        }
+        Ok(mapped)
+    }
+}

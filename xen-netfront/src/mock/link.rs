@@ -1,0 +1,197 @@
+//! A backend that is connected: queues, the control ring, events.
+
+use core::sync::atomic::Ordering::SeqCst;
+use std::collections::{BTreeSet, VecDeque};
+use std::format;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use xen_gnttab::GrantRef;
+use xen_gnttab::mock::{MockMapping, map};
+use xen_hypercall::event;
+use xen_ring::Back;
+
+use super::Backend;
+use super::control::Control;
+use crate::Multicast;
+use crate::abi::{Rx, RxRequest, RxResponse, Tx, TxResponse};
+
+/// What the guest said it takes.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Takes {
+    pub(super) sg: bool,
+    pub(super) gso_v4: bool,
+    pub(super) gso_v6: bool,
+    pub(super) csum_v4: bool,
+    pub(super) csum_v6: bool,
+}
+
+/// What a backend has of a queue while it is connected.
+pub(super) struct Queue {
+    pub(super) tx: Back<Tx, MockMapping>,
+    pub(super) rx: Back<Rx, MockMapping>,
+    pub(super) tx_port: u32,
+    pub(super) rx_port: u32,
+    /// Pages to receive into that were taken from the ring and not used yet.
+    pub(super) room: VecDeque<RxRequest>,
+    /// Responses that are not written yet.
+    pub(super) tx_answers: Vec<TxResponse>,
+    pub(super) rx_answers: Vec<RxResponse>,
+    /// How much too far the guest is told that they go.
+    pub(super) tx_jump: Option<u32>,
+    pub(super) rx_jump: Option<u32>,
+    /// A ring is of no use.
+    pub(super) dead: bool,
+}
+
+impl Backend {
+    pub(super) fn offer(&self) {
+        let super::Options { sg, gso_v4, gso_v6, csum_v4, csum_v6, rx_copy, split, queues, .. } =
+            self.options;
+        for (node, there) in [
+            ("feature-sg", sg),
+            ("feature-gso-tcpv4", gso_v4),
+            ("feature-gso-tcpv6", gso_v6),
+            ("feature-no-csum-offload", !csum_v4),
+            ("feature-ipv6-csum-offload", csum_v6),
+            ("feature-rx-copy", rx_copy),
+            ("feature-rx-flip", false),
+            ("feature-split-event-channels", split),
+        ] {
+            self.publish(node, if there { "1" } else { "0" });
+        }
+        let super::Options { multicast, control, headroom, .. } = self.options;
+        for (node, there) in [
+            ("feature-multicast-control", multicast != Multicast::Unfiltered),
+            ("feature-dynamic-multicast-control", multicast == Multicast::Dynamic),
+            ("feature-ctrl-ring", control.is_some()),
+            ("feature-xdp-headroom", headroom),
+        ] {
+            self.publish(node, if there { "1" } else { "0" });
+        }
+        if queues > 0 {
+            self.publish("multi-queue-max-queues", &queues.to_string());
+        }
+    }
+
+    pub(super) fn connect(&mut self) -> Result<(), String> {
+        self.guest_takes = Takes {
+            sg: self.says("feature-sg"),
+            gso_v4: self.says("feature-gso-tcpv4"),
+            gso_v6: self.says("feature-gso-tcpv6"),
+            csum_v4: !self.says("feature-no-csum-offload"),
+            csum_v6: self.says("feature-ipv6-csum-offload"),
+        };
+        if !self.says("request-rx-copy") {
+            return Err("no request-rx-copy".into());
+        }
+        if !self.says("feature-rx-notify") {
+            return Err("no feature-rx-notify".into());
+        }
+        let count: u32 = self.front("multi-queue-num-queues").unwrap_or(1);
+        if count == 0 || count > self.options.queues.max(1) {
+            return Err(format!("{count} queues"));
+        }
+        for index in 0..count {
+            let below = if count == 1 { String::new() } else { format!("queue-{index}/") };
+            let queue = self.connect_queue(&below)?;
+            self.queues.push(queue);
+        }
+        if count > 1 && self.front::<u32>("tx-ring-ref").is_some() {
+            return Err("keys of a single queue beside those of several".into());
+        }
+        self.headroom = if self.options.headroom { self.front("xdp-headroom").unwrap_or(0) } else { 0 };
+        self.filters =
+            self.options.multicast != Multicast::Unfiltered && self.says("request-multicast-control");
+        if let (Some(limits), Some(gref)) = (self.options.control, self.front("ctrl-ring-ref")) {
+            let port = self.front("event-channel-ctrl").ok_or("no event-channel-ctrl")?;
+            let page = map(&self.dom0, self.guest.id(), GrantRef(gref), true);
+            let ring = Back::attach(page.map_err(|status| format!("ctrl-ring-ref: {status:?}"))?);
+            let port = event::bind_interdomain(&self.dom0, self.guest.id(), port);
+            let (ring, port) = (ring.map_err(|e| e.to_string())?, port.map_err(|e| e.to_string())?);
+            self.control = Some(Control::new(ring, port, limits));
+        }
+        self.switch.set_up(self.port, true);
+        Ok(())
+    }
+
+    pub(super) fn connect_queue(&mut self, below: &str) -> Result<Queue, String> {
+        let guest = self.guest.id();
+        let ring = |name: &str| {
+            let gref = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
+            map(&self.dom0, guest, GrantRef(gref), true).map_err(|status| format!("{name}: {status:?}"))
+        };
+        let tx = Back::attach(ring("tx-ring-ref")?).map_err(|error| error.to_string())?;
+        let rx = Back::attach(ring("rx-ring-ref")?).map_err(|error| error.to_string())?;
+        let bind = |name: &str| {
+            let port = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
+            event::bind_interdomain(&self.dom0, guest, port).map_err(|errno| errno.to_string())
+        };
+        let (tx_port, rx_port) = if self.front::<u32>(&format!("{below}event-channel-tx")).is_some() {
+            if !self.options.split {
+                return Err("split event channels".into());
+            }
+            (bind("event-channel-tx")?, bind("event-channel-rx")?)
+        } else {
+            let port = bind("event-channel")?;
+            (port, port)
+        };
+        Ok(Queue {
+            tx,
+            rx,
+            tx_port,
+            rx_port,
+            room: VecDeque::new(),
+            tx_answers: Vec::new(),
+            rx_answers: Vec::new(),
+            tx_jump: None,
+            rx_jump: None,
+            dead: false,
+        })
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.switch.set_up(self.port, false);
+        self.backlog.clear();
+        self.late_events.clear();
+        self.wanted.clear();
+        if let Some(control) = self.control.take() {
+            let _ = event::close(&self.dom0, control.port);
+        }
+        for queue in core::mem::take(&mut self.queues) {
+            // The guest may have closed its ends; ours are there in any case.
+            for port in BTreeSet::from([queue.tx_port, queue.rx_port]) {
+                let _ = event::close(&self.dom0, port);
+            }
+            if self.holds {
+                self.kept.extend([queue.tx.into_inner(), queue.rx.into_inner()]);
+            }
+        }
+    }
+
+    /// Whether an event came to a port since the last look.
+    pub(super) fn notified(&mut self, port: u32) -> bool {
+        let Some(shared) = self.dom0.shared_info() else { return false };
+        let bit = 1 << (port % 64);
+        let word = shared.evtchn_pending(port as usize / 64);
+        let came = word.is_some_and(|word| word.fetch_and(!bit, SeqCst) & bit != 0);
+        self.stats.events += u64::from(came);
+        came
+    }
+
+    pub(super) fn notify(&mut self, port: u32) {
+        if self.roll(|faults| faults.lost_event) {
+            return;
+        }
+        if self.roll(|faults| faults.late_event) {
+            return self.late_events.push(port);
+        }
+        self.send_event(port);
+    }
+
+    pub(super) fn send_event(&mut self, port: u32) {
+        // Fails when the guest has closed its end, who then does not care.
+        let _ = event::send(&self.dom0, port);
+        self.stats.notifications += 1;
+    }
+}
