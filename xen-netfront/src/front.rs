@@ -5,7 +5,7 @@ use core::task::{Context, Poll};
 
 use xen_evtchn::{Channel, EventChannels};
 use xen_gnttab::{GrantTable, GrantedPage};
-use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_xenstore::xenbus::{Connected, Frontend};
 
 use crate::control::Control;
@@ -313,10 +313,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`].
-    pub fn arm(&mut self) -> Result<bool, Error>
-    where
-        P: Wait,
-    {
+    pub fn arm(&mut self) -> Result<bool, Error> {
         self.check()?;
         // With less than that a large frame does not get out.
         let wanted = if self.config.send.contains(Features::SCATTER_GATHER) { LARGE } else { 1 };
@@ -329,10 +326,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 
     /// Ready when a frame has arrived or the device is not at work any more; otherwise wakes the task then.
-    pub fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<()>
-    where
-        P: Wait,
-    {
+    pub fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.arm() != Ok(false) {
                 return Poll::Ready(());

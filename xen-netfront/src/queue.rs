@@ -4,7 +4,7 @@ use core::task::{Context, Poll};
 
 use xen_evtchn::{Channel, EventChannels, Progress};
 use xen_gnttab::GrantTable;
-use xen_hypercall::{DomId, Platform, Wait};
+use xen_hypercall::{DomId, Platform};
 
 use crate::rx::RxQueue;
 use crate::tx::{TxQueue, broken};
@@ -77,10 +77,7 @@ impl<'x, P: Platform> Queue<'x, P> {
     }
 
     /// The end of a look at both rings: events may come again. `ready` are the answers of the two above.
-    pub(crate) fn end_of_look(&mut self, rx_ready: bool, tx_ready: bool)
-    where
-        P: Wait,
-    {
+    pub(crate) fn end_of_look(&mut self, rx_ready: bool, tx_ready: bool) {
         let (rx, tx) = (rx_ready | self.rx.worked, tx_ready | self.tx.worked);
         (self.rx.worked, self.tx.worked) = (false, false);
         match &self.rx_channel {
