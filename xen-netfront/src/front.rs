@@ -317,8 +317,9 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.check()?;
         // With less than that a large frame does not get out.
         let wanted = if self.config.send.contains(Features::SCATTER_GATHER) { LARGE } else { 1 };
-        let ready = self.queues.iter_mut().flatten().try_fold(false, |ready, queue| {
-            let (rx, tx) = (queue.arm_receive()?, queue.arm_transmit(wanted)?);
+        let Self { queues, stats, .. } = self;
+        let ready = queues.iter_mut().flatten().try_fold(false, |ready, queue| {
+            let (rx, tx) = (queue.arm_receive()?, queue.arm_transmit(wanted, stats)?);
             queue.end_of_look(rx, tx);
             Ok(ready | rx | tx)
         });

@@ -66,14 +66,19 @@ impl<'x, P: Platform> Queue<'x, P> {
         self.rx.ring.arm().map_err(broken)
     }
 
-    /// Asks, if fewer than `wanted` pages are left, for an event when half of what is under way is sent; answers
-    /// whether something is sent already.
-    pub(crate) fn arm_transmit(&mut self, wanted: usize) -> Result<bool, Error> {
-        if self.tx.pool.available() >= wanted && self.tx.ring.free() as usize >= wanted {
-            return Ok(false);
+    /// Takes back what was sent if fewer than `wanted` pages are left, and asks for an event when half of what is still
+    /// under way is sent, if they are too few even so. Answers whether any came back: it may be those that somebody
+    /// waits for.
+    pub(crate) fn arm_transmit(&mut self, wanted: usize, stats: &mut Stats) -> Result<bool, Error> {
+        let before = self.tx.pool.available();
+        // Ends, since there are no more responses than requests, and none is made meanwhile.
+        while self.tx.available(wanted, stats)? < wanted {
+            let half = self.tx.ring.in_flight() / 2;
+            if !self.tx.ring.arm_after(half).map_err(broken)? {
+                break;
+            }
         }
-        let half = self.tx.ring.in_flight() / 2;
-        self.tx.ring.arm_after(half).map_err(broken)
+        Ok(self.tx.pool.available() > before)
     }
 
     /// The end of a look at both rings: events may come again. `ready` are the answers of the two above.

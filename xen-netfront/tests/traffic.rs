@@ -157,3 +157,32 @@ fn two_guests_talk_by_the_switch_and_wireshark_can_listen() {
     assert_eq!((&pcap[..4], &pcap[20..24]), (&[0x4d, 0x3c, 0xb2, 0xa1][..], &[1, 0, 0, 0][..]));
     assert_eq!(pcap[24 + 16..][..200], frame(b.mac().0, GUEST, 200, 1));
 }
+
+#[test]
+fn a_guest_with_few_pages_sleeps_nevertheless() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = xen_netfront::Config { tx_pages: 20, ..Default::default() };
+    let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+    machine.run();
+    // Fewer pages than the largest frame takes, and all that was sent is answered.
+    for _ in 0..10 {
+        front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+    }
+    front.flush().unwrap();
+    machine.run();
+    assert_eq!(front.arm(), Ok(true), "pages came back");
+    assert_eq!(front.arm(), Ok(false), "and no more than once");
+    back.stall(true);
+    for _ in 0..10 {
+        front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+    }
+    front.flush().unwrap();
+    assert_eq!((front.arm(), front.arm()), (Ok(false), Ok(false)));
+    let _ = front.channel(0).unwrap().take();
+    back.stall(false);
+    machine.run();
+    assert!(front.channel(0).unwrap().take(), "an event when half of them are sent");
+    assert_eq!((front.arm(), front.can_transmit()), (Ok(true), Ok(20)));
+}

@@ -12,7 +12,8 @@ use smoltcp::time::Instant;
 use xen_hypercall::Platform;
 
 use super::coalesce::Coalescer;
-use crate::packet::{self, ETHERNET, Packet, TCP};
+use super::vet::vet;
+use crate::packet::ETHERNET;
 use crate::{Error, Features, NetFront, RxMeta};
 
 /// A network device with two private buffers: the stack reads and writes these, the backend never sees them change.
@@ -73,28 +74,10 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Smoltcp
         self.front.can_transmit_each(wanted).is_ok_and(|available| available >= wanted)
     }
 
-    /// Whether the stack may see a frame: its TCP checksum is right, or somebody vouches for it. Makes UDP's if it is
-    /// blank.
     fn check(&mut self, meta: RxMeta) -> bool {
-        let Some(frame) = self.received.as_mut().get_mut(..meta.len) else { return false };
-        let Some(packet) = Packet::parse(frame) else {
-            // The stack would not verify TCP in fragments when it has put them together.
-            return !is_tcp_v4(frame);
-        };
-        match (packet.protocol, meta.checksum) {
-            (TCP, crate::Checksum::Complete) => packet::verify(frame, &packet),
-            (TCP, _) => true,
-            (_, crate::Checksum::Blank) => {
-                packet::complete(frame, &packet);
-                true
-            }
-            _ => true,
-        }
+        let frame = self.received.as_mut().get_mut(..meta.len);
+        frame.is_some_and(|frame| vet(frame, meta.checksum))
     }
-}
-
-fn is_tcp_v4(frame: &[u8]) -> bool {
-    frame.get(12..14) == Some(&[8, 0]) && frame.get(ETHERNET + 9) == Some(&TCP)
 }
 
 impl<P: Platform, B, const QUEUES: usize> fmt::Debug for SmoltcpDevice<'_, P, B, QUEUES> {

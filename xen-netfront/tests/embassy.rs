@@ -1,0 +1,123 @@
+//! The device as embassy's stack sees it.
+#![cfg(all(feature = "mock", feature = "embassy-net-driver-v0-2"))]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Wake, Waker};
+
+use common::{GUEST, HOST, Machine, bytes, frame, tcp};
+use embassy_net_driver::{Checksum, Driver, HardwareAddress, LinkState, RxToken, TxToken};
+use xen_hypercall::mock::MockDomain;
+use xen_netfront::adapters::embassy::EmbassyDriver;
+use xen_netfront::mock::{Frame, Options};
+use xen_netfront::{Config, FRAME_MAX, Features};
+use xen_xenstore::Xenstore;
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+type Embassy<'x> = EmbassyDriver<'x, MockDomain, Vec<u8>>;
+
+fn receive(driver: &mut Embassy<'_>, cx: &mut Context<'_>) -> Option<Vec<u8>> {
+    Some(driver.receive(cx)?.0.consume(|frame| frame.to_vec()))
+}
+
+#[test]
+fn a_task_is_woken_by_frames_and_by_room() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { tx_pages: 20, ..Config::default() };
+    let front = machine.connect_with::<1>(&mut xs, config).unwrap();
+    let mut driver = EmbassyDriver::new(front, vec![0; 1514], vec![0; 1514]);
+    assert!(driver.hardware_address() == HardwareAddress::Ethernet(GUEST));
+    assert_eq!(driver.capabilities().max_transmission_unit, 1514);
+    assert!(matches!(driver.capabilities().checksum.tcp, Checksum::None));
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut cx = Context::from_waker(&waker);
+    machine.run();
+    assert!(driver.link_state(&mut cx) == LinkState::Up);
+    for round in 0..300 {
+        // As an executor does: a task that was woken is polled again.
+        let before = loop {
+            let before = woken.0.load(SeqCst);
+            while receive(&mut driver, &mut cx).is_some() {}
+            if woken.0.load(SeqCst) == before {
+                break before;
+            }
+        };
+        machine.switch.send(frame(GUEST, HOST, 80, round as u8));
+        machine.run();
+        assert!(woken.0.load(SeqCst) > before, "{round}");
+        assert_eq!(receive(&mut driver, &mut cx), Some(frame(GUEST, HOST, 80, round as u8)));
+        let sent = frame(HOST, GUEST, 90, round as u8);
+        driver.transmit(&mut cx).unwrap().consume(90, |room| room.copy_from_slice(&sent));
+        machine.run();
+        assert_eq!(machine.switch.receive().unwrap().bytes, sent);
+    }
+
+    // All pages under way: the task is woken when some come back.
+    back.stall(true);
+    let mut count = 0;
+    while let Some(token) = driver.transmit(&mut cx) {
+        token.consume(60, |room| room.copy_from_slice(&frame(HOST, GUEST, 60, 0)));
+        count += 1;
+    }
+    assert_eq!(count, 20);
+    assert!(driver.transmit(&mut cx).is_none());
+    let before = woken.0.load(SeqCst);
+    machine.switch.send(frame(GUEST, HOST, 60, 0));
+    back.stall(false);
+    machine.run();
+    assert!(woken.0.load(SeqCst) > before);
+    assert!(driver.transmit(&mut cx).is_some());
+    assert_eq!(receive(&mut driver, &mut cx), Some(frame(GUEST, HOST, 60, 0)));
+
+    back.set_back("carrier", "0");
+    machine.run();
+    driver.front_mut().service(&mut xs).unwrap();
+    assert!(driver.link_state(&mut cx) == LinkState::Down);
+    back.close();
+    machine.run();
+    driver.front_mut().service(&mut xs).unwrap();
+    assert!(driver.transmit(&mut cx).is_none() && driver.receive(&mut cx).is_none());
+    driver.into_inner().close(&mut xs, machine.soon()).unwrap();
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
+fn checksums_are_made_by_the_backend_and_verified_here() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { receive: Features::all(), ..Config::default() };
+    let front = machine.connect_with::<1>(&mut xs, config).unwrap();
+    let mut driver = EmbassyDriver::new(front, vec![0; FRAME_MAX], vec![0; 1514]);
+    let mut cx = Context::from_waker(Waker::noop());
+    let good = tcp(false, true, 1, &bytes(999));
+    let mut blank = good.clone();
+    blank[50..52].fill(0);
+    driver.transmit(&mut cx).unwrap().consume(blank.len(), |room| room.copy_from_slice(&blank));
+    machine.run();
+    assert_eq!(machine.switch.receive().unwrap().to_wire().unwrap(), [good]);
+    assert_eq!(back.stats().blank_from_guest, 1);
+
+    let good = tcp(false, false, 1, &bytes(999));
+    let mut wrong = Frame::new(good.clone());
+    wrong.bytes[100] ^= 1;
+    machine.switch.send(wrong);
+    machine.switch.send(good.clone());
+    machine.run();
+    assert_eq!(receive(&mut driver, &mut cx), Some(good));
+    assert_eq!((receive(&mut driver, &mut cx), driver.wrong_checksums()), (None, 1));
+    assert_eq!(back.complaints(), [""; 0]);
+}
