@@ -5,6 +5,7 @@ use core::time::Duration;
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::{PAGE_SIZE, Platform, Wait};
+use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, XenbusState};
 use xen_xenstore::{Path, Transaction, Xenstore};
 
@@ -187,7 +188,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         };
         let ending = match device.is_closing(xs) {
             // The node is gone, and what is above it was never ours to read.
-            Err(xen_xenstore::Error::Refused(..)) => true,
+            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => true,
             ending => ending?,
         };
         if ending {
@@ -263,8 +264,8 @@ fn open<P: Platform + Wait>(
     deadline: Duration,
 ) -> Result<Frontend<BackendReady>, Error> {
     let device = Frontend::open(xs, "vif", index, deadline)?;
-    let (watch, state) = (*device.watch(), device.frontend_path().join("state")?);
-    device.wait_for_backend(xs, deadline).map_err(|error| give_up(xs, watch, &state, error))
+    let state = device.frontend_path().join("state")?;
+    device.wait_for_backend(xs, deadline).map_err(|error| give_up(xs, &state, error))
 }
 
 /// Tells the backend what it needs, and waits for it.
@@ -274,20 +275,14 @@ fn publish<'x, P: Platform + Wait>(
     deadline: Duration,
     tell: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), xen_xenstore::Error>,
 ) -> Result<Frontend<Connected>, Error> {
-    let (watch, state) = (*device.watch(), device.frontend_path().join("state")?);
+    let state = device.frontend_path().join("state")?;
     let published = device.publish(xs, XenbusState::CONNECTED, tell);
     let connected = published.and_then(|device| device.wait_connected(xs, deadline));
-    connected.map_err(|error| give_up(xs, watch, &state, error))
+    connected.map_err(|error| give_up(xs, &state, error))
 }
 
-/// The backend must not go on with pages that are about to be taken away.
-fn give_up<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    watch: xen_xenstore::Watch,
-    state: &Path,
-    error: xen_xenstore::Error,
-) -> Error {
-    let _ = xs.unwatch(watch);
+/// The backend must not go on with pages that are about to be taken away. The handshake has ended its watch.
+fn give_up<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, state: &Path, error: xen_xenstore::Error) -> Error {
     let _ = xs.write_display(state, XenbusState::CLOSED.0);
     error.into()
 }
