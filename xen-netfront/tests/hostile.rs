@@ -155,6 +155,12 @@ fn a_frame_with_an_error_is_dropped_and_no_more() {
             assert_eq!(front.receive(&mut [0; FRAME_MAX]), Ok(None));
         }
         assert_eq!(front.stats().rx_dropped, 4);
+        // A checksum that is blank without leave: nobody would make it.
+        back.fault_rx(Fault::Flags(2));
+        machine.switch.send(frame(GUEST, HOST, 60, 0));
+        machine.run();
+        assert_eq!(front.receive(&mut [0; FRAME_MAX]), Ok(None));
+        assert_eq!(front.stats().rx_dropped, 5);
         back.fault_tx(Fault::Status(-1));
         back.fault_tx(Fault::Status(-2));
         send_all(machine, front).unwrap();
