@@ -25,8 +25,14 @@ mod table;
 mod ticket;
 mod transport;
 
+#[cfg(feature = "block-device-driver-v0-2")]
+pub use adapters::blocks;
+#[cfg(feature = "embedded-io-v0-7")]
+pub use adapters::cursor;
 #[cfg(feature = "embedded-sdmmc-v0-10")]
 pub use adapters::sdmmc;
+#[cfg(feature = "embedded-storage-v0-3")]
+pub use adapters::storage;
 pub use connect::Config;
 pub use error::{Error, Violation};
 pub use features::Discard;

@@ -26,19 +26,23 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         if !xs.fired(link.device.watch())? {
             return Ok(self.state);
         }
-        self.state = match link.device.backend_state(xs) {
+        let found = match link.device.backend_state(xs) {
             Ok(XenbusState::CONNECTED) if self.state == State::Connected => {
                 // Linux and QEMU write their state once more after they have written a new size.
-                self.features.reread_size(xs, &link.device)?;
-                State::Connected
+                self.features.reread_size(xs, &link.device).map(|()| State::Connected)
             }
-            Ok(XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED) => self.state,
-            Ok(XenbusState::CLOSING) => State::Closing,
+            Ok(XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED) => {
+                Ok(self.state)
+            }
+            Ok(XenbusState::CLOSING) => Ok(State::Closing),
             // Closed, or beginning anew.
-            Ok(_) => State::Gone,
+            Ok(_) => Ok(State::Gone),
+            Err(error) => Err(error.into()),
+        };
+        self.state = match found {
             // The node is gone, and what is above it was never ours to read.
-            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => State::Gone,
-            Err(error) => return Err(error.into()),
+            Err(Error::Xenstore(xen_xenstore::Error::Refused(_, Refusal::AccessDenied))) => State::Gone,
+            found => found?,
         };
         Ok(self.state)
     }

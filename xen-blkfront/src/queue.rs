@@ -59,7 +59,10 @@ impl<'x, P: Platform> Queue<'x, P> {
                 next,
             });
         }
-        Ok(Self { ring, channel: events.alloc_unbound(backend)?, slots, free })
+        let channel = events.alloc_unbound(backend)?;
+        // A backend that sends events without answers is listened to less and less often.
+        channel.set_late_eoi(true);
+        Ok(Self { ring, channel, slots, free })
     }
 
     /// The grants of the ring's pages.

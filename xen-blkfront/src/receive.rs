@@ -2,6 +2,7 @@
 
 use core::task::{Context, Poll};
 
+use xen_evtchn::Progress;
 use xen_hypercall::Platform;
 
 use crate::abi::*;
@@ -10,8 +11,14 @@ use crate::ops::{Kind, Stage};
 use crate::queue::Slot;
 use crate::{BlkFront, Error, Piece, State, Ticket};
 
+/// How often a task looks again before it lets others run.
+const TURNS: usize = 4;
+
 impl<'x, P: Platform> BlkFront<'x, P> {
     /// Takes the responses that are there, and sends what waited for room in the rings; answers how many there were.
+    ///
+    /// To be called after each event: until then the backend's further events are held back
+    /// ([`Channel::set_late_eoi`](xen_evtchn::Channel::set_late_eoi)).
     ///
     /// # Errors
     /// [`Error::Broken`]; [`Error::Event`] when Xen does not send an event.
@@ -19,10 +26,14 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         self.check_broken()?;
         let mut count = 0;
         for queue in 0..self.link.as_ref().map_or(0, |link| link.queues.len()) {
+            let before = count;
             // Ends, since a ring has no more responses than there were requests.
             while let Some((slot, status)) = self.pop(queue)? {
                 self.answered(slot, status);
                 count += 1;
+            }
+            if let Some(queue) = self.link.as_ref().and_then(|link| link.queues.get(queue)) {
+                queue.channel.done(if count > before { Progress::Work } else { Progress::Spurious });
             }
         }
         if count > 0 && self.ops.head().is_some() {
@@ -182,6 +193,32 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             (_, State::Gone) => Some(Err(Error::Closing)),
             _ => None,
         }
+    }
+
+    /// [`take`](Self::take) for a task: takes responses, and when the operation's are not there yet the task is woken by
+    /// the next. One task per disk: the last that polled is the one that is woken.
+    pub fn poll_take(
+        &mut self,
+        ticket: Ticket,
+        out: &mut [u8],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Error>> {
+        for _ in 0..TURNS {
+            // A disk that breaks here says so by the result.
+            let polled = self.poll();
+            if let Some(result) = self.take(ticket, out) {
+                return Poll::Ready(result);
+            }
+            if let Err(error) = polled {
+                return Poll::Ready(Err(error));
+            }
+            if self.poll_event(cx).is_pending() && !self.arm() {
+                return Poll::Pending;
+            }
+        }
+        // Others want to run, too.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Gives up an operation's result. The operation itself goes on.

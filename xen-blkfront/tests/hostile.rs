@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use common::{Machine, pattern};
 use xen_blkfront::abi::{OP_READ, OP_WRITE};
-use xen_blkfront::mock::{Fault, MockBlkback, Options};
+use xen_blkfront::mock::{Fault, Faults, MockBlkback, Options};
 use xen_blkfront::{BlkFront, Config, Error, State, Violation};
-use xen_hypercall::mock::MockDomain;
+use xen_hypercall::mock::{Chance, Dice, MockDomain};
 use xen_xenstore::Xenstore;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -48,7 +48,8 @@ fn assert_broken(disk: &mut BlkFront<'_, MockDomain>, violation: Violation) {
 
 #[test]
 fn an_answer_to_nothing_breaks_the_disk() {
-    for id in [u64::MAX, 0, 1 << 8 | 31, 2 << 8, 1 << 40, 200] {
+    // The first request is the first use of the last of 32 places: not that place before or later, nor another.
+    for id in [u64::MAX, 0, 31, 1 << 16, 1 << 16 | 30, 1 << 16 | 32, 2 << 16 | 31, 1 << 48 | 1 << 16 | 31] {
         with_disk(|_, back, disk| {
             back.fault(Fault::Id(id));
             let violation = Violation::Id(id);
@@ -264,4 +265,28 @@ fn with_no_memory_left_a_disk_goes_on_with_the_pages_it_has() {
     let ticket = disk.submit_read(0, 80).unwrap();
     assert_eq!(disk.submit_read(0, 80), Err(Error::Busy));
     disk.forget(ticket);
+}
+
+#[test]
+fn a_storm_of_events_without_answers_is_not_listened_to() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    let mut faults = Faults::default();
+    faults.spurious_event = Chance::ALWAYS;
+    back.set_faults(Dice::new(1), faults);
+    let end = machine.xen.now() + Duration::from_secs(10);
+    let mut wakes = 0;
+    while machine.xen.now() < end {
+        machine.events.wait(Some(end));
+        assert_eq!(disk.poll(), Ok(0));
+        wakes += 1;
+    }
+    let stats = disk.channels().next().unwrap().stats();
+    assert!(wakes < 60 && stats.throttled > 5 && back.faults_hit() > 20, "{wakes} {stats:?}");
+    // What is answered is still found, and at once.
+    let before = machine.xen.now();
+    disk.read(0, &mut [0; 512 * 200]).unwrap();
+    assert!(machine.xen.now() - before <= SECOND);
 }

@@ -334,7 +334,7 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
         // What was lost on the way is never answered.
         connected = connected && run.disk.reconnect(&mut xs, machine.soon()).is_ok();
         assert!(connected, "{:?}", run.disk.state());
-        while !run.flights.is_empty() {
+        while !run.flights.is_empty() || run.disk.pending() > 0 {
             run.disk.publish().unwrap();
             assert!(machine.xen.run_until_idle(50) < 50);
             run.disk.poll().unwrap();
@@ -366,7 +366,7 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn a_backend_with_bad_days_loses_nothing(

@@ -1,4 +1,12 @@
 //! The disk as other crates' traits want it.
 
+#[cfg(feature = "block-device-driver-v0-2")]
+pub mod blocks;
+#[cfg(any(feature = "embedded-io-v0-7", feature = "embedded-storage-v0-3"))]
+mod bytes;
+#[cfg(feature = "embedded-io-v0-7")]
+pub mod cursor;
 #[cfg(feature = "embedded-sdmmc-v0-10")]
 pub mod sdmmc;
+#[cfg(feature = "embedded-storage-v0-3")]
+pub mod storage;
