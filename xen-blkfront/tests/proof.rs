@@ -365,8 +365,14 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
     assert_eq!(xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id()), 0);
 }
 
+/// As many cases as `PROPTEST_CASES` says, otherwise few enough for every day.
+fn config() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases: 64, ..config } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn a_backend_with_bad_days_loses_nothing(
