@@ -13,7 +13,9 @@ impl Hvc {
     /// The way in.
     ///
     /// # Safety
-    /// This code runs at EL1 in a domain of Xen.
+    /// This code runs at EL1 in a domain of Xen. Memory that is handed over or shared is mapped as Xen and all domains
+    /// map it: normal memory, inner and outer write-back cacheable, inner shareable. In particular the MMU is on by
+    /// the time of a call that takes a pointer.
     pub const unsafe fn new() -> Self {
         Self(())
     }
