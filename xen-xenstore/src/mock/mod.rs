@@ -198,9 +198,8 @@ impl MockXenstored {
     /// such list.
     pub fn set_permissions(&self, path: &str, list: &str) {
         let mut state = self.state();
-        if let Some(permissions) = Permissions::parse(list)
-            && let Ok(changes) = state.tree.set_permissions(path, permissions, DomId(0))
-        {
+        let Some(permissions) = Permissions::parse(list) else { return };
+        if let Ok(changes) = state.tree.set_permissions(path, permissions, DomId(0)) {
             state.tell(&changes);
         }
     }

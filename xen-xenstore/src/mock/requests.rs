@@ -57,9 +57,8 @@ impl State {
         }
         let watches: Vec<(String, String)> =
             connection.watches.iter().map(|watch| (watch.path.clone(), watch.token.clone())).collect();
-        if trouble.hits(|f| f.spurious_event)
-            && let Some((path, token)) = trouble.pick(&watches).cloned()
-        {
+        let spurious = if trouble.hits(|f| f.spurious_event) { trouble.pick(&watches) } else { None };
+        if let Some((path, token)) = spurious.cloned() {
             connection.watch_event(&Watch { path, token });
         }
         if trouble.hits(|f| f.unknown_event) {
