@@ -28,12 +28,17 @@ const SOURCES: &[&str] = &[
 /// What the headers do not define, and what it is instead.
 const NOT_OF_THE_HEADERS: &[(&str, &str)] = &[
     ("ABI", "one of the two that are checked, for this architecture"),
+    ("BuildId", "bytes that Xen filled in"),
     ("ByteRing", "one end of a page with two streams"),
+    ("CompileInfo", "four texts in one"),
+    ("Ctrl", "names the records of a ring"),
     ("EINTR", "Xen's own, never told to a guest: the headers have it for Xen alone"),
     ("ERESTART", "Xen's own, as EINTR"),
     ("IN_USE", "two flags in one"),
+    ("MAX", "as many as fit what Xen fills in"),
     ("MAX_RING_ORDER", "what Linux's backend takes"),
     ("MemoryRange", "an entry of the BIOS's memory map; the headers name that as its definition"),
+    ("NONE", "no flag at all"),
     ("PAGE_SIZE", "Xen's unit on every architecture; the headers say so in prose"),
     ("Page", "a page's memory"),
     ("RING_SLOTS", "follows from the request's size"),
@@ -44,6 +49,7 @@ const NOT_OF_THE_HEADERS: &[(&str, &str)] = &[
     ("Text", "characters that Xen filled in"),
     ("Tx", "names the records of a ring"),
     ("TxExtra", "an ExtraInfo in a longer slot"),
+    ("WatchdogId", "a number that Xen chose"),
     ("Uuid", "16 bytes"),
 ];
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::tally::Tally;
-use crate::{bare, e2e, host, image};
+use crate::{abi, bare, e2e, host, image};
 
 /// Run all tests: format, lints, documentation, unit, property, loom and doc tests, images, then real Xen
 #[derive(Debug, clap::Args)]
@@ -171,6 +171,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     checks.bare_metal(&libraries)?;
     checks.images()?;
     let mut tally = checks.0;
+    println!("== the interface against Xen's own headers");
+    tally.add(abi::check(false)?);
     println!("== the application as a process, on the mocks");
     tally += host::check()?;
     if !args.no_e2e {

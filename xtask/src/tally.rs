@@ -17,6 +17,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Counts one check.
+    pub fn add(&mut self, passed: bool) {
+        *self += if passed { Self { passed: 1, failed: 0 } } else { Self { passed: 0, failed: 1 } };
+    }
+
     /// Success when nothing failed.
     pub fn exit_code(self) -> ExitCode {
         if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,7 +1,7 @@
 //! xen-hypercall: the calls and their commands. Their structures are in `arguments`.
 
-use xen_hypercall::hvm::{self, HvmParam};
-use xen_hypercall::memory::PhysmapSpace;
+use xen_hypercall::hvm::{self, HvmParam, MemType};
+use xen_hypercall::memory::{MemFlags, PhysmapSpace};
 use xen_hypercall::sched::ShutdownReason;
 use xen_hypercall::version::Features;
 use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, VcpuId, abi};
@@ -181,14 +181,25 @@ fn errors(list: &mut List) {
 /// The same numbers in the types of the modules that make the calls.
 fn wrapped(list: &mut List) {
     consts!(list, ShutdownReason "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
-    consts!(list, PhysmapSpace "XENMAPSPACE_" [.0] { SHARED_INFO, GRANT_TABLE });
+    consts!(list, PhysmapSpace "XENMAPSPACE_" [.0] { SHARED_INFO, GRANT_TABLE, GMFN = "XENMAPSPACE_gmfn", GMFN_FOREIGN = "XENMAPSPACE_gmfn_foreign" });
+    consts!(list, MemFlags "XENMEMF_" [.bits()] {
+        POPULATE_ON_DEMAND = "XENMEMF_populate_on_demand", EXACT_NODE = "XENMEMF_exact_node_request",
+        VNODE = "XENMEMF_vnode",
+    });
     consts!(list, HvmParam "HVM_PARAM_" [.0] {
         CALLBACK_IRQ, STORE_PFN, STORE_EVTCHN, CONSOLE_PFN, CONSOLE_EVTCHN,
+        VM86_TSS, VM86_TSS_SIZED, ACPI_IOPORTS_LOCATION, VM_GENERATION_ID_ADDR, ALTP2M, X87_FIP_WIDTH,
+    });
+    consts!(list, MemType "HVMMEM_" [.0] {
+        RAM = "HVMMEM_ram_rw", READ_ONLY = "HVMMEM_ram_ro", MMIO = "HVMMEM_mmio_dm",
+        IOREQ_SERVER = "HVMMEM_ioreq_server",
     });
     numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(0) >> 56 });
     // The headers number the bits.
     consts!(list, Features "XENFEAT_" [.bits().trailing_zeros()] {
         WRITABLE_PAGE_TABLES, WRITABLE_DESCRIPTOR_TABLES, AUTO_TRANSLATED_PHYSMAP, SUPERVISOR_MODE_KERNEL,
-        HVM_CALLBACK_VECTOR, HVM_SAFE_PVCLOCK, HVM_PIRQS, DOM0,
+        HVM_CALLBACK_VECTOR, HVM_SAFE_PVCLOCK, HVM_PIRQS, DOM0, PAE_PGDIR_ABOVE_4GB, MMU_PT_UPDATE_PRESERVE_AD, HIGHMEM_ASSIST,
+        GNTTAB_MAP_AVAIL_BITS, NOT_DIRECT_MAPPED, DIRECT_MAPPED, MEMORY_OP_VNODE = "XENFEAT_memory_op_vnode_supported",
+        ARM_SMCCC = "XENFEAT_ARM_SMCCC_supported",
     });
 }
