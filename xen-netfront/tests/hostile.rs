@@ -144,6 +144,21 @@ fn a_frame_that_is_not_in_its_page_breaks_the_device() {
 }
 
 #[test]
+fn what_was_not_agreed_on_breaks_the_device() {
+    for (flags, violation) in [(4, Violation::Flags(4)), (8, Violation::Extra(1)), (12, Violation::Extra(1))] {
+        with_device(|machine, back, front| {
+            // The next slot is there, but is another frame's.
+            back.fault_rx(Fault::Flags(flags));
+            machine.switch.send(frame(GUEST, HOST, 60, 0));
+            machine.switch.send(frame(GUEST, HOST, 60, 0));
+            machine.run();
+            assert_eq!(front.receive(&mut [0; FRAME_MAX]), Err(Error::Broken(violation)));
+            assert_broken(front, violation);
+        });
+    }
+}
+
+#[test]
 fn a_frame_with_an_error_is_dropped_and_no_more() {
     with_device(|machine, back, front| {
         for status in [0, -1, -2, i16::MIN] {
