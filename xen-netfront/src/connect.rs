@@ -11,6 +11,7 @@ use xen_xenstore::{Path, Transaction, Xenstore};
 
 use crate::config::NODES;
 use crate::control::Control;
+use crate::front::LARGE;
 use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
@@ -228,7 +229,7 @@ fn agree<P: Platform + Wait>(
         offered.set(feature, (number(node)?.unwrap_or(0) != 0) == positive);
     }
     // A frame of several slots needs as many pages.
-    if config.tx_pages < FRAME_MAX.div_ceil(PAGE_SIZE) {
+    if config.tx_pages < LARGE {
         offered.remove(Features::SCATTER_GATHER);
     }
     let queues = number("multi-queue-max-queues")?.unwrap_or(1) as usize;

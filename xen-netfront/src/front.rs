@@ -42,7 +42,7 @@ impl fmt::Display for State {
 }
 
 /// Pages and slots for the largest frame, with its extra information.
-const LARGE: usize = 17;
+pub(crate) const LARGE: usize = 17;
 
 /// A network device from the guest's side: frames out, frames in.
 ///

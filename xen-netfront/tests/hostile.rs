@@ -145,7 +145,8 @@ fn a_frame_that_is_not_in_its_page_breaks_the_device() {
 
 #[test]
 fn what_was_not_agreed_on_breaks_the_device() {
-    for (flags, violation) in [(4, Violation::Flags(4)), (8, Violation::Extra(1)), (12, Violation::Extra(1))] {
+    for (flags, violation) in [(4, Violation::Flags(4)), (8, Violation::Extra(1)), (12, Violation::Extra(1))]
+    {
         with_device(|machine, back, front| {
             // The next slot is there, but is another frame's.
             back.fault_rx(Fault::Flags(flags));
