@@ -144,6 +144,16 @@ fn a_frame_that_is_not_in_its_page_breaks_the_device() {
 }
 
 #[test]
+fn more_empty_answers_than_empty_requests_break_the_device() {
+    with_device(|machine, back, front| {
+        // An answer that means nothing (`NETIF_RSP_NULL`), to a frame.
+        back.fault_tx(Fault::Status(1));
+        assert_eq!(send_all(machine, front), Err(Error::Broken(Violation::Null)));
+        assert_broken(front, Violation::Null);
+    });
+}
+
+#[test]
 fn what_was_not_agreed_on_breaks_the_device() {
     for (flags, violation) in [(4, Violation::Flags(4)), (8, Violation::Extra(1)), (12, Violation::Extra(1))]
     {
