@@ -155,6 +155,26 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         Ok(())
     }
 
+    /// Whether a backend waits for this device, so that [`reconnect`](Self::reconnect) would not wait long: one that is
+    /// new, or was started again. Asks xenstore, so it is for a device that is not at work, when xenstore has an event.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the connection to xenstore is of no use any more.
+    pub fn is_backend_waiting(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
+        let path = Path::format(format_args!("device/vif/{}/backend", self.index))?;
+        let waits =
+            xs.read_str(&path).and_then(Path::new).and_then(|path| path.join("state")).and_then(|path| {
+                let state: XenbusState = xs.read_parsed(&path)?;
+                Ok(matches!(state, XenbusState::INITIALISING | XenbusState::INIT_WAIT))
+            });
+        match waits {
+            // There is none, or no sense in it.
+            Err(xen_xenstore::Error::Refused(..) | xen_xenstore::Error::BadValue) => Ok(false),
+            Err(xen_xenstore::Error::NotText | xen_xenstore::Error::BadPath) => Ok(false),
+            waits => Ok(waits?),
+        }
+    }
+
     /// Ends the device in good order: the backend lets go, the pages come back. Pages that it holds on to stay in the
     /// grant table's quarantine.
     ///

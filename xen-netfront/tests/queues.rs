@@ -309,7 +309,11 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
             assert!(matches!(front.reconnect(&mut xs, machine.soon()), Err(Error::Store(_))));
             assert_eq!((front.state(), machine.grants.stats().in_use), (State::Closed, 0));
         }
+        if ended == State::Closed {
+            assert_eq!(front.is_backend_waiting(&mut xs), Ok(false));
+        }
         back.come_back();
+        assert_eq!(front.is_backend_waiting(&mut xs), Ok(true));
         front.reconnect(&mut xs, machine.soon()).unwrap();
         machine.run();
         while front.receive(&mut buf).unwrap().is_some() {}

@@ -69,8 +69,16 @@ impl webserver::Nic for Nic {
 
     fn arm(&mut self) -> bool {
         let front = self.device.front_mut();
-        if let Err(error) = front.service(&mut self.store.borrow_mut()) {
+        let mut xs = self.store.borrow_mut();
+        if let Err(error) = front.service(&mut xs) {
             log::debug!("net: {error}");
+        }
+        // The card was unplugged, or its backend started again, and is there anew.
+        if front.state() == State::Closed && front.is_backend_waiting(&mut xs) == Ok(true) {
+            let deadline = xs.now() + crate::devices::CLOSING;
+            if let Err(error) = front.reconnect(&mut xs, deadline) {
+                log::warn!("net: {error}");
+            }
         }
         let ready = front.arm().unwrap_or(false);
         let state = front.state();
