@@ -15,6 +15,23 @@ pub(super) fn without_a_card_it_carries_on(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn a_card_is_unplugged_and_plugged_in(lab: &mut Lab) -> Result<()> {
+    let spec = lab.spec();
+    let (guest, mut console) = lab.start(&spec)?;
+    let site = lab.site()?;
+    let large = site.get("/large.bin")?.expect(200)?.body;
+    for _ in 0..2 {
+        lab.dom0.run(&format!("xl network-detach {} 0", guest.name()), PATIENCE)?;
+        console.wait_for("net: closed by the backend", PATIENCE)?;
+        let vif = spec.vif.as_deref().unwrap_or_default().replace(',', " ");
+        lab.dom0.run(&format!("xl network-attach {} {vif}", guest.name()), PATIENCE)?;
+        console.wait_for("net: connected", PATIENCE)?;
+        let again = lab.site()?.get("/large.bin")?.expect(200)?.body;
+        ensure!(again == large, "another file came after the card was plugged in again");
+    }
+    Ok(())
+}
+
 pub(super) fn without_a_disk_it_carries_on(lab: &mut Lab) -> Result<()> {
     let (_guest, mut console) = lab.start(&Spec { disk: None, ..lab.spec() })?;
     let text = console.wait_for("ready; type help", PATIENCE)?;

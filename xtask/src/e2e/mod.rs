@@ -54,6 +54,7 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("seal-rodata", seal::constants_cannot_be_written),
         ("seal-exec", seal::memory_cannot_be_executed),
         ("no-vif", devices::without_a_card_it_carries_on),
+        ("replug", devices::a_card_is_unplugged_and_plugged_in),
         ("no-disk", devices::without_a_disk_it_carries_on),
         ("no-fat", devices::a_disk_that_is_no_fat_is_reported),
         ("read-only", devices::a_read_only_disk_is_served_and_not_written),
