@@ -185,6 +185,11 @@ fn sizes_that_make_no_sense_are_refused() {
         ("sectors", Some("0")),
         ("sectors", None),
         ("sectors", Some("many")),
+        ("sectors", Some("")),
+        ("sectors", Some(&*"1".repeat(3000))),
+        ("feature-barrier", Some("\u{fffd}")),
+        ("feature-discard", Some("0x1")),
+        ("feature-max-indirect-segments", Some("-1")),
         ("sectors", Some("-1")),
         ("sectors", Some("18446744073709551615")),
         ("sectors", Some("99999999999999999999999")),
@@ -205,17 +210,13 @@ fn sizes_that_make_no_sense_are_refused() {
         let grants = machine.grants.stats();
         assert_eq!((grants.in_use, grants.quarantined), (0, 0));
         // A backend that comes to its senses is believed.
-        back.lie("sectors", Some("2048"));
-        back.lie(
-            node,
-            Some(if node == "sector-size" {
-                "512"
-            } else if node == "mode" {
-                "w"
-            } else {
-                "1"
-            }),
-        );
+        let sense = match node {
+            "sectors" => "2048",
+            "sector-size" => "512",
+            "mode" => "w",
+            _ => "1",
+        };
+        back.lie(node, Some(sense));
         machine.connect(&mut xs).unwrap();
     }
 }

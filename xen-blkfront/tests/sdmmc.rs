@@ -40,6 +40,40 @@ fn blocks_one_after_the_other_are_one_request() {
 }
 
 #[test]
+fn who_goes_on_finds_the_next_window_read() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    back.load(&pattern(2048 * 512, 5));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let disk = SdmmcDisk::new(machine.connect(&mut xs).unwrap()).unwrap();
+    let mut block = [Block::new()];
+    let mut read = |at: u32| {
+        disk.read(&mut block, BlockIdx(at)).unwrap();
+        bytes(&block)
+    };
+    // The second window follows the first, so the third is asked for, too.
+    for (at, requests) in [(10, 1), (73, 1), (74, 3), (137, 3)] {
+        assert!(read(at) == pattern(2048 * 512, 5)[at as usize * 512..][..512]);
+        assert_eq!(disk.with(|front| front.stats().requests), requests, "{at}");
+    }
+    // It arrives while nobody waits for it. What is written meanwhile is not what was read ahead.
+    machine.xen.run_until_idle(10);
+    disk.write(&blocks(&pattern(512, 99)), BlockIdx(140)).unwrap();
+    assert!(read(140) == pattern(512, 99));
+    assert!(read(138) == pattern(2048 * 512, 5)[138 * 512..][..512]);
+    // To the end of the disk, and not beyond it; once each, but for the window that was written to.
+    for at in (138..2048).step_by(64) {
+        assert!(at == 140 || read(at) == back.disk()[at as usize * 512..][..512]);
+    }
+    assert_eq!(
+        disk.with(|front| (front.stats().errors, front.stats().bytes_read / 512)),
+        (0, 2048 - 10 + 64)
+    );
+    assert_eq!(disk.into_inner().free_requests(), 8);
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
 fn what_failed_is_not_remembered() {
     let machine = Machine::new();
     let back = machine.disk(Options { sector_size: 4096, ..Options::default() });

@@ -11,7 +11,7 @@ use xen_hypercall::{PAGE_SIZE, Page, Platform, Wait};
 use xen_xenstore::Xenstore;
 
 use crate::abi::SECTOR;
-use crate::{BlkFront, Error, State};
+use crate::{BlkFront, Error, State, Ticket};
 
 /// How many windows there are. A file system goes to and fro between its tables, a directory and some files.
 const WINDOWS: usize = 4;
@@ -22,7 +22,8 @@ const BLOCKS: u64 = (PAGES * PAGE_SIZE / SECTOR) as u64;
 
 /// A [`BlkFront`] as a [`BlockDevice`].
 ///
-/// Reads go through four windows of 32 KiB, so that blocks one after the other are one request. Writes go to the disk
+/// Reads go through four windows of 32 KiB, so that blocks one after the other are one request; who goes from one window on
+/// to the next has the one after that read meanwhile. Writes go to the disk
 /// at once, and to the windows, too: on a disk with larger sectors the rest of a sector is read before. Nobody else
 /// should write to the disk meanwhile; who may have, by [`with_mut`](Self::with_mut), empties the windows.
 pub struct SdmmcDisk<'x, P: Platform> {
@@ -35,6 +36,8 @@ struct Inner<'x, P: Platform> {
     windows: [Window; WINDOWS],
     /// Counts uses, to find the window that was not used for longest.
     uses: u64,
+    /// What is being read before anybody asked for it.
+    ahead: Option<(Ticket, Range<u64>)>,
 }
 
 /// Which blocks of the disk are in a part of the memory.
@@ -80,7 +83,9 @@ impl<'x, P: Platform + Wait> SdmmcDisk<'x, P> {
         let first =
             platform.alloc_pages(WINDOWS * PAGES).ok_or(Error::Grant(xen_gnttab::Error::OutOfMemory))?;
         let memory = Memory { platform, first };
-        Ok(Self { inner: RefCell::new(Inner { front, memory, windows: Default::default(), uses: 0 }) })
+        Ok(Self {
+            inner: RefCell::new(Inner { front, memory, windows: Default::default(), uses: 0, ahead: None }),
+        })
     }
 
     /// Looks at the disk itself.
@@ -95,6 +100,7 @@ impl<'x, P: Platform + Wait> SdmmcDisk<'x, P> {
     pub fn with_mut<R>(&self, f: impl FnOnce(&mut BlkFront<'x, P>) -> R) -> R {
         let mut inner = self.inner.borrow_mut();
         inner.windows = Default::default();
+        inner.forget_ahead();
         f(&mut inner.front)
     }
 
@@ -116,7 +122,9 @@ impl<'x, P: Platform + Wait> SdmmcDisk<'x, P> {
 
     /// The disk again.
     pub fn into_inner(self) -> BlkFront<'x, P> {
-        self.inner.into_inner().front
+        let mut inner = self.inner.into_inner();
+        inner.forget_ahead();
+        inner.front
     }
 }
 
@@ -166,6 +174,10 @@ impl<P: Platform + Wait> Inner<'_, P> {
                 window.blocks = 0..0;
             }
         }
+        if self.ahead.as_ref().is_some_and(|(_, ahead)| ahead.start < blocks.end && blocks.start < ahead.end)
+        {
+            self.forget_ahead();
+        }
     }
 
     /// Fills a window, from the sector that `block` is in.
@@ -175,10 +187,45 @@ impl<P: Platform + Wait> Inner<'_, P> {
         if block >= end {
             return Err(Error::OutOfRange);
         }
+        let follows =
+            self.windows.iter().any(|window| !window.blocks.is_empty() && window.blocks.end == start);
         let index = self.oldest();
-        self.fetch(index, start, start..end)?;
+        match self.ahead.take() {
+            Some((ticket, blocks)) if blocks == (start..end) => {
+                let Self { front, memory, .. } = self;
+                let place = place(start, &blocks);
+                front.wait(ticket, memory.bytes(index).get_mut(place).ok_or(Error::OutOfRange)?)?;
+            }
+            other => {
+                self.ahead = other;
+                self.fetch(index, start, start..end)?;
+            }
+        }
         self.filled(index, start..end);
+        if follows {
+            self.read_ahead(end);
+        }
         Ok(index)
+    }
+
+    /// Asks for the window that begins at `start`. Without success nothing is lost.
+    fn read_ahead(&mut self, start: u64) {
+        self.forget_ahead();
+        let blocks = start..(start + BLOCKS).min(self.front.capacity());
+        if blocks.is_empty() || self.find(&blocks).is_some() {
+            return;
+        }
+        if let Ok(ticket) = self.front.submit_read(start, blocks.end - start) {
+            self.ahead = Some((ticket, blocks));
+            // What goes wrong here is told again by whoever wants something of the disk.
+            let _ = self.front.publish();
+        }
+    }
+
+    fn forget_ahead(&mut self) {
+        if let Some((ticket, _)) = self.ahead.take() {
+            self.front.forget(ticket);
+        }
     }
 
     /// Reads blocks to where they belong in a window that begins at `start`.
