@@ -28,6 +28,9 @@ pub enum Ended<'g, P: Platform> {
     /// The peer had let go: the page is ours alone again, the reference is free.
     Page(OwnedPage<'g, P>),
     /// The peer uses the page still. Page and reference are in quarantine until it stops; see [`GrantTable::reclaim`].
+    ///
+    /// An entry of version 1 cannot be changed while it is in use, so a peer that lets go can take hold of the same page
+    /// again before the next sweep. In version 2 it cannot.
     Quarantined,
 }
 
