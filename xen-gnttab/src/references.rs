@@ -169,6 +169,10 @@ impl<P: Platform> GrantTable<P> {
 
     /// Takes so many references at once, at least one, all or none. They are linked from the one answered.
     pub(crate) fn take_references(&self, count: u32) -> Result<GrantRef, Error> {
+        // The table would grow to its limit for nothing.
+        if count > (self.max_frames * self.frames.per_frame()).saturating_sub(GrantRef::RESERVED) {
+            return Err(Error::NoFreeReference);
+        }
         loop {
             let first = match count {
                 1 => free_list::pop(self),

@@ -152,3 +152,15 @@ fn hypercalls_that_fail_by_chance_cost_nothing_but_tries() {
     assert_eq!((table.stats().frames, pages.len()), (32, (32 * 512 - 8) / 8));
     assert_eq!(guest.pages_in_use(), 1 + 64 + 8 * pages.len());
 }
+
+#[test]
+fn what_can_never_be_granted_at_once_does_not_make_the_table_grow() {
+    let (_xen, guest) = machine(3);
+    let table = GrantTable::new(guest.clone()).unwrap();
+    let before = guest.pages_in_use();
+    let error = table.share_pages(3 * 512 - 7, BACK, Access::ReadOnly).unwrap_err();
+    assert_eq!((error, table.stats().frames), (Error::NoFreeReference, 1));
+    assert_eq!(guest.pages_in_use(), before);
+    drop(table.share_pages(3 * 512 - 8, BACK, Access::ReadOnly).unwrap());
+    assert_eq!(table.stats().frames, 3);
+}
