@@ -170,10 +170,11 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let features = self.config.send;
         let len = parts.iter().map(|part| part.len()).sum();
         let head = parts.first().copied().unwrap_or_default();
-        if let (Some(gso), [frame]) = (meta.gso, parts)
-            && !features.contains(gso.feature())
-        {
-            return self.transmit_cut(frame, gso);
+        match (meta.gso, parts) {
+            (Some(gso), [frame]) if !features.contains(gso.feature()) => {
+                return self.transmit_cut(frame, gso);
+            }
+            _ => {}
         }
         let slots = TxQueue::<P>::slots_for(features, len)?;
         let plan = Plan::new(features, head, len, meta, |from, to| Some(sum_parts(parts, from, to)))?;
@@ -254,12 +255,11 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// [`Error::Closed`], [`Error::Broken`].
     pub fn receive(&mut self, buf: &mut [u8]) -> Result<Option<usize>, Error> {
         let Some(meta) = self.receive_with(buf)? else { return Ok(None) };
-        if meta.checksum == Checksum::Blank
-            && meta.gso.is_none()
-            && let Some(frame) = buf.get_mut(..meta.len)
-            && let Some(packet) = Packet::parse(frame)
-        {
-            packet::complete(frame, &packet);
+        if meta.checksum == Checksum::Blank && meta.gso.is_none() {
+            let frame = buf.get_mut(..meta.len).unwrap_or_default();
+            if let Some(packet) = Packet::parse(frame) {
+                packet::complete(frame, &packet);
+            }
         }
         Ok(Some(meta.len))
     }

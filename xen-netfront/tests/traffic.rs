@@ -34,6 +34,29 @@ fn a_device_comes_up_and_goes_down_and_leaves_nothing() {
 }
 
 #[test]
+fn nothing_is_left_in_xenstore_however_often_it_is_tried() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = xen_netfront::Config { tx_pages: 1, rx_pages: 1, ..Default::default() };
+    // More often than there are places for watches.
+    for round in 0..100 {
+        let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+        if round % 2 == 0 {
+            front.reconnect(&mut xs, machine.soon()).unwrap();
+        }
+        // The link is watched still.
+        back.set_back("carrier", "0");
+        machine.run();
+        front.service(&mut xs).unwrap();
+        assert!(!front.is_link_up(), "{round}");
+        back.set_back("carrier", "1");
+        front.close(&mut xs, machine.soon()).unwrap();
+    }
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
 fn frames_go_both_ways_in_order_and_whole() {
     let machine = Machine::new();
     let back = machine.vif(Options::default());

@@ -8,7 +8,7 @@ use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 use webserver::report::Report;
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
-use xen_netfront::{Config, FRAME_MAX, Features, NetFront, State};
+use xen_netfront::{Config, FRAME_MAX, Features, NetFront, State, packet};
 
 use crate::machine::{Events, Grants, Store};
 use crate::platform::Kernel;
@@ -34,9 +34,10 @@ pub(crate) fn open_nic(store: Store, events: Events, grants: Grants, deadline: D
     match NetFront::connect_with(&mut xs, events, grants, 0, deadline, config) {
         Ok(front) => {
             log::info!("net: vif/0 {} connected, MTU {}, {:?}", front.mac(), front.mtu(), front.features());
-            let buffer = || vec![0; FRAME_MAX].into_boxed_slice();
-            let state = front.state();
-            Some(Nic { state, device: Box::new(SmoltcpDevice::new(front, buffer(), buffer())), store })
+            let buffer = |len| vec![0; len].into_boxed_slice();
+            let (state, longest) = (front.state(), front.mtu() as usize + packet::ETHERNET);
+            let device = Box::new(SmoltcpDevice::new(front, buffer(FRAME_MAX), buffer(longest)));
+            Some(Nic { state, device, store })
         }
         Err(error) => {
             log::error!("net: {error}; carrying on without");
