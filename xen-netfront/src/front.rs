@@ -48,6 +48,9 @@ pub(crate) const LARGE: usize = 17;
 ///
 /// All pages are shared once, when the device is connected, and hold nothing but frames; a frame is copied in or out
 /// once, or not at all with pages of the caller's own. Nothing is allocated afterwards, and nothing blocks.
+///
+/// It is ended by [`close`](NetFront::close). Dropping it ends the grants as well, but the backend is not told, and xenstore
+/// goes on to watch for it.
 pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     pub(crate) index: u32,
     /// None: it was ended.

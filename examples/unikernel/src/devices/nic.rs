@@ -106,6 +106,9 @@ impl webserver::Nic for Nic {
         to.figure("net_tx_bytes_total", stats.tx_bytes);
         to.figure("net_tx_errors_total", stats.tx_errors);
         to.figure("net_notifications_total", stats.notifications);
+        to.figure("net_rx_large_total", stats.rx_gso);
+        to.figure("net_tx_large_total", stats.tx_gso);
+        to.figure("net_copied_bytes_total", stats.copied_bytes);
     }
 
     fn close(self) {
