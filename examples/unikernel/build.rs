@@ -4,7 +4,7 @@ fn main() {
     let script = format!("{}/link.ld", env!("CARGO_MANIFEST_DIR"));
     println!("cargo:rerun-if-changed={script}");
     println!("cargo:rerun-if-env-changed=UNIKERNEL_CMDLINE");
-    let linker = ["-T", &script, "--build-id=none", "-z", "max-page-size=0x1000", "-z", "noexecstack"];
+    let linker = ["-T", &script, "--build-id=none", "--nmagic", "-z", "noexecstack"];
     // A bare-metal target calls the linker itself, a hosted one the C compiler.
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none") {
         linker.iter().for_each(|arg| println!("cargo:rustc-link-arg-bins={arg}"));

@@ -8,21 +8,16 @@ use webserver::config::{self, Config};
 use webserver::report::Report;
 use webserver::{Machine, Request};
 use xen_evtchn::EventChannels;
-use xen_gnttab::GrantTable;
 use xen_hypercall::{Wait, version};
 use xen_xenstore::{Path, Xenstore, control};
 
 use crate::console;
-use crate::devices::{Disk, Nic, open_disk, open_nic};
+use crate::devices::{self, Devices, Disk, Nic};
 use crate::platform::{self, Kernel};
 
 pub(crate) type Events = &'static EventChannels<&'static Kernel>;
-pub(crate) type Grants = &'static GrantTable<&'static Kernel>;
 /// Xenstore, which the machine and the devices use in turns.
 pub(crate) type Store = &'static RefCell<Xenstore<'static, &'static Kernel>>;
-
-/// How long a device may take to connect.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct XenMachine {
     kernel: &'static Kernel,
@@ -37,23 +32,16 @@ impl fmt::Debug for XenMachine {
     }
 }
 
-/// What was found to work with.
-pub(crate) struct Devices {
-    pub(crate) nic: Option<Nic>,
-    pub(crate) disk: Option<Disk>,
-}
-
 impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
     pub(crate) fn new(events: Events, mut config: Config) -> (Self, Devices, Config) {
         let kernel = *events.platform();
         let mut machine = Self { kernel, events, control: None, name: alloc::string::String::new() };
-        let mut devices = Devices { nic: None, disk: None };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
             Err(error) => {
                 log::error!("{error}; no devices, no name");
-                return (machine, devices, config);
+                return (machine, Devices { nic: None, disk: None }, config);
             }
         };
         {
@@ -67,15 +55,7 @@ impl XenMachine {
                 config.address = address_from_store(&mut xs);
             }
         }
-        match GrantTable::new(kernel) {
-            Ok(grants) => {
-                let grants = leak(grants);
-                let deadline = kernel.now() + PATIENCE;
-                devices.nic = open_nic(store, events, grants, deadline);
-                devices.disk = open_disk(store, events, grants, deadline);
-            }
-            Err(error) => log::error!("no grant table, so no devices: {error}"),
-        }
+        let devices = devices::open(store, events);
         (machine, devices, config)
     }
 }

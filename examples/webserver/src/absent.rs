@@ -1,5 +1,5 @@
-//! The card and the disk of an image that has none: no value of this type exists, so the compiler leaves out
-//! of the image whatever would have used one.
+//! The card and the disk of an image that has none: no value of this type exists, and what would have used one is left
+//! out of the image.
 
 use embedded_sdmmc::{Block, BlockCount, BlockDevice, BlockIdx};
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken, TxToken};
@@ -40,6 +40,8 @@ impl Device for Absent {
 }
 
 impl Nic for Absent {
+    const PRESENT: bool = false;
+
     fn mac(&self) -> [u8; 6] {
         match *self {}
     }
@@ -72,6 +74,8 @@ impl BlockDevice for Absent {
 }
 
 impl Disk for Absent {
+    const PRESENT: bool = false;
+
     fn read_only(&self) -> bool {
         match *self {}
     }

@@ -34,7 +34,7 @@ impl Config {
                 _ => false,
             };
             if !understood {
-                warn!("command line: cannot use {word:?}; known are ip=A.B.C.D/N gw=A.B.C.D log=LEVEL");
+                warn!("command line: cannot use \"{word}\"; known are ip=A.B.C.D/N gw=A.B.C.D log=LEVEL");
             }
         }
         config

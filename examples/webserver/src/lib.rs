@@ -59,6 +59,8 @@ pub trait Machine {
 
 /// A network card.
 pub trait Nic: smoltcp::phy::Device {
+    /// False for [`Absent`]: what would have used a card is left out of the image.
+    const PRESENT: bool = true;
     /// Its hardware address.
     fn mac(&self) -> [u8; 6];
     /// Before sleeping: true when there is work to do first.
@@ -73,6 +75,8 @@ pub trait Nic: smoltcp::phy::Device {
 
 /// A disk.
 pub trait Disk: embedded_sdmmc::BlockDevice {
+    /// False for [`Absent`]: what would have used a disk is left out of the image.
+    const PRESENT: bool = true;
     /// Whether writing is refused.
     fn read_only(&self) -> bool;
     /// Returns when all that was written is on stable storage.
@@ -101,12 +105,16 @@ pub(crate) struct Context<'a, M: Machine> {
 impl<M: Machine> App<M> {
     /// Takes over the machine. A part that is missing or does not work is reported and left out.
     pub fn new(machine: M, config: &Config, nic: Option<M::Nic>, disk: Option<M::Disk>) -> Self {
-        let files = disk.and_then(|disk| {
-            files::Files::open(disk, machine.unix_time())
+        let files = match disk {
+            Some(disk) => files::Files::open(disk, machine.unix_time())
                 .inspect_err(|e| log::error!("disk: {e}; carrying on without files"))
-                .ok()
-        });
-        let net = nic.map(|nic| net::Net::new(nic, config, machine.now()));
+                .ok(),
+            None => None,
+        };
+        let net = match nic {
+            Some(nic) => Some(net::Net::new(nic, config, machine.now())),
+            None => None,
+        };
         log::info!("ready; type help on the console for its commands");
         Self { machine, line: String::new(), net, files }
     }
@@ -119,7 +127,9 @@ impl<M: Machine> App<M> {
                 break request;
             }
             let now = self.machine.now();
-            if let Some(files) = &self.files {
+            if M::Disk::PRESENT
+                && let Some(files) = &self.files
+            {
                 files.set_time(self.machine.unix_time());
             }
             let deadline = self.turn(now);
@@ -128,18 +138,26 @@ impl<M: Machine> App<M> {
             }
         };
         log::info!("stopping: {request:?}");
-        if let Some(net) = self.net.take() {
-            net.shut(&Context { machine: &self.machine, files: self.files.as_ref() });
+        let Self { machine, net, files, .. } = self;
+        if M::Nic::PRESENT
+            && let Some(net) = net
+        {
+            net.shut(&Context { machine: &machine, files: files.as_ref() });
         }
-        if let Some(files) = self.files.take() {
+        if M::Disk::PRESENT
+            && let Some(files) = files
+        {
             files.close();
         }
-        (self.machine, request)
+        (machine, request)
     }
 
     /// One round of the network; answers when the next is due (now: at once).
     fn turn(&mut self, now: Duration) -> Option<Duration> {
         let context = Context { machine: &self.machine, files: self.files.as_ref() };
+        if !M::Nic::PRESENT {
+            return None;
+        }
         self.net.as_mut().and_then(|net| net.turn(now, &context))
     }
 
@@ -173,10 +191,14 @@ impl<M: Machine> App<M> {
     /// Every part's report, as the pages and the console show it.
     fn report(&self, to: &mut dyn Report) {
         self.machine.report(to);
-        if let Some(net) = &self.net {
+        if M::Nic::PRESENT
+            && let Some(net) = &self.net
+        {
             net.report(to);
         }
-        if let Some(files) = &self.files {
+        if M::Disk::PRESENT
+            && let Some(files) = &self.files
+        {
             files.report(to);
         }
     }

@@ -7,7 +7,8 @@ use webserver::report::Report;
 use xen_blkfront::sdmmc::SdmmcDisk;
 use xen_blkfront::{BlkFront, Error};
 
-use crate::machine::{Events, Grants, Store};
+use super::Grants;
+use crate::machine::{Events, Store};
 use crate::platform::Kernel;
 
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(crate) struct Disk {
 }
 
 /// Connects the first disk; without one, or when it does not come, says so and goes without.
-pub(crate) fn open_disk(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Disk> {
+pub(super) fn open_disk(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Disk> {
     let front = BlkFront::connect_first(&mut store.borrow_mut(), events, grants, deadline);
     let connected = front.and_then(|front| {
         let (size, sector) = (front.capacity() / 2048, front.sector_size());

@@ -5,36 +5,62 @@ mod disk;
 #[cfg(feature = "net")]
 mod nic;
 
-#[cfg(feature = "disk")]
-pub(crate) use disk::{Disk, open_disk};
-#[cfg(feature = "net")]
-pub(crate) use nic::{Nic, open_nic};
+use crate::machine::{Events, Store};
 
-/// How long a backend may take to let a device go.
-#[cfg(any(feature = "net", feature = "disk"))]
-const CLOSING: core::time::Duration = core::time::Duration::from_secs(5);
+#[cfg(feature = "disk")]
+pub(crate) use disk::Disk;
+#[cfg(feature = "net")]
+pub(crate) use nic::Nic;
 
 #[cfg(not(feature = "net"))]
 pub(crate) type Nic = webserver::Absent;
 #[cfg(not(feature = "disk"))]
 pub(crate) type Disk = webserver::Absent;
 
-#[cfg(not(feature = "net"))]
-pub(crate) fn open_nic(
-    _: crate::machine::Store,
-    _: crate::machine::Events,
-    _: crate::machine::Grants,
-    _: core::time::Duration,
-) -> Option<Nic> {
-    None
+#[cfg(any(feature = "net", feature = "disk"))]
+type Grants = &'static xen_gnttab::GrantTable<&'static crate::platform::Kernel>;
+
+/// How long a device may take to connect.
+#[cfg(any(feature = "net", feature = "disk"))]
+const PATIENCE: core::time::Duration = core::time::Duration::from_secs(10);
+/// How long a backend may take to let a device go.
+#[cfg(any(feature = "net", feature = "disk"))]
+const CLOSING: core::time::Duration = core::time::Duration::from_secs(5);
+
+/// What was found to work with.
+pub(crate) struct Devices {
+    pub(crate) nic: Option<Nic>,
+    pub(crate) disk: Option<Disk>,
 }
 
-#[cfg(not(feature = "disk"))]
-pub(crate) fn open_disk(
-    _: crate::machine::Store,
-    _: crate::machine::Events,
-    _: crate::machine::Grants,
-    _: core::time::Duration,
-) -> Option<Disk> {
-    None
+/// Connects the devices that the domain has. What is missing or broken is reported and left out.
+#[cfg(any(feature = "net", feature = "disk"))]
+pub(crate) fn open(store: Store, events: Events) -> Devices {
+    use xen_hypercall::Wait;
+
+    let kernel = *events.platform();
+    let mut devices = Devices { nic: None, disk: None };
+    let grants: Grants = match xen_gnttab::GrantTable::new(kernel) {
+        Ok(grants) => crate::machine::leak(grants),
+        Err(error) => {
+            log::error!("no grant table, so no devices: {error}");
+            return devices;
+        }
+    };
+    let deadline = kernel.now() + PATIENCE;
+    #[cfg(feature = "net")]
+    {
+        devices.nic = nic::open_nic(store, events, grants, deadline);
+    }
+    #[cfg(feature = "disk")]
+    {
+        devices.disk = disk::open_disk(store, events, grants, deadline);
+    }
+    devices
+}
+
+/// An image of the console alone has none.
+#[cfg(not(any(feature = "net", feature = "disk")))]
+pub(crate) fn open(_: Store, _: Events) -> Devices {
+    Devices { nic: None, disk: None }
 }

@@ -10,7 +10,8 @@ use webserver::report::Report;
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
 use xen_netfront::{Config, FRAME_MAX, Features, NetFront, State, packet};
 
-use crate::machine::{Events, Grants, Store};
+use super::Grants;
+use crate::machine::{Events, Store};
 use crate::platform::Kernel;
 
 type Inner = SmoltcpDevice<'static, &'static Kernel, Box<[u8]>>;
@@ -23,7 +24,7 @@ pub(crate) struct Nic {
 }
 
 /// Connects the first network card; without one, or when it does not come, says so and goes without.
-pub(crate) fn open_nic(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Nic> {
+pub(super) fn open_nic(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Nic> {
     let mut xs = store.borrow_mut();
     if xs.read("device/vif/0/backend").is_err() {
         log::warn!("net: this domain has no network card (vif)");
