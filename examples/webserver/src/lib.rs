@@ -111,10 +111,7 @@ impl<M: Machine> App<M> {
                 .ok(),
             None => None,
         };
-        let net = match nic {
-            Some(nic) => Some(net::Net::new(nic, config, machine.now())),
-            None => None,
-        };
+        let net = nic.map(|nic| net::Net::new(nic, config, machine.now()));
         log::info!("ready; type help on the console for its commands");
         Self { machine, line: String::new(), net, files }
     }
