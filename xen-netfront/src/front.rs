@@ -329,7 +329,9 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.settle(ready)
     }
 
-    /// Ready when a frame has arrived or the device is not at work any more; otherwise wakes the task then.
+    /// Ready when a frame has arrived, pages for sending came back that were short, or the device is not at work any
+    /// more; otherwise wakes the task then. An executor that waits by other means than `EventChannels::wait` has to call
+    /// `EventChannels::unmask_due` now and then, for a backend that sent events without reason.
     pub fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.arm() != Ok(false) {
