@@ -94,14 +94,14 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let device = publish(xs, device, deadline, |transaction, path| {
             announce(transaction, path, config.receive)?;
             let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
-            transaction.write_display(&path.join("request-multicast-control")?, u32::from(filter))?;
-            transaction.write_display(&path.join("xdp-headroom")?, terms.headroom)?;
+            put(transaction, path, "request-multicast-control", filter.into())?;
+            put(transaction, path, "xdp-headroom", terms.headroom.into())?;
             if let Some(control) = &mut control {
-                transaction.write_display(&path.join("ctrl-ring-ref")?, control.ring.backing().gref().0)?;
-                transaction.write_display(&path.join("event-channel-ctrl")?, control.channel.port().0)?;
+                put(transaction, path, "ctrl-ring-ref", control.ring.backing().gref().0)?;
+                put(transaction, path, "event-channel-ctrl", control.channel.port().0)?;
             }
             if terms.queues > 1 {
-                transaction.write_display(&path.join("multi-queue-num-queues")?, terms.queues)?;
+                put(transaction, path, "multi-queue-num-queues", terms.queues as u32)?;
             }
             for (number, queue) in queues.iter_mut().flatten().enumerate() {
                 let below = if terms.queues > 1 { path.join(format_args!("queue-{number}"))? } else { *path };
@@ -308,6 +308,15 @@ fn give_up<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, state: &Path, error: xe
     error.into()
 }
 
+fn put<P: Platform + Wait>(
+    transaction: &mut Transaction<'_, '_, P>,
+    path: &Path,
+    node: &str,
+    value: u32,
+) -> Result<(), xen_xenstore::Error> {
+    transaction.write_display(&path.join(node)?, value)
+}
+
 /// Writes what the backend may do, and that it is to copy and to tell of each frame by the event channel.
 fn announce<P: Platform + Wait>(
     transaction: &mut Transaction<'_, '_, P>,
@@ -318,7 +327,7 @@ fn announce<P: Platform + Wait>(
         .into_iter()
         .chain(NODES.iter().map(|(node, feature, positive)| (*node, receive.contains(*feature) == *positive)))
     {
-        transaction.write(&path.join(node)?, if there { b"1" } else { b"0" })?;
+        put(transaction, path, node, there.into())?;
     }
     // An earlier kernel may have left the keys of another number of queues, which a backend refuses.
     for node in ["multi-queue-num-queues", "tx-ring-ref", "rx-ring-ref", "event-channel"].into_iter().chain([
@@ -340,7 +349,7 @@ fn tell<P: Platform + Wait>(
     path: &Path,
     queue: &mut Queue<'_, P>,
 ) -> Result<(), xen_xenstore::Error> {
-    let mut write = |node: &str, value: u32| transaction.write_display(&path.join(node)?, value);
+    let mut write = |node: &str, value: u32| put(transaction, path, node, value);
     write("tx-ring-ref", queue.tx.ring.backing().gref().0)?;
     write("rx-ring-ref", queue.rx.ring.backing().gref().0)?;
     match &queue.rx_channel {
