@@ -5,16 +5,19 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::dom0::{Dom0, Options};
 use crate::fat;
 use crate::image::{self, kib};
 use crate::web::Site;
 
-/// Measure the unikernel on real Xen: size, memory, boot, requests, hypercalls per request
+/// Measure: sizes, the unikernel on real Xen, the mocks, the rings; all but the rings unless told what
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// What to measure
+    #[arg(value_enum)]
+    what: Vec<What>,
     /// Requests of each kind
     #[arg(long, default_value_t = 500)]
     requests: u32,
@@ -22,6 +25,19 @@ pub struct Args {
 
 const GUEST: &str = "name='bench'\ntype='pvh'\nkernel='/unikernel'\nmemory=16\nvcpus=1\ntsc_mode='native'\n\
     extra='ip=10.0.0.2/24'\nvif=['bridge=xenbr0,mac=00:16:3e:00:00:02']\ndisk=['phy:/dev/vda,xvda,w']\n";
+
+/// A subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// The image's sizes
+    Size,
+    /// The unikernel on real Xen: boot, requests, hypercalls per request, memory
+    Xen,
+    /// Frames and requests per second through the drivers and their mocks, on this machine
+    Mock,
+    /// Instructions per slot of a ring, against Xen's own macros in C (needs valgrind, a C compiler and Xen's headers)
+    Ring,
+}
 
 /// From the toolstack's "go" to the first byte of an answer, as dom0 sees it. The neighbour is entered by hand, or the
 /// kernel's retries of its question for it, a second apart, would be what is measured.
@@ -37,13 +53,43 @@ const BOOT: &str = "ip neigh replace 10.0.0.2 lladdr 00:16:3e:00:00:02 dev xenbr
     done 2>/dev/null\n\
     echo $((${EPOCHREALTIME/./} - start))\n";
 
-/// Boots once and measures.
+/// Measures what was asked for.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    let all = [What::Size, What::Xen, What::Mock];
+    for what in if args.what.is_empty() { &all[..] } else { &args.what } {
+        match what {
+            What::Size => sizes()?,
+            What::Xen => unikernel(args)?,
+            What::Mock => {
+                println!("the drivers and their mocks, one thread of this machine");
+                program(&["--package", "unikernel-host", "--bin", "throughput"])?;
+            }
+            What::Ring => program(&["--package", "ring-bench"])?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a program of the workspace, compiled for speed, which prints its own figures.
+fn program(args: &[&str]) -> Result<()> {
+    let mut cargo = image::cargo();
+    let status =
+        cargo.args(["run", "--quiet", "--release"]).args(args).status().context("cannot start cargo")?;
+    ensure!(status.success(), "{} failed: {status}", args.join(" "));
+    Ok(())
+}
+
+fn sizes() -> Result<()> {
     println!("image, stripped");
     for (name, features) in [("console only", Some(vec![])), ("everything", None)] {
         let image = image::build(&image::Options { features, cmdline: None, quiet: true })?;
         println!("  {name:<44} {}", kib(image::size(&image.path)?));
     }
+    Ok(())
+}
+
+/// Boots once and measures.
+fn unikernel(args: &Args) -> Result<()> {
     let image = image::build(&image::Options { quiet: true, ..image::Options::default() })?;
     let disk = image::out_dir()?.join("bench.img");
     fat::image(&disk, 32, &[("SMALL.TXT", &[b'x'; 512]), ("LARGE.BIN", &vec![0x5A; 4 << 20])])?;
@@ -85,7 +131,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for figure in ["memory_used_bytes", "memory_free_bytes"] {
         println!("{figure:<46} {}", kib(*now.get(figure).unwrap_or(&0)));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// All figures of the metrics page.

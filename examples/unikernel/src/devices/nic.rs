@@ -1,12 +1,14 @@
 //! Netfront as the application's network card.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec;
 use core::time::Duration;
 
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 use webserver::report::Report;
+use xen_hypercall::DomId;
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
 use xen_netfront::{Config, FRAME_MAX, Features, NetFront, State, packet};
 
@@ -34,7 +36,8 @@ pub(super) fn open_nic(store: Store, events: Events, grants: Grants, deadline: D
     let config = Config { receive: Features::all(), ..Config::default() };
     match NetFront::connect_with(&mut xs, events, grants, 0, deadline, config) {
         Ok(front) => {
-            log::info!("net: vif/0 {} connected, MTU {}, {:?}", front.mac(), front.mtu(), front.features());
+            let backend = front.backend().unwrap_or(DomId::INVALID);
+            log::info!("net: vif/0 {} connected to {backend}, MTU {}", front.mac(), front.mtu());
             let buffer = |len| vec![0; len].into_boxed_slice();
             let (state, longest) = (front.state(), front.mtu() as usize + packet::ETHERNET);
             let device = Box::new(SmoltcpDevice::new(front, buffer(FRAME_MAX), buffer(longest)));
@@ -100,6 +103,10 @@ impl webserver::Nic for Nic {
         let (front, stats) = (self.device.front(), self.device.front().stats());
         to.section("Network");
         to.fact("network card", &format_args!("vif/0, {}, {}", front.mac(), front.state()));
+        let offloads = front.features().iter_names().fold(String::new(), |list, (name, _)| {
+            if list.is_empty() { name.into() } else { list + " " + name }
+        });
+        to.fact("offloads", &offloads.to_ascii_lowercase());
         to.figure("net_rx_frames_total", stats.rx_frames);
         to.figure("net_rx_bytes_total", stats.rx_bytes);
         to.figure("net_rx_dropped_total", stats.rx_dropped);
