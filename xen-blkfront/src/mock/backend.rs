@@ -244,9 +244,6 @@ impl Backend {
         self.mapped.holds = holds;
         if !holds {
             self.mapped.kept.clear();
-            if self.link.is_none() {
-                self.mapped.pages.clear();
-            }
         }
     }
 

@@ -94,8 +94,10 @@ impl Link {
                 mapped.kept.extend(queue.ring.into_inner().into_pages());
             }
         }
-        if !mapped.holds {
-            mapped.pages.clear();
+        // Of a guest that connects anew they are not the pages any more.
+        let pages = core::mem::take(&mut mapped.pages);
+        if mapped.holds {
+            mapped.kept.extend(pages.into_values().map(|(page, _)| page));
         }
     }
 }
