@@ -24,19 +24,21 @@ pub(crate) struct Library {
     loom: bool,
 }
 
-/// The crates that others use, their features and whether they have a model for loom, as their own files say.
+/// The crates that others use.
+pub(crate) const LIBRARIES: [&str; 8] = [
+    "xen-ring",
+    "xen-hypercall",
+    "xen-evtchn",
+    "xen-gnttab",
+    "xen-xenstore",
+    "xen-console",
+    "xen-netfront",
+    "xen-blkfront",
+];
+
+/// Their features and whether they have a model for loom, as their own files say.
 pub(crate) fn libraries() -> Result<Vec<Library>> {
-    const NAMES: [&str; 8] = [
-        "xen-ring",
-        "xen-hypercall",
-        "xen-evtchn",
-        "xen-gnttab",
-        "xen-xenstore",
-        "xen-console",
-        "xen-netfront",
-        "xen-blkfront",
-    ];
-    NAMES
+    LIBRARIES
         .into_iter()
         .map(|name| {
             let dir = image::workspace().join(name);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::check;
 use crate::dom0::{Dom0, Options};
 use crate::guest::{Guest, KERNEL, Listed, Spec};
 use crate::image::{self, workspace};
@@ -132,16 +133,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn documentation() -> Result<PathBuf> {
     let mut cargo = image::cargo();
     let target = image::out_dir()?.join("doc");
-    cargo.args([
-        "doc",
-        "--no-deps",
-        "--all-features",
-        "--workspace",
-        "--exclude",
-        "unikernel",
-        "--exclude",
-        "xtask",
-    ]);
+    cargo.args(["doc", "--no-deps", "--all-features", "--package", "webserver"]);
+    for library in check::LIBRARIES {
+        cargo.args(["--package", library]);
+    }
     cargo.arg("--target-dir").arg(&target);
     if !cargo.status().context("cannot start cargo")?.success() {
         bail!("the documentation does not build; cargo says why above");

@@ -149,7 +149,7 @@ fn report<N: Nic>(nic: &N, iface: &Interface, figures: &Figures, active: usize, 
         None => to.fact("address", &"none yet"),
     }
     to.section("Web server");
-    to.figure("http_connections", active as u64);
+    to.figure("http_open_connections", active as u64);
     figures.report(to);
 }
 

@@ -83,7 +83,7 @@ pub(super) fn the_thirty_third_connection_is_told_to_come_back(site: &Site) -> R
     let free = |site: &Site| -> Result<()> {
         let end = Instant::now() + PATIENCE;
         // The one that asks is counted.
-        while site.metric("http_connections")? > 1 {
+        while site.metric("http_open_connections")? > 1 {
             ensure!(Instant::now() < end, "connections that have ended stay open");
             thread::sleep(Duration::from_millis(50));
         }
