@@ -111,6 +111,14 @@ impl Checks {
         Ok(())
     }
 
+    /// Each library as it would be published.
+    fn packages(&mut self) -> Result<()> {
+        let mut package = cargo(&["package", "--no-verify", "--allow-dirty"]);
+        LIBRARIES.iter().for_each(|name| drop(package.args(["--package", name])));
+        package.arg("--target-dir").arg(image::workspace().join("target/package"));
+        self.run("the libraries' packages", &mut package)
+    }
+
     fn loom(&mut self, libraries: &[Library]) -> Result<()> {
         for Library { name, .. } in libraries.iter().filter(|library| library.loom) {
             let mut loom = cargo(&["test", "--package", name, "--release", "--test", "loom"]);
@@ -169,6 +177,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     checks.documentation()?;
     checks.tests()?;
     checks.features(&libraries)?;
+    checks.packages()?;
     checks.loom(&libraries)?;
     checks.bare_metal(&libraries)?;
     checks.images()?;
