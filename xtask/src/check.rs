@@ -114,7 +114,9 @@ impl Checks {
     /// Each library as it would be published.
     fn packages(&mut self) -> Result<()> {
         let mut package = cargo(&["package", "--no-verify", "--allow-dirty"]);
-        LIBRARIES.iter().for_each(|name| drop(package.args(["--package", name])));
+        for name in LIBRARIES {
+            package.args(["--package", name]);
+        }
         package.arg("--target-dir").arg(image::workspace().join("target/package"));
         self.run("the libraries' packages", &mut package)
     }
