@@ -55,3 +55,41 @@ pub fn revoke_v2(entry: &impl WordsV2) -> bool {
     entry.fence();
     entry.status() & IN_USE == 0
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use core::cell::Cell;
+
+    use super::{ATTEMPTS, FlagsV1, revoke_v1};
+
+    /// Flags that a peer changes so many times, each time between our look and our exchange.
+    struct Restless {
+        changes: Cell<usize>,
+        granted: Cell<bool>,
+    }
+
+    impl FlagsV1 for Restless {
+        fn load(&self) -> u16 {
+            1
+        }
+
+        fn clear(&self, old: u16) -> Result<(), u16> {
+            let Some(left) = self.changes.get().checked_sub(1) else {
+                self.granted.set(false);
+                return Ok(());
+            };
+            self.changes.set(left);
+            // It used the page and let go again: nothing to be seen but a change.
+            Err(old ^ 0b100)
+        }
+    }
+
+    #[test]
+    fn a_grant_counts_as_taken_away_only_when_it_is() {
+        for changes in 0..=ATTEMPTS + 2 {
+            let entry = Restless { changes: Cell::new(changes), granted: Cell::new(true) };
+            assert_eq!(revoke_v1(&entry), !entry.granted.get(), "{changes} changes");
+            assert_eq!(entry.granted.get(), changes >= ATTEMPTS, "{changes} changes");
+        }
+    }
+}

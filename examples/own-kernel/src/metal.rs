@@ -1,0 +1,56 @@
+//! The parts that make the platform of the kernel on Xen. They are built with the tests, and run in the kernel alone.
+#![allow(unsafe_code, reason = "reads the counter; calls Xen")]
+
+use core::arch::x86_64::_rdtsc;
+use core::time::Duration;
+
+use xen_hypercall::arch::x86_64::VendorCall;
+use xen_hypercall::{Errno, SharedInfo, VcpuId, Wait, sched, vcpu};
+
+use crate::{Frames, Kernel};
+
+/// The kernel on Xen.
+pub type OnXen = Kernel<VendorCall, Frames, Sleep>;
+
+/// Xen's time, and sleep by Xen's timer.
+#[derive(Debug)]
+pub struct Sleep {
+    call: VendorCall,
+    shared: SharedInfo,
+}
+
+impl OnXen {
+    /// Puts the platform together. None: not on a processor that Xen runs on.
+    ///
+    /// # Errors
+    /// Xen's, when it does not give its page.
+    ///
+    /// # Safety
+    /// This is vCPU 0 of an HVM or PVH domain of Xen, in ring 0.
+    pub unsafe fn start(memory: Frames) -> Result<Option<Self>, Errno> {
+        // SAFETY: the caller says where this runs.
+        let Some(call) = (unsafe { VendorCall::detect() }) else { return Ok(None) };
+        let early = Kernel { call, memory, time: () };
+        let shared = SharedInfo::map(&early)?;
+        Ok(Some(Kernel { call, memory: early.memory, time: Sleep { call, shared } }))
+    }
+}
+
+impl Wait for Sleep {
+    fn now(&self) -> Duration {
+        // SAFETY: every processor of 64 bits has the instruction.
+        let counter = unsafe { _rdtsc() };
+        self.shared.time(VcpuId(0)).unwrap_or_default().system_time(counter)
+    }
+
+    /// With interrupts off: Xen's `block` ends at once if an event is pending by then.
+    fn wait(&self, deadline: Option<Duration>) {
+        if let Some(at) = deadline {
+            // If Xen refuses the timer, an event ends the sleep, or the caller looks again at once.
+            if vcpu::set_singleshot_timer(&self.call, VcpuId(0), at).is_err() {
+                return;
+            }
+        }
+        let _ = sched::block(&self.call);
+    }
+}
