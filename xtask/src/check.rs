@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::tally::Tally;
-use crate::{abi, bare, e2e, host, image};
+use crate::{abi, bare, e2e, fuzz, host, image};
 
 /// Run all tests: format, lints, documentation, unit, property, loom and doc tests, images, then real Xen
 #[derive(Debug, clap::Args)]
@@ -15,6 +15,9 @@ pub struct Args {
     /// Leave out the tests on real Xen
     #[arg(long)]
     no_e2e: bool,
+    /// Also run all tests of this machine with AddressSanitizer, which needs a nightly toolchain
+    #[arg(long)]
+    full: bool,
 }
 
 /// A crate that others use.
@@ -98,6 +101,34 @@ impl Checks {
         self.run("unit, property and doc tests", &mut cargo(&args))
     }
 
+    /// What the fuzz targets begin with, and what they found before.
+    fn fuzz_inputs(&mut self) -> Result<()> {
+        let mut test = cargo(&["test", "--manifest-path", "fuzz/Cargo.toml"]);
+        test.arg("--target-dir").arg(image::workspace().join("target/fuzz-tests"));
+        self.run("seeds and regressions of the fuzz targets", &mut test)
+    }
+
+    /// The tests of this machine with AddressSanitizer, where there is a toolchain for that.
+    fn address_sanitizer(&mut self) -> Result<()> {
+        if !fuzz::has_nightly() {
+            println!(
+                "== AddressSanitizer: left out, it needs a nightly toolchain (rustup toolchain install nightly)"
+            );
+            return Ok(());
+        }
+        // Not `image::cargo`: that is the one of the toolchain that runs this.
+        let mut test = Command::new("cargo");
+        test.current_dir(image::workspace());
+        test.args(["+nightly", "test", "--workspace", "--exclude", "unikernel", "--exclude", "xtask"]);
+        // A target of its own keeps the sanitizer out of build scripts and macros, which are not ours.
+        test.args(["--target", "x86_64-unknown-linux-gnu", "--all-features", "--no-fail-fast"]);
+        test.arg("--target-dir").arg(image::workspace().join("target/asan"));
+        test.env("RUSTFLAGS", "-Zsanitizer=address").env("RUSTDOCFLAGS", "-Zsanitizer=address");
+        // A mock machine's far sides have handles to it, so that it is never freed unless it is dismantled.
+        test.env("ASAN_OPTIONS", "detect_leaks=0").env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+        self.run("AddressSanitizer", &mut test)
+    }
+
     /// Each library as its users have it: without any feature, and with each alone.
     fn features(&mut self, libraries: &[Library]) -> Result<()> {
         for Library { name, features, .. } in libraries {
@@ -178,6 +209,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     checks.clippy()?;
     checks.documentation()?;
     checks.tests()?;
+    checks.fuzz_inputs()?;
+    if args.full {
+        checks.address_sanitizer()?;
+    }
     checks.features(&libraries)?;
     checks.packages()?;
     checks.loom(&libraries)?;

@@ -12,6 +12,7 @@ pub mod deb;
 pub mod dom0;
 pub mod e2e;
 pub mod fat;
+pub mod fuzz;
 pub mod guest;
 pub(crate) mod host;
 pub mod image;

@@ -20,6 +20,7 @@ enum Command {
     E2e(xtask::e2e::Args),
     Abi(xtask::abi::Args),
     Bench(xtask::bench::Args),
+    Fuzz(xtask::fuzz::Args),
     Bed(xtask::bed::Args),
 }
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::E2e(args) => xtask::e2e::run(&args),
         Command::Abi(args) => xtask::abi::run(&args),
         Command::Bench(args) => xtask::bench::run(&args),
+        Command::Fuzz(args) => xtask::fuzz::run(&args),
         Command::Bed(args) => xtask::bed::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -34,6 +34,7 @@ struct State {
     faults: Option<(Dice, HypercallFaults)>,
     now: Duration,
     trace: VecDeque<String>,
+    untraced: bool,
     extensions: HashMap<TypeId, Box<dyn Any + Send>>,
 }
 
@@ -145,6 +146,19 @@ impl MockXen {
         self.state().actors.retain(|(other, ..)| *other != id);
     }
 
+    /// Takes away every actor, handler and what other mocks keep here, for good: they have handles to the machine, which
+    /// would keep it, with all its memory, for as long as the program runs. For programs that make a great many machines.
+    pub fn dismantle(&self) {
+        let mut state = self.state();
+        let actors = core::mem::take(&mut state.actors);
+        let handlers = core::mem::take(&mut state.handlers);
+        let extensions = core::mem::take(&mut state.extensions);
+        let hook = state.timer_hook.take();
+        // What is dropped may use the machine once more.
+        drop(state);
+        drop((actors, handlers, extensions, hook));
+    }
+
     /// Lets every actor act once, in the order they were added; answers whether any did anything.
     pub fn step(&self) -> bool {
         let ids: Vec<ActorId> = self.state().actors.iter().map(|(id, ..)| *id).collect();
@@ -215,6 +229,9 @@ impl MockXen {
 
     /// Adds a line to the trace.
     pub fn trace(&self, line: impl FnOnce() -> String) {
+        if self.state().untraced {
+            return;
+        }
         let line = line();
         let mut state = self.state();
         if state.trace.len() == TRACE_LINES {
@@ -222,6 +239,12 @@ impl MockXen {
         }
         let now = state.now;
         state.trace.push_back(format!("[{:>10.6}] {line}", now.as_secs_f64()));
+    }
+
+    /// Whether lines are added to the trace, as they are at first: where a great many machines are tried, the time that
+    /// goes into the text is most of it.
+    pub fn set_trace(&self, on: bool) {
+        self.state().untraced = !on;
     }
 
     /// What passed between the domains, oldest first, a line each.

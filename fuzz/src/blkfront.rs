@@ -1,0 +1,591 @@
+//! A disk: any calls, against a backend that has bad days, lies, or writes anywhere in its rings.
+//!
+//! What is read is what was written, as long as the backend does not lie; each operation has one result; only a backend
+//! that lies breaks the disk; every page comes back when the backend has let go.
+
+use std::time::Duration;
+
+use xen_blkfront::mock::{Discard, Fault, Faults, MockBlkback, Options, Order};
+use xen_blkfront::{BlkFront, Config, Error, Piece, State, Ticket};
+use xen_gnttab::Access;
+use xen_hypercall::mock::{Dice, MockDomain};
+use xen_xenstore::Xenstore;
+
+use crate::input::{Input, Number, Ops, chance, input};
+use crate::machine::{Machine, attempt};
+use crate::netfront::Value;
+use model::{Model, SECTORS, decode, encode};
+
+#[allow(missing_docs, unreachable_pub, reason = "shared with the crate's own tests")]
+#[path = "../../xen-blkfront/tests/model/mod.rs"]
+mod model;
+
+const VBD: u32 = 51712;
+
+/// Nodes of the backend that it may say anything in.
+const NODES: [&str; 12] = [
+    "state",
+    "sectors",
+    "sector-size",
+    "physical-sector-size",
+    "info",
+    "feature-max-indirect-segments",
+    "feature-persistent",
+    "feature-flush-cache",
+    "feature-discard",
+    "discard-granularity",
+    "max-ring-page-order",
+    "multi-queue-max-queues",
+];
+
+input! {
+    /// What is tried.
+    pub struct Plan {
+        /// What the backend offers: a bit each.
+        offers: u16,
+        /// In which order it works.
+        order: u8,
+        /// What decides on faults.
+        seed: u32,
+        /// How often each goes wrong: misfortunes first, lies behind.
+        faults: [u8; 20],
+        /// What happens.
+        ops: Ops<Op>,
+    }
+
+    /// Sectors.
+    pub struct Range {
+        at: u8,
+        count: u8,
+    }
+
+    /// What happens next.
+    pub enum Op {
+        Read { range: Range },
+        Write { range: Range },
+        Flush,
+        Discard { range: Range },
+        SubmitRead { range: Range },
+        SubmitWrite { range: Range },
+        SubmitBarrier { range: Range },
+        /// Reads to the caller's own pages, or writes from them.
+        Lend { at: u8, pages: u8, write: bool },
+        SubmitFlush,
+        SubmitDiscard { range: Range, secure: bool },
+        /// What is not on the disk, or far too much.
+        SubmitFar { at: u64, sectors: u64 },
+        Publish,
+        Poll,
+        Take { which: u8 },
+        Forget { which: u8 },
+        /// The far sides act.
+        Step,
+        Service,
+        Reconnect,
+        Stall { on: bool },
+        Hold { on: bool },
+        Detach,
+        Drop,
+        Vanish,
+        ComeBack,
+        Crash { seed: u8 },
+        Resize { sectors: Number },
+        /// The next response is wrong.
+        Spoil { fault: FaultInput },
+        /// A node of the backend says something else when it is written next.
+        Say { node: u8, value: Value },
+        /// The backend writes into its ring.
+        Poke { offset: u16, bytes: [u8; 4] },
+        /// It writes a number to a word at the ring's beginning: an index.
+        Index { word: u8, number: Number },
+    }
+
+    /// What is wrong with a response.
+    pub enum FaultInput {
+        Id { id: u64 },
+        SmallId { id: u8 },
+        Operation { operation: u8 },
+        Status { status: i16 },
+        Twice,
+        Index { by: Number },
+        Lost,
+        Unwritten,
+    }
+}
+
+impl Range {
+    fn get(&self) -> (u64, u64) {
+        let at = u64::from(self.at) % SECTORS;
+        (at, (1 + u64::from(self.count) % 60).min(SECTORS - at))
+    }
+}
+
+impl FaultInput {
+    fn fault(&self) -> Fault {
+        match *self {
+            Self::Id { id } => Fault::Id(id),
+            Self::SmallId { id } => Fault::Id(id.into()),
+            Self::Operation { operation } => Fault::Operation(operation),
+            Self::Status { status } => Fault::Status(status),
+            Self::Twice => Fault::Twice,
+            Self::Index { ref by } => Fault::Index(by.get()),
+            Self::Lost => Fault::Lost,
+            Self::Unwritten => Fault::Unwritten,
+        }
+    }
+}
+
+impl Plan {
+    fn options(&self) -> Options {
+        let bit = |bit: u16| self.offers & 1 << bit != 0;
+        Options {
+            sectors: SECTORS,
+            flush: bit(0),
+            barrier: bit(1),
+            discard: bit(2).then(Discard::default),
+            persistent: bit(3),
+            persistent_limit: if bit(4) { 20 } else { 1056 },
+            indirect_segments: bit(5).then_some(if bit(6) { 26 } else { 13 }),
+            max_ring_page_order: bit(7).then_some(1),
+            max_queues: bit(8).then_some(3),
+            volatile_cache: bit(9),
+            read_only: bit(10) && bit(11),
+            order: match self.order {
+                ..100 => Order::Sent,
+                100..170 => Order::Reversed,
+                _ => Order::Shuffled(self.order.into()),
+            },
+            ..Options::default()
+        }
+    }
+
+    fn faults(&self) -> Faults {
+        let f = self.faults.map(chance);
+        let mut faults = Faults::default();
+        [faults.fail, faults.unsupported, faults.late, faults.late_event] = [f[0], f[1], f[2], f[3]];
+        [faults.spurious_event, faults.stall, faults.lost, faults.lost_event] = [f[4], f[5], f[6], f[7]];
+        [faults.keep_mapped, faults.close, faults.drop_out, faults.die] = [f[8], f[9], f[10], f[11]];
+        [faults.come_back, faults.scribble, faults.odd_status, faults.wrong_id] =
+            [f[12], f[13], f[14], f[15]];
+        [faults.wrong_operation, faults.twice, faults.unwritten, faults.index_jump] =
+            [f[16], f[17], f[18], f[19]];
+        faults
+    }
+}
+
+/// What is under way: its ticket, what the model calls it, and how much it reads.
+struct Flight {
+    ticket: Ticket,
+    id: usize,
+    len: usize,
+    lent: bool,
+}
+
+struct Run<'m> {
+    machine: &'m Machine,
+    back: MockBlkback,
+    disk: BlkFront<'m, MockDomain>,
+    model: Model,
+    flights: Vec<Flight>,
+    /// What is not an accident was done to the device.
+    tampered: bool,
+}
+
+impl<'m> Run<'m> {
+    fn lied(&self) -> bool {
+        self.tampered || self.back.lies_hit() > 0
+    }
+
+    /// The error has to fit how the disk is, and the backend.
+    fn check(&self, error: Error) {
+        let fair = match error {
+            Error::Broken(_) => matches!(self.disk.state(), State::Broken(_)),
+            Error::Closing => matches!(self.disk.state(), State::Closing | State::Gone),
+            Error::Io | Error::Unsupported | Error::Busy | Error::TooLong | Error::Xenstore(_) => true,
+            Error::Status(_) => self.lied(),
+            Error::TimedOut => self.lied() || self.back.faults_hit() > 0 || !self.back.is_connected(),
+            Error::ReadOnly => self.disk.is_read_only() || self.lied(),
+            Error::OutOfRange | Error::Unaligned | Error::BadNode(_) => self.lied(),
+            _ => false,
+        };
+        assert!(fair, "{error:?} of a disk that is {:?}", self.disk.state());
+    }
+
+    fn begin(&mut self, submitted: Result<Ticket, Error>, id: usize, len: usize, lent: bool) {
+        match submitted {
+            Ok(ticket) => self.flights.push(Flight { ticket, id, len, lent }),
+            Err(error) => {
+                self.check(error);
+                self.model.cancel(id);
+            }
+        }
+    }
+
+    fn end(&mut self, id: usize, result: Result<(), Error>, bytes: &[u8]) {
+        match result {
+            Err(error) => self.check(error),
+            Ok(()) if !bytes.is_empty() && !self.lied() => self.model.check_read(id, bytes),
+            Ok(()) => {}
+        }
+        self.model.end(id, result);
+    }
+
+    fn take(&mut self, index: usize) {
+        let Some(flight) = self.flights.get(index) else { return };
+        let mut bytes = vec![0xEE; flight.len];
+        let result = if flight.lent {
+            let mut got = Vec::new();
+            let result = self.disk.take_pages(flight.ticket, |mut piece| {
+                let mut page = [0; 4096];
+                piece.page_mut().read_bytes(0, &mut page).expect("a page");
+                got.extend(page);
+            });
+            if flight.len > 0 {
+                bytes = got;
+            }
+            result
+        } else {
+            self.disk.take(flight.ticket, &mut bytes)
+        };
+        let kept = matches!(self.disk.state(), State::Gone | State::Broken(_));
+        match result {
+            None => {}
+            // It is not taken, and may still come.
+            Some(Err(Error::Closing | Error::Broken(_))) if kept => {}
+            Some(result) => {
+                let flight = self.flights.swap_remove(index);
+                self.end(flight.id, result, &bytes);
+                assert_eq!(self.disk.take(flight.ticket, &mut bytes), Some(Err(Error::StaleTicket)));
+            }
+        }
+    }
+
+    fn lend(&mut self, at: u64, pages: u64, write: bool) {
+        let (id, tag) =
+            if write { self.model.write(at, pages * 8) } else { (self.model.read(at, pages * 8), 0) };
+        let mut pieces: Vec<_> = (0..pages)
+            .map(|page| {
+                let backend = self.disk.backend_id();
+                let mut granted =
+                    self.machine.grants.share(backend, Access::ReadWrite).expect("pages enough");
+                if write {
+                    granted.write_bytes(0, &encode(at + page * 8, 8, tag)).expect("a page");
+                }
+                Some(Piece::whole(granted))
+            })
+            .collect();
+        let submitted = if write {
+            self.disk.submit_write_from(at, &mut pieces)
+        } else {
+            self.disk.submit_read_into(at, &mut pieces)
+        };
+        self.begin(submitted, id, if write { 0 } else { pages as usize * 4096 }, true);
+    }
+
+    fn poke(&mut self, offset: u16, bytes: [u8; 4]) {
+        let front = format!("/local/domain/1/device/vbd/{VBD}");
+        for node in ["ring-ref", "ring-ref0", "queue-0/ring-ref", "queue-0/ring-ref0"] {
+            self.tampered |= self.machine.poke(format!("{front}/{node}"), offset, &bytes);
+        }
+    }
+
+    fn step(&mut self, xs: &mut Xenstore<'m, MockDomain>, op: &Op) {
+        match *op {
+            Op::Read { ref range } => {
+                let (at, count) = range.get();
+                let id = self.model.read(at, count);
+                let mut bytes = vec![0xEE; count as usize * 512];
+                let result = self.disk.read(at, &mut bytes);
+                self.end(id, result, &bytes);
+            }
+            Op::Write { ref range } => {
+                let (at, count) = range.get();
+                let (id, tag) = self.model.write(at, count);
+                let result = self.disk.write(at, &encode(at, count, tag));
+                self.end(id, result, &[]);
+            }
+            Op::Flush => {
+                let flushes = self.disk.can_flush();
+                match self.disk.flush() {
+                    Err(error) => self.check(error),
+                    Ok(()) if flushes && self.disk.can_flush() => self.model.flushed(),
+                    Ok(()) => {}
+                }
+            }
+            Op::Discard { ref range } => {
+                let (at, count) = range.get();
+                self.model.discard(at, count);
+                if let Err(error) = self.disk.discard_sectors(at, count) {
+                    self.check(error);
+                }
+            }
+            Op::SubmitRead { ref range } => {
+                let (at, count) = range.get();
+                let id = self.model.read(at, count);
+                let submitted = self.disk.submit_read(at, count);
+                self.begin(submitted, id, count as usize * 512, false);
+            }
+            Op::SubmitWrite { ref range } => {
+                let (at, count) = range.get();
+                let (id, tag) = self.model.write(at, count);
+                let submitted = self.disk.submit_write(at, &encode(at, count, tag));
+                self.begin(submitted, id, 0, false);
+            }
+            Op::SubmitBarrier { ref range } => {
+                let (at, count) = range.get();
+                let (id, tag) = self.model.write(at, count);
+                let submitted = self.disk.submit_barrier(at, &encode(at, count, tag));
+                self.begin(submitted, id, 0, false);
+            }
+            Op::Lend { at, pages, write } => {
+                let at = u64::from(at) % (SECTORS / 8);
+                self.lend(at * 8, (1 + u64::from(pages) % 5).min(SECTORS / 8 - at), write);
+            }
+            Op::SubmitFlush => {
+                if let Ok(ticket) = self.disk.submit_flush() {
+                    self.disk.forget(ticket);
+                }
+            }
+            Op::SubmitDiscard { ref range, secure } => {
+                let (at, count) = range.get();
+                self.model.discard(at, count);
+                let submitted = if secure {
+                    self.disk.submit_secure_discard(at, count)
+                } else {
+                    self.disk.submit_discard(at, count)
+                };
+                if let Ok(ticket) = submitted {
+                    self.disk.forget(ticket);
+                }
+            }
+            Op::SubmitFar { at, sectors } => {
+                if let Ok(ticket) = self.disk.submit_read(at, sectors) {
+                    assert!(self.lied() || at + sectors <= SECTORS);
+                    self.disk.forget(ticket);
+                }
+            }
+            Op::Publish => drop(self.disk.publish()),
+            Op::Poll => {
+                if let Ok(count) = self.disk.poll() {
+                    assert!(count <= self.disk.ring_slots());
+                }
+            }
+            Op::Take { which } => self.take(usize::from(which) % self.flights.len().max(1)),
+            Op::Forget { which } => {
+                let index = usize::from(which) % self.flights.len().max(1);
+                if index < self.flights.len() {
+                    let flight = self.flights.swap_remove(index);
+                    self.disk.forget(flight.ticket);
+                    self.model.end(flight.id, Err(Error::TimedOut));
+                }
+            }
+            Op::Step => drop(self.machine.xen.step()),
+            Op::Service => {
+                if let Err(error) = self.disk.service(xs) {
+                    self.check(error);
+                }
+            }
+            Op::Reconnect => {
+                let until = self.machine.after(1000);
+                let _ = self.disk.reconnect(xs, until);
+            }
+            Op::Stall { on } => {
+                self.tampered |= on;
+                self.back.stall(on);
+            }
+            Op::Hold { on } => self.back.hold(on),
+            Op::Detach => {
+                if self.back.is_connected() {
+                    self.back.detach();
+                }
+            }
+            Op::Drop => {
+                if self.back.is_connected() {
+                    self.back.drop_out();
+                }
+            }
+            Op::Vanish => self.back.vanish(),
+            Op::ComeBack => self.back.come_back(),
+            Op::Crash { seed } => {
+                self.back.vanish();
+                self.back.power_loss(&Dice::new(seed.into()));
+                self.model.power_lost();
+                self.back.come_back();
+            }
+            Op::Resize { ref sectors } => {
+                self.tampered = true;
+                self.back.resize(u64::from(sectors.get()) % (2 * SECTORS));
+            }
+            Op::Spoil { ref fault } => {
+                self.tampered = true;
+                self.back.fault(fault.fault());
+            }
+            Op::Say { node, ref value } => {
+                self.tampered = true;
+                self.back.lie(NODES[usize::from(node) % NODES.len()], value.text().as_deref());
+            }
+            Op::Poke { offset, bytes } => self.poke(offset, bytes),
+            Op::Index { word, ref number } => self.poke(u16::from(word % 16) * 4, number.get().to_le_bytes()),
+        }
+    }
+
+    fn check_broken(&mut self, xs: &mut Xenstore<'m, MockDomain>) {
+        let State::Broken(violation) = self.disk.state() else { return };
+        let broken = Error::Broken(violation);
+        assert!(self.lied(), "an honest backend, and {violation}");
+        assert_eq!(self.disk.read(0, &mut [0; 512]), Err(broken));
+        assert_eq!(self.disk.poll(), Err(broken));
+        assert_eq!(self.disk.reconnect(xs, Duration::ZERO), Err(broken));
+    }
+
+    /// An honest backend, from here on: everything that is under way has a result.
+    fn settle(&mut self, xs: &mut Xenstore<'m, MockDomain>) {
+        if self.back.is_gone() {
+            self.back.come_back();
+        }
+        let mut connected = self.disk.service(xs) == Ok(State::Connected) && self.back.is_connected();
+        for _ in 0..5 {
+            connected = connected || self.disk.reconnect(xs, self.machine.after(5000)).is_ok();
+        }
+        // What was lost on the way is never answered.
+        connected = connected && self.disk.reconnect(xs, self.machine.after(5000)).is_ok();
+        assert!(connected, "{:?}", self.disk.state());
+        for _ in 0..Ops::<Op>::MOST {
+            self.disk.publish().expect("an honest backend");
+            assert!(self.machine.xen.run_until_idle(100) < 100);
+            self.disk.poll().expect("an honest backend");
+            self.take(0);
+        }
+        assert!(self.flights.is_empty(), "operations without a result");
+        if let Err(error) = self.disk.flush() {
+            self.check(error);
+        }
+        assert_eq!(self.disk.pending(), 0);
+        let mut all = vec![0; SECTORS as usize * 512];
+        self.disk.read(0, &mut all).expect("an honest backend");
+        assert!(all == self.back.disk());
+        for (at, bytes) in all.chunks(512).enumerate() {
+            self.model.check_sector(at, decode(at as u64, bytes));
+        }
+        assert_eq!(self.back.complaints(), Vec::<String>::new());
+    }
+}
+
+/// Tries an input.
+pub fn run(data: &[u8]) {
+    attempt(data, |plan: &Plan| attempt_plan(plan));
+}
+
+fn attempt_plan(plan: &Plan) {
+    let machine = Machine::new();
+    let back = MockBlkback::new(&machine.store, &machine.guest, VBD, plan.options());
+    back.load(&encode(0, SECTORS, 0));
+    let mut xs = Xenstore::new(&machine.events).expect("a connection");
+    xs.set_patience(Duration::from_millis(500));
+    let config = Config {
+        requests: 12,
+        pages: 60,
+        segments: 40,
+        ring_pages: 2,
+        queues: 2,
+        timeout: Duration::from_secs(2),
+        ..Config::default()
+    };
+    let until = machine.after(5000);
+    let disk = BlkFront::connect_with(&mut xs, &machine.events, &machine.grants, VBD, until, config)
+        .expect("a backend without faults so far");
+    back.set_faults(Dice::new(plan.seed.into()), plan.faults());
+    let mut run =
+        Run { machine: &machine, back, disk, model: Model::new(), flights: Vec::new(), tampered: false };
+    for op in &plan.ops.0 {
+        machine.xen.trace(|| format!("-- {op:?}"));
+        run.step(&mut xs, op);
+        run.check_broken(&mut xs);
+    }
+    let honest = !run.lied();
+    run.back.set_faults(Dice::new(0), Faults::default());
+    run.back.stall(false);
+    if honest {
+        run.settle(&mut xs);
+    }
+    let Run { disk, back, .. } = run;
+    let _ = disk.close(&mut xs, machine.after(5000));
+    // What the backend holds is in quarantine, and nothing else is left.
+    machine.grants.reclaim();
+    let grants = machine.grants.stats();
+    assert_eq!(grants.in_use, 0, "{grants:?}");
+    let held = xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id());
+    assert!(grants.quarantined as usize <= held, "{grants:?} {held}");
+    back.vanish();
+    back.hold(false);
+    machine.grants.reclaim();
+    assert_eq!(machine.grants.stats().quarantined, 0);
+    assert_eq!(xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id()), 0);
+}
+
+/// Inputs to begin with.
+pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let plan = Plan { offers: 0x3bf, order: 0, seed: 1, faults: [0; 20], ops: Ops(Vec::new()) };
+    let range = |at, count| Range { at, count };
+    let work = || {
+        vec![
+            Op::Write { range: range(0, 40) },
+            Op::SubmitWrite { range: range(8, 59) },
+            Op::SubmitRead { range: range(4, 20) },
+            Op::Lend { at: 3, pages: 3, write: true },
+            Op::Publish,
+            Op::Step,
+            Op::Poll,
+            Op::Take { which: 0 },
+            Op::Take { which: 1 },
+            Op::Flush,
+            Op::Discard { range: range(16, 31) },
+            Op::Read { range: range(0, 59) },
+        ]
+    };
+    let with = |more: Vec<Op>| Ops([work(), more, work()].concat());
+    let lies = std::array::from_fn(|i| if i > 12 { 140 } else { 0 });
+    let misfortunes = std::array::from_fn(|i| if i <= 12 { 140 } else { 0 });
+    vec![
+        ("work", Plan { ops: with(vec![]), ..plan.clone() }.bytes()),
+        ("plain", Plan { offers: 0, order: 120, ops: with(vec![]), ..plan.clone() }.bytes()),
+        (
+            "queues",
+            Plan {
+                offers: 0x7bf,
+                order: 200,
+                ops: with(vec![Op::SubmitBarrier { range: range(9, 9) }]),
+                ..plan.clone()
+            }
+            .bytes(),
+        ),
+        (
+            "misfortunes",
+            Plan { faults: misfortunes, ops: with(vec![Op::Service, Op::Reconnect]), ..plan.clone() }.bytes(),
+        ),
+        ("lies", Plan { faults: lies, ops: with(vec![Op::Service]), ..plan.clone() }.bytes()),
+        ("away-and-back", {
+            let ops = with(vec![
+                Op::SubmitWrite { range: range(1, 9) },
+                Op::Publish,
+                Op::Vanish,
+                Op::Service,
+                Op::ComeBack,
+                Op::Reconnect,
+            ]);
+            Plan { ops, ..plan.clone() }.bytes()
+        }),
+        (
+            "power-loss",
+            Plan { ops: with(vec![Op::Crash { seed: 7 }, Op::Reconnect]), ..plan.clone() }.bytes(),
+        ),
+        ("index", {
+            let number = Number::Power { bit: 5, more: 1 };
+            Plan { ops: with(vec![Op::Index { word: 2, number }, Op::Poll]), ..plan.clone() }.bytes()
+        }),
+        ("wrong-operation", {
+            let fault = FaultInput::Operation { operation: 3 };
+            Plan { ops: with(vec![Op::Spoil { fault }]), ..plan }.bytes()
+        }),
+    ]
+}

@@ -1,0 +1,261 @@
+//! `cargo xtask fuzz`: the fuzz targets, by cargo-fuzz; what they find is kept, and how far they got is told.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::image;
+
+/// Let a fuzzer try the crates: all targets one after the other, or one
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The target; all if not told
+    target: Option<String>,
+    /// For how long each is tried
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+    /// How many targets are tried at the same time
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+}
+
+/// How far a target got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Progress {
+    executions: u64,
+    per_second: u64,
+    edges: u64,
+}
+
+impl Progress {
+    /// Takes in a line that libFuzzer prints: `#4096 pulse cov: 812 ft: 3021 corp: 97/3Kb exec/s: 1365 rss: 60Mb`.
+    fn take(&mut self, line: &str) -> bool {
+        let Some(rest) = line.strip_prefix('#') else { return false };
+        let mut words = rest.split_whitespace();
+        let Some(Ok(executions)) = words.next().map(str::parse) else { return false };
+        self.executions = executions;
+        while let Some(word) = words.next() {
+            let mut number = || words.next().and_then(|text| text.parse().ok());
+            match word {
+                "cov:" => self.edges = number().unwrap_or(self.edges),
+                "exec/s:" => self.per_second = number().unwrap_or(self.per_second),
+                _ => {}
+            }
+        }
+        true
+    }
+}
+
+/// What became of a target.
+struct Outcome {
+    target: String,
+    progress: Progress,
+    seconds: f64,
+    failed: bool,
+}
+
+fn dir() -> PathBuf {
+    image::workspace().join("fuzz")
+}
+
+/// All targets, as the folder with their programs has them.
+fn targets() -> Result<Vec<String>> {
+    let path = dir().join("fuzz_targets");
+    let entries = fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn succeeds(program: &str, args: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Whether there is a nightly toolchain.
+pub(crate) fn has_nightly() -> bool {
+    succeeds("cargo", &["+nightly", "--version"])
+}
+
+fn prepare() -> Result<()> {
+    if !has_nightly() {
+        bail!("fuzzing needs a nightly toolchain: rustup toolchain install nightly --profile minimal");
+    }
+    if !succeeds("cargo", &["fuzz", "--version"]) {
+        println!("installing cargo-fuzz");
+        let status = Command::new("cargo").args(["install", "cargo-fuzz", "--locked"]).status()?;
+        if !status.success() {
+            bail!("cannot install cargo-fuzz: {status}");
+        }
+    }
+    Ok(())
+}
+
+/// `cargo +nightly fuzz COMMAND`, with what all of them need.
+fn cargo_fuzz(command: &str) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(image::workspace());
+    cargo.args(["+nightly", "fuzz", command, "--features", "libfuzzer", "--target-dir"]);
+    cargo.arg(image::workspace().join("target/fuzz"));
+    cargo
+}
+
+/// Starts a target. What it learns goes to the target folder, what it begins with is in `fuzz`, and stays as it is.
+fn start(target: &str, seconds: u32) -> Result<Child> {
+    let learnt = image::workspace().join("target/fuzz/corpus").join(target);
+    fs::create_dir_all(&learnt).with_context(|| format!("cannot create {}", learnt.display()))?;
+    let mut run = cargo_fuzz("run");
+    run.arg(target).arg(learnt);
+    let given = ["corpus", "regressions"].map(|kind| dir().join(kind).join(target));
+    run.args(given.iter().filter(|path| path.is_dir()));
+    run.args(["--", "-timeout=25", "-max_len=1024", "-print_final_stats=1", "-print_funcs=0"]);
+    run.arg(format!("-max_total_time={seconds}"));
+    // Each run makes a machine with some hundred pages: without these most of the time goes into remembering freed ones.
+    run.env("ASAN_OPTIONS", "quarantine_size_mb=4:malloc_context_size=4");
+    run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    run.spawn().with_context(|| format!("cannot start {run:?}"))
+}
+
+/// Waits for a target, and shows how far it is.
+fn follow(target: &str, seconds: u32, bar: &ProgressBar) -> Result<Outcome> {
+    const LAST_LINES: usize = 60;
+    bar.set_prefix(target.to_owned());
+    let begin = Instant::now();
+    let mut child = start(target, seconds)?;
+    let mut progress = Progress::default();
+    let mut lines = VecDeque::new();
+    let output = child.stderr.take().context("the fuzzer's output")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        if progress.take(&line) {
+            let Progress { executions, per_second, edges } = progress;
+            bar.set_message(format!("{executions} executions, {per_second} per second, {edges} edges"));
+            bar.set_position(begin.elapsed().as_secs().min(seconds.into()));
+            continue;
+        }
+        let executed = line.strip_prefix("stat::number_of_executed_units:");
+        if let Some(Ok(executions)) = executed.map(|text| text.trim().parse()) {
+            progress.executions = executions;
+        }
+        if lines.len() == LAST_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+    let failed = !child.wait()?.success();
+    let seconds = begin.elapsed().as_secs_f64();
+    bar.finish();
+    if failed {
+        bar.println(Vec::from(lines).join("\n"));
+    }
+    progress.per_second = (progress.executions as f64 / seconds) as u64;
+    Ok(Outcome { target: target.to_owned(), progress, seconds, failed })
+}
+
+/// What was found so far, and is not a regression test yet.
+fn findings(target: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir().join("artifacts").join(target));
+    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn style() -> Result<ProgressStyle> {
+    Ok(ProgressStyle::with_template("{prefix:<12} {bar:30} {elapsed:>4} {msg}")?)
+}
+
+/// Tries the targets, `jobs` at a time.
+fn try_all(targets: &[String], seconds: u32, jobs: usize) -> Result<Vec<Outcome>> {
+    let bars = MultiProgress::new();
+    let style = style()?;
+    let mut outcomes = Vec::new();
+    for some in targets.chunks(jobs.max(1)) {
+        let results: Vec<Result<Outcome>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = some
+                .iter()
+                .map(|target| {
+                    let bar = bars.add(ProgressBar::new(seconds.into()).with_style(style.clone()));
+                    bar.enable_steady_tick(Duration::from_secs(1));
+                    scope.spawn(move || follow(target, seconds, &bar))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")))
+                .collect()
+        });
+        for result in results {
+            outcomes.push(result?);
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Builds and tries; success when nothing was found.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    prepare()?;
+    let all = targets()?;
+    let targets = match &args.target {
+        Some(target) if all.contains(target) => vec![target.clone()],
+        Some(target) => bail!("no target {target}; there are {}", all.join(", ")),
+        None => all,
+    };
+    let status = cargo_fuzz("build").args(&args.target).status()?;
+    if !status.success() {
+        bail!("the targets do not build: {status}");
+    }
+    let outcomes = try_all(&targets, args.seconds, args.jobs)?;
+    println!("{:<12} {:>12} {:>10} {:>8} {:>8}", "target", "executions", "per second", "edges", "seconds");
+    for Outcome { target, progress, seconds, failed } in &outcomes {
+        let Progress { executions, per_second, edges } = progress;
+        let note = if *failed { "  FAILED" } else { "" };
+        println!("{target:<12} {executions:>12} {per_second:>10} {edges:>8} {seconds:>8.0}{note}");
+    }
+    for path in targets.iter().flat_map(|target| findings(target)) {
+        explain(&path);
+    }
+    let failed = outcomes.iter().any(|outcome| outcome.failed);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What to do with an input that fails.
+fn explain(path: &Path) {
+    let target = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    println!("\nfound: {}", path.display());
+    println!("  smaller:  cargo +nightly fuzz tmin --features libfuzzer {target} {}", path.display());
+    println!("  to keep:  mv {} fuzz/regressions/{target}/WHAT-IT-SHOWS", path.display());
+    println!("  in tests: cargo test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz-tests");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_fuzzer_tell_how_far_it_is() {
+        let mut progress = Progress::default();
+        assert!(progress.take("#4096\tpulse  cov: 812 ft: 3021 corp: 97/3Kb lim: 48 exec/s: 1365 rss: 60Mb"));
+        assert_eq!(progress, Progress { executions: 4096, per_second: 1365, edges: 812 });
+        assert!(!progress.take("INFO: Seed: 1234"));
+        assert!(!progress.take("    #0 0x55 in main"));
+        assert_eq!(progress.executions, 4096);
+    }
+
+    #[test]
+    fn each_target_has_a_corpus() {
+        let targets = targets().expect("the targets");
+        assert!(targets.iter().any(|target| target == "netfront"));
+        for target in targets {
+            assert!(dir().join("corpus").join(&target).is_dir(), "{target}");
+        }
+    }
+}
