@@ -180,7 +180,10 @@ impl<'m> Run<'m> {
             Op::ReadNumber { place: which } => {
                 let result = xs.read_optional::<u32>(place(which));
                 if let (Ok(Some(value)), false) = (result, self.lied || self.spoils) {
-                    assert_eq!(store.read(&full(which)).and_then(|text| text.parse().ok()), Some(value));
+                    assert_eq!(
+                        store.read(&full(which)).and_then(|text| text.trim().parse().ok()),
+                        Some(value)
+                    );
                 }
                 result.map(drop)
             }
