@@ -16,7 +16,7 @@ use crate::machine::{Machine, attempt};
 use crate::netfront::Value;
 use model::{Model, SECTORS, decode, encode};
 
-#[allow(missing_docs, unreachable_pub, reason = "shared with the crate's own tests")]
+#[allow(missing_docs, reason = "shared with the crate's own tests")]
 #[path = "../../xen-blkfront/tests/model/mod.rs"]
 mod model;
 

@@ -147,10 +147,10 @@ fn meddled(every: u8, acts: &[Act]) {
     let (queue, mut count) = (Rc::clone(&waiting), 0_u32);
     let meddled = Meddled::new(shared, move |_| {
         count = count.wrapping_add(1);
-        if count % (u32::from(every % 5) + 1) == 0 {
-            if let Some(op) = queue.borrow_mut().pop() {
-                peer.apply(op);
-            }
+        if count.is_multiple_of(u32::from(every % 5) + 1)
+            && let Some(op) = queue.borrow_mut().pop()
+        {
+            peer.apply(op);
         }
     });
     let mut ring = ByteRing::<ConsoleLayout, _>::new(meddled).expect("a page is enough");

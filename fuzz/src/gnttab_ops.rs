@@ -407,7 +407,6 @@ impl<'g> World<'g> {
                 added.expect("within the pages");
                 batch.run().expect("a hypercall that is there");
                 let done = batch.status(0) == Some(GrantStatus::OKAY);
-                drop(batch);
                 assert!(!done || !write || may_write);
                 if done && write {
                     self.contents.insert(gref, value);

@@ -359,7 +359,7 @@ impl<'m> Run<'m> {
         let payload = self.down.payload(len);
         let gso = gso(v6, cut);
         let mut frame = Frame::new(segment(v6, false, gso.is_some(), &payload));
-        if gso.is_some() || len % 2 == 0 {
+        if gso.is_some() || len.is_multiple_of(2) {
             let packet = Packet::parse(&frame.bytes).expect("TCP or UDP");
             packet::set_partial(&mut frame.bytes, &packet);
             (frame.checksum, frame.gso) = (Checksum::Blank, gso);

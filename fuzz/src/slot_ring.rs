@@ -257,10 +257,10 @@ fn meddled<P: Protocol>(pages: usize, start: u32, every: u8, acts: &[Act], reque
     let (queue, mut count) = (Rc::clone(&waiting), 0_u32);
     let meddled = Meddled::new(shared, move |_| {
         count = count.wrapping_add(1);
-        if count % (u32::from(every % 5) + 1) == 0 {
-            if let Some(op) = queue.borrow_mut().pop() {
-                back.apply(op);
-            }
+        if count.is_multiple_of(u32::from(every % 5) + 1)
+            && let Some(op) = queue.borrow_mut().pop()
+        {
+            back.apply(op);
         }
     });
     let mut front = Front::<P, _>::init_at(meddled, start).expect("pages enough");

@@ -119,7 +119,14 @@ fn start(target: &str, seconds: u32) -> Result<Child> {
     run.arg(target).arg(learnt);
     let given = ["corpus", "regressions"].map(|kind| dir().join(kind).join(target));
     run.args(given.iter().filter(|path| path.is_dir()));
-    run.args(["--", "-timeout=25", "-max_len=1024", "-print_final_stats=1", "-print_funcs=0"]);
+    run.args([
+        "--",
+        "-timeout=25",
+        "-max_len=1024",
+        "-print_final_stats=1",
+        "-print_funcs=0",
+        "-len_control=0",
+    ]);
     run.arg(format!("-max_total_time={seconds}"));
     // Each run makes a machine with some hundred pages: without these most of the time goes into remembering freed ones.
     run.env("ASAN_OPTIONS", "quarantine_size_mb=4:malloc_context_size=4");
