@@ -137,7 +137,7 @@ pub fn setup_table(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno
 /// Where the frames of the status words of a table of version 2 are, for PV guests, as for [`setup_table`].
 ///
 /// # Errors
-/// As for [`setup_table`].
+/// As for [`setup_table`]; `ENOSYS` for HVM and PVH guests on x86.
 pub fn status_frames(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno> {
     let mut op = GnttabGetStatusFrames {
         dom: DomId::SELF.0,
@@ -179,7 +179,7 @@ pub enum Cache {
 /// devices that see memory only. Arm, since Xen 4.5.
 ///
 /// # Errors
-/// `EOPNOTSUPP` elsewhere, `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
+/// `ENOSYS` for HVM and PVH guests on x86, `EOPNOTSUPP` elsewhere, `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
 /// this domain, `EFAULT`.
 pub fn flush_cache(
     xen: &impl Hypercall,

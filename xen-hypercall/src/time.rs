@@ -5,7 +5,7 @@ use core::time::Duration;
 /// A consistent copy of a `vcpu_time_info` (`xen.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VcpuTime {
-    /// The counter when `system_time` was taken.
+    /// The counter when `system_time` was taken. It wraps around: a guest's counter may begin at zero after Xen read it.
     pub tsc_timestamp: u64,
     /// Nanoseconds since Xen started, at that moment.
     pub system_time: u64,
@@ -19,7 +19,8 @@ impl VcpuTime {
     /// Xen's system time when the counter is `tsc`. A counter behind the timestamp gives the timestamp's time;
     /// what does not fit in 64 bits of nanoseconds is cut to the largest.
     pub fn system_time(&self, tsc: u64) -> Duration {
-        let delta = tsc.saturating_sub(self.tsc_timestamp);
+        // Both wrap around; what is more than half of the way ahead is behind.
+        let delta = (tsc.wrapping_sub(self.tsc_timestamp) as i64).max(0) as u64;
         let by = u32::from(self.tsc_shift.unsigned_abs());
         let scale = |count: u64| u128::from(count) * u128::from(self.tsc_to_system_mul);
         let nanoseconds = match by {

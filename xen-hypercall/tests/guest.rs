@@ -78,6 +78,14 @@ fn a_suspended_domain_learns_how_it_goes_on() {
 }
 
 #[test]
+fn a_third_watchdog_is_refused_as_real_xen_does_it() {
+    let (xen, _, guest, _trace) = machine();
+    // Xen 4.17 answers -ENOSPC without the upper half's sign.
+    xen.register(HypercallNr::SCHED_OP, |_, _| (-28_i32 as u32) as isize);
+    assert_eq!(sched::start_watchdog(&guest, SECOND), Err(Errno::ENOSPC));
+}
+
+#[test]
 fn a_watchdog_bites_unless_it_is_poked() {
     let (xen, _, guest, _trace) = machine();
     let first = sched::start_watchdog(&guest, 3 * SECOND).unwrap();

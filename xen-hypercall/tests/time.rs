@@ -10,7 +10,8 @@ use xen_hypercall::{DomId, SharedInfo, VcpuId, VcpuTime};
 
 /// The definition with as many bits as it takes: 64 * 127 fit no integer, so zeros are counted instead.
 fn reference(time: VcpuTime, tsc: u64) -> u64 {
-    let delta = u128::from(tsc.max(time.tsc_timestamp) - time.tsc_timestamp);
+    let ahead = tsc.wrapping_sub(time.tsc_timestamp);
+    let delta = if ahead < 1 << 63 { u128::from(ahead) } else { 0 };
     let mul = u128::from(time.tsc_to_system_mul);
     let shift = i32::from(time.tsc_shift);
     let elapsed = if shift < 0 {
@@ -66,6 +67,19 @@ proptest! {
             last = now;
         }
     }
+}
+
+#[test]
+fn a_counter_that_began_after_the_timestamp_runs() {
+    // As Xen tells the first domain, whose counter begins at zero while it is made.
+    let time = VcpuTime {
+        tsc_timestamp: 228_485_199_u64.wrapping_neg(),
+        system_time: 1_952_289_566,
+        tsc_to_system_mul: 3_308_751_035,
+        tsc_shift: -1,
+    };
+    assert_eq!(time.system_time(383_315_870), Duration::from_nanos(2_187_948_801));
+    assert_eq!(time.system_time(228_485_200_u64.wrapping_neg()), Duration::from_nanos(1_952_289_566));
 }
 
 #[test]
