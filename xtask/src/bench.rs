@@ -82,7 +82,7 @@ fn program(args: &[&str]) -> Result<()> {
 fn sizes() -> Result<()> {
     println!("image, stripped");
     for (name, features) in [("console only", Some(vec![])), ("everything", None)] {
-        let image = image::build(&image::Options { features, cmdline: None, quiet: true })?;
+        let image = image::build(&image::Options { features, quiet: true, ..image::Options::default() })?;
         println!("  {name:<44} {}", kib(image::size(&image.path)?));
     }
     Ok(())

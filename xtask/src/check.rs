@@ -92,13 +92,16 @@ impl Checks {
     }
 
     fn documentation(&mut self) -> Result<()> {
-        let mut doc = cargo(&["doc", "--no-deps", "--workspace", "--all-features", "--exclude", "unikernel"]);
+        let mut doc = cargo(&["doc", "--no-deps", "--workspace", "--all-features"]);
+        doc.args(["--exclude", "unikernel", "--exclude", "selftest"]);
         self.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
     }
 
     fn tests(&mut self) -> Result<()> {
-        let args = ["test", "--workspace", "--exclude", "unikernel", "--all-features", "--no-fail-fast"];
-        self.run("unit, property and doc tests", &mut cargo(&args))
+        let args = ["test", "--workspace", "--all-features", "--no-fail-fast"];
+        let mut tests = cargo(&args);
+        tests.args(["--exclude", "unikernel", "--exclude", "selftest"]);
+        self.run("unit, property and doc tests", &mut tests)
     }
 
     /// What the fuzz targets begin with, and what they found before.
@@ -178,7 +181,8 @@ impl Checks {
             lints.args(["--no-default-features", "--features", features, "--", "-D", "warnings"]);
             self.run(&format!("unikernel with features {features:?}"), &mut lints)?;
         }
-        Ok(())
+        let lints = ["clippy", "--package", "selftest", "--profile", "unikernel", "--", "-D", "warnings"];
+        self.run("self-test", &mut cargo(&lints))
     }
 }
 

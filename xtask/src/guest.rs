@@ -21,6 +21,8 @@ pub struct Spec {
     pub kernel: String,
     /// Memory in MiB.
     pub memory: u32,
+    /// How many vCPUs it has.
+    pub vcpus: u32,
     /// Its command line.
     pub cmdline: String,
     /// Its network card, as in xl's `vif=`.
@@ -40,6 +42,7 @@ impl Default for Spec {
             name: "unikernel".into(),
             kernel: KERNEL.into(),
             memory: 32,
+            vcpus: 1,
             cmdline: "ip=10.0.0.2/24 gw=10.0.0.1".into(),
             vif: Some("bridge=xenbr0,mac=00:16:3e:00:00:02".into()),
             disk: Some("phy:/dev/vda,xvda,w".into()),
@@ -51,7 +54,7 @@ impl Default for Spec {
 impl Spec {
     /// The text of xl's configuration file.
     pub fn config(&self) -> String {
-        let Self { name, kernel, memory, cmdline, vif, disk, watched } = self;
+        let Self { name, kernel, memory, vcpus, cmdline, vif, disk, watched } = self;
         let list = |key: &str, value: &Option<String>| {
             value.as_ref().map_or_else(String::new, |value| format!("{key}=['{value}']\n"))
         };
@@ -59,7 +62,7 @@ impl Spec {
         let cmdline = cmdline.replace('\\', "\\\\").replace('"', "\\\"");
         let watched = if *watched { "on_crash='preserve'\n" } else { "" };
         format!(
-            "name='{name}'\ntype='pvh'\nkernel='{kernel}'\nmemory={memory}\nvcpus=1\ntsc_mode='native'\n\
+            "name='{name}'\ntype='pvh'\nkernel='{kernel}'\nmemory={memory}\nvcpus={vcpus}\ntsc_mode='native'\n\
              extra=\"{cmdline}\"\n{vif}{disk}{watched}"
         )
     }

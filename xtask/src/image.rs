@@ -20,6 +20,8 @@ pub struct Args {
 /// What to build.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// The package; none: the unikernel.
+    pub package: Option<&'static str>,
     /// The features of the unikernel; none: the default ones.
     pub features: Option<Vec<String>>,
     /// The configuration to fix in the image.
@@ -40,7 +42,7 @@ pub struct Image {
 /// `cargo xtask build`.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let features = args.features.clone().map(|list| list.into_iter().filter(|name| name != "none").collect());
-    let image = build(&Options { features, cmdline: args.cmdline.clone(), quiet: false })?;
+    let image = build(&Options { features, cmdline: args.cmdline.clone(), ..Options::default() })?;
     println!("{} ({})", image.path.display(), kib(size(&image.path)?));
     println!("{} (with symbols)", image.debug.display());
     Ok(ExitCode::SUCCESS)
@@ -69,8 +71,9 @@ pub fn cargo() -> Command {
 pub fn build(options: &Options) -> Result<Image> {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let package = options.package.unwrap_or("unikernel");
     let mut cargo = cargo();
-    cargo.args(["build", "--package", "unikernel", "--profile", "unikernel"]);
+    cargo.args(["build", "--package", package, "--profile", "unikernel"]);
     cargo.arg("--target-dir").arg(&target);
     if options.quiet {
         cargo.arg("--quiet");
@@ -84,16 +87,16 @@ pub fn build(options: &Options) -> Result<Image> {
     };
     let status = cargo.status().context("cannot start cargo")?;
     if !status.success() {
-        bail!("the unikernel does not build; cargo says why above");
+        bail!("{package} does not build; cargo says why above");
     }
     let dir = out_dir()?;
     let name = match &options.features {
-        None => "unikernel".to_owned(),
-        Some(features) if features.is_empty() => "unikernel-console".to_owned(),
-        Some(features) => format!("unikernel-{}", features.join("-")),
+        None => package.to_owned(),
+        Some(features) if features.is_empty() => format!("{package}-console"),
+        Some(features) => format!("{package}-{}", features.join("-")),
     };
     let image = Image { path: dir.join(&name), debug: dir.join(format!("{name}.debug")) };
-    let built = target.join("unikernel/unikernel");
+    let built = target.join("unikernel").join(package);
     fs::copy(&built, &image.debug)
         .with_context(|| format!("cannot copy {} to {}", built.display(), image.debug.display()))?;
     let strip = Command::new("strip").arg("-o").arg(&image.path).arg(&image.debug).status();

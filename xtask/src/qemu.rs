@@ -55,6 +55,8 @@ pub enum System {
         kernel: String,
         /// Its command line.
         cmdline: String,
+        /// How many vCPUs it has.
+        vcpus: u32,
     },
 }
 
@@ -237,18 +239,21 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
     ]);
     command.args(["-m", &machine.memory.to_string()]);
     command.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nodefaults"]);
-    let (kind, modules) = match &machine.system {
+    let (kind, vcpus, modules) = match &machine.system {
         System::Linux { initramfs, options } => (
             "",
+            1,
             format!(
                 "{} console=hvc0 panic=-1 mitigations=off quiet rodata=off cryptomgr.notests audit=0 {options},{initramfs}",
                 Bed::KERNEL
             ),
         ),
-        System::Pvh { kernel, cmdline } => ("dom0=pvh dom0-iommu=none", format!("{kernel} {cmdline}")),
+        System::Pvh { kernel, cmdline, vcpus } => {
+            ("dom0=pvh dom0-iommu=none", *vcpus, format!("{kernel} {cmdline}"))
+        }
     };
     command.args(["-kernel", Bed::XEN, "-append"]).arg(format!(
-        "console=com1 com1=115200 loglvl=warning guest_loglvl=all dom0_mem={0}M,max:{0}M dom0_max_vcpus=1 no-real-mode \
+        "console=com1 com1=115200 loglvl=warning guest_loglvl=all dom0_mem={0}M,max:{0}M dom0_max_vcpus={vcpus} no-real-mode \
          sched=credit spec-ctrl=no cpuidle=0 bootscrub=0 {kind}",
         machine.dom0_memory
     ));

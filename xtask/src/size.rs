@@ -20,7 +20,7 @@ pub fn run(_: &Args) -> Result<ExitCode> {
     let mut whole = None;
     for (name, features) in choices {
         let features = features.map(|list| list.iter().map(|name| (*name).to_owned()).collect());
-        let image = image::build(&Options { features, cmdline: None, quiet: true })?;
+        let image = image::build(&Options { features, quiet: true, ..Options::default() })?;
         println!("{name:<14} {:>12}", kib(image::size(&image.path)?));
         whole = Some(image);
     }

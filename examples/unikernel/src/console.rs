@@ -103,10 +103,10 @@ pub(crate) fn last_words(why: fmt::Arguments<'_>) {
             Ok(())
         }
     }
-    let _ = writeln!(Early, "unikernel: {why}\r");
+    let _ = writeln!(Early, "{}: {why}\r", env!("CARGO_PKG_NAME"));
     CONSOLE.with(|console| {
         if let Some(console) = console {
-            let _ = writeln!(console, "unikernel: {why}");
+            let _ = writeln!(console, "{}: {why}", env!("CARGO_PKG_NAME"));
             console.emergency(b"");
         }
     });

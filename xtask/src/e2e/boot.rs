@@ -70,7 +70,7 @@ pub(super) fn a_sealed_image_has_its_configuration_built_in(lab: &mut Lab) -> Re
 }
 
 pub(super) fn an_image_of_the_console_alone_boots(lab: &mut Lab) -> Result<()> {
-    let options = image::Options { features: Some(Vec::new()), cmdline: None, quiet: true };
+    let options = image::Options { features: Some(Vec::new()), quiet: true, ..image::Options::default() };
     lab.dom0.put("/console-only", &read(&image::build(&options)?)?)?;
     let spec = Spec { kernel: "/console-only".into(), memory: 16, ..lab.spec() };
     let (guest, mut console) = lab.start(&spec)?;
@@ -120,7 +120,7 @@ pub(super) fn it_boots_as_the_first_domain() -> Result<()> {
     let bed = deb::ensure(&lock, &dir)?;
     let name = "unikernel.dom0";
     std::fs::write(bed.dir.join(name), unikernel()?).context("cannot put the image beside Xen")?;
-    let system = System::Pvh { kernel: name.into(), cmdline: "log=info".into() };
+    let system = System::Pvh { kernel: name.into(), cmdline: "log=info".into(), vcpus: 1 };
     let machine =
         Machine { memory: 512, dom0_memory: 64, system, disk: None, forwards: Vec::new(), echo: false };
     let qemu = Qemu::start(&bed, &machine)?;

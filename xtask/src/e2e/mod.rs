@@ -5,6 +5,7 @@ mod devices;
 mod lab;
 mod life;
 mod seal;
+mod selftest;
 mod web;
 
 use std::process::ExitCode;
@@ -64,18 +65,23 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("console-only", boot::an_image_of_the_console_alone_boots),
         ("ip-node", boot::the_toolstack_can_give_the_address),
         ("dhcp", boot::without_an_address_it_asks_dhcp),
+        ("selftest-pair", selftest::as_a_pair),
     ];
     own.into_iter().map(|(name, test)| -> Test { (name, Box::new(test)) }).chain(web::checks()).collect()
 }
 
-/// The test without a dom0 of Linux.
-const ALONE: &str = "pvh-dom0";
+/// A test that needs no bed.
+type Alone = fn() -> Result<()>;
+
+/// The tests without a dom0 of Linux.
+const ALONE: [(&str, Alone); 2] =
+    [("pvh-dom0", boot::it_boots_as_the_first_domain), ("selftest-dom0", selftest::as_the_first_domain)];
 
 /// Runs the tests; success when none failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if args.list {
         let tests = STORES.into_iter().flat_map(with_dom0).map(|(name, _)| name);
-        tests.chain([ALONE]).for_each(|name| println!("{name}"));
+        tests.chain(ALONE.map(|(name, _)| name)).for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
     let tally = run_all(args.name.as_deref())?;
@@ -102,8 +108,8 @@ pub fn run_all(name: Option<&str>) -> Result<Tally> {
             });
         }
     }
-    if chosen(ALONE) {
-        report(&mut tally, ALONE, boot::it_boots_as_the_first_domain);
+    for (name, test) in ALONE.into_iter().filter(|(name, _)| chosen(name)) {
+        report(&mut tally, name, test);
     }
     if tally == Tally::default() {
         bail!("no test's name contains {:?}; cargo xtask e2e --list shows them", name.unwrap_or_default());

@@ -1,0 +1,104 @@
+//! The grant table, by bare calls and in both versions.
+#![allow(unsafe_code, reason = "changes the table behind the crate's back")]
+
+use xen_gnttab::{Access, CopyDest, CopySource, GrantTable, Version};
+use xen_hypercall::grant::{self, Cache};
+use xen_hypercall::{DomId, Errno, Gfn};
+
+use super::{Domain, Grants, loopback};
+use crate::report::{Report, ensure};
+
+pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
+    let xen = domain.kernel;
+    report.check("grant/query-size", || {
+        let size = grant::query_size(xen)?;
+        ensure!(size.frames >= 1 && size.max_frames >= size.frames, "{size:?}");
+        Ok(())
+    });
+    report.check("grant/get-version", || {
+        let version = grant::get_version(xen)?;
+        ensure!(version == 1, "a domain starts with version {version}");
+        Ok(())
+    });
+    // SAFETY: there is no such version: nothing changes.
+    report.refused("grant/set-version-3", unsafe { grant::set_version(xen, 3) }, Errno::EINVAL);
+    report.check("grant/setup-table", || {
+        let mut frames = [Gfn(0)];
+        Ok(grant::setup_table(xen, &mut frames)?)
+    });
+    // For PV guests alone.
+    report.refused("grant/status-frames", grant::status_frames(xen, &mut [Gfn(0)]), Errno::ENOSYS);
+    for (name, version) in [("v1", Version::V1), ("v2", Version::V2), ("v1-again", Version::V1)] {
+        let mut table = None;
+        report.check(&alloc::format!("gnttab/start-{name}"), || {
+            let new: Grants = GrantTable::with_version(xen, version)?;
+            ensure!(new.version() == version, "{:?} is in force", new.version());
+            table = Some(new);
+            Ok(())
+        });
+        let Some(table) = table else { continue };
+        if name != "v1-again" {
+            loopback::run(&table, own, name, report);
+            swap(&table, own, name, report);
+        }
+        if name == "v1" {
+            cache(&table, own, report);
+        }
+        if name == "v1-again" {
+            report.check("gnttab/v1-again-works", || {
+                let mut page = table.share(own, Access::ReadOnly)?;
+                page.write_bytes(0, b"after version 2")?;
+                let mut copied = table.alloc_page()?;
+                let mut batch = table.copies::<1>();
+                batch.add(CopySource::grant(own, page.gref()), CopyDest::page(&mut copied), 15)?;
+                batch.run()?;
+                ensure!(
+                    batch.failed().count() == 0 && copied.bytes().starts_with(b"after version 2"),
+                    "no copy"
+                );
+                Ok(())
+            });
+        }
+        loopback::grow(&table, name, report);
+    }
+}
+
+/// Two references change places: what one granted the other grants.
+fn swap(table: &Grants, own: DomId, name: &str, report: &mut Report) {
+    report.check(&alloc::format!("grant/swap-{name}"), || {
+        let xen = *table.platform();
+        let mut page = table.share(own, Access::ReadOnly)?;
+        page.write_bytes(0, b"swapped")?;
+        let other = table.reserve()?;
+        let (first, second) = (page.gref(), other.gref());
+        // SAFETY: both entries are ours and idle; they are exchanged back below, before the crate looks at them.
+        unsafe { grant::swap(xen, first.0, second.0) }?;
+        let mut copied = table.alloc_page()?;
+        let mut batch = table.copies::<2>();
+        batch.add(CopySource::grant(own, second), CopyDest::page(&mut copied), 7)?;
+        batch.run()?;
+        let worked = batch.failed().count() == 0 && copied.bytes().starts_with(b"swapped");
+        // SAFETY: as above.
+        unsafe { grant::swap(xen, first.0, second.0) }?;
+        ensure!(worked, "the other reference does not lead to the page");
+        ensure!(page.end().page().is_some(), "the page did not come back");
+        // SAFETY: Xen refuses a reference that the table does not have.
+        let beyond = unsafe { grant::swap(xen, 9, 1 << 30) };
+        ensure!(beyond == Err(Errno::EINVAL), "beyond the table: {beyond:?}");
+        Ok(())
+    });
+}
+
+/// Caches are cleaned on Arm alone.
+fn cache(table: &Grants, own: DomId, report: &mut Report) {
+    let page = match table.share(own, Access::ReadWrite) {
+        Ok(page) => page,
+        Err(error) => {
+            return report.check("grant/flush-cache", || Err(error.into()));
+        }
+    };
+    let gref = page.gref().0;
+    let flush = |what, length| grant::flush_cache(*table.platform(), gref, 0, length, what);
+    report.refused("grant/flush-cache-clean", flush(Cache::Clean, 64), Errno::ENOSYS);
+    report.refused("grant/flush-cache-invalidate", flush(Cache::CleanInvalidate, 64), Errno::ENOSYS);
+}

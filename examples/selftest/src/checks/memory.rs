@@ -1,0 +1,142 @@
+//! The layout of the domain's memory: pages go, come and move.
+#![allow(unsafe_code, reason = "changes what lies behind an address")]
+
+use core::ptr::NonNull;
+
+use xen_hypercall::memory::{self, MemFlags, MemoryRange, PhysmapSpace};
+use xen_hypercall::{DomId, Errno, Gfn, Page, PageMemory};
+
+use super::Domain;
+use super::calls::NOBODY;
+use crate::platform::Kernel;
+use crate::report::{Failure, Report, ensure};
+use crate::room;
+
+/// A page of the heap whose memory may be taken away and given anew.
+struct Victim {
+    kernel: &'static Kernel,
+    page: NonNull<Page>,
+}
+
+impl Victim {
+    fn new(kernel: &'static Kernel, byte: u8) -> Result<Self, Failure> {
+        let page = kernel.alloc_pages(1).ok_or(Failure("no page".into()))?;
+        let victim = Self { kernel, page };
+        // SAFETY: the page is this value's alone.
+        unsafe { page.cast::<u8>().write_volatile(byte) };
+        Ok(victim)
+    }
+
+    fn gfn(&self) -> Gfn {
+        self.kernel.gfn(self.page)
+    }
+
+    /// Whatever memory is there now.
+    fn first_byte(&self) -> u8 {
+        // SAFETY: callers ask when there is memory at the frame.
+        unsafe { self.page.cast::<u8>().read_volatile() }
+    }
+
+    /// Gets fresh memory where there is none.
+    fn fill(&self) -> Result<(), Failure> {
+        // SAFETY: callers took the memory away, and nobody else knows the page.
+        let done = unsafe { memory::populate_physmap(self.kernel, &mut [self.gfn()], 0, MemFlags::NONE) }?;
+        ensure!(done == 1, "no fresh memory for {}", self.gfn());
+        Ok(())
+    }
+
+    /// Callers see to it that there is memory at the frame again.
+    fn free(self) {
+        // SAFETY: allocated by `new`; this is its last use.
+        unsafe { self.kernel.free_pages(self.page, 1) };
+    }
+}
+
+pub(super) fn run(domain: &Domain, report: &mut Report) {
+    let xen = domain.kernel;
+    report.check("memory/reservations", || {
+        let (now, most) =
+            (memory::current_reservation(xen, DomId::SELF)?, memory::maximum_reservation(xen, DomId::SELF)?);
+        ensure!(now > 1000 && now <= most, "{now} pages of at most {most}");
+        let (highest, all) = (memory::maximum_gpfn(xen, DomId::SELF)?, memory::maximum_ram_page(xen)?);
+        ensure!(highest > 1000 && all > 1000, "highest frame {highest:#x}, pages of the machine {all:#x}");
+        Ok(())
+    });
+    let dom0 = DomId(0);
+    report.privileged(
+        domain.first,
+        "memory/current-reservation-dom0",
+        memory::current_reservation(xen, dom0),
+    );
+    report.privileged(
+        domain.first,
+        "memory/maximum-reservation-dom0",
+        memory::maximum_reservation(xen, dom0),
+    );
+    report.privileged(domain.first, "memory/maximum-gpfn-dom0", memory::maximum_gpfn(xen, dom0));
+    report.refused("memory/reservation-nobody", memory::current_reservation(xen, NOBODY), Errno::ESRCH);
+    report.check("memory/map", || {
+        let mut ranges = [MemoryRange::default(); 64];
+        let count = memory::memory_map(xen, &mut ranges)?;
+        let ram: u64 =
+            ranges.iter().take(count).filter(|range| range.kind == 1).map(|range| range.size).sum();
+        ensure!(ram >= 4 << 20, "{count} ranges with {ram} bytes of RAM");
+        Ok(())
+    });
+    report.check("memory/balloon", || {
+        let page = Victim::new(xen, 7)?;
+        let before = memory::current_reservation(xen, DomId::SELF)?;
+        // SAFETY: the page is ours alone, and is not used until it has memory again.
+        let gone = unsafe { memory::decrease_reservation(xen, &[page.gfn()], 0) }?;
+        let between = memory::current_reservation(xen, DomId::SELF)?;
+        page.fill()?;
+        let after = memory::current_reservation(xen, DomId::SELF)?;
+        ensure!(gone == 1 && between == before - 1 && after == before, "{before} pages, {between}, {after}");
+        // Whatever is there, it is memory.
+        page.first_byte();
+        page.free();
+        Ok(())
+    });
+    report.check("memory/move", || {
+        let (from, to) = (Victim::new(xen, 1)?, Victim::new(xen, 2)?);
+        // SAFETY: both pages are ours alone; what was at `to` goes to Xen, and `from` is filled before it is used.
+        unsafe { memory::add_to_physmap(xen, PhysmapSpace::GMFN, from.gfn().0, to.gfn()) }?;
+        ensure!(to.first_byte() == 1, "the page did not move: {}", to.first_byte());
+        from.fill()?;
+        from.free();
+        to.free();
+        Ok(())
+    });
+    report.check("memory/move-batch", || {
+        let (from, to) = (Victim::new(xen, 3)?, Victim::new(xen, 4)?);
+        let (indexes, frames, mut results) = ([from.gfn().0], [to.gfn()], [1]);
+        let space = PhysmapSpace::GMFN;
+        // SAFETY: as above.
+        unsafe { memory::add_to_physmap_batch(xen, space, None, &indexes, &frames, &mut results) }?;
+        ensure!(results == [0] && to.first_byte() == 3, "status {results:?}, {} there", to.first_byte());
+        from.fill()?;
+        from.free();
+        to.free();
+        Ok(())
+    });
+    let (frames, mut results) = ([Gfn(room::FIRST + 500)], [0]);
+    let space = PhysmapSpace::GMFN_FOREIGN;
+    let other = if domain.first { NOBODY } else { DomId(0) };
+    // SAFETY: there is nothing at this frame, and Xen puts nothing there.
+    let foreign =
+        unsafe { memory::add_to_physmap_batch(xen, space, Some(other), &[0x100], &frames, &mut results) };
+    // Refused as a whole, or page by page.
+    let foreign = foreign.and(Errno::check(results[0] as isize));
+    report.refused("memory/map-foreign", foreign, if domain.first { Errno::ESRCH } else { Errno::EPERM });
+    report.check("memory/remove", || {
+        let page = Victim::new(xen, 5)?;
+        // SAFETY: the page is ours alone, and is not used until it has memory again.
+        unsafe { memory::remove_from_physmap(xen, page.gfn()) }?;
+        page.fill()?;
+        page.free();
+        Ok(())
+    });
+    // SAFETY: there is nothing at this frame.
+    let hole = unsafe { memory::remove_from_physmap(xen, Gfn(room::FIRST + 501)) };
+    report.refused("memory/remove-hole", hole, Errno::ENOENT);
+}

@@ -1,0 +1,133 @@
+//! The checks, in an order in which none spoils the next.
+
+mod calls;
+mod events;
+mod grants;
+mod loopback;
+mod memory;
+mod pair;
+mod vcpus;
+
+use alloc::boxed::Box;
+use alloc::string::String;
+
+use xen_evtchn::{Abi, Channel, EventChannels, Status, Virq};
+use xen_gnttab::{GrantTable, Version};
+use xen_hypercall::{DomId, SharedInfo, VcpuId, event};
+
+use crate::console;
+use crate::platform::Kernel;
+use crate::report::{Failure, Report};
+
+pub(crate) type Events = EventChannels<&'static Kernel>;
+pub(crate) type Grants = GrantTable<&'static Kernel>;
+
+/// The domain that runs this.
+#[derive(Debug)]
+pub(crate) struct Domain {
+    pub(crate) kernel: &'static Kernel,
+    pub(crate) shared: SharedInfo,
+    /// Whether it is the first, with its privilege.
+    pub(crate) first: bool,
+}
+
+/// The command line, words of the form `key=value`.
+#[derive(Debug)]
+pub(crate) struct Words(String);
+
+impl Words {
+    pub(crate) fn new(line: &str) -> Self {
+        Self(line.into())
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+}
+
+/// Runs everything that this domain can do.
+pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
+    let abi = if words.get("abi") == Some("fifo") { Abi::Fifo } else { Abi::TwoLevel };
+    if domain.first {
+        // Nothing of the toolstack's has a port here, so that all may be closed to change the ABI.
+        for abi in [Abi::TwoLevel, Abi::Fifo, Abi::TwoLevel] {
+            let Some(events) = start(domain, abi, report) else { return };
+            let Some(timer) = timer(&events, report) else { return };
+            if abi == Abi::TwoLevel {
+                everything_but_events(domain, &events, report);
+            }
+            events::run(domain, &events, &timer, report);
+            drop(timer);
+            report.check("evtchn/reset", || {
+                events.reset()?;
+                let closed =
+                    (1..32).all(|port| event::status(domain.kernel, port).is_ok_and(|port| port.status == 0));
+                if closed { Ok(()) } else { Err(Failure("ports are open still".into())) }
+            });
+        }
+        return;
+    }
+    let mut events = None;
+    report.check(start_name(abi), || {
+        let started: &'static Events =
+            Box::leak(Box::new(EventChannels::with_abi(domain.kernel, domain.shared, abi)?));
+        // From here on lines go to the domain's own console, this one first.
+        console::open(started);
+        events = Some(started);
+        Ok(())
+    });
+    let Some(events) = events else { return };
+    let Some(timer) = timer(events, report) else { return };
+    everything_but_events(domain, events, report);
+    events::run(domain, events, &timer, report);
+    if let Some(role) = words.get("role") {
+        let version = if words.get("grants") == Some("2") { Version::V2 } else { Version::V1 };
+        pair::run(role, version, events, report);
+    }
+}
+
+fn start_name(abi: Abi) -> &'static str {
+    if abi == Abi::Fifo { "evtchn/start-fifo" } else { "evtchn/start-2-level" }
+}
+
+fn start(domain: &Domain, abi: Abi, report: &mut Report) -> Option<Events> {
+    let mut events = None;
+    report.check(start_name(abi), || {
+        events = Some(EventChannels::with_abi(domain.kernel, domain.shared, abi)?);
+        Ok(())
+    });
+    events
+}
+
+/// The channel that ends sleeps with a deadline.
+fn timer<'e>(events: &'e Events, report: &mut Report) -> Option<Channel<'e, &'static Kernel>> {
+    let mut timer = None;
+    report.check("evtchn/timer", || {
+        timer = Some(events.bind_virq(Virq::TIMER, VcpuId(0))?);
+        Ok(())
+    });
+    timer
+}
+
+/// Once per boot.
+fn everything_but_events(domain: &Domain, events: &Events, report: &mut Report) {
+    static DONE: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
+    if DONE.swap(true, core::sync::atomic::Ordering::Relaxed) {
+        return;
+    }
+    calls::run(domain, report);
+    memory::run(domain, report);
+    vcpus::run(domain, report);
+    match own_id(events) {
+        Ok(own) => grants::run(domain, own, report),
+        Err(why) => report.check("evtchn/own-domain", || Err(why)),
+    }
+}
+
+/// The domain's own number: Xen resolves `DOMID_SELF` in what it says of a port.
+fn own_id(events: &Events) -> Result<DomId, Failure> {
+    match events.alloc_unbound(DomId::SELF)?.status()? {
+        Status::Unbound { remote } => Ok(remote),
+        other => Err(Failure(alloc::format!("{other:?}"))),
+    }
+}

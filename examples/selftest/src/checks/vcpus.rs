@@ -1,0 +1,154 @@
+//! Virtual processors: a second one starts, stops and goes on; areas that Xen writes; timers' refusals.
+#![allow(unsafe_code, reason = "gives memory to Xen and starts a processor")]
+
+use core::ptr::NonNull;
+use core::time::Duration;
+
+use xen_hypercall::abi::{VcpuHvmContext, VcpuRunstateInfo};
+use xen_hypercall::vcpu::{self, RunState};
+use xen_hypercall::{Errno, PageMemory, VcpuArea, VcpuId, Wait, sched};
+
+use super::Domain;
+use crate::platform::Kernel;
+use crate::report::{Failure, Report, ensure};
+use crate::second;
+
+const FIRST: VcpuId = VcpuId(0);
+const NONE: VcpuId = VcpuId(77);
+
+/// Sleeps, whatever events come.
+fn sleep(kernel: &Kernel, time: Duration) -> Result<(), Failure> {
+    let until = kernel.now() + time;
+    while kernel.now() < until {
+        sched::poll(kernel, &[], Some(until))?;
+    }
+    Ok(())
+}
+
+/// Waits until something holds.
+fn until(kernel: &Kernel, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
+    for _ in 0..2000 {
+        if holds() {
+            return Ok(());
+        }
+        sleep(kernel, Duration::from_millis(1))?;
+    }
+    Err(Failure(alloc::format!("{what} did not happen within 2 s")))
+}
+
+pub(super) fn run(domain: &Domain, report: &mut Report) {
+    let xen = domain.kernel;
+    areas(xen, report);
+    report.check("vcpu/run-times", || {
+        let before = vcpu::run_times(xen, FIRST)?;
+        sleep(xen, Duration::from_millis(5))?;
+        let after = vcpu::run_times(xen, FIRST)?;
+        ensure!(after.state == RunState::RUNNING, "{after:?}");
+        let all = |times: vcpu::RunTimes| times.running + times.runnable + times.blocked;
+        let slept = after.blocked > before.blocked && all(after) - all(before) >= Duration::from_millis(4);
+        ensure!(slept, "{before:?}, then {after:?}");
+        Ok(())
+    });
+    report.refused("vcpu/run-times-none", vcpu::run_times(xen, NONE), Errno::ENOENT);
+    report.refused("vcpu/physical-id-not-pinned", vcpu::physical_id(xen, FIRST), Errno::EINVAL);
+    report.refused(
+        "vcpu/periodic-too-short",
+        vcpu::set_periodic_timer(xen, FIRST, Duration::from_micros(999)),
+        Errno::EINVAL,
+    );
+    let soon = xen.now() + Duration::from_secs(1);
+    report.refused(
+        "vcpu/singleshot-of-another",
+        vcpu::set_singleshot_timer(xen, second::ID, soon),
+        Errno::EINVAL,
+    );
+    start(xen, report);
+}
+
+/// What Xen writes about a vCPU by itself.
+fn areas(xen: &Kernel, report: &mut Report) {
+    report.check("vcpu/runstate-area", || {
+        let page = xen.alloc_pages(1).ok_or(Failure("no page".into()))?;
+        let area = page.cast::<VcpuRunstateInfo>().as_ptr();
+        // SAFETY: the page was just allocated for this, is not freed, and is read below by volatile accesses only.
+        unsafe { vcpu::register_runstate_area(xen, FIRST, area) }?;
+        // SAFETY: the field is in the page, which is valid.
+        let blocked = || unsafe { (&raw const (*area).time[2]).read_volatile() };
+        let before = blocked();
+        sleep(xen, Duration::from_millis(5))?;
+        let after = blocked();
+        // SAFETY: nothing is written any more.
+        unsafe { vcpu::register_runstate_area(xen, FIRST, core::ptr::null_mut()) }?;
+        ensure!(after > before, "blocked for {before} ns, then {after} ns");
+        sleep(xen, Duration::from_millis(5))?;
+        ensure!(blocked() == after, "Xen writes there still");
+        Ok(())
+    });
+    report.check("vcpu/time-area", || {
+        let page: NonNull<[u64; 4]> = xen.alloc_pages(1).ok_or(Failure("no page".into()))?.cast();
+        // SAFETY: the page was just allocated for this, is not freed, and is read below by volatile accesses only.
+        unsafe { vcpu::register_time_area(xen, FIRST, page) }?;
+        sleep(xen, Duration::from_millis(2))?;
+        // SAFETY: the page is valid.
+        let [version, tsc, system, _] = unsafe { page.read_volatile() };
+        ensure!(version & 1 == 0 && tsc != 0 && system != 0, "{version:#x}, {tsc}, {system}");
+        Ok(())
+    });
+}
+
+/// The second vCPU's life.
+fn start(xen: &Kernel, report: &mut Report) {
+    report.check("vcpu/is-up", || {
+        let (first, second) = (vcpu::is_up(xen, FIRST)?, vcpu::is_up(xen, second::ID)?);
+        ensure!(first && !second, "the first {first}, the second {second}");
+        Ok(())
+    });
+    report.refused("vcpu/is-up-none", vcpu::is_up(xen, NONE), Errno::ENOENT);
+    report.refused("vcpu/up-without-state", vcpu::up(xen, second::ID), Errno::EINVAL);
+    report.check("vcpu/register-info", || {
+        let area = VcpuArea::register(xen, second::ID)?;
+        let again = VcpuArea::register(xen, second::ID).map(drop);
+        ensure!(again == Err(Errno::EINVAL), "a second time: {again:?}");
+        // Xen marks everything as pending there, so that no event is lost.
+        let pending = area.info().pending_sel.load(core::sync::atomic::Ordering::Relaxed);
+        ensure!(pending == u64::MAX, "pending {pending:#x}");
+        Ok(())
+    });
+    // SAFETY: Xen refuses a mode that there is not.
+    let bad = unsafe { vcpu::initialise(xen, second::ID, &VcpuHvmContext { mode: 9, ..Default::default() }) };
+    report.refused("vcpu/initialise-bad-mode", bad, Errno::EINVAL);
+    let context = second::context();
+    // SAFETY: code, stack and page tables of this state are there, for the second vCPU alone.
+    report.check("vcpu/initialise", || Ok(unsafe { vcpu::initialise(xen, second::ID, &context) }?));
+    // SAFETY: as above.
+    let again = unsafe { vcpu::initialise(xen, second::ID, &context) };
+    report.refused("vcpu/initialise-again", again, Errno::EEXIST);
+    report.check("vcpu/up", || {
+        vcpu::up(xen, second::ID)?;
+        until(xen, "a step of the second vCPU", || second::count() > 0)?;
+        ensure!(vcpu::is_up(xen, second::ID)?, "it is not up");
+        Ok(())
+    });
+    report.check("vcpu/down", || {
+        vcpu::down(xen, second::ID)?;
+        until(xen, "its end", || {
+            vcpu::run_times(xen, second::ID).is_ok_and(|times| times.state == RunState::OFFLINE)
+        })?;
+        let count = second::count();
+        sleep(xen, Duration::from_millis(20))?;
+        ensure!(second::count() == count, "it runs still");
+        Ok(())
+    });
+    report.check("vcpu/up-again", || {
+        let count = second::count();
+        vcpu::up(xen, second::ID)?;
+        until(xen, "another step", || second::count() > count)
+    });
+    report.check("vcpu/down-by-itself", || {
+        second::stop();
+        until(xen, "its end", || vcpu::is_up(xen, second::ID) == Ok(false))
+    });
+    // It stays down, so that nothing comes of it.
+    report.check("vcpu/send-nmi", || Ok(vcpu::send_nmi(xen, second::ID)?));
+    report.refused("vcpu/send-nmi-none", vcpu::send_nmi(xen, NONE), Errno::ENOENT);
+}

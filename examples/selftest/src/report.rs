@@ -1,0 +1,107 @@
+//! A line for each check, and their sum.
+
+use alloc::format;
+use alloc::string::String;
+use core::fmt::{Debug, Display};
+
+use xen_hypercall::{Errno, console_io};
+
+use crate::platform::Kernel;
+use crate::{arch, console};
+
+/// Why a check failed. Made of whatever can be shown, by `?`.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) String);
+
+impl<E: Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(format!("{error}"))
+    }
+}
+
+/// Ends a check as failed, with a text, unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($why:tt)+) => {
+        if !$condition {
+            return Err($crate::report::Failure(alloc::format!($($why)+)));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// How the checks went so far.
+#[derive(Debug)]
+pub(crate) struct Report {
+    kernel: &'static Kernel,
+    passed: u32,
+    failed: u32,
+}
+
+impl Report {
+    pub(crate) fn new(kernel: &'static Kernel) -> Self {
+        Self { kernel, passed: 0, failed: 0 }
+    }
+
+    /// To the console; without one, to Xen's.
+    fn say(&self, line: &str) {
+        let line = format!("{line}\r\n");
+        if console::write(line.as_bytes()).is_none()
+            && console_io::write(self.kernel, line.as_bytes()).is_err()
+        {
+            line.bytes().for_each(arch::early_byte);
+        }
+    }
+
+    /// A check.
+    pub(crate) fn check(&mut self, name: &str, check: impl FnOnce() -> Result<(), Failure>) {
+        match check() {
+            Ok(()) => self.passes(&format!("ok {name}")),
+            Err(Failure(why)) => self.fails(name, &why),
+        }
+    }
+
+    /// A call that Xen has to refuse, and why.
+    pub(crate) fn refused<T: Debug>(&mut self, name: &str, result: Result<T, Errno>, wanted: Errno) {
+        match result {
+            Err(errno) if errno == wanted => self.passes(&format!("refused {name}: {errno:?} as expected")),
+            other => self.fails(name, &format!("{other:?} in place of {wanted:?}")),
+        }
+    }
+
+    /// A call that is for the first domain alone.
+    pub(crate) fn privileged<T: Debug>(&mut self, first: bool, name: &str, result: Result<T, Errno>) {
+        if first {
+            self.check(name, || Ok(result.map(drop)?))
+        } else {
+            self.refused(name, result, Errno::EPERM)
+        }
+    }
+
+    /// Something other than a bare call that has to fail with this error.
+    pub(crate) fn fails_with<T: Debug, E: Debug + PartialEq>(
+        &mut self,
+        name: &str,
+        result: Result<T, E>,
+        wanted: impl FnOnce(&E) -> bool,
+    ) {
+        match result {
+            Err(error) if wanted(&error) => self.passes(&format!("refused {name}: {error:?} as expected")),
+            other => self.fails(name, &format!("{other:?}")),
+        }
+    }
+
+    fn passes(&mut self, line: &str) {
+        self.passed += 1;
+        self.say(line);
+    }
+
+    fn fails(&mut self, name: &str, why: &str) {
+        self.failed += 1;
+        self.say(&format!("FAILED {name}: {why}"));
+    }
+
+    /// The last line.
+    pub(crate) fn end(&self) {
+        self.say(&format!("selftest: {} passed, {} failed", self.passed, self.failed));
+    }
+}
