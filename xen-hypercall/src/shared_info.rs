@@ -113,7 +113,7 @@ impl SharedInfo {
     }
 
     fn time_at(&self, base: usize) -> VcpuTime {
-        self.settled(base + at::TIME_VERSION, || VcpuTime {
+        settled(self.u32_at(base + at::TIME_VERSION), || VcpuTime {
             tsc_timestamp: self.u64_at(base + at::TIME_TSC_TIMESTAMP).load(Ordering::Relaxed),
             system_time: self.u64_at(base + at::TIME_SYSTEM_TIME).load(Ordering::Relaxed),
             tsc_to_system_mul: self.u32_at(base + at::TIME_TSC_TO_SYSTEM_MUL).load(Ordering::Relaxed),
@@ -123,27 +123,12 @@ impl SharedInfo {
 
     /// Time since 1970-01-01 00:00 UTC at the moment when Xen's system time was zero.
     pub fn wall_clock(&self) -> Duration {
-        let (low, high, nanoseconds) = self.settled(at::WC_VERSION, || {
+        let (low, high, nanoseconds) = settled(self.u32_at(at::WC_VERSION), || {
             let word = |offset| self.u32_at(offset).load(Ordering::Relaxed);
             (word(at::WC_SEC), word(at::WC_SEC_HI), word(at::WC_NSEC))
         });
         Duration::from_secs(u64::from(high) << 32 | u64::from(low))
             .saturating_add(Duration::from_nanos(nanoseconds.into()))
-    }
-
-    /// Reads what Xen guards by a version that is odd while it writes and changes each time.
-    fn settled<T>(&self, version: usize, read: impl Fn() -> T) -> T {
-        let version = self.u32_at(version);
-        for _ in 0..PATIENCE {
-            let before = version.load(Ordering::Acquire);
-            let value = read();
-            fence(Ordering::Acquire);
-            if before % 2 == 0 && version.load(Ordering::Relaxed) == before {
-                return value;
-            }
-            core::hint::spin_loop();
-        }
-        read()
     }
 }
 
@@ -202,7 +187,80 @@ impl VcpuArea {
     }
 }
 
+/// Reads what Xen guards by a version that is odd while it writes and changes each time.
+fn settled<T>(version: &AtomicU32, read: impl Fn() -> T) -> T {
+    for _ in 0..PATIENCE {
+        let before = version.load(Ordering::Acquire);
+        let value = read();
+        fence(Ordering::Acquire);
+        if before % 2 == 0 && version.load(Ordering::Relaxed) == before {
+            return value;
+        }
+        core::hint::spin_loop();
+    }
+    read()
+}
+
 fn vcpu_base(vcpu: VcpuId) -> Option<usize> {
     let index = vcpu.0 as usize;
     (index < at::VCPUS).then_some(index * at::VCPU_INFO_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::Cell;
+    use core::sync::atomic::Ordering::Relaxed;
+
+    use super::*;
+
+    /// Writes two words under a version as Xen does, one store at each step.
+    #[derive(Default)]
+    struct Writer {
+        version: AtomicU32,
+        words: [Cell<u32>; 2],
+        steps: Cell<u32>,
+    }
+
+    impl Writer {
+        fn step(&self) {
+            let step = self.steps.replace(self.steps.get() + 1);
+            match step % 4 {
+                0 | 3 => self.version.store(self.version.load(Relaxed).wrapping_add(1), Relaxed),
+                word => self.words[word as usize - 1].set(step / 4 + 1),
+            }
+        }
+
+        /// The two words, with the writer `gaps` steps further before, between and after them.
+        fn read(&self, gaps: [u32; 3]) -> (u32, u32) {
+            let go = |steps| (0..steps).for_each(|_| self.step());
+            go(gaps[0]);
+            let first = self.words[0].get();
+            go(gaps[1]);
+            let second = self.words[1].get();
+            go(gaps[2]);
+            (first, second)
+        }
+    }
+
+    #[test]
+    fn a_reading_is_never_mixed_wherever_xen_writes_meanwhile() {
+        let gaps = || 0..=8u32;
+        for (start, first, between, after) in gaps()
+            .flat_map(|a| gaps().flat_map(move |b| gaps().map(move |c| (a, b, c))))
+            .flat_map(|(a, b, c)| gaps().map(move |start| (start, a, b, c)))
+        {
+            // Just below its end, so that the version wraps around too.
+            let writer = Writer { version: AtomicU32::new(u32::MAX - 1), ..Writer::default() };
+            (0..start).for_each(|_| writer.step());
+            let tries = Cell::new(0);
+            let value = settled(&writer.version, || {
+                let disturbed = tries.replace(tries.get() + 1) < 3;
+                // Undisturbed readings come once the writer has ended what it was about.
+                let end = (4 - writer.steps.get() % 4) % 4;
+                writer.read(if disturbed { [first, between, after] } else { [end, 0, 0] })
+            });
+            assert_eq!(value.0, value.1, "start {start}, gaps {first} {between} {after}");
+            assert!(tries.get() < 6, "start {start}: {} readings", tries.get());
+        }
+    }
 }

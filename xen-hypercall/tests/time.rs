@@ -159,43 +159,6 @@ fn a_version_that_never_settles_does_not_hang_the_guest() {
 }
 
 #[test]
-fn readings_made_while_xen_writes_are_never_mixed() {
-    let shared = Shared::new();
-    let base = at::VCPU_TIME;
-    let guest = shared.guest;
-    let ((version, timestamp), system) = (
-        (shared.word(base + at::TIME_VERSION), shared.long(base + at::TIME_TSC_TIMESTAMP)),
-        shared.long(base + at::TIME_SYSTEM_TIME),
-    );
-    let running = AtomicU32::new(1);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            use core::sync::atomic::{Ordering::Release, fence};
-            for value in 1..200_000u64 {
-                let start = version.load(Relaxed);
-                version.store(start.wrapping_add(1), Relaxed);
-                fence(Release);
-                timestamp.store(value, Relaxed);
-                system.store(value * 3, Relaxed);
-                version.store(start.wrapping_add(2), Release);
-                // Xen updates now and then; the reader's patience is for that.
-                for _ in 0..16 {
-                    core::hint::spin_loop();
-                }
-            }
-            running.store(0, Release);
-        });
-        let mut readings = 0;
-        while running.load(Relaxed) != 0 {
-            let time = guest.time(VcpuId(0)).unwrap();
-            assert_eq!(time.system_time, time.tsc_timestamp * 3);
-            readings += 1;
-        }
-        assert!(readings > 0);
-    });
-}
-
-#[test]
 fn the_wall_clock_takes_all_its_64_bits() {
     let shared = Shared::new();
     for (low, high, nanoseconds) in [(1, 0, 2), (u32::MAX, 1, 999_999_999), (u32::MAX, u32::MAX, u32::MAX)] {
