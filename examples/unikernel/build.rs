@@ -1,7 +1,7 @@
 //! How the image is linked: by a script of its own, without the C library's start files.
 
 fn main() {
-    // The self-test is linked by the same script, with this file as its own.
+    // Other kernels are linked by the same script, with this file as their own.
     let script = format!("{}/../unikernel/link.ld", env!("CARGO_MANIFEST_DIR"));
     println!("cargo:rerun-if-changed={script}");
     println!("cargo:rerun-if-env-changed=UNIKERNEL_CMDLINE");

@@ -93,14 +93,14 @@ impl Checks {
 
     fn documentation(&mut self) -> Result<()> {
         let mut doc = cargo(&["doc", "--no-deps", "--workspace", "--all-features"]);
-        doc.args(["--exclude", "unikernel", "--exclude", "selftest"]);
+        doc.args(["--exclude", "unikernel", "--exclude", "selftest", "--exclude", "drivers"]);
         self.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
     }
 
     fn tests(&mut self) -> Result<()> {
         let args = ["test", "--workspace", "--all-features", "--no-fail-fast"];
         let mut tests = cargo(&args);
-        tests.args(["--exclude", "unikernel", "--exclude", "selftest"]);
+        tests.args(["--exclude", "unikernel", "--exclude", "selftest", "--exclude", "drivers"]);
         self.run("unit, property and doc tests", &mut tests)
     }
 
@@ -181,8 +181,11 @@ impl Checks {
             lints.args(["--no-default-features", "--features", features, "--", "-D", "warnings"]);
             self.run(&format!("unikernel with features {features:?}"), &mut lints)?;
         }
-        let lints = ["clippy", "--package", "selftest", "--profile", "unikernel", "--", "-D", "warnings"];
-        self.run("self-test", &mut cargo(&lints))
+        for package in ["selftest", "drivers"] {
+            let lints = ["clippy", "--package", package, "--profile", "unikernel", "--", "-D", "warnings"];
+            self.run(package, &mut cargo(&lints))?;
+        }
+        Ok(())
     }
 }
 

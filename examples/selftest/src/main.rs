@@ -21,9 +21,12 @@ mod mem;
 #[path = "../../unikernel/src/platform.rs"]
 #[allow(dead_code, reason = "the unikernel uses all of it")]
 mod platform;
+#[allow(dead_code, reason = "the other kernel that has it uses all of it")]
 mod report;
 mod room;
 mod second;
+#[allow(dead_code, reason = "the other kernel that has it uses all of it")]
+mod words;
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -33,9 +36,10 @@ use xen_hypercall::sched::{ShutdownReason, shutdown};
 use xen_hypercall::version::Features;
 use xen_hypercall::{Errno, SharedInfo, version};
 
-use crate::checks::{Domain, Words};
+use crate::checks::Domain;
 use crate::platform::Kernel;
 use crate::report::Report;
+use crate::words::Words;
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off.
 fn main(info: &arch::BootInfo) -> ! {

@@ -2,7 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
-use core::fmt::{Debug, Display};
+use core::fmt::{self, Debug, Display};
 
 use xen_hypercall::{Errno, console_io};
 
@@ -100,8 +100,18 @@ impl Report {
         self.say(&format!("FAILED {name}: {why}"));
     }
 
+    /// What cannot be checked here, and why.
+    pub(crate) fn lacking(&self, name: &str, why: &str) {
+        self.say(&format!("lacking {name}: {why}"));
+    }
+
+    /// A line that says more.
+    pub(crate) fn note(&self, line: fmt::Arguments<'_>) {
+        self.say(&format!("{line}"));
+    }
+
     /// The last line.
     pub(crate) fn end(&self) {
-        self.say(&format!("selftest: {} passed, {} failed", self.passed, self.failed));
+        self.say(&format!("{}: {} passed, {} failed", env!("CARGO_PKG_NAME"), self.passed, self.failed));
     }
 }

@@ -9,7 +9,6 @@ mod pair;
 mod vcpus;
 
 use alloc::boxed::Box;
-use alloc::string::String;
 
 use xen_evtchn::{Abi, Channel, EventChannels, Status, Virq};
 use xen_gnttab::{GrantTable, Version};
@@ -18,6 +17,7 @@ use xen_hypercall::{DomId, SharedInfo, VcpuId, event};
 use crate::console;
 use crate::platform::Kernel;
 use crate::report::{Failure, Report};
+use crate::words::Words;
 
 pub(crate) type Events = EventChannels<&'static Kernel>;
 pub(crate) type Grants = GrantTable<&'static Kernel>;
@@ -29,20 +29,6 @@ pub(crate) struct Domain {
     pub(crate) shared: SharedInfo,
     /// Whether it is the first, with its privilege.
     pub(crate) first: bool,
-}
-
-/// The command line, words of the form `key=value`.
-#[derive(Debug)]
-pub(crate) struct Words(String);
-
-impl Words {
-    pub(crate) fn new(line: &str) -> Self {
-        Self(line.into())
-    }
-
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-    }
 }
 
 /// Runs everything that this domain can do.

@@ -1,0 +1,153 @@
+//! Figures of a disk, from and to pages of the caller's own. A line for each, to be read by a program:
+//! `block rand-read-4k depth=32 ops=4000 bytes=16384000 us=123456 requests=4000 notifications=200 hypercalls=700`.
+//!
+//! `bench=KIND` on the command line measures only those whose name contains it, `ops=PERCENT` makes more or fewer
+//! operations than usual.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use xen_blkfront::{BlkFront, Config, Piece, Ticket};
+use xen_gnttab::Access;
+use xen_hypercall::{PAGE_SIZE, Wait};
+
+use crate::place::{Place, Xen};
+use crate::report::{Failure, Report, ensure};
+use crate::words::Words;
+
+type Disk = BlkFront<'static, Xen>;
+/// Pages of one operation.
+type Buffer = Vec<Option<Piece<'static, Xen>>>;
+
+/// `xvda`.
+const XVDA: u32 = 51712;
+const SECTOR: usize = 512;
+/// Pages that are lent in turns. A backend keeps about a thousand mapped, and no more are used, so that it need not change
+/// them.
+const PAGES: usize = 1024;
+
+/// What is measured.
+struct Job {
+    name: &'static str,
+    writes: bool,
+    random: bool,
+    /// Bytes of each operation.
+    size: usize,
+    /// Operations under way.
+    depth: usize,
+    ops: u32,
+}
+
+const fn job(name: &'static str, size: usize, depth: usize, ops: u32) -> Job {
+    Job { name, writes: false, random: false, size, depth, ops }
+}
+
+const KIB: usize = 1024;
+const JOBS: [Job; 10] = [
+    Job { random: true, ..job("rand-read-4k", 4 * KIB, 1, 2000) },
+    Job { random: true, ..job("rand-read-4k", 4 * KIB, 32, 8000) },
+    job("seq-read-64k", 64 * KIB, 1, 1000),
+    job("seq-read-64k", 64 * KIB, 8, 2000),
+    Job { writes: true, ..job("seq-write-64k", 64 * KIB, 1, 1000) },
+    Job { writes: true, ..job("seq-write-64k", 64 * KIB, 8, 2000) },
+    job("seq-read-1m", 1024 * KIB, 1, 150),
+    job("seq-read-1m", 1024 * KIB, 4, 300),
+    Job { writes: true, ..job("seq-write-1m", 1024 * KIB, 1, 150) },
+    Job { writes: true, ..job("seq-write-1m", 1024 * KIB, 4, 300) },
+];
+
+/// Measures, and closes the disk.
+pub(crate) fn run(place: &mut Place, words: &Words, report: &Report) -> Result<(), Failure> {
+    let percent: u32 = words.get("ops").map_or(Ok(100), str::parse)?;
+    let config = Config { requests: 64, pages: PAGES + 16, ..Config::default() };
+    let deadline = place.soon();
+    let mut disk = BlkFront::connect_with(&mut place.xs, place.events, place.grants, XVDA, deadline, config)?;
+    let mut pages: Buffer = Vec::new();
+    for _ in 0..PAGES {
+        pages.push(Some(Piece::whole(place.grants.share(disk.backend_id(), Access::ReadWrite)?)));
+    }
+    let chosen = words.get("bench").unwrap_or_default();
+    for job in JOBS.iter().filter(|job| job.name.contains(chosen)) {
+        let ops = (u64::from(job.ops) * u64::from(percent) / 100).max(1);
+        measure(place, &mut disk, job, ops, &mut pages, report)?;
+    }
+    let deadline = place.soon();
+    Ok(disk.close(&mut place.xs, deadline)?)
+}
+
+/// Runs a job, and prints what it took. The pages are the same afterwards.
+fn measure(
+    place: &Place,
+    disk: &mut Disk,
+    job: &Job,
+    ops: u64,
+    pages: &mut Buffer,
+    report: &Report,
+) -> Result<(), Failure> {
+    let sectors = (job.size / SECTOR) as u64;
+    let places = disk.capacity() / sectors;
+    ensure!(places > 0, "{}: the disk is too small", job.name);
+    let count = job.size / PAGE_SIZE;
+    let mut idle: Vec<Buffer> =
+        (0..job.depth).map(|_| pages.split_off(pages.len().saturating_sub(count))).collect();
+    let mut busy: Vec<(Ticket, Buffer)> = Vec::new();
+    let mut chance = 0x9e37_79b9_7f4a_7c15_u64;
+    let (mut asked, mut done) = (0, 0);
+    let (before, calls, start) = (disk.stats(), place.kernel.hypercalls(), place.kernel.now());
+    while done < ops {
+        while asked < ops {
+            let Some(mut buffer) = idle.pop() else { break };
+            chance ^= chance << 13;
+            chance ^= chance >> 7;
+            chance ^= chance << 17;
+            let at = if job.random { chance } else { asked } % places * sectors;
+            let ticket = if job.writes {
+                disk.submit_write_from(at, &mut buffer)?
+            } else {
+                disk.submit_read_into(at, &mut buffer)?
+            };
+            buffer.clear();
+            busy.push((ticket, buffer));
+            asked += 1;
+        }
+        disk.publish()?;
+        wait(place, disk, busy.len() as u32 / 2)?;
+        let mut index = 0;
+        while let Some((ticket, buffer)) = busy.get_mut(index) {
+            match disk.take_pages(*ticket, |piece| buffer.push(Some(piece))) {
+                None => index += 1,
+                Some(result) => {
+                    idle.push(busy.swap_remove(index).1);
+                    result?;
+                    done += 1;
+                }
+            }
+        }
+    }
+    let (took, after) = (place.kernel.now() - start, disk.stats());
+    report.note(format_args!(
+        "block {} depth={} ops={ops} bytes={} us={} requests={} notifications={} hypercalls={}",
+        job.name,
+        job.depth,
+        ops * job.size as u64,
+        took.as_micros(),
+        after.requests - before.requests,
+        after.notifications - before.notifications,
+        place.kernel.hypercalls() - calls
+    ));
+    pages.extend(idle.into_iter().flatten());
+    Ok(())
+}
+
+/// Waits for a response, for one more than `skip` if there is none yet.
+fn wait(place: &Place, disk: &mut Disk, skip: u32) -> Result<(), Failure> {
+    let deadline: Duration = place.soon();
+    while disk.poll()? == 0 {
+        if disk.arm_after(skip) {
+            continue;
+        }
+        ensure!(place.kernel.now() < deadline, "the backend does not answer");
+        place.events.wait(Some(deadline));
+    }
+    Ok(())
+}

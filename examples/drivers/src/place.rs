@@ -1,0 +1,52 @@
+//! What every driver is given: event channels, grants, xenstore.
+
+use alloc::boxed::Box;
+use core::time::Duration;
+
+use xen_evtchn::{EventChannels, Virq};
+use xen_gnttab::GrantTable;
+use xen_hypercall::hvm::{HvmParam, callback_vector, set_param};
+use xen_hypercall::{SharedInfo, VcpuId, Wait};
+use xen_xenstore::Xenstore;
+
+use crate::platform::Kernel;
+use crate::report::Failure;
+use crate::{arch, console};
+
+pub(crate) type Xen = &'static Kernel;
+pub(crate) type Events = &'static EventChannels<Xen>;
+pub(crate) type Grants = &'static GrantTable<Xen>;
+
+/// How long a backend, or dom0's script, may take for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) kernel: Xen,
+    pub(crate) events: Events,
+    pub(crate) grants: Grants,
+    pub(crate) xs: Xenstore<'static, Xen>,
+}
+
+impl Place {
+    /// Everything in it lives as long as the domain.
+    pub(crate) fn new(call: arch::Call) -> Result<Self, Failure> {
+        let mut kernel = Kernel::new(call);
+        let shared = SharedInfo::map(&kernel)?;
+        kernel.set_shared_info(shared);
+        set_param(&kernel, HvmParam::CALLBACK_IRQ, callback_vector(arch::UPCALL_VECTOR))?;
+        let kernel: Xen = Box::leak(Box::new(kernel));
+        console::set_clock(kernel);
+        let events: Events = Box::leak(Box::new(EventChannels::new(kernel, shared)?));
+        console::open(events);
+        // The timer's event has nothing to tell but that a deadline has come.
+        Box::leak(Box::new(events.bind_virq(Virq::TIMER, VcpuId(0))?));
+        let grants: Grants = Box::leak(Box::new(GrantTable::new(kernel)?));
+        Ok(Self { kernel, events, grants, xs: Xenstore::new(events)? })
+    }
+
+    /// A deadline from now on.
+    pub(crate) fn soon(&self) -> Duration {
+        self.kernel.now() + PATIENCE
+    }
+}
