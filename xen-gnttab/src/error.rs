@@ -35,6 +35,8 @@ pub enum Error {
     BadRange,
     /// The platform has no room left for pages of other domains, or cannot show these in a row.
     NoRoom,
+    /// What was to be mapped are grants of this domain itself: Xen would take the pages from where this domain uses them.
+    OwnGrant,
     /// Too many at once for the batch, or none.
     BadCount,
     /// Xen did not let us use what another domain granted.
@@ -58,6 +60,7 @@ impl fmt::Display for Error {
             Self::ForeignPage => f.write_str("the page comes from another platform than the grant table's"),
             Self::NeedsVersion2 => f.write_str("only a grant table of version 2 can grant this"),
             Self::NoRoom => f.write_str("no room for a page of another domain"),
+            Self::OwnGrant => f.write_str("a domain cannot map what it granted itself, only copy it"),
             Self::BadCount => f.write_str("more than the batch has places for, or none"),
             Self::Refused { gref, status } => write!(f, "Xen refused {gref}: {status}"),
             Self::BadRange => f.write_str("the part is empty or reaches beyond the page's end"),

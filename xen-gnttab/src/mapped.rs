@@ -45,8 +45,12 @@ where
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
+    /// What this domain granted itself cannot be mapped: Xen has a page of a domain at one place only and would take it from
+    /// where it is, under the hands of its owner. A [`CopyBatch`](crate::CopyBatch) can copy it.
+    ///
     /// # Errors
-    /// [`Error::BadCount`], [`Error::NoRoom`], [`Error::Refused`] by Xen, or the hypercall's own.
+    /// [`Error::BadCount`], [`Error::OwnGrant`], [`Error::NoRoom`], [`Error::Refused`] by Xen, or the hypercall's own, one of
+    /// those among them by which the domain learns its own number.
     pub fn map<const N: usize>(
         &self,
         owner: DomId,
@@ -156,6 +160,9 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
         if grefs.is_empty() || grefs.len() > N {
             return Err(Error::BadCount);
         }
+        if owner == DomId::SELF || owner == own_domain(table.platform())? {
+            return Err(Error::OwnGrant);
+        }
         let count = grefs.len();
         let room = table.platform().reserve_room(count).ok_or(Error::NoRoom)?;
         // From here on dropping it gives the room back.
@@ -172,7 +179,8 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
             ..Default::default()
         });
         let Some(maps) = maps.get_mut(..count) else { return Err(Error::BadCount) };
-        // SAFETY: the room was reserved just now and nothing is mapped there.
+        // SAFETY: the room was reserved just now and nothing is mapped there; the granter is not this domain. Pages of this
+        // domain that others have mapped are not theirs to grant.
         let called = unsafe { grant::map(table.platform(), maps) };
         let mut refused = None;
         for (place, map) in this.mapped.iter_mut().zip(maps) {
@@ -252,6 +260,11 @@ impl<P: Platform + GrantRoom, const N: usize> Drop for Mapping<'_, P, N> {
         // What was lost is counted.
         let _ = self.unmap_all();
     }
+}
+
+fn own_domain(platform: &impl GrantRoom) -> Result<DomId, Error> {
+    let operation = "EVTCHNOP_alloc_unbound, to learn this domain's number,";
+    platform.own_domain().map_err(|errno| Error::Hypercall { operation, errno })
 }
 
 fn address_of(room: Gfn, index: usize) -> u64 {

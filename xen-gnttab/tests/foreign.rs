@@ -4,8 +4,9 @@
 use xen_gnttab::{
     Access, CopyDest, CopySource, Ended, Error, GrantRef, GrantStatus, GrantTable, MappedGrants, mock,
 };
+use xen_hypercall::abi::{GNTMAP_HOST_MAP, GnttabMapGrantRef, GnttabUnmapGrantRef};
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, HypercallNr, PAGE_SIZE};
+use xen_hypercall::{DomId, Errno, GrantRoom, HypercallNr, PAGE_SIZE, grant};
 
 const BACK: DomId = DomId(0);
 const FRONT: DomId = DomId(1);
@@ -243,17 +244,68 @@ fn room_in_which_a_page_stays_mapped_is_never_used_again() {
 }
 
 #[test]
-fn a_domain_may_use_its_own_grants() {
-    let (_xen, _back, front) = machine();
+fn a_domain_copies_its_own_grants_and_does_not_map_them() {
+    let (xen, _back, front) = machine();
+    let guest = xen.domain(FRONT);
     let mut page = front.share(FRONT, Access::ReadWrite).unwrap();
     page.write_bytes(0, b"loop").unwrap();
-    let mut mapped = front.map::<1>(DomId::SELF, &[page.gref()]).unwrap();
+    for own in [DomId::SELF, FRONT] {
+        assert_eq!(front.map::<1>(own, &[page.gref()]).map(drop), Err(Error::OwnGrant));
+        assert_eq!(front.map_for_reading::<1>(own, &[page.gref()]).map(drop), Err(Error::OwnGrant));
+    }
+    assert_eq!((guest.room_in_use(), mock::mapped_by(&xen, FRONT), page.in_use()), (0, 0, false));
+    let mut copy = front.alloc_page().unwrap();
+    for own in [DomId::SELF, FRONT] {
+        let mut batch = front.copies::<1>();
+        batch.add(CopySource::grant(own, page.gref()), CopyDest::page(&mut copy), 4).unwrap();
+        assert_eq!((batch.run(), batch.status(0)), (Ok(0), Some(GrantStatus::OKAY)));
+        assert_eq!(&copy.bytes_mut()[..5], b"loop\0");
+        copy.bytes_mut().fill(0);
+    }
+    assert!(matches!(page.end(), Ended::Page(_)));
+}
+
+/// Why `map` refuses: what Xen does when it is asked all the same.
+#[test]
+#[expect(unsafe_code, reason = "does what the crate keeps from happening")]
+fn xen_would_take_a_page_that_a_domain_maps_from_itself() {
+    let (xen, _back, front) = machine();
+    let guest = xen.domain(FRONT);
+    let mut page = front.share(FRONT, Access::ReadWrite).unwrap();
+    page.write_bytes(0, b"mine").unwrap();
+    let room = guest.reserve_room(1).unwrap();
+    let mut map = GnttabMapGrantRef {
+        host_addr: room.0 * PAGE_SIZE as u64,
+        flags: GNTMAP_HOST_MAP,
+        reference: page.gref().0,
+        dom: DomId::SELF.0,
+        ..Default::default()
+    };
+    // SAFETY: nothing is in the room, and the page is looked at by `SharedMem` alone.
+    unsafe { grant::map(&guest, core::slice::from_mut(&mut map)) }.unwrap();
+    assert_eq!(GrantStatus(map.status), GrantStatus::BAD_DOMAIN);
+    map.dom = FRONT.0;
+    // SAFETY: as above.
+    unsafe { grant::map(&guest, core::slice::from_mut(&mut map)) }.unwrap();
+    assert_eq!(GrantStatus(map.status), GrantStatus::OKAY);
+    // It is in the room now, and nothing is where its owner looks.
     let mut seen = [0; 4];
-    mapped.mem().read_bytes(0, &mut seen).unwrap();
-    assert_eq!(&seen, b"loop");
-    assert!(matches!(page.end(), Ended::Quarantined));
-    drop(mapped);
-    assert_eq!((front.reclaim(), front.stats().free), (1, front.stats().refs));
+    page.read_bytes(0, &mut seen).unwrap();
+    assert_eq!((seen, guest.page_at(page.gfn())), ([0xFF; 4], None));
+    // SAFETY: something is mapped there.
+    let moved = unsafe { guest.room_address(room, 1) }.unwrap();
+    // SAFETY: a page of the machine that nobody writes to.
+    assert_eq!(unsafe { moved.cast::<[u8; 4]>().read() }, *b"mine");
+    let mut unmap =
+        GnttabUnmapGrantRef { host_addr: map.host_addr, handle: map.handle, ..Default::default() };
+    // SAFETY: nobody uses the mapping.
+    unsafe { grant::unmap(&guest, core::slice::from_mut(&mut unmap)) }.unwrap();
+    assert_eq!((GrantStatus(unmap.status), guest.page_at(room)), (GrantStatus::OKAY, None));
+    // It does not come back.
+    page.read_bytes(0, &mut seen).unwrap();
+    assert_eq!(seen, [0xFF; 4]);
+    // SAFETY: nothing is there.
+    unsafe { guest.release_room(room, 1) };
 }
 
 #[test]

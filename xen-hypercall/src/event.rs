@@ -113,6 +113,22 @@ pub fn status(xen: &impl Hypercall, port: u32) -> Result<EvtchnStatus, Errno> {
     Ok(op)
 }
 
+/// The number by which Xen and other domains know the calling domain.
+///
+/// No call is there for that: Xen tells it of a port that may be bound by the domain itself. The port is allocated for the
+/// question, and closed. A domain gets another number when it is restored or migrated.
+///
+/// # Errors
+/// As [`alloc_unbound`]; `EBADMSG` when Xen says of the port what it never should.
+pub fn own_domain(xen: &impl Hypercall) -> Result<DomId, Errno> {
+    let port = alloc_unbound(xen, DomId::SELF)?;
+    let said = status(xen, port);
+    close(xen, port)?;
+    let EvtchnStatus { status, remote_dom, .. } = said?;
+    let told = status == EVTCHNSTAT_UNBOUND && remote_dom < DomId::FIRST_RESERVED.0;
+    told.then_some(DomId(remote_dom)).ok_or(Errno::EBADMSG)
+}
+
 /// Makes a port's events come to another vCPU.
 ///
 /// # Errors

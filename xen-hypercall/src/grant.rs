@@ -96,7 +96,9 @@ pub unsafe fn copy(xen: &impl Hypercall, copies: &mut [GnttabCopy]) -> Result<()
 /// `EFAULT`; single pages may be mapped then.
 ///
 /// # Safety
-/// `host_addr` is in room that was reserved for this, see [`GrantRoom`](crate::GrantRoom), and nothing is mapped there.
+/// `host_addr` is in room that was reserved for this, see [`GrantRoom`](crate::GrantRoom), and nothing is mapped there. The
+/// granter is another domain: on x86, Xen moves a page that this one granted itself, and there is nothing any more where the
+/// page was.
 pub unsafe fn map(xen: &impl Hypercall, maps: &mut [GnttabMapGrantRef]) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_map_grant_ref reads and fills `gnttab_map_grant_ref`s; the caller vouches for the room.
     unsafe { each(xen, GNTTABOP_MAP_GRANT_REF, maps) }.map(drop)

@@ -4,7 +4,7 @@
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{Gfn, HypercallNr, Page};
+use crate::{DomId, Errno, Gfn, HypercallNr, Page, event};
 
 /// The way into Xen.
 ///
@@ -62,7 +62,8 @@ pub unsafe trait PageMemory {
 /// The frames of a room hold no memory of the guest (nor a device), and the kernel gives them to nobody else until they
 /// come back by `release_room`. `room_address` answers an address at which the kernel's page tables lead to these frames,
 /// cached as memory is, for as long as the room is reserved; what Xen maps at the frames is then read and written there.
-pub unsafe trait GrantRoom {
+/// `own_domain` answers nothing but the number that the domain has at that moment.
+pub unsafe trait GrantRoom: Hypercall {
     /// Reserves `count` frames in a row, and answers the first. `None`: no room left, or `count` is zero.
     ///
     /// There is nothing at the frames before something is mapped there: they must not be accessed.
@@ -79,6 +80,17 @@ pub unsafe trait GrantRoom {
     /// # Safety
     /// The frames are of one `reserve_room`, and something is mapped at each.
     unsafe fn room_address(&self, first: Gfn, count: usize) -> Option<NonNull<Page>>;
+
+    /// The number by which Xen knows this domain. Pages that it granted itself must not be mapped in its room: Xen takes
+    /// them from where they were, and from whoever uses them there.
+    ///
+    /// Asks Xen each time, by three calls. A kernel that maps often keeps the number, until it is restored or migrated.
+    ///
+    /// # Errors
+    /// As [`event::own_domain`].
+    fn own_domain(&self) -> Result<DomId, Errno> {
+        event::own_domain(&self)
+    }
 }
 
 /// What time it is, and how a blocking helper passes it.
@@ -141,6 +153,10 @@ unsafe impl<T: GrantRoom + ?Sized> GrantRoom for &T {
     unsafe fn room_address(&self, first: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call as to the inner one.
         unsafe { (**self).room_address(first, count) }
+    }
+
+    fn own_domain(&self) -> Result<DomId, Errno> {
+        (**self).own_domain()
     }
 }
 

@@ -366,3 +366,14 @@ fn vcpus_without_a_place_in_the_page_have_no_events() {
     assert_eq!(guest.dispatch(VcpuId(32)), 0);
     assert_eq!(guest.dispatch(VcpuId(u32::MAX)), 0);
 }
+
+#[test]
+fn a_domain_learns_its_own_number_and_keeps_no_port() {
+    let xen = machine();
+    for id in [1, 2] {
+        let domain = xen.domain(DomId(id));
+        let before = mock::open_ports(&domain);
+        assert_eq!(xen_hypercall::event::own_domain(&domain), Ok(DomId(id)));
+        assert_eq!(mock::open_ports(&domain), before);
+    }
+}

@@ -6,7 +6,7 @@ use std::format;
 
 use xen_hypercall::abi::{GNTMAP_HOST_MAP, GNTMAP_READONLY, GnttabMapGrantRef, GnttabUnmapGrantRef};
 use xen_hypercall::mock::MockDomain;
-use xen_hypercall::{DomId, Gfn, PAGE_SIZE};
+use xen_hypercall::{DomId, Gfn, PAGE_SIZE, PageMemory};
 
 use super::active::How;
 use super::tables::Machine;
@@ -55,6 +55,10 @@ fn try_map(caller: &MockDomain, op: &GnttabMapGrantRef) -> Result<u32, GrantStat
     if op.flags & !(GNTMAP_HOST_MAP | GNTMAP_READONLY) != 0 {
         return Err(GrantStatus::GENERAL_ERROR);
     }
+    // Unlike a copy, which takes `DOMID_SELF`.
+    if DomId(op.dom) == DomId::SELF {
+        return Err(GrantStatus::BAD_DOMAIN);
+    }
     let granter = super::granter(caller, DomId(op.dom))?;
     let (gref, write) = (GrantRef(op.reference), op.flags & GNTMAP_READONLY == 0);
     let at = Gfn(op.host_addr / PAGE_SIZE as u64);
@@ -62,8 +66,16 @@ fn try_map(caller: &MockDomain, op: &GnttabMapGrantRef) -> Result<u32, GrantStat
         machine.chance(|faults| faults.map, GrantStatus::NO_SPACE)?;
         machine.chance(|faults| faults.again, GrantStatus::EAGAIN)?;
         let granted = machine.begin(caller.id(), &granter, gref, write, How::Map)?;
-        // SAFETY: a page of a domain, which stays as long as the machine.
-        if op.host_addr % PAGE_SIZE as u64 != 0 || !unsafe { caller.map_foreign(at, granted.page) } {
+        let mapped = if op.host_addr % PAGE_SIZE as u64 != 0 {
+            false
+        } else if granter.id() == caller.id() {
+            // SAFETY: whoever made the hypercall said that this may happen to the page.
+            unsafe { caller.move_to_room(caller.gfn(granted.page), at) }
+        } else {
+            // SAFETY: a page of a domain, which stays as long as the machine.
+            unsafe { caller.map_foreign(at, granted.page) }
+        };
+        if !mapped {
             machine.end(&granter, gref, write);
             return Err(GrantStatus::GENERAL_ERROR);
         }

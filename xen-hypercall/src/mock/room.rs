@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use super::MockDomain;
-use crate::{Gfn, GrantRoom, Page};
+use super::domain::Use;
+use crate::{DomId, Errno, Gfn, GrantRoom, PAGE_SIZE, Page};
 
 /// The first frame of the room, far above all memory.
 const FIRST_GFN: u64 = 0x100_0000;
@@ -48,9 +49,35 @@ impl MockDomain {
         free
     }
 
+    /// Puts a page of this domain at a frame of its room, as Xen does when a domain maps its own grant: the page is then
+    /// there and nowhere else. Who looks where it was reads what a processor reads where nothing is. False: there is no
+    /// page, that is no room, or something is there.
+    ///
+    /// # Safety
+    /// Nobody relies on the page.
+    pub unsafe fn move_to_room(&self, from: Gfn, to: Gfn) -> bool {
+        let state = &mut *self.state();
+        let free = state.room.is_reserved(to) && !state.room.mapped.contains_key(&to);
+        let Some(old) = state.find(from).filter(|_| free) else { return false };
+        // The host has no page tables to change: the bytes move to other memory.
+        let Some(new) = state.map(to, 1, Use::Special) else { return false };
+        // SAFETY: two pages of this domain's memory, which stay as long as the machine; nobody relies on the old one.
+        unsafe { new.copy_from_nonoverlapping(old, 1) };
+        // SAFETY: as above.
+        unsafe { old.cast::<u8>().write_bytes(0xFF, PAGE_SIZE) };
+        state.layout.holes.insert(from);
+        state.room.mapped.insert(to, new);
+        true
+    }
+
     /// Takes a page out of the room. False: there was none.
     pub fn unmap_foreign(&self, gfn: Gfn) -> bool {
-        self.state().room.mapped.remove(&gfn).is_some()
+        let state = &mut *self.state();
+        if state.find(gfn).is_some() {
+            // One of its own that had moved: it does not move back.
+            state.layout.holes.insert(gfn);
+        }
+        state.room.mapped.remove(&gfn).is_some()
     }
 
     /// How many frames of room are reserved.
@@ -103,5 +130,9 @@ unsafe impl GrantRoom for MockDomain {
         let in_a_row =
             pages.iter().enumerate().all(|(index, page)| page.as_ptr() == start.as_ptr().wrapping_add(index));
         in_a_row.then_some(start)
+    }
+
+    fn own_domain(&self) -> Result<DomId, Errno> {
+        Ok(self.id())
     }
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use xen_gnttab::{Access, CopyDest, CopySource, Error, GrantRef, GrantStatus, Version};
 use xen_hypercall::DomId;
 
-use super::Grants;
+use super::{Grants, own};
 use crate::report::{Report, ensure};
 
 /// Whether Xen did not let us use a grant.
@@ -80,22 +80,7 @@ impl GrantCopyError {
 
 pub(super) fn run(table: &Grants, own: DomId, version: &str, report: &mut Report) {
     let name = |what: &str| alloc::format!("gnttab-{version}/{what}");
-    // Not mapped: Xen would move the page, for a page of a translated guest is at one place only.
-    let write_lent =
-        table.share(own, Access::ReadOnly).and_then(|page| table.map::<1>(own, &[page.gref()]).map(drop));
-    report.fails_with(&name("map-read-only-for-writing"), write_lent, refused);
-    let nothing = table.map::<1>(own, &[GrantRef(100)]).map(drop);
-    report.fails_with(&name("map-what-is-not-granted"), nothing, refused);
-    let beyond = table.map::<1>(own, &[GrantRef(1 << 30)]).map(drop);
-    report.fails_with(&name("map-beyond-the-table"), beyond, refused);
-    let not_ours = table
-        .share(DomId(0x6FFF), Access::ReadWrite)
-        .and_then(|page| table.map::<1>(own, &[page.gref()]).map(drop));
-    report.fails_with(&name("map-what-others-were-granted"), not_ours, refused);
-    report.check(&name("room-comes-back"), || {
-        ensure!(table.stats().lost_room == 0, "{:?}", table.stats());
-        Ok(())
-    });
+    own::run(table, own, &name, report);
     copies(table, own, &name, report);
     report.check(&name("batches"), || {
         let before = table.stats().in_use;

@@ -5,14 +5,15 @@ mod events;
 mod grants;
 mod loopback;
 mod memory;
+mod own;
 mod pair;
 mod vcpus;
 
 use alloc::boxed::Box;
 
-use xen_evtchn::{Abi, Channel, EventChannels, Status, Virq};
+use xen_evtchn::{Abi, Channel, EventChannels, Virq};
 use xen_gnttab::{GrantTable, Version};
-use xen_hypercall::{DomId, SharedInfo, VcpuId, event};
+use xen_hypercall::{SharedInfo, VcpuId, event};
 
 use crate::console;
 use crate::platform::Kernel;
@@ -40,7 +41,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
             let Some(events) = start(domain, abi, report) else { return };
             let Some(timer) = timer(&events, report) else { return };
             if abi == Abi::TwoLevel {
-                everything_but_events(domain, &events, report);
+                everything_but_events(domain, report);
             }
             events::run(domain, &events, &timer, report);
             drop(timer);
@@ -64,7 +65,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
     });
     let Some(events) = events else { return };
     let Some(timer) = timer(events, report) else { return };
-    everything_but_events(domain, events, report);
+    everything_but_events(domain, report);
     events::run(domain, events, &timer, report);
     if let Some(role) = words.get("role") {
         let version = if words.get("grants") == Some("2") { Version::V2 } else { Version::V1 };
@@ -98,7 +99,7 @@ fn timer<'e>(events: &'e Events, report: &mut Report) -> Option<Channel<'e, &'st
 }
 
 /// Once per boot.
-fn everything_but_events(domain: &Domain, events: &Events, report: &mut Report) {
+fn everything_but_events(domain: &Domain, report: &mut Report) {
     static DONE: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
     if DONE.swap(true, core::sync::atomic::Ordering::Relaxed) {
         return;
@@ -106,16 +107,8 @@ fn everything_but_events(domain: &Domain, events: &Events, report: &mut Report) 
     calls::run(domain, report);
     memory::run(domain, report);
     vcpus::run(domain, report);
-    match own_id(events) {
+    match event::own_domain(domain.kernel) {
         Ok(own) => grants::run(domain, own, report),
-        Err(why) => report.check("evtchn/own-domain", || Err(why)),
-    }
-}
-
-/// The domain's own number: Xen resolves `DOMID_SELF` in what it says of a port.
-fn own_id(events: &Events) -> Result<DomId, Failure> {
-    match events.alloc_unbound(DomId::SELF)?.status()? {
-        Status::Unbound { remote } => Ok(remote),
-        other => Err(Failure(alloc::format!("{other:?}"))),
+        Err(errno) => report.check("evtchn/own-domain", || Err(errno.into())),
     }
 }
