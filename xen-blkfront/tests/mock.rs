@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 
 use common::{Machine, VBD, pattern};
 use proptest::prelude::*;
+use xen_blkfront::abi::{OP_BARRIER, OP_WRITE};
 use xen_blkfront::mock::{Faults, MockBlkback, Options, Order};
 use xen_blkfront::{Error, State};
 use xen_hypercall::mock::{Chance, Dice};
@@ -124,4 +125,32 @@ proptest! {
         prop_assert!(permille < 50 || back.faults_hit() > 0);
         prop_assert_eq!((back.lies_hit(), back.complaints()), (0, Vec::<String>::new()));
     }
+}
+
+#[test]
+fn what_is_always_late_is_served_all_the_same_and_a_barrier_keeps_its_place() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::everything());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    let mut faults = Faults::default();
+    faults.late = Chance::ALWAYS;
+    back.set_faults(Dice::new(1), faults);
+    let tickets = [
+        disk.submit_write(0, &[1; 512]).unwrap(),
+        disk.submit_barrier(0, &[2; 512]).unwrap(),
+        disk.submit_write(0, &[3; 512]).unwrap(),
+    ];
+    disk.publish().unwrap();
+    let before = machine.xen.now();
+    assert!(machine.xen.run_until_idle(50) < 50);
+    assert_eq!((disk.poll(), machine.xen.now()), (Ok(3), before));
+    for ticket in tickets {
+        assert_eq!(disk.take(ticket, &mut []), Some(Ok(())));
+    }
+    let operations: Vec<u8> = back.served().iter().map(|request| request.operation).collect();
+    assert_eq!(operations, [OP_WRITE, OP_BARRIER, OP_WRITE]);
+    let mut read = [0; 512];
+    disk.read(0, &mut read).unwrap();
+    assert_eq!((read, back.faults_hit()), ([3; 512], 3));
 }

@@ -246,3 +246,25 @@ fn a_seed_decides_a_whole_run() {
     assert!(run(1) == run(1));
     assert!(run(1) != run(2));
 }
+
+#[test]
+fn answers_that_are_always_late_come_all_the_same() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    let mut faults = Faults::default();
+    faults.late = Chance::ALWAYS;
+    back.set_faults(Dice::new(1), faults);
+    let room = front.can_transmit().unwrap();
+    for round in 0..3 {
+        for _ in 0..room {
+            front.transmit(&frame(HOST, GUEST, 60, round)).unwrap();
+        }
+        assert_eq!(front.can_transmit(), Ok(0));
+        front.flush().unwrap();
+        machine.run();
+        assert_eq!(front.can_transmit(), Ok(room), "round {round}");
+    }
+    assert!(back.faults_hit() >= 3);
+}

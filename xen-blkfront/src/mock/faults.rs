@@ -31,7 +31,7 @@ pub struct Faults {
     pub unsupported: Chance,
     /// A request is not done, and has a status that the protocol does not know.
     pub odd_status: Chance,
-    /// A request is served some time later, after others.
+    /// A request is served in the next step only, after those that are sent until then.
     pub late: Chance,
     /// A request is neither done nor answered.
     pub lost: Chance,

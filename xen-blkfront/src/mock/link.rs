@@ -26,6 +26,8 @@ pub(super) struct Queue {
     port: u32,
     /// Taken and not served yet.
     pub(super) requests: Vec<Request>,
+    /// Those that are put off, to be served in the next step.
+    pub(super) late: Vec<Request>,
     /// An event that is sent in the next step.
     pub(super) late_event: bool,
 }
@@ -137,7 +139,7 @@ impl Queue {
             map_row(&backend.dom0, guest, &grefs, true).map_err(|status| format!("ring: {status:?}"))?;
         let ring = Back::attach(page).map_err(|error| error.to_string())?;
         let port = event::bind_interdomain(&backend.dom0, guest, port).map_err(|errno| errno.to_string())?;
-        Ok(Self { ring, port, requests: Vec::new(), late_event: false })
+        Ok(Self { ring, port, requests: Vec::new(), late: Vec::new(), late_event: false })
     }
 
     /// Whether an event came since the last look.

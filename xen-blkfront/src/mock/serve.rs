@@ -42,20 +42,25 @@ impl Backend {
             queue.notify(&dom0);
         }
         let taken = queue.notified(&dom0) && self.take_requests(index);
-        let now = self.choose(index);
-        if now.is_empty() {
+        let overdue = self.queue(index).map(|queue| core::mem::take(&mut queue.late)).unwrap_or_default();
+        let now = self.choose(index, overdue.is_empty());
+        if now.is_empty() && overdue.is_empty() {
             // An event alone is no move: while the guest does not listen, time goes on.
             return taken;
         }
         let mut last = None;
         for request in now {
-            if self.hit(false, |faults| faults.late) {
+            // A request is late once, so that the work ends; a barrier never, for others wait for it.
+            if request.operation != OP_BARRIER && self.hit(false, |faults| faults.late) {
                 if let Some(queue) = self.queue(index) {
-                    queue.requests.push(request);
+                    queue.late.push(request);
                 }
             } else {
                 last = self.answer(index, request, last);
             }
+        }
+        for request in overdue {
+            last = self.answer(index, request, last);
         }
         self.notify(index);
         true
@@ -76,13 +81,14 @@ impl Backend {
         }
     }
 
-    /// The requests to be served now, in order. One after a barrier waits for it, a barrier for those before it.
-    fn choose(&mut self, index: usize) -> Vec<Request> {
+    /// The requests to be served now, in order. One after a barrier waits for it, a barrier for those before it, also for
+    /// late ones, unless `none_late`.
+    fn choose(&mut self, index: usize, none_late: bool) -> Vec<Request> {
         let (dice, order) = (self.dice.clone(), self.options.order);
         let Some(queue) = self.queue(index) else { return Vec::new() };
         let barrier = queue.requests.iter().position(|request| request.operation == OP_BARRIER);
         // With nothing before it the barrier is by itself.
-        let end = barrier.map_or(queue.requests.len(), |at| at.max(1));
+        let end = barrier.map_or(queue.requests.len(), |at| at.max(usize::from(none_late)));
         let mut now: Vec<Request> = queue.requests.drain(..end).collect();
         match order {
             Order::Sent => {}

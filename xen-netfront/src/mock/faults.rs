@@ -17,7 +17,7 @@ pub struct Faults {
     pub fail: Chance,
     /// A frame for the guest arrives as an error.
     pub rx_error: Chance,
-    /// Responses to frames from the guest come some time later, in another order; looked at in each step.
+    /// Responses to frames from the guest come in the next step only, in another order; looked at in each step.
     pub late: Chance,
     /// A response to a frame from the guest does not come at all.
     pub lost: Chance,
@@ -149,8 +149,13 @@ impl Backend {
         else {
             return 0;
         };
-        if !self.roll(|faults| faults.late) {
+        // What was put off once comes.
+        let overdue = self.queues.get_mut(index).is_some_and(|queue| core::mem::take(&mut queue.put_off));
+        if overdue || !self.roll(|faults| faults.late) {
             return count;
+        }
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.put_off = true;
         }
         for last in (1..count).rev() {
             let other = self.below(last as u64 + 1) as usize;

@@ -37,6 +37,8 @@ pub(super) struct Queue {
     /// Responses that are not written yet.
     pub(super) tx_answers: Vec<TxResponse>,
     pub(super) rx_answers: Vec<RxResponse>,
+    /// Some of the former are late.
+    pub(super) put_off: bool,
     /// How much too far the guest is told that they go.
     pub(super) tx_jump: Option<u32>,
     pub(super) rx_jump: Option<u32>,
@@ -144,6 +146,7 @@ impl Backend {
             room: VecDeque::new(),
             tx_answers: Vec::new(),
             rx_answers: Vec::new(),
+            put_off: false,
             tx_jump: None,
             rx_jump: None,
             dead: false,

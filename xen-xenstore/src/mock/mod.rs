@@ -229,9 +229,9 @@ impl MockXenstored {
         self.state().stalled = stalled;
     }
 
-    /// A daemon that is slow: moves so many bytes to and from each guest in a step; none: as many as it can.
+    /// A daemon that is slow: moves so many bytes to and from each guest in a step, at least one; none: as many as it can.
     pub fn set_pace(&self, bytes: Option<usize>) {
-        self.state().pace = bytes;
+        self.state().pace = bytes.map(|bytes| bytes.max(1));
     }
 
     /// A daemon that lies: every message to a guest passes through `tamper` first; none: no more.
