@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: figures of the running unikernel. Counts first: they do not depend on the machine.
 
+mod linux;
+mod peer;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::ExitCode;
@@ -21,6 +24,9 @@ pub struct Args {
     /// Requests of each kind
     #[arg(long, default_value_t = 500)]
     requests: u32,
+    /// Rounds of the comparison with Linux
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
 }
 
 const GUEST: &str = "name='bench'\ntype='pvh'\nkernel='/unikernel'\nmemory=16\nvcpus=1\ntsc_mode='native'\n\
@@ -33,6 +39,8 @@ enum What {
     Size,
     /// The unikernel on real Xen: boot, requests, hypercalls per request, memory
     Xen,
+    /// The unikernel and a Linux guest with nginx in turns, on the same Xen, bridge and disk
+    Linux,
     /// Frames and requests per second through the drivers and their mocks, on this machine
     Mock,
     /// Instructions per slot of a ring, against Xen's own macros in C (needs valgrind, a C compiler and Xen's headers)
@@ -60,6 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         match what {
             What::Size => sizes()?,
             What::Xen => unikernel(args)?,
+            What::Linux => linux::compare(args.rounds)?,
             What::Mock => {
                 println!("the drivers and their mocks, one thread of this machine");
                 program(&["--package", "unikernel-host", "--bin", "throughput"])?;

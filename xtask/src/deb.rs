@@ -144,6 +144,44 @@ pub fn ensure(_lock: &Lock, dir: &Path) -> Result<Bed> {
     Ok(bed)
 }
 
+/// Makes sure that other packages, which dom0 does not need, are unpacked in a folder of their own, and returns it. The
+/// caller holds the lock.
+pub(crate) fn extra(_lock: &Lock, bed: &Bed, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let root = bed.dir.join(name);
+    let wanted = format!("{LAYOUT} {}\n", packages.join(" "));
+    if fs::read_to_string(root.join("stamp")).is_ok_and(|found| found == wanted) {
+        return Ok(root);
+    }
+    let (debs, fresh) = (bed.dir.join(format!("{name}.debs")), bed.dir.join(format!("{name}.new")));
+    for old in [&debs, &fresh, &root] {
+        if old.exists() {
+            fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+    }
+    fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
+    let files = fetch(&Lists::system(), packages, &debs)
+        .or_else(|_| fetch(&Lists::fetch(&bed.dir)?, packages, &debs))
+        .with_context(|| format!("cannot download {}", packages.join(", ")))?;
+    unpack(&files, &fresh)?;
+    fs::write(fresh.join("stamp"), wanted).context("cannot write the stamp of the unpacked packages")?;
+    fs::rename(&fresh, &root).with_context(|| format!("cannot rename {}", fresh.display()))?;
+    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))?;
+    Ok(root)
+}
+
+/// Downloads a few packages into `dir`, and returns their files.
+fn fetch(lists: &Lists, packages: &[&str], dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut args = vec!["download", "-q"];
+    if is_root() {
+        // apt's own user may not write in a build folder.
+        args.extend(["-o", "APT::Sandbox::User=root"]);
+    }
+    args.extend(packages);
+    lists.run("apt-get", &args, dir)?;
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+}
+
 /// Finds QEMU, and installs it where this process may.
 pub fn ensure_qemu() -> Result<PathBuf> {
     const NAME: &str = "qemu-system-x86_64";

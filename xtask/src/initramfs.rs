@@ -87,7 +87,7 @@ const LINKS: &[(&str, &str)] = &[
     ("etc/mtab", "/proc/mounts"),
 ];
 
-enum Node {
+pub(crate) enum Node {
     Folder,
     Link(String),
     File { mode: u32, bytes: Vec<u8> },
@@ -95,10 +95,10 @@ enum Node {
 
 /// The archive's content, by path. A sorted map, so that the same input gives the same archive.
 #[derive(Default)]
-struct Tree(BTreeMap<String, Node>);
+pub(crate) struct Tree(BTreeMap<String, Node>);
 
 impl Tree {
-    fn add(&mut self, path: &str, node: Node) {
+    pub(crate) fn add(&mut self, path: &str, node: Node) {
         let path = merged(path);
         let mut at = 0;
         while let Some(slash) = path.get(at..).and_then(|rest| rest.find('/')) {
@@ -109,7 +109,7 @@ impl Tree {
         self.0.insert(path, node);
     }
 
-    fn file(&mut self, path: &str, mode: u32, bytes: impl Into<Vec<u8>>) {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, bytes: impl Into<Vec<u8>>) {
         self.add(path, Node::File { mode, bytes: bytes.into() });
     }
 
@@ -130,7 +130,7 @@ impl Tree {
         hasher.finish()
     }
 
-    fn write(self, out: impl Write) -> Result<()> {
+    pub(crate) fn write(self, out: impl Write) -> Result<()> {
         let mut out = GzEncoder::new(out, Compression::fast());
         for (number, (path, node)) in self.0.into_iter().enumerate() {
             let (kind, mode, bytes) = match node {
@@ -254,12 +254,12 @@ fn programs(tree: &mut Tree, root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Adds the shared libraries of a program, as the packages' own loader finds them.
-fn libraries(tree: &mut Tree, root: &Path, program: &str) -> Result<()> {
+pub(crate) fn libraries(tree: &mut Tree, root: &Path, program: &str) -> Result<()> {
     let program = root.join(program).display().to_string();
     let list = deb::run_inside(root, "--list", &[&program], root)
         .with_context(|| format!("cannot list the libraries of {program}"))?;
