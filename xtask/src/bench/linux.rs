@@ -1,5 +1,5 @@
 //! `cargo xtask bench linux`: the unikernel and a Linux guest in turns, in one boot of Xen and dom0, each alone on the
-//! same bridge with a disk of the same content. The load comes from dom0, so only the guest and its backends are in the way.
+//! same bridge and the same disk. The load comes from dom0, so only the guest and its backends are in the way.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,13 +17,13 @@ use crate::web::Site;
 /// No single step takes this long, on the slowest bed.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// The size of the large file and of an upload.
-const LARGE: usize = 32 << 20;
+const LARGE: usize = 8 << 20;
 /// The size of a disk in MiB: the large file, an upload, and room to receive it before it takes its name.
-const DISK: u64 = 128;
+const DISK: u64 = 32;
 /// Small requests of one measurement, on one connection and on sixteen.
-const SMALL: [(u32, u32); 2] = [(1, 1000), (16, 4000)];
+const SMALL: [(u32, u32); 2] = [(1, 500), (16, 2000)];
 /// Transfers of the large file in one measurement, on one connection and on four.
-const BULK: [(u32, u32); 2] = [(1, 4), (4, 4)];
+const BULK: [(u32, u32); 2] = [(1, 6), (4, 12)];
 /// What is counted in the unikernel, and in which unit it is told.
 const COUNTERS: [&str; 4] =
     ["xen_hypercalls_total", "xen_notifications_total", "xen_upcalls_total", "net_copied_bytes_total"];
@@ -38,7 +38,7 @@ struct Subject {
 fn config(name: &str, memory: u32, last: u8, boot: &str) -> String {
     format!(
         "name='{name}'\ntype='pvh'\n{boot}\nmemory={memory}\nvcpus=1\ntsc_mode='native'\n\
-         vif=['bridge=xenbr0,mac=00:16:3e:00:00:0{last}']\ndisk=['phy:/dev/loop{last},xvda,w']\n"
+         vif=['bridge=xenbr0,mac=00:16:3e:00:00:0{last}']\ndisk=['phy:/dev/vda,xvda,w']\n"
     )
 }
 
@@ -67,8 +67,8 @@ impl Figure {
             Self::Boot => "unpause to first HTTP answer, ms".into(),
             Self::Ping => "ping, median of 200, ms".into(),
             Self::Small(connections) => format!("512-byte GET, {connections} connections, requests/s"),
-            Self::Get(streams) => format!("32 MiB GET, {streams} streams, MB/s"),
-            Self::Put => "32 MiB PUT, 1 stream, MB/s".into(),
+            Self::Get(streams) => format!("8 MiB GET, {streams} streams, MB/s"),
+            Self::Put => "8 MiB PUT, 1 stream, MB/s".into(),
         }
     }
 }
@@ -90,7 +90,6 @@ pub(super) fn compare(rounds: u32) -> Result<()> {
     dom0.run(
         "chmod +x /load\n\
          for n in 2 3; do\n\
-           cat /dev/vda >/tmp/disk$n && losetup /dev/loop$n /tmp/disk$n || exit 1\n\
            ip neigh replace 10.0.0.$n lladdr 00:16:3e:00:00:0$n dev xenbr0 || exit 1\n\
          done",
         PATIENCE,
@@ -184,7 +183,7 @@ fn figures(dom0: &Dom0, name: &str, address: &str, counts: bool) -> Result<Vec<(
         })?;
     }
     for (streams, requests) in BULK {
-        count(&format!("32 MiB GET, {streams} streams"), requests, &mut || {
+        count(&format!("8 MiB GET, {streams} streams"), requests, &mut || {
             match load(&format!("get {address} /LARGE.BIN {streams} {requests}"))?[..] {
                 [_, bytes] => all.push((Figure::Get(streams), bytes / 1e6)),
                 _ => bail!("no figure"),
@@ -192,11 +191,15 @@ fn figures(dom0: &Dom0, name: &str, address: &str, counts: bool) -> Result<Vec<(
             Ok(())
         })?;
     }
-    count("32 MiB PUT", 1, &mut || {
+    let put = count("8 MiB PUT", 1, &mut || {
         let rate = first(load(&format!("put {address} /UP.BIN {LARGE}"))?)?;
         all.push((Figure::Put, rate / 1e6));
         Ok(())
-    })?;
+    });
+    // A server that takes no uploads has no figure of them.
+    if let Err(error) = put {
+        println!("{name}: no upload: {error:#}");
+    }
     counted.iter().for_each(|line| println!("{line}"));
     Ok(all)
 }
