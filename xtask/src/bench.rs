@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures of the running unikernel. Counts first: they do not depend on the machine.
 
+mod figures;
 mod linux;
 mod peer;
 

@@ -65,6 +65,9 @@ ip link set lo up
 ip link add xenbr0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0 || fail "cannot make the bridge xenbr0"
 wait_for eth0 test -e /sys/class/net/eth0
 ip link set eth0 master xenbr0 up
+# QEMU's network would answer in the place of a guest that is not there yet: it takes what no port is known for to the
+# network of the machine below, where anybody may have that address.
+echo 0 >/sys/class/net/eth0/brport/unicast_flood || fail "cannot keep the guests' frames in the bridge"
 ip addr add 10.0.0.1/24 dev xenbr0
 ip link set xenbr0 up
 ip route add default via 10.0.0.254

@@ -1,34 +1,47 @@
-//! Loads an HTTP server and prints how fast it answers. `cargo xtask bench linux` runs it in the test bed's dom0, so it
-//! needs nothing but the standard library.
+//! Loads an HTTP server and prints how fast it answers. `cargo xtask bench linux` runs it in the test bed's dom0, and as
+//! the taker of bytes in the Linux guest, so it needs nothing but the standard library.
 //!
 //! ```text
-//! load boot DOMAIN ADDRESS PATH          unpauses a domain; microseconds until the first byte of an answer
-//! load get ADDRESS PATH CONNECTIONS N    N requests in all; requests per second, bytes of bodies per second
-//! load put ADDRESS PATH BYTES            one upload; bytes per second
+//! load boot DOMAIN ADDRESS PATH                unpauses a domain; seconds until the first byte of an answer, and until xl was done
+//! load requests ADDRESS PATH CONNECTIONS TIME  for so many seconds a request on each connection, then all answers; requests per second
+//! load get ADDRESS PATH CONNECTIONS TIME       each connection by itself as fast as it can, once at least; bytes of bodies per second
+//! load put ADDRESS PATH CONNECTIONS TIME       the same the other way, in bodies of 8 MiB
+//! load sink PORT                               a server that takes what it is sent and says 204
 //! ```
+//!
+//! An address without a port means port 80.
 
 use std::env;
 use std::io::{BufRead, BufReader, Error, Read, Result, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// A server that is silent for so long is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one try of `boot` waits. A server that is not there yet may leave a question without any answer.
-const TRY: Duration = Duration::from_millis(100);
+/// How long a guest that boots has to take a connection. What was sent before it was there is lost, so a try that waits
+/// longer measures the wait.
+const TRY: Duration = Duration::from_millis(20);
+/// The size of a body that is sent.
+const BODY: usize = 8 << 20;
+/// What is read or written at once.
+const PIECE: usize = 256 << 10;
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args[..] {
         ["boot", domain, address, path] => boot(domain, address, path),
-        ["get", address, path, connections, requests] => get(address, path, connections, requests),
-        ["put", address, path, bytes] => put(address, path, bytes),
-        _ => Err(Error::other(
-            "load boot DOMAIN ADDRESS PATH | get ADDRESS PATH CONNECTIONS N | put ADDRESS PATH BYTES",
-        )),
+        ["requests", address, path, connections, time] => requests(address, path, connections, time),
+        ["get", address, path, connections, time] => {
+            each(address, connections, time, |stream, end| get(stream, path, end))
+        }
+        ["put", address, path, connections, time] => {
+            each(address, connections, time, |stream, end| put(stream, path, end))
+        }
+        ["sink", port] => sink(port),
+        _ => Err(Error::other("boot, requests, get, put or sink; its source says with what")),
     };
     match result {
         Ok(line) => {
@@ -46,11 +59,16 @@ fn number(text: &str) -> Result<usize> {
     text.parse().map_err(|_| Error::other(format!("{text} is no number")))
 }
 
+fn seconds(text: &str) -> Result<Duration> {
+    number(text).map(|number| Duration::from_secs(number as u64))
+}
+
 fn connect(address: &str, patience: Duration) -> Result<TcpStream> {
-    let address: Ipv4Addr = address.parse().map_err(Error::other)?;
-    let stream = TcpStream::connect_timeout(&SocketAddr::from((address, 80)), patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
+    let with_port = if address.contains(':') { address.to_owned() } else { format!("{address}:80") };
+    let address: SocketAddr = with_port.parse().map_err(Error::other)?;
+    let stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -58,21 +76,31 @@ fn connect(address: &str, patience: Duration) -> Result<TcpStream> {
 fn boot(domain: &str, address: &str, path: &str) -> Result<String> {
     let start = Instant::now();
     let mut xl = Command::new("xl").args(["unpause", domain]).spawn()?;
-    let first_byte = || -> Result<()> {
-        let mut stream = connect(address, TRY)?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: guest\r\n\r\n").as_bytes())?;
-        stream.read_exact(&mut [0])
-    };
-    while let Err(error) = first_byte() {
-        if start.elapsed() > PATIENCE {
-            return Err(error);
+    let mut unpaused = None;
+    let stream = loop {
+        if unpaused.is_none() && xl.try_wait()?.is_some() {
+            unpaused = Some(start.elapsed());
         }
-        // A refusal comes at once.
-        thread::sleep(Duration::from_millis(2));
-    }
+        match connect(address, TRY) {
+            Ok(stream) => break stream,
+            Err(error) if start.elapsed() > PATIENCE => return Err(error),
+            // A refusal comes at once.
+            Err(_) => thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    (&stream).write_all(head("GET", path, "").as_bytes())?;
+    let mut reader = BufReader::new(&stream);
+    reader.fill_buf()?;
     let took = start.elapsed();
-    xl.wait()?;
-    Ok(took.as_micros().to_string())
+    answer(&mut reader, &mut vec![0; PIECE])?;
+    if !xl.wait()?.success() {
+        return Err(Error::other(format!("xl could not unpause {domain}")));
+    }
+    Ok(format!("{} {}", took.as_secs_f64(), unpaused.unwrap_or(took).as_secs_f64()))
+}
+
+fn head(method: &str, path: &str, more: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: guest\r\n{more}\r\n")
 }
 
 /// Reads one answer, and returns its body's length.
@@ -99,56 +127,116 @@ fn answer(reader: &mut impl BufRead, body: &mut [u8]) -> Result<usize> {
         None => return Err(Error::other("an answer without a length")),
         Some(length) => length,
     };
-    let mut left = length;
-    while left > 0 {
-        let part = left.min(body.len());
-        let n = reader.read(&mut body[..part])?;
-        if n == 0 {
-            return Err(Error::other("an answer cut short"));
-        }
-        left -= n;
-    }
+    take(reader, length, body)?;
     Ok(length)
 }
 
-fn get(address: &str, path: &str, connections: &str, requests: &str) -> Result<String> {
-    let (connections, requests) = (number(connections)?.max(1), number(requests)?);
-    let each = requests.div_ceil(connections);
+/// Reads and forgets.
+fn take(reader: &mut impl Read, length: usize, piece: &mut [u8]) -> Result<()> {
+    let mut left = length;
+    while left > 0 {
+        let part = left.min(piece.len());
+        let n = reader.read(&mut piece[..part])?;
+        if n == 0 {
+            return Err(Error::other("a body cut short"));
+        }
+        left -= n;
+    }
+    Ok(())
+}
+
+/// One thread asks on all connections and then reads all answers: a thread for each would mostly measure this machine's
+/// changes from one to the next.
+fn requests(address: &str, path: &str, connections: &str, time: &str) -> Result<String> {
     let open = |_| connect(address, PATIENCE);
-    let streams = (0..connections).map(open).collect::<Result<Vec<_>>>()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: guest\r\n\r\n");
+    let streams = (0..number(connections)?).map(open).collect::<Result<Vec<_>>>()?;
+    let mut readers: Vec<_> = streams.iter().map(BufReader::new).collect();
+    let (request, mut body) = (head("GET", path, ""), vec![0; PIECE]);
+    let (start, time, mut count) = (Instant::now(), seconds(time)?, 0_u32);
+    while start.elapsed() < time {
+        for mut stream in &streams {
+            stream.write_all(request.as_bytes())?;
+        }
+        for reader in &mut readers {
+            answer(reader, &mut body)?;
+            count += 1;
+        }
+    }
+    Ok(format!("{} {count}", f64::from(count) / start.elapsed().as_secs_f64()))
+}
+
+/// Runs as many workers as there are to be connections; each says how many bytes it moved.
+fn each(
+    address: &str,
+    connections: &str,
+    time: &str,
+    worker: impl Fn(&TcpStream, Instant) -> Result<usize> + Sync,
+) -> Result<String> {
+    let open = |_| connect(address, PATIENCE);
+    let streams = (0..number(connections)?).map(open).collect::<Result<Vec<_>>>()?;
     let start = Instant::now();
+    let end = start + seconds(time)?;
     let bytes = thread::scope(|scope| {
-        let worker = |stream: TcpStream| {
-            let (mut reader, mut body) = (BufReader::new(&stream), vec![0; 64 << 10]);
-            (0..each).try_fold(0, |sum, _| {
-                (&stream).write_all(request.as_bytes())?;
-                Ok::<_, Error>(sum + answer(&mut reader, &mut body)?)
-            })
-        };
-        let threads: Vec<_> = streams.into_iter().map(|stream| scope.spawn(move || worker(stream))).collect();
+        let worker = &worker;
+        let threads: Vec<_> = streams.iter().map(|stream| scope.spawn(move || worker(stream, end))).collect();
         threads.into_iter().try_fold(0, |sum, thread| match thread.join() {
-            Ok(bytes) => Ok(sum + bytes?),
+            Ok(bytes) => Ok::<_, Error>(sum + bytes?),
             Err(_) => Err(Error::other("a thread panicked")),
         })
     })?;
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(format!("{} {}", (each * connections) as f64 / seconds, bytes as f64 / seconds))
+    Ok(format!("{} {bytes}", bytes as f64 / start.elapsed().as_secs_f64()))
 }
 
-fn put(address: &str, path: &str, bytes: &str) -> Result<String> {
-    let (bytes, part) = (number(bytes)?, vec![0x5A; 64 << 10]);
-    let mut stream = connect(address, PATIENCE)?;
-    let start = Instant::now();
-    stream.write_all(
-        format!("PUT {path} HTTP/1.1\r\nHost: guest\r\nContent-Length: {bytes}\r\n\r\n").as_bytes(),
-    )?;
-    let mut left = bytes;
-    while left > 0 {
-        let n = left.min(part.len());
-        stream.write_all(&part[..n])?;
-        left -= n;
+fn get(mut stream: &TcpStream, path: &str, end: Instant) -> Result<usize> {
+    let (mut reader, mut body, mut bytes) = (BufReader::new(stream), vec![0; PIECE], 0);
+    loop {
+        stream.write_all(head("GET", path, "").as_bytes())?;
+        bytes += answer(&mut reader, &mut body)?;
+        if Instant::now() >= end {
+            return Ok(bytes);
+        }
     }
-    answer(&mut BufReader::new(&stream), &mut vec![0; 4096])?;
-    Ok(format!("{}", bytes as f64 / start.elapsed().as_secs_f64()))
+}
+
+fn put(mut stream: &TcpStream, path: &str, end: Instant) -> Result<usize> {
+    let (mut reader, mut body, mut bytes) = (BufReader::new(stream), vec![b'.'; PIECE], 0);
+    while Instant::now() < end {
+        stream.write_all(head("PUT", path, &format!("Content-Length: {BODY}\r\n")).as_bytes())?;
+        for _ in 0..BODY / PIECE {
+            stream.write_all(&body)?;
+        }
+        answer(&mut reader, &mut body)?;
+        bytes += BODY;
+    }
+    Ok(bytes)
+}
+
+fn sink(port: &str) -> Result<String> {
+    let port = u16::try_from(number(port)?).map_err(Error::other)?;
+    for stream in TcpListener::bind(("0.0.0.0", port))?.incoming() {
+        let stream = stream?;
+        // A peer that is gone ends its own thread only.
+        thread::spawn(move || swallow(&stream));
+    }
+    Ok(String::new())
+}
+
+fn swallow(mut stream: &TcpStream) -> Result<()> {
+    let (mut reader, mut piece) = (BufReader::new(stream), vec![0; PIECE]);
+    loop {
+        let (mut line, mut length) = (String::new(), 0);
+        while reader.read_line(&mut line)? > 0 && !line.trim_end().is_empty() {
+            if let Some((name, value)) = line.split_once(':') {
+                if name.eq_ignore_ascii_case("content-length") {
+                    length = number(value.trim())?;
+                }
+            }
+            line.clear();
+        }
+        if line.is_empty() {
+            return Ok(());
+        }
+        take(&mut reader, length, &mut piece)?;
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+    }
 }

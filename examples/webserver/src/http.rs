@@ -233,9 +233,9 @@ impl Connection {
         add(&server.figures.requests, 1);
         let left = request.length.unwrap_or(0);
         match site::handle(&request, server) {
-            Ok(upload) => {
+            Ok(transfer) => {
                 self.keep = request.keep;
-                self.transfer = Transfer::Upload(upload);
+                self.transfer = transfer;
                 self.state = State::Upload { left };
                 if request.expects && self.input.is_empty() {
                     let _ = socket.send_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -336,6 +336,7 @@ impl Connection {
                 Transfer::None
             }
             Body::File(download) => Transfer::Download(download),
+            Body::Made(length) => Transfer::Made(length),
         };
         self.state = State::Answer;
     }

@@ -13,6 +13,7 @@ mod commands;
 pub mod config;
 mod files;
 mod http;
+mod measure;
 mod net;
 pub mod report;
 mod site;

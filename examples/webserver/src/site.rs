@@ -4,7 +4,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::http::{Answer, Request, Server, own_page};
-use crate::transfer::{self, Download, Transfer, Upload};
+use crate::measure;
+use crate::transfer::{self, Download, Transfer};
 use crate::{Context, Machine};
 
 /// The bytes of an answer after its head.
@@ -12,6 +13,8 @@ use crate::{Context, Machine};
 pub(super) enum Body {
     Text(String),
     File(Download),
+    /// So many bytes that mean nothing.
+    Made(u64),
 }
 
 impl Body {
@@ -19,6 +22,7 @@ impl Body {
         match self {
             Self::Text(text) => text.len() as u64,
             Self::File(download) => download.len(),
+            Self::Made(length) => *length,
         }
     }
 
@@ -29,8 +33,8 @@ impl Body {
     }
 }
 
-/// Decides on a request: an upload to receive, or the answer.
-pub(super) fn handle<M: Machine>(request: &Request, server: &Server<'_, M>) -> Result<Upload, Answer> {
+/// Decides on a request: a body to receive, or the answer.
+pub(super) fn handle<M: Machine>(request: &Request, server: &Server<'_, M>) -> Result<Transfer, Answer> {
     let path = request.target.split(['?', '#']).next().unwrap_or_default();
     let Some(path) = decode(path).filter(|path| is_clean(path)) else {
         return Err(Answer::plain(400, "the path is not one of this server"));
@@ -42,15 +46,18 @@ pub(super) fn handle<M: Machine>(request: &Request, server: &Server<'_, M>) -> R
         );
     }
     if let Some(name) = path.strip_prefix("/-/") {
+        if let Some(measured) = measure::handle(name, request) {
+            return measured;
+        }
         return Err(match own_page(name, server) {
-            None => Answer::plain(404, "there is /-/status and /-/metrics"),
+            None => Answer::plain(404, "there is /-/status, /-/metrics, /-/bytes/N and /-/discard"),
             Some(page) if reads => page,
             Some(_) => Answer::plain(405, "this page is only for reading").with("Allow", "GET, HEAD"),
         });
     }
     match server.context.files {
         None => Err(no_files()),
-        Some(files) => transfer::handle(request, &path, files),
+        Some(files) => transfer::handle(request, &path, files).map(Transfer::Upload),
     }
 }
 

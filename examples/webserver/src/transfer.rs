@@ -6,13 +6,11 @@ use core::fmt::Write;
 
 use embedded_sdmmc::{Error, RawFile};
 
-use crate::files::{Failure, Files, Node, Upload as FileUpload};
+use crate::files::{Failure, Files, Node, Upload};
 use crate::http::{Answer, Request};
 use crate::report::Escaped;
 use crate::site::Body;
 use crate::{Context, Disk, Machine};
-
-pub(super) type Upload = FileUpload;
 
 /// A part of a file on its way to the peer.
 #[derive(Debug)]
@@ -34,12 +32,20 @@ pub(super) enum Transfer {
     None,
     Download(Download),
     Upload(Upload),
+    /// So many bytes that are made up.
+    Made(u64),
+    /// Bytes that nobody wants.
+    Discard,
 }
 
 impl Transfer {
     /// Whether nothing is left to send.
     pub(super) fn is_sent(&self) -> bool {
-        !matches!(self, Self::Download(download) if download.len() > 0)
+        match self {
+            Self::Download(download) => download.len() == 0,
+            Self::Made(left) => *left == 0,
+            _ => true,
+        }
     }
 
     /// Reads the next bytes to send into `room`.
@@ -48,6 +54,12 @@ impl Transfer {
         context: &Context<'_, M>,
         room: &mut [u8],
     ) -> (usize, Result<usize, ()>) {
+        if let Self::Made(left) = self {
+            let n = usize::try_from(*left).unwrap_or(usize::MAX).min(room.len());
+            room.get_mut(..n).unwrap_or_default().fill(b'.');
+            *left -= n as u64;
+            return (n, Ok(n));
+        }
         let (Self::Download(download), Some(files)) = (self, context.files) else {
             return (0, Ok(0));
         };
@@ -75,6 +87,9 @@ impl Transfer {
 
     /// Completes an upload, in steps: the answer when it is in place, or why it is not.
     pub(super) fn finish<M: Machine>(&mut self, context: &Context<'_, M>) -> Option<Answer> {
+        if let Self::Discard = self {
+            return Some(Answer::text(204, "", ""));
+        }
         let (Self::Upload(upload), Some(files)) = (self, context.files) else {
             return Some(Answer::plain(500, "nothing to finish"));
         };

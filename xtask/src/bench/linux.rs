@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::figures::{Figure, Figures};
 use super::{metrics, peer};
 use crate::dom0::{Dom0, Options};
 use crate::fat;
@@ -15,201 +16,313 @@ use crate::image::{self, kib};
 use crate::web::Site;
 
 /// No single step takes this long, on the slowest bed.
-const PATIENCE: Duration = Duration::from_secs(180);
-/// The size of the large file and of an upload.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a step, a guest's turn and the boot of Xen are tried. QEMU's emulation now and then ends a program of dom0's
+/// by a fault of its own.
+const TRIES: u32 = 3;
+/// The large file's size, and that of a body made up.
 const LARGE: usize = 8 << 20;
-/// The size of a disk in MiB: the large file, an upload, and room to receive it before it takes its name.
-const DISK: u64 = 32;
-/// Small requests of one measurement, on one connection and on sixteen.
-const SMALL: [(u32, u32); 2] = [(1, 500), (16, 2000)];
-/// Transfers of the large file in one measurement, on one connection and on four.
-const BULK: [(u32, u32); 2] = [(1, 6), (4, 12)];
-/// What is counted in the unikernel, and in which unit it is told.
-const COUNTERS: [&str; 4] =
-    ["xen_hypercalls_total", "xen_notifications_total", "xen_upcalls_total", "net_copied_bytes_total"];
+/// How long the load of one measurement lasts.
+const SECONDS: u32 = 4;
+/// What is counted in the unikernel.
+const COUNTERS: [&str; 6] = [
+    "xen_hypercalls_total",
+    "xen_notifications_total",
+    "xen_upcalls_total",
+    "net_rx_frames_total",
+    "net_tx_frames_total",
+    "net_copied_bytes_total",
+];
 
 /// One of the two guests.
 struct Subject {
     name: &'static str,
     address: &'static str,
-    config: String,
+    /// Where it gives 8 MiB that are on no disk, and where it takes what nobody wants.
+    made: &'static str,
+    sink: (&'static str, &'static str),
+    last: u8,
+    boot: &'static str,
+    memory: u32,
+    /// Less memory to try, in MiB, from much to little.
+    less: &'static [u32],
 }
 
-fn config(name: &str, memory: u32, last: u8, boot: &str) -> String {
-    format!(
-        "name='{name}'\ntype='pvh'\n{boot}\nmemory={memory}\nvcpus=1\ntsc_mode='native'\n\
-         vif=['bridge=xenbr0,mac=00:16:3e:00:00:0{last}']\ndisk=['phy:/dev/vda,xvda,w']\n"
-    )
-}
+const SUBJECTS: [Subject; 2] = [
+    Subject {
+        name: "unikernel",
+        address: "10.0.0.2",
+        made: "/-/bytes/8388608",
+        sink: ("10.0.0.2", "/-/discard"),
+        last: 2,
+        boot: "kernel='/unikernel'\nextra='ip=10.0.0.2/24'",
+        memory: 16,
+        less: &[12, 10, 8, 7, 6, 5, 4, 3],
+    },
+    Subject {
+        name: "linux",
+        address: "10.0.0.3",
+        made: "/memory/8388608",
+        sink: ("10.0.0.3:8080", "/"),
+        last: 3,
+        boot: "kernel='/vmlinux'\nramdisk='/peer.gz'\nextra='console=hvc0 quiet panic=-1 mitigations=off'",
+        memory: 192,
+        less: &[160, 128, 112, 96, 88, 80, 72, 64],
+    },
+];
 
-fn subjects() -> [Subject; 2] {
-    let ours = "kernel='/unikernel'\nextra='ip=10.0.0.2/24'";
-    let linux = "kernel='/vmlinux'\nramdisk='/peer.gz'\nextra='console=hvc0 quiet panic=-1 mitigations=off'";
-    [
-        Subject { name: "unikernel", address: "10.0.0.2", config: config("unikernel", 16, 2, ours) },
-        Subject { name: "linux", address: "10.0.0.3", config: config("linux", 192, 3, linux) },
-    ]
-}
-
-/// How a figure is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Figure {
-    Boot,
-    Ping,
-    Small(u32),
-    Get(u32),
-    Put,
-}
-
-impl Figure {
-    fn name(self) -> String {
-        match self {
-            Self::Boot => "unpause to first HTTP answer, ms".into(),
-            Self::Ping => "ping, median of 200, ms".into(),
-            Self::Small(connections) => format!("512-byte GET, {connections} connections, requests/s"),
-            Self::Get(streams) => format!("8 MiB GET, {streams} streams, MB/s"),
-            Self::Put => "8 MiB PUT, 1 stream, MB/s".into(),
-        }
+impl Subject {
+    fn config(&self, memory: u32) -> String {
+        let Self { name, last, boot, .. } = self;
+        format!(
+            "name='{name}'\ntype='pvh'\n{boot}\nmemory={memory}\nvcpus=1\ntsc_mode='native'\n\
+             vif=['bridge=xenbr0,mac=00:16:3e:00:00:0{last}']\ndisk=['phy:/dev/vda,xvda,w']\n"
+        )
     }
 }
 
-/// Each figure's values, of the unikernel and of Linux.
-type Figures = BTreeMap<Figure, [Vec<f64>; 2]>;
+/// Everything that dom0 is given.
+struct Given {
+    disk: PathBuf,
+    files: [(&'static str, Vec<u8>); 4],
+}
+
+impl Given {
+    fn boot(&self) -> Result<Dom0> {
+        let dom0 =
+            Dom0::boot(&Options { disk: Some(self.disk.clone()), dom0_memory: 1024, ..Options::default() })?;
+        for (path, bytes) in &self.files {
+            dom0.put(path, bytes)?;
+        }
+        let script = "chmod +x /load\n\
+             for n in 2 3; do\n\
+               ip neigh replace 10.0.0.$n lladdr 00:16:3e:00:00:0$n dev xenbr0 || exit 1\n\
+             done";
+        again("dom0's preparations", || dom0.run(script, PATIENCE))?;
+        Ok(dom0)
+    }
+}
 
 /// Measures both, and prints a table.
 pub(super) fn compare(rounds: u32) -> Result<()> {
-    let peer = peer::build()?;
+    let load = load()?;
+    let peer = peer::build(&load)?;
     let image = image::build(&image::Options { quiet: true, ..image::Options::default() })?;
     let disk = image::out_dir()?.join("bench-linux.img");
-    fat::image(&disk, DISK, &[("SMALL.TXT", &[b'x'; 512]), ("LARGE.BIN", &vec![0x5A; LARGE])])?;
-    let dom0 = Dom0::boot(&Options { disk: Some(disk), dom0_memory: 1024, ..Options::default() })?;
-    dom0.put("/unikernel", &fs::read(&image.path)?)?;
-    dom0.put("/vmlinux", &fs::read(&peer.kernel)?)?;
-    dom0.put("/peer.gz", &fs::read(&peer.initramfs)?)?;
-    dom0.put("/load", &load()?)?;
-    dom0.run(
-        "chmod +x /load\n\
-         for n in 2 3; do\n\
-           ip neigh replace 10.0.0.$n lladdr 00:16:3e:00:00:0$n dev xenbr0 || exit 1\n\
-         done",
-        PATIENCE,
-    )?;
-    let subjects = subjects();
-    for subject in &subjects {
-        dom0.put(&format!("/{}.cfg", subject.name), subject.config.as_bytes())?;
-    }
+    fat::image(&disk, 32, &[("SMALL.TXT", &[b'x'; 512]), ("LARGE.BIN", &vec![0x5A; LARGE])])?;
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let given = Given {
+        disk,
+        files: [
+            ("/unikernel", read(&image.path)?),
+            ("/vmlinux", read(&peer.kernel)?),
+            ("/peer.gz", read(&peer.initramfs)?),
+            ("/load", read(&load)?),
+        ],
+    };
     println!(
-        "image: unikernel {}, linux {} and initramfs {}",
+        "image: unikernel {}; Linux {} and {} of initramfs with busybox and nginx",
         kib(image::size(&image.path)?),
         kib(image::size(&peer.packed)?),
         kib(image::size(&peer.initramfs)?)
     );
-    println!("memory: unikernel 16 MiB, linux 192 MiB");
-    let mut figures = Figures::new();
-    for round in 0..rounds {
+    let mut figures = Figures::default();
+    let end = measure_all(&given, rounds, &mut figures);
+    figures.print(SUBJECTS.map(|subject| subject.name));
+    end
+}
+
+/// The load generator, linked with all it needs, for it runs where there may be an older C library or none.
+fn load() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let target = image::workspace().join("target/load");
+    let mut cargo = image::cargo();
+    cargo.args(["build", "--quiet", "--release", "--package", "load", "--target", TARGET, "--target-dir"]);
+    let status = cargo
+        .arg(&target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "the load generator does not build");
+    Ok(target.join(TARGET).join("release/load"))
+}
+
+fn again<T>(what: &str, mut f: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut tries = 1;
+    loop {
+        match f() {
+            Err(error) if tries < TRIES => {
+                let why = format!("{error:#}");
+                println!("{what} is tried again: {}", why.lines().take(6).collect::<Vec<_>>().join(" / "));
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn measure_all(given: &Given, rounds: u32, figures: &mut Figures) -> Result<()> {
+    let mut dom0 = given.boot()?;
+    // The first round warms up both, and the disk's image on this machine; it does not count.
+    for round in 0..=rounds {
         // Who is first changes, so that neither always finds the machine as the other left it.
         for turn in 0..2 {
             let which = ((round + turn) % 2) as usize;
-            let subject = &subjects[which];
-            let counts = which == 0 && round == 0;
-            // QEMU's emulation now and then ends one of dom0's programs by a fault of its own.
-            let again = |error| {
-                eprintln!("{} is measured again: {error:#}", subject.name);
-                measure(&dom0, subject, counts)
+            let subject = &SUBJECTS[which];
+            let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+            let load = load.split(' ').next().unwrap_or_default().to_owned();
+            println!("round {round} of {rounds}, {}, load of this machine {load}", subject.name);
+            let mut anew = 0;
+            let found = loop {
+                let found = again(subject.name, || measure(&dom0, subject, which == 0 && round == 1));
+                match found {
+                    Err(error) if anew < TRIES => {
+                        println!("Xen is booted again: {error:#}");
+                        anew += 1;
+                        drop(dom0);
+                        dom0 = again("the boot", || given.boot())?;
+                    }
+                    other => break other?,
+                }
             };
-            let found = measure(&dom0, subject, counts)
-                .or_else(again)
-                .or_else(again)
-                .with_context(|| format!("{} in round {}", subject.name, round + 1))?;
             for (figure, value) in found {
-                println!("round {} {:<9} {:<48} {value:>10.2}", round + 1, subject.name, figure.name());
-                figures.entry(figure).or_default()[which].push(value);
+                println!("  {:<58} {value:>10.3}", figure.name());
+                if round > 0 {
+                    figures.add(figure, which, value);
+                }
             }
         }
     }
-    print(&mut figures);
+    for subject in &SUBJECTS {
+        println!("{} works with {} MiB and not with less", subject.name, least(&dom0, subject)?);
+    }
     Ok(())
 }
 
-/// The load generator, built for dom0, whose C library is this machine's or newer.
-fn load() -> Result<Vec<u8>> {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| image::workspace().join("target"), Into::into);
-    let mut cargo: Command = image::cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "load", "--target-dir"]).arg(&target);
-    let status = cargo.status().context("cannot start cargo")?;
-    ensure!(status.success(), "the load generator does not build");
-    let path = target.join("release/load");
-    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+/// Starts one of the guests, does something with it, and ends it.
+fn with_guest<T>(dom0: &Dom0, subject: &Subject, memory: u32, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    let name = subject.name;
+    dom0.put(&format!("/{name}.cfg"), subject.config(memory).as_bytes())?;
+    // What a try before this one left behind goes first.
+    let create = format!(
+        "xl destroy {name} 2>/dev/null && sleep 1; : >/var/log/xen/guest-{name}.log; xl create -p /{name}.cfg"
+    );
+    let result = dom0.run(&create, PATIENCE).and_then(|_| f());
+    let end = dom0.sh(&format!("xl destroy {name}; sleep 1"), PATIENCE);
+    let console = || dom0.sh(&format!("tail -n 8 /var/log/xen/guest-{name}.log"), PATIENCE);
+    let result = result
+        .with_context(|| console().map_or_else(|e| e.to_string(), |out| out.stdout.replace('\r', "")))?;
+    end.map(|_| result)
+}
+
+/// Runs the load generator in dom0, and returns its figures.
+fn run(dom0: &Dom0, words: &str) -> Result<Vec<f64>> {
+    let text = dom0.run(&format!("/load {words}"), PATIENCE)?;
+    let line = text.lines().last().unwrap_or_default();
+    line.split(' ').map(|word| word.parse().with_context(|| format!("load {words}: {text}"))).collect()
+}
+
+/// The least memory with which a guest serves a small and a large file, in MiB.
+fn least(dom0: &Dom0, subject: &Subject) -> Result<u32> {
+    let Subject { name, address, .. } = subject;
+    let mut least = subject.memory;
+    for &memory in subject.less {
+        let works = || {
+            with_guest(dom0, subject, memory, || {
+                run(dom0, &format!("boot {name} {address} /SMALL.TXT"))?;
+                run(dom0, &format!("requests {address} /SMALL.TXT 16 1"))?;
+                run(dom0, &format!("get {address} /LARGE.BIN 4 1"))
+            })
+        };
+        // The emulation may have ended it the first time.
+        if works().or_else(|_| works()).is_err() {
+            break;
+        }
+        least = memory;
+    }
+    Ok(least)
 }
 
 /// Boots one of the guests, takes all its figures, and ends it.
 fn measure(dom0: &Dom0, subject: &Subject, counts: bool) -> Result<Vec<(Figure, f64)>> {
-    let Subject { name, address, .. } = subject;
-    let found = figures(dom0, name, address, counts);
-    let end = dom0.sh(&format!("xl destroy {name}; sleep 1"), PATIENCE);
-    let console = || dom0.sh(&format!("tail -n 20 /var/log/xen/guest-{name}.log"), PATIENCE);
-    let found = found.with_context(|| console().map_or_else(|e| e.to_string(), |out| out.stdout))?;
-    end.map(|_| found)
+    with_guest(dom0, subject, subject.memory, || Turn { dom0, subject, counts, all: Vec::new() }.figures())
 }
 
-fn figures(dom0: &Dom0, name: &str, address: &str, counts: bool) -> Result<Vec<(Figure, f64)>> {
-    let load = |words: &str| -> Result<Vec<f64>> {
-        let text = dom0.run(&format!("/load {words}"), PATIENCE)?;
-        let line = text.lines().last().unwrap_or_default();
-        line.split(' ').map(|word| word.parse().with_context(|| format!("load {words}: {text}"))).collect()
-    };
-    let first = |values: Vec<f64>| values.first().copied().context("no figure");
-    dom0.run(&format!("xl create -p /{name}.cfg"), PATIENCE)?;
-    let mut all = vec![(Figure::Boot, first(load(&format!("boot {name} {address} /SMALL.TXT"))?)? / 1e3)];
-    // Linux reads a file from its disk once; from then on it has it in memory. That is the state that is measured.
-    for path in ["/SMALL.TXT", "/LARGE.BIN"] {
-        load(&format!("get {address} {path} 1 1"))?;
-    }
-    all.push((Figure::Ping, ping(dom0, address)?));
-    let mut counted = Vec::new();
-    let mut count = |what: &str, requests: u32, run: &mut dyn FnMut() -> Result<()>| -> Result<()> {
-        if !counts {
-            return run();
+/// A guest's turn.
+struct Turn<'a> {
+    dom0: &'a Dom0,
+    subject: &'a Subject,
+    counts: bool,
+    all: Vec<(Figure, f64)>,
+}
+
+impl Turn<'_> {
+    fn figures(mut self) -> Result<Vec<(Figure, f64)>> {
+        let Subject { name, address, made, sink, .. } = *self.subject;
+        let [boot, unpause] = run(self.dom0, &format!("boot {name} {address} /SMALL.TXT"))?[..] else {
+            bail!("no time of the boot")
+        };
+        self.all.extend([(Figure::Boot, boot * 1e3), (Figure::Unpause, unpause * 1e3)]);
+        // Linux reads a file from its disk once; from then on it has it in memory. That is the state that is measured.
+        for path in ["/SMALL.TXT", "/LARGE.BIN"] {
+            again("a first request", || run(self.dom0, &format!("get {address} {path} 1 0")))?;
         }
-        let site = Site::new(dom0.http_port());
-        let before = metrics(&site)?;
-        run()?;
-        let after = metrics(&site)?;
-        let each = COUNTERS.map(|name| {
-            let count = after.get(name).unwrap_or(&0) - before.get(name).unwrap_or(&0);
-            format!("{name} {:.2}", count as f64 / f64::from(requests))
-        });
-        counted.push(format!("per request, {what}: {}", each.join(", ")));
-        Ok(())
-    };
-    for (connections, requests) in SMALL {
-        count(&format!("512-byte GET, {connections} connections"), requests, &mut || {
-            let rate = first(load(&format!("get {address} /SMALL.TXT {connections} {requests}"))?)?;
-            all.push((Figure::Small(connections), rate));
-            Ok(())
-        })?;
-    }
-    for (streams, requests) in BULK {
-        count(&format!("8 MiB GET, {streams} streams"), requests, &mut || {
-            match load(&format!("get {address} /LARGE.BIN {streams} {requests}"))?[..] {
-                [_, bytes] => all.push((Figure::Get(streams), bytes / 1e6)),
-                _ => bail!("no figure"),
+        let ping = again("ping", || ping(self.dom0, address))?;
+        self.all.push((Figure::Ping, ping));
+        for connections in [1, 16] {
+            let words = format!("requests {address} /SMALL.TXT {connections} {SECONDS}");
+            let [rate, dom0, guest] = self.load(&words, 1.0)?;
+            self.all.extend([
+                (Figure::Small(connections), rate),
+                (Figure::SmallDom0(connections), dom0),
+                (Figure::SmallGuest(connections), guest),
+            ]);
+        }
+        for streams in [1, 4] {
+            let (to, path) = sink;
+            let (get, put) = (format!("get {address} {made}"), format!("put {to} {path}"));
+            for (words, out) in [(get, true), (put, false)] {
+                let [rate, dom0, guest] = self.load(&format!("{words} {streams} {SECONDS}"), 1e6)?;
+                self.all.extend([
+                    (Figure::Bulk { out, streams }, rate),
+                    (Figure::BulkDom0 { out, streams }, dom0),
+                    (Figure::BulkGuest { out, streams }, guest),
+                ]);
             }
-            Ok(())
-        })?;
+        }
+        let [rate, ..] = self.load(&format!("get {address} /LARGE.BIN 1 {SECONDS}"), 1e6)?;
+        self.all.push((Figure::File, rate));
+        Ok(self.all)
     }
-    let put = count("8 MiB PUT", 1, &mut || {
-        let rate = first(load(&format!("put {address} /UP.BIN {LARGE}"))?)?;
-        all.push((Figure::Put, rate / 1e6));
-        Ok(())
-    });
-    // A server that takes no uploads has no figure of them.
-    if let Err(error) = put {
-        println!("{name}: no upload: {error:#}");
+
+    /// One measurement: units per second, and milliseconds of dom0's and of the guest's CPU for each.
+    fn load(&self, words: &str, unit: f64) -> Result<[f64; 3]> {
+        again(words, || {
+            let counters =
+                || if self.counts { metrics(&Site::new(self.dom0.http_port())) } else { Ok(BTreeMap::new()) };
+            let (counted, before) = (counters()?, self.cpu()?);
+            let [rate, count] = run(self.dom0, words)?[..] else { bail!("no figures") };
+            let (after, now) = (self.cpu()?, counters()?);
+            let count = count / unit;
+            if self.counts {
+                let more = |name| (now.get(name).unwrap_or(&0) - counted.get(name).unwrap_or(&0)) as f64;
+                let each = COUNTERS.map(|name| format!("{name} {:.2}", more(name) / count));
+                println!("  {words}, per {}: {}", if unit > 1.0 { "MB" } else { "request" }, each.join(", "));
+            }
+            let each = |which: usize| (after[which] - before[which]) * 1e3 / count;
+            Ok([rate / unit, each(0), each(1)])
+        })
     }
-    counted.iter().for_each(|line| println!("{line}"));
-    Ok(all)
+
+    /// The seconds of CPU that dom0 and the guest have used.
+    fn cpu(&self) -> Result<[f64; 2]> {
+        let text = self.dom0.run("xl list", PATIENCE)?;
+        let of = |name: &str| {
+            let line = text.lines().find(|line| line.split_whitespace().next() == Some(name))?;
+            line.split_whitespace().last()?.parse().ok()
+        };
+        of("Domain-0").zip(of(self.subject.name)).map(Into::into).with_context(|| format!("xl list: {text}"))
+    }
 }
 
 /// The median of many pings, in milliseconds.
@@ -218,35 +331,5 @@ fn ping(dom0: &Dom0, address: &str) -> Result<f64> {
     let mut times: Vec<f64> =
         text.lines().filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok()).collect();
     ensure!(times.len() >= 190, "only {} of 200 pings came back:\n{text}", times.len());
-    Ok(median(&mut times))
-}
-
-/// Sorts; the middle value, or the mean of the two in the middle. At least one value.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    if values.len() % 2 == 1 { values[half] } else { (values[half - 1] + values[half]) / 2.0 }
-}
-
-fn print(figures: &mut Figures) {
-    println!(
-        "\n| | unikernel, median (least to most) | Linux, median (least to most) | ratio |\n|---|---|---|---|"
-    );
-    for (figure, both) in figures {
-        let [ours, linux] =
-            both.each_mut().map(|values| (median(values), values[0], values[values.len() - 1]));
-        let shown = |(middle, least, most): (f64, f64, f64)| format!("{middle:.2} ({least:.2} to {most:.2})");
-        println!("| {} | {} | {} | {:.2} |", figure.name(), shown(ours), shown(linux), ours.0 / linux.0);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
-    }
+    Ok(super::figures::median(&mut times))
 }

@@ -27,8 +27,8 @@ pub(super) struct Peer {
     pub(super) initramfs: PathBuf,
 }
 
-/// Fetches and packs it.
-pub(super) fn build() -> Result<Peer> {
+/// Fetches and packs it, with the taker of bytes `load` in it.
+pub(super) fn build(load: &Path) -> Result<Peer> {
     let dir = deb::dir();
     let lock = deb::lock(&dir)?;
     let bed = deb::ensure(&lock, &dir)?;
@@ -36,6 +36,7 @@ pub(super) fn build() -> Result<Peer> {
     let mut tree = Tree::default();
     tree.file("init", 0o755, include_str!("peer.sh"));
     tree.file("nginx.conf", 0o644, include_str!("peer.conf"));
+    tree.file("load", 0o755, initramfs::read(load)?);
     tree.file("etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n");
     tree.file("etc/group", 0o644, "root:x:0:\n");
     for (path, target) in [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {

@@ -31,6 +31,7 @@ pub const CHECKS: &[Check] = &[
     ("web-put", files::a_file_is_written_replaced_and_deleted),
     ("web-status", pages::the_status_page_is_html_that_needs_no_script),
     ("web-metrics", pages::the_metrics_are_in_the_format_of_prometheus),
+    ("web-measure", pages::bytes_are_made_and_taken_without_a_disk),
     ("web-errors", refusals::each_mistake_has_its_status),
     ("web-keep-alive", refusals::requests_share_a_connection),
     ("web-stalled", refusals::a_body_that_stalls_holds_up_nobody),

@@ -62,3 +62,19 @@ pub(super) fn the_metrics_are_in_the_format_of_prometheus(site: &Site) -> Result
     ensure!(after >= before + 2, "two requests were counted as {}", after - before);
     Ok(())
 }
+
+pub(super) fn bytes_are_made_and_taken_without_a_disk(site: &Site) -> Result<()> {
+    let read = "disk_requests_total";
+    let before = site.metric(read)?;
+    for length in [0, 1, 1_000_000] {
+        let made = site.get(&format!("/-/bytes/{length}"))?.expect(200)?.body.len();
+        ensure!(made == length, "{made} bytes instead of {length}");
+    }
+    let received = site.metric("http_received_bytes_total")?;
+    for body in [vec![], vec![b'x'; 1_000_000]] {
+        site.put("/-/discard", &body)?.expect(204)?;
+    }
+    ensure!(site.metric("http_received_bytes_total")? >= received + 1_000_000, "the body did not arrive");
+    ensure!(site.metric(read)? == before, "the disk was asked");
+    Ok(())
+}
