@@ -113,6 +113,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     }
 
     /// The page's bytes, which the peer may change at any time.
+    #[inline]
     pub fn mem(&mut self) -> SharedMem<'_> {
         self.page.mem()
     }
@@ -154,8 +155,14 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
 }
 
 impl<P: Platform> Backing for GrantedPage<'_, P> {
+    #[inline]
     fn mem(&mut self) -> SharedMem<'_> {
         GrantedPage::mem(self)
+    }
+
+    #[inline]
+    fn fixed_len(&self) -> Option<usize> {
+        Some(PAGE_SIZE)
     }
 }
 

@@ -63,6 +63,7 @@ impl<'g, P: Platform> OwnedPage<'g, P> {
     }
 
     /// The page as memory that others might share, for code that works on both kinds.
+    #[inline]
     pub fn mem(&mut self) -> SharedMem<'_> {
         // SAFETY: PAGE_SIZE bytes, valid while `self` is, and borrowed exclusively for the result's lifetime.
         unsafe { SharedMem::new(self.page.cast(), PAGE_SIZE) }
@@ -70,8 +71,14 @@ impl<'g, P: Platform> OwnedPage<'g, P> {
 }
 
 impl<P: Platform> Backing for OwnedPage<'_, P> {
+    #[inline]
     fn mem(&mut self) -> SharedMem<'_> {
         OwnedPage::mem(self)
+    }
+
+    #[inline]
+    fn fixed_len(&self) -> Option<usize> {
+        Some(PAGE_SIZE)
     }
 }
 
@@ -121,6 +128,7 @@ impl ExposedPage {
         memory.gfn(self.0)
     }
 
+    #[inline]
     pub(crate) fn mem(&mut self) -> SharedMem<'_> {
         // SAFETY: PAGE_SIZE bytes that stay allocated, for nobody else frees the page while this value exists; borrowed
         // exclusively for the result's lifetime. What the peer does to them is what `SharedMem` is made for.

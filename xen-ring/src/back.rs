@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
 use crate::header::{
-    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, read_slots, slot_offset, slots_in, too_small,
+    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, known, read_slots, slot_offset, slots_in, too_small,
     write_slots,
 };
 use crate::mem::Backing;
@@ -65,7 +65,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         self.slots
     }
 
-    /// Requests taken and not answered yet.
+    /// Requests taken and not answered yet. None when the ring is broken.
     #[inline]
     pub fn unanswered(&self) -> u32 {
         self.taken.wrapping_sub(self.pushed)
@@ -86,9 +86,25 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         if self.available == self.taken && !self.look()? {
             return Ok(None);
         }
-        let request = self.mem.mem().read(slot_offset::<P>(self.slots, self.taken))?;
+        let slots = known::<P>(&self.mem, self.slots);
+        let request = self.mem.mem().read(slot_offset::<P>(slots, self.taken))?;
         self.taken = self.taken.wrapping_add(1);
         Ok(Some(request))
+    }
+
+    /// The same to a place that is there, at less cost; answers whether there was one.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_into(&mut self, out: &mut P::Request) -> Result<bool, RingError> {
+        if self.available == self.taken && !self.look()? {
+            return Ok(false);
+        }
+        let slots = known::<P>(&self.mem, self.slots);
+        self.mem.mem().read_into(slot_offset::<P>(slots, self.taken), out)?;
+        self.taken = self.taken.wrapping_add(1);
+        Ok(true)
     }
 
     /// Whether a request is there.
@@ -122,11 +138,12 @@ impl<P: Protocol, M: Backing> Back<P, M> {
     /// the protocol.
     #[inline]
     pub fn push(&mut self, response: &P::Response) -> Result<(), RingError> {
-        self.check()?;
+        // In a broken ring nothing is to be answered.
         if self.unanswered() == 0 {
-            return Err(RingError::Full);
+            return Err(self.refused());
         }
-        self.mem.mem().write(slot_offset::<P>(self.slots, self.pushed), response)?;
+        let slots = known::<P>(&self.mem, self.slots);
+        self.mem.mem().write(slot_offset::<P>(slots, self.pushed), response)?;
         self.pushed = self.pushed.wrapping_add(1);
         Ok(())
     }
@@ -201,19 +218,30 @@ impl<P: Protocol, M: Backing> Back<P, M> {
     /// Believes the peer's index if so many requests fit beside those that are not answered yet.
     #[inline]
     fn accept(&mut self, index: u32) -> Result<bool, RingError> {
-        let limit = self.slots - self.taken.wrapping_sub(self.published);
-        let ahead = index.wrapping_sub(self.taken);
-        // An index that goes back would take away what the peer has said to be there.
-        if ahead > limit || ahead < self.available.wrapping_sub(self.taken) {
-            return Err(self.give_up(Violation { index, ours: self.taken, limit }));
+        let more = index.wrapping_sub(self.available);
+        if more == 0 {
+            return Ok(self.available != self.taken);
+        }
+        let known = self.available.wrapping_sub(self.published);
+        // An index that goes back would take away what the peer has said to be there: then this is a large number.
+        if more > self.slots.wrapping_sub(known) {
+            return Err(self.give_up(index));
         }
         self.available = index;
-        Ok(self.available != self.taken)
+        Ok(true)
+    }
+
+    /// Why nothing can be pushed.
+    #[cold]
+    fn refused(&self) -> RingError {
+        self.check().err().unwrap_or(RingError::Full)
     }
 
     #[cold]
-    fn give_up(&mut self, violation: Violation) -> RingError {
-        (self.available, self.broken) = (self.taken, Some(violation));
+    fn give_up(&mut self, index: u32) -> RingError {
+        let limit = self.slots.wrapping_sub(self.taken.wrapping_sub(self.published));
+        let violation = Violation { index, ours: self.taken, limit };
+        (self.taken, self.available, self.broken) = (self.pushed, self.pushed, Some(violation));
         RingError::Broken(violation)
     }
 

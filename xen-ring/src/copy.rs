@@ -6,6 +6,8 @@
 //! the other side is a thread of the same program, as with the mocks.
 #![allow(unsafe_code, reason = "accesses memory that is outside of Rust's rules")]
 
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::x86_64::{At, Move};
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 
 /// A machine word, the largest granule.
@@ -63,6 +65,14 @@ pub(crate) trait Direction {
     /// the direction does to it, and no part of the shared memory.
     unsafe fn step<G: Granule>(shared: *mut u8, private: *mut u8);
 
+    /// Moves one part of a record, `A` behind `base + offset` on the shared side and behind `private`.
+    ///
+    /// # Safety
+    /// The bytes there are valid for atomic reads and writes; those at `private` for what the direction does to
+    /// them, and no part of the shared memory.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    unsafe fn at<M: Move, A: At>(base: *mut u8, offset: usize, private: *mut u8);
+
     /// Moves so many words in a row.
     ///
     /// # Safety
@@ -107,6 +117,13 @@ impl Direction for Out {
         unsafe { private.cast::<G>().write_unaligned(G::load(shared)) };
     }
 
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[inline(always)]
+    unsafe fn at<M: Move, A: At>(base: *mut u8, offset: usize, private: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { private.add(A::AT).cast::<M>().write_unaligned(M::load_at::<A>(base, offset)) };
+    }
+
     #[inline(always)]
     unsafe fn words(shared: *mut u8, private: *mut u8, count: usize) {
         // SAFETY: the caller's promise.
@@ -119,6 +136,13 @@ impl Direction for In {
     unsafe fn step<G: Granule>(shared: *mut u8, private: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe { G::store(shared, private.cast::<G>().read_unaligned()) };
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[inline(always)]
+    unsafe fn at<M: Move, A: At>(base: *mut u8, offset: usize, private: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { M::store_at::<A>(base, offset, private.add(A::AT).cast::<M>().read_unaligned()) };
     }
 
     #[inline(always)]
@@ -165,11 +189,23 @@ pub(crate) unsafe fn bytes<D: Direction>(mut shared: *mut u8, mut private: *mut 
     }
 }
 
+/// Copies a `T`'s bytes without a loop, for a record that is small.
+///
+/// # Safety
+/// As for [`bytes`], with the size of `T` as the length.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, private: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { crate::x86_64::record::<D, T>(base, offset, private) };
+}
+
 /// Copies a `T`'s bytes, in the largest granules that divide its size if the shared side is aligned to them: without
 /// a loop, for a record that is small.
 ///
 /// # Safety
 /// As for [`bytes`], with the size of `T` as the length.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 #[inline(always)]
 pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, private: *mut u8) {
     // SAFETY: the caller's promise.
@@ -183,6 +219,7 @@ pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, priva
     }
 }
 
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 const fn granule(size: usize) -> usize {
     let mut granule = WORD;
     while size % granule != 0 {
@@ -191,6 +228,7 @@ const fn granule(size: usize) -> usize {
     granule
 }
 
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 /// # Safety
 /// As for [`record`]; the size of `T` is a multiple of the size of `G`.
 #[inline(always)]
@@ -209,6 +247,7 @@ unsafe fn granules<D: Direction, G: Granule, T>(base: *mut u8, offset: usize, pr
     }
 }
 
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 /// # Safety
 /// As for [`bytes`].
 #[cold]

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
 use crate::header::{
-    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, read_slots, slot_offset, slots_in, too_small,
+    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, known, read_slots, slot_offset, slots_in, too_small,
     write_slots,
 };
 use crate::mem::Backing;
@@ -16,9 +16,11 @@ use crate::word::{SharedWord, arm, publish};
 pub struct Front<P, M> {
     mem: M,
     slots: u32,
-    /// Requests that may be under way: all slots, or none once the ring is broken. So a ring in use does not ask
-    /// at each request whether it is broken; only one that is full does.
+    /// Requests that may be under way: all slots, or none once the ring is broken.
     room: u32,
+    /// Until here requests can be pushed as far as was found out: at this index one has to look how many responses were
+    /// taken, and whether the ring is broken, which is then not asked at each request.
+    until: u32,
     /// Requests written, published or not.
     pushed: u32,
     /// Requests that the peer was shown.
@@ -64,6 +66,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
             mem,
             slots,
             room: slots,
+            until: index.wrapping_add(slots),
             pushed: index,
             published: index,
             taken: index,
@@ -110,11 +113,12 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     /// [`RingError::Full`]; [`RingError::Broken`] for ever after the peer broke the protocol.
     #[inline]
     pub fn push(&mut self, request: &P::Request) -> Result<u32, RingError> {
-        if self.free() == 0 {
-            return Err(self.check().err().unwrap_or(RingError::Full));
-        }
         let index = self.pushed;
-        self.mem.mem().write(slot_offset::<P>(self.slots, index), request)?;
+        if index == self.until {
+            self.make_room()?;
+        }
+        let slots = known::<P>(&self.mem, self.slots);
+        self.mem.mem().write(slot_offset::<P>(slots, index), request)?;
         self.pushed = index.wrapping_add(1);
         Ok(index)
     }
@@ -131,6 +135,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         }
         write_slots::<P, _>(&self.mem.mem(), self.slots, self.pushed, fit)?;
         self.pushed = self.pushed.wrapping_add(fit.len() as u32);
+        self.until = self.taken.wrapping_add(self.room);
         Ok(fit.len() as u32)
     }
 
@@ -161,9 +166,25 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         if self.available == self.taken && !self.look()? {
             return Ok(None);
         }
-        let response = self.mem.mem().read(slot_offset::<P>(self.slots, self.taken))?;
+        let slots = known::<P>(&self.mem, self.slots);
+        let response = self.mem.mem().read(slot_offset::<P>(slots, self.taken))?;
         self.taken = self.taken.wrapping_add(1);
         Ok(Some(response))
+    }
+
+    /// The same to a place that is there, at less cost; answers whether there was one.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_into(&mut self, out: &mut P::Response) -> Result<bool, RingError> {
+        if self.available == self.taken && !self.look()? {
+            return Ok(false);
+        }
+        let slots = known::<P>(&self.mem, self.slots);
+        self.mem.mem().read_into(slot_offset::<P>(slots, self.taken), out)?;
+        self.taken = self.taken.wrapping_add(1);
+        Ok(true)
     }
 
     /// The index that the next request will have, counted through and wrapping, as [`push`](Self::push) answers it.
@@ -252,19 +273,31 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     /// Believes the peer's index if there can be so many responses.
     #[inline]
     fn accept(&mut self, index: u32) -> Result<bool, RingError> {
-        let limit = self.in_flight();
-        let ahead = index.wrapping_sub(self.taken);
-        // An index that goes back would take away what the peer has said to be there.
-        if ahead > limit || ahead < self.available.wrapping_sub(self.taken) {
-            return Err(self.give_up(Violation { index, ours: self.taken, limit }));
+        let more = index.wrapping_sub(self.available);
+        if more == 0 {
+            return Ok(self.available != self.taken);
+        }
+        // An index that goes back would take away what the peer has said to be there: then this is a large number.
+        if more > self.published.wrapping_sub(self.available) {
+            return Err(self.give_up(index));
         }
         self.available = index;
-        Ok(self.available != self.taken)
+        Ok(true)
+    }
+
+    /// Looks up to which index requests can be pushed; further than the next one's.
+    #[cold]
+    fn make_room(&mut self) -> Result<(), RingError> {
+        self.check()?;
+        self.until = self.taken.wrapping_add(self.slots);
+        if self.until == self.pushed { Err(RingError::Full) } else { Ok(()) }
     }
 
     #[cold]
-    fn give_up(&mut self, violation: Violation) -> RingError {
-        (self.room, self.available, self.broken) = (0, self.taken, Some(violation));
+    fn give_up(&mut self, index: u32) -> RingError {
+        let violation = Violation { index, ours: self.taken, limit: self.in_flight() };
+        (self.room, self.until) = (0, self.pushed);
+        (self.available, self.broken) = (self.taken, Some(violation));
         RingError::Broken(violation)
     }
 

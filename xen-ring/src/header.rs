@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::error::RingError;
-use crate::mem::{OutOfRange, SharedMem};
+use crate::mem::{Backing, OutOfRange, SharedMem};
 
 /// Bytes before the first slot.
 pub const HEADER_SIZE: usize = 64;
@@ -44,11 +44,23 @@ pub const fn slots_in<P: Protocol>(len: usize) -> u32 {
     if fit > 1 << 31 { 1 << 31 } else { 1 << fit.ilog2() }
 }
 
+/// How many slots there are: as was found out when the ring was made, or, where all memory of this kind has the same
+/// size, a number that the compiler knows, and with it that every slot is within.
+#[inline]
+pub(crate) fn known<P: Protocol>(mem: &impl Backing, slots: u32) -> u32 {
+    match mem.fixed_len().map(slots_in::<P>) {
+        Some(known @ 1..) => known,
+        _ => slots,
+    }
+}
+
+#[inline]
 pub(crate) const fn slot_offset<P: Protocol>(slots: u32, index: u32) -> usize {
-    HEADER_SIZE + (index & (slots - 1)) as usize * slot_size::<P>()
+    HEADER_SIZE + (index & slots.wrapping_sub(1)) as usize * slot_size::<P>()
 }
 
 /// Splits `count` slots from `index` on where the ring's memory ends: so many, and then the rest from the first slot on.
+#[inline]
 fn until_end(slots: u32, index: u32, count: usize) -> usize {
     count.min((slots - (index & (slots - 1))) as usize)
 }

@@ -15,6 +15,8 @@ mod mem;
 pub mod mock;
 mod stream;
 pub mod word;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod x86_64;
 
 pub use back::Back;
 pub use error::{RingError, Violation};

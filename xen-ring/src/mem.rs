@@ -53,6 +53,13 @@ impl core::error::Error for OutOfRange {}
 pub trait Backing {
     /// The memory.
     fn mem(&mut self) -> SharedMem<'_>;
+
+    /// How many bytes there are, if that is the same for every value of the type, as of a page: then what depends on it is
+    /// computed when the program is compiled.
+    #[inline]
+    fn fixed_len(&self) -> Option<usize> {
+        None
+    }
 }
 
 impl Backing for SharedMem<'_> {
@@ -66,6 +73,11 @@ impl<B: Backing + ?Sized> Backing for &mut B {
     #[inline]
     fn mem(&mut self) -> SharedMem<'_> {
         (**self).mem()
+    }
+
+    #[inline]
+    fn fixed_len(&self) -> Option<usize> {
+        (**self).fixed_len()
     }
 }
 
@@ -184,6 +196,19 @@ impl<'a> SharedMem<'a> {
         unsafe { copy::record::<Out, T>(self.ptr.as_ptr(), offset, out.as_mut_ptr().cast()) };
         // SAFETY: all of its bytes were written just now, and `FromBytes` says that any bytes are a valid `T`.
         Ok(unsafe { out.assume_init() })
+    }
+
+    /// Copies a record out to a place that is there, as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// [`OutOfRange`] when it is not all within the memory; the place stays as it is then.
+    #[inline]
+    pub fn read_into<T: FromBytes>(&self, offset: usize, out: &mut T) -> Result<(), OutOfRange> {
+        self.at(offset, size_of::<T>())?;
+        // SAFETY: `from` is valid for a `T`'s bytes; `out` is a `T` of our own, and stays one whatever bytes it gets, as
+        // `FromBytes` says.
+        unsafe { copy::record::<Out, T>(self.ptr.as_ptr(), offset, core::ptr::from_mut(out).cast()) };
+        Ok(())
     }
 
     /// Copies a record in, each byte written exactly once. The record needs no alignment.

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 use xen_ring::mock::{BackOp, Field, HostileBack, Meddled, SharedPages};
@@ -366,4 +367,43 @@ fn memory_that_is_lent_differently_each_time_is_an_error_and_no_more() {
     assert!(matches!(front.publish(), Err(RingError::TooSmall(_))));
     assert!(matches!(front.pop(), Err(RingError::TooSmall(_))));
     assert!(!front.is_broken(), "that was not the peer");
+}
+
+#[test]
+fn memory_that_is_not_as_large_as_it_says_is_an_error_and_no_more() {
+    struct Exaggerated(SharedPages, usize);
+    impl Backing for Exaggerated {
+        fn mem(&mut self) -> xen_ring::SharedMem<'_> {
+            self.0.mem()
+        }
+        fn fixed_len(&self) -> Option<usize> {
+            Some(self.1)
+        }
+    }
+    // Slots for a megabyte, of which there is a page: one after another is tried, and beyond the page refused.
+    let mut front = Front::<Net, _>::init(Exaggerated(SharedPages::new(1), 1 << 20)).unwrap();
+    let mut pushed = 0;
+    while front.push(&[1; 12]).is_ok() {
+        pushed += 1;
+    }
+    assert!((255..=336).contains(&pushed), "{pushed}");
+    // None at all is not believed.
+    let mut front = Front::<Net, _>::init(Exaggerated(SharedPages::new(1), 64)).unwrap();
+    assert_eq!((0..300).filter(|_| front.push(&[1; 12]).is_ok()).count(), 256);
+}
+
+#[test]
+fn a_back_whose_front_broke_the_protocol_has_nothing_to_answer() {
+    let shared = SharedPages::new(1);
+    let mut front = Front::<Net, _>::init(shared.clone()).unwrap();
+    let mut back = Back::<Net, _>::attach(shared.clone()).unwrap();
+    front.push(&[1; 12]).unwrap();
+    front.publish().unwrap();
+    assert_eq!((back.pop(), back.unanswered()), (Ok(Some([1; 12])), 1));
+    shared.clone().mem().store_u32(xen_ring::REQ_PROD, 5000, Ordering::Release).unwrap();
+    let broken = RingError::Broken(Violation { index: 5000, ours: 1, limit: 255 });
+    assert_eq!(back.pop(), Err(broken));
+    assert_eq!(back.push(&[2; 4]), Err(broken));
+    assert_eq!((back.unanswered(), back.push_batch(&[[2; 4]])), (0, Err(broken)));
+    assert_eq!((back.pop(), back.publish(), back.arm()), (Err(broken), Err(broken), Err(broken)));
 }

@@ -147,6 +147,10 @@ fn a_record<const N: usize>() {
         let record: [u8; N] = pattern(N, offset as u8).try_into().unwrap();
         mem.write(offset, &record).unwrap();
         assert_eq!(mem.read::<[u8; N]>(offset), Ok(record), "{N} bytes at {offset}");
+        let mut place = [0xee; N];
+        mem.read_into(offset, &mut place).unwrap();
+        assert_eq!(place, record);
+        assert!(mem.read_into(PAGE_SIZE - N + 1, &mut [0; N]).is_err());
         let bytes = handle.snapshot();
         assert_eq!(bytes[offset..offset + N], record);
         assert!(bytes[..offset].iter().chain(&bytes[offset + N..]).all(|&byte| byte == 0));
@@ -160,7 +164,7 @@ fn records_of_every_size_are_copied_right_wherever_they_are() {
     macro_rules! sizes {
         ($($n:literal)*) => { $(a_record::<$n>();)* };
     }
-    sizes!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 20 22 24 30 32 36 40 48 56 63 64 65 96 100 108 112 128 256 1000);
+    sizes!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 20 22 24 30 31 32 36 40 48 56 63 64 65 96 100 108 112 127 128 129 256 1000);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use xen_ring::mock::{Field, HostileBack, SharedPages};
-use xen_ring::{Back, Front, Protocol, RingError};
+use xen_ring::{Back, Backing, Front, Protocol, RingError, SharedMem};
 
 struct Of<const REQUEST: usize, const RESPONSE: usize>;
 
@@ -115,8 +115,35 @@ fn check<const Q: usize, const S: usize>(
     acts: &[Act],
 ) -> Result<(), TestCaseError> {
     let shared = SharedPages::new(pages);
-    let mut front = Front::<Of<Q, S>, _>::init_at(shared.clone(), start).unwrap();
-    let mut back = Back::<Of<Q, S>, _>::attach_at(shared.clone(), start).unwrap();
+    check_in::<Q, S>(shared.clone(), shared.clone(), start, acts)?;
+    if pages == 1 {
+        check_in::<Q, S>(OnePage(shared.clone()), shared, start, acts)?;
+    }
+    Ok(())
+}
+
+/// A page, which says so.
+#[derive(Clone)]
+struct OnePage(SharedPages);
+
+impl Backing for OnePage {
+    fn mem(&mut self) -> SharedMem<'_> {
+        self.0.mem()
+    }
+
+    fn fixed_len(&self) -> Option<usize> {
+        Some(4096)
+    }
+}
+
+fn check_in<const Q: usize, const S: usize>(
+    memory: impl Backing + Clone,
+    shared: SharedPages,
+    start: u32,
+    acts: &[Act],
+) -> Result<(), TestCaseError> {
+    let mut front = Front::<Of<Q, S>, _>::init_at(memory.clone(), start).unwrap();
+    let mut back = Back::<Of<Q, S>, _>::attach_at(memory, start).unwrap();
     let mut raw = HostileBack::<Of<Q, S>, _>::new(shared).unwrap();
     let slots = front.slots();
     prop_assert_eq!(back.slots(), slots);
@@ -152,7 +179,13 @@ fn check<const Q: usize, const S: usize>(
                     prop_assert_eq!(front.has_responses(), Ok(!responses.shown.is_empty()));
                     prop_assert_eq!(front.response_index(), start.wrapping_add(responses.taken as u32));
                     let expected = responses.take();
-                    prop_assert_eq!(front.pop(), Ok(expected));
+                    if count % 2 == 0 {
+                        let mut out = [0xee; S];
+                        prop_assert_eq!(front.pop_into(&mut out), Ok(expected.is_some()));
+                        prop_assert_eq!(out, expected.unwrap_or([0xee; S]));
+                    } else {
+                        prop_assert_eq!(front.pop(), Ok(expected));
+                    }
                     if expected.is_none() {
                         break;
                     }
@@ -163,7 +196,13 @@ fn check<const Q: usize, const S: usize>(
             Act::BackPop(count) => {
                 for _ in 0..count {
                     let expected = requests.take();
-                    prop_assert_eq!(back.pop(), Ok(expected));
+                    if count % 2 == 0 {
+                        let mut out = [0xee; Q];
+                        prop_assert_eq!(back.pop_into(&mut out), Ok(expected.is_some()));
+                        prop_assert_eq!(out, expected.unwrap_or([0xee; Q]));
+                    } else {
+                        prop_assert_eq!(back.pop(), Ok(expected));
+                    }
                     if expected.is_none() {
                         break;
                     }
@@ -317,7 +356,7 @@ fn a_back_can_join_a_ring_in_use() {
 #[test]
 fn the_front_zeroes_what_was_there_before() {
     let mut shared = SharedPages::new(2);
-    xen_ring::Backing::mem(&mut shared).fill(0, 8192, 0xff).unwrap();
+    shared.mem().fill(0, 8192, 0xff).unwrap();
     let front = Front::<Of<8, 8>, _>::init(shared.clone()).unwrap();
     let bytes = front.into_inner().snapshot();
     assert!(bytes[16..].iter().all(|&byte| byte == 0), "nothing leaks to the peer");

@@ -30,6 +30,11 @@ impl Backing for Shared {
         // SAFETY: a page that outlives the rings, which are used by one thread (`new`).
         unsafe { SharedMem::new(self.0.cast(), size_of::<Page>()) }
     }
+
+    #[inline]
+    fn fixed_len(&self) -> Option<usize> {
+        Some(size_of::<Page>())
+    }
 }
 
 macro_rules! ends {
@@ -97,8 +102,9 @@ macro_rules! functions {
         pub fn $pop(front: &mut Front<$protocol, Shared>, out: &mut [$rsp]) -> (u32, bool) {
             let mut count = 0;
             for place in out {
-                let Some(response) = front.pop().expect("the peer keeps to the protocol") else { break };
-                *place = response;
+                if !front.pop_into(place).expect("the peer keeps to the protocol") {
+                    break;
+                }
                 count += 1;
             }
             (count, final_check!(front, has_responses))
@@ -109,8 +115,9 @@ macro_rules! functions {
         pub fn $back_pop(back: &mut Back<$protocol, Shared>, out: &mut [$req]) -> (u32, bool) {
             let mut count = 0;
             for place in out {
-                let Some(request) = back.pop().expect("the peer keeps to the protocol") else { break };
-                *place = request;
+                if !back.pop_into(place).expect("the peer keeps to the protocol") {
+                    break;
+                }
                 count += 1;
             }
             (count, final_check!(back, has_requests))

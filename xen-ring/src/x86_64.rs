@@ -1,0 +1,139 @@
+//! Copies of records on x86-64, whose moves need no alignment.
+//!
+//! Rust's atomics do, and there are none of 16 bytes; so these are the processor's moves by name. To the compiler each
+//! is any code that accesses each of its bytes once, atomically, as the steps of [`copy`](crate::copy) do.
+#![allow(unsafe_code, reason = "accesses memory that is outside of Rust's rules")]
+
+use core::arch::asm;
+#[cfg(target_feature = "sse2")]
+use core::arch::x86_64::__m128i;
+use core::marker::PhantomData;
+
+use crate::copy::{self, Direction};
+
+/// How far behind an address.
+pub(crate) trait At {
+    /// In bytes.
+    const AT: usize;
+}
+
+/// As far as it says.
+struct Fixed<const AT: usize>;
+impl<const AT: usize> At for Fixed<AT> {
+    const AT: usize = AT;
+}
+
+/// Behind all parts of a `T` that are larger than an `M`.
+struct Behind<M, T>(PhantomData<(M, T)>);
+impl<M, T> At for Behind<M, T> {
+    const AT: usize = size_of::<T>() & !(2 * size_of::<M>() - 1);
+}
+
+/// What one instruction moves.
+pub(crate) trait Move: Copy {
+    /// Reads it at `from + offset`, and `A` behind that.
+    ///
+    /// # Safety
+    /// The bytes are valid for atomic reads.
+    unsafe fn load_at<A: At>(from: *mut u8, offset: usize) -> Self;
+
+    /// Writes it at `to + offset`, and `A` behind that.
+    ///
+    /// # Safety
+    /// The bytes are valid for atomic writes.
+    unsafe fn store_at<A: At>(to: *mut u8, offset: usize, value: Self);
+}
+
+macro_rules! moves {
+    ($($type:ty, $class:ident, $instruction:literal, $modifier:literal;)*) => {$(
+        impl Move for $type {
+            #[inline(always)]
+            unsafe fn load_at<A: At>(from: *mut u8, offset: usize) -> Self {
+                let value;
+                // SAFETY: reads what the caller promises to be valid, and changes nothing but the register.
+                unsafe {
+                    asm!(
+                        concat!($instruction, " {value", $modifier, "}, [{from} + {offset} + {at}]"),
+                        value = out($class) value,
+                        from = in(reg) from,
+                        offset = in(reg) offset,
+                        at = const A::AT,
+                        options(nostack, preserves_flags, readonly),
+                    );
+                }
+                value
+            }
+
+            #[inline(always)]
+            unsafe fn store_at<A: At>(to: *mut u8, offset: usize, value: Self) {
+                // SAFETY: writes what the caller promises to be valid, and nothing else.
+                unsafe {
+                    asm!(
+                        concat!($instruction, " [{to} + {offset} + {at}], {value", $modifier, "}"),
+                        value = in($class) value,
+                        to = in(reg) to,
+                        offset = in(reg) offset,
+                        at = const A::AT,
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+        }
+    )*};
+}
+
+moves! {
+    u8, reg_byte, "mov", "";
+    u16, reg, "mov", ":x";
+    u32, reg, "mov", ":e";
+    u64, reg, "mov", ":r";
+}
+#[cfg(target_feature = "sse2")]
+moves! {
+    __m128i, xmm_reg, "movups", "";
+}
+
+/// Copies a `T`'s bytes: without a loop if there are not very many.
+///
+/// # Safety
+/// As for [`copy::bytes`], with the size of `T` as the length.
+#[inline(always)]
+pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, private: *mut u8) {
+    macro_rules! each {
+        ($type:ty: $($at:literal)*) => {$(
+            if size_of::<T>() >= $at + size_of::<$type>() {
+                // SAFETY: these bytes are within both sides.
+                unsafe { D::at::<$type, Fixed<$at>>(base, offset, private) };
+            }
+        )*};
+    }
+    if size_of::<T>() > 128 {
+        // SAFETY: the caller's promise.
+        unsafe { copy::bytes::<D>(base.add(offset), private, size_of::<T>()) };
+        return;
+    }
+    #[cfg(target_feature = "sse2")]
+    each!(__m128i: 0 16 32 48 64 80 96 112);
+    #[cfg(not(target_feature = "sse2"))]
+    each!(u64: 0 8 16 24 32 40 48 56 64 72 80 88 96 104 112 120);
+    // SAFETY: what is left lies behind all larger parts, and within both sides.
+    unsafe {
+        #[cfg(target_feature = "sse2")]
+        rest::<D, u64, T>(base, offset, private);
+        rest::<D, u32, T>(base, offset, private);
+        rest::<D, u16, T>(base, offset, private);
+        rest::<D, u8, T>(base, offset, private);
+    }
+}
+
+/// Copies the part of an `M`, if `T` has one after the parts that are larger.
+///
+/// # Safety
+/// As for [`record`].
+#[inline(always)]
+unsafe fn rest<D: Direction, M: Move, T>(base: *mut u8, offset: usize, private: *mut u8) {
+    if size_of::<T>() & size_of::<M>() != 0 {
+        // SAFETY: the part lies within `T`'s bytes.
+        unsafe { D::at::<M, Behind<M, T>>(base, offset, private) };
+    }
+}
