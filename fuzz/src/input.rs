@@ -195,3 +195,8 @@ pub fn chance(often: u8) -> Chance {
         _ => Chance::permille(u16::from(often - 127) * 2),
     }
 }
+
+/// How many transactions clash: few, or, as it takes long, in one of 16 cases so many that the client gives up.
+pub fn clashes(times: u8) -> usize {
+    usize::from(if times < 240 { times % 4 } else { 70 })
+}

@@ -9,7 +9,7 @@ use xen_hypercall::mock::{ActorId, MockDomain};
 use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
 use xen_xenstore::{Error, Xenstore};
 
-use crate::input::{Bytes, Input, Number, Ops, input};
+use crate::input::{Bytes, Input, Number, Ops, clashes, input};
 use crate::machine::{GUEST, Machine, attempt};
 
 const BACK: &str = "/local/domain/0/backend/test/1/0";
@@ -219,7 +219,7 @@ impl<'m> Run<'m> {
             Op::Vanish => store.remove(BACK),
             Op::Stall { on } => store.stall(on),
             Op::Pace { bytes } => store.set_pace((bytes < 128).then(|| 1 + usize::from(bytes))),
-            Op::Clash { times } => store.clash(usize::from(times) % 80),
+            Op::Clash { times } => store.clash(clashes(times)),
             _ => {}
         }
     }
@@ -336,7 +336,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("no-backend", scripted([vec![Op::Say { node: 0, state: State::None }], up()].concat())),
         ("deep", scripted([vec![Op::Say { node: 0, state: State::Deep { parts: 1600 } }], up()].concat())),
         ("other-path", linux([vec![Op::Say { node: 0, state: State::OtherPath }], up()].concat())),
-        ("clash", linux([vec![Op::Open, Op::Clash { times: 70 }, Op::WaitForBackend], up()].concat())),
+        ("clash", linux([vec![Op::Open, Op::Clash { times: 255 }, Op::WaitForBackend], up()].concat())),
         ("abandoned", linux(vec![Op::Open, Op::WaitForBackend, Op::Abandon, Op::Open, Op::Forget])),
     ]
 }

@@ -15,7 +15,7 @@ use xen_xenstore::wire::Header;
 use xen_xenstore::{Error, ServerFeatures, Watch, Xenstore};
 
 use crate::byte_ring::Hostile;
-use crate::input::{Bytes, Input, Number, Ops, chance, input};
+use crate::input::{Bytes, Input, Number, Ops, chance, clashes, input};
 use crate::machine::{GUEST, Machine, SpecialPage, attempt};
 
 const HOME: &str = "/local/domain/1";
@@ -263,7 +263,7 @@ impl<'m> Run<'m> {
             Op::OtherRemoves { place: which } => store.remove(&full(which % 5)),
             Op::Stall { on } => store.stall(on),
             Op::Pace { bytes } => store.set_pace((bytes < 128).then(|| 1 + usize::from(bytes))),
-            Op::Clash { times } => store.clash(usize::from(times) % 80),
+            Op::Clash { times } => store.clash(clashes(times)),
             Op::Limits { nodes, watches } => {
                 let mut limits = Limits::default();
                 (limits.nodes, limits.watches) = (nodes.into(), watches.into());
@@ -387,7 +387,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("faults", Plan { faults: [140; 13], ..with(vec![Op::Reconnect]) }.bytes()),
         ("slow", with(vec![Op::Pace { bytes: 6 }]).bytes()),
         ("hangs", with(vec![Op::Stall { on: true }, Op::Read { place: 0 }, Op::Stall { on: false }]).bytes()),
-        ("clash", with(vec![Op::Clash { times: 70 }]).bytes()),
+        ("clash", with(vec![Op::Clash { times: 255 }]).bytes()),
         ("limits", with(vec![Op::Limits { nodes: 3, watches: 1 }]).bytes()),
         (
             "other-kind",

@@ -12,7 +12,7 @@ const DISCARDED: u32 = u32::MAX;
 
 /// Sectors that tell which write they are of, and where they belong.
 pub fn encode(at: u64, count: u64, tag: u32) -> Vec<u8> {
-    (at..at + count).flat_map(|at| (tag ^ place(at)).to_le_bytes().repeat(128)).collect()
+    (at..at + count).map(|at| (tag ^ place(at)).to_le_bytes().repeat(128)).collect::<Vec<_>>().concat()
 }
 
 fn place(at: u64) -> u32 {
@@ -25,7 +25,7 @@ pub fn decode(at: u64, bytes: &[u8]) -> Option<u32> {
         return Some(DISCARDED);
     }
     let word = <[u8; 4]>::try_from(&bytes[..4]).unwrap();
-    (word.repeat(128) == bytes).then(|| u32::from_le_bytes(word) ^ place(at))
+    (bytes[4..] == bytes[..bytes.len() - 4]).then(|| u32::from_le_bytes(word) ^ place(at))
 }
 
 type Tags = BTreeSet<u32>;

@@ -27,7 +27,7 @@ pub struct MockXen(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     domains: BTreeMap<DomId, Arc<Mutex<DomainState>>>,
-    handlers: HashMap<usize, Option<Handler>>,
+    handlers: BTreeMap<usize, Option<Handler>>,
     actors: Vec<(ActorId, String, Option<Actor>)>,
     next_actor: u64,
     timer_hook: Option<TimerHook>,
@@ -161,17 +161,28 @@ impl MockXen {
 
     /// Lets every actor act once, in the order they were added; answers whether any did anything.
     pub fn step(&self) -> bool {
-        let ids: Vec<ActorId> = self.state().actors.iter().map(|(id, ..)| *id).collect();
+        let mut state = self.state();
+        // Those that actors add meanwhile act in the next step.
+        let (mut from, end) = (0, state.next_actor);
         let mut progress = false;
-        for id in ids {
-            let taken =
-                self.state().actors.iter_mut().find(|(other, ..)| *other == id).and_then(|(.., a)| a.take());
+        // They are in the order of their numbers.
+        while let Some((id, _, place)) =
+            state.actors.iter_mut().find(|(id, ..)| (from..end).contains(&id.0))
+        {
+            let id = *id;
+            from = id.0 + 1;
             // Absent: an actor that is acting at this moment, further up the stack.
-            if let Some(mut actor) = taken {
-                progress |= actor(self);
-                if let Some((.., place)) = self.state().actors.iter_mut().find(|(other, ..)| *other == id) {
-                    *place = Some(actor);
-                }
+            let Some(mut actor) = place.take() else { continue };
+            drop(state);
+            progress |= actor(self);
+            state = self.state();
+            if let Some((.., place)) = state.actors.iter_mut().find(|(other, ..)| *other == id) {
+                *place = Some(actor);
+            } else {
+                // What it holds may use the machine when it goes.
+                drop(state);
+                drop(actor);
+                state = self.state();
             }
         }
         progress

@@ -48,6 +48,8 @@ impl Changes {
         if self.looked_at.iter().any(|path| generation(tree, path) != generation(&self.base, path)) {
             return Err(Refusal::Again);
         }
+        // The nodes are not shared any more, and change in place.
+        drop(self.base);
         let mut changes = Vec::new();
         for (path, reach) in &self.changed {
             let mut done = match self.tree.get(path) {

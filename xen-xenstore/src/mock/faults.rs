@@ -1,6 +1,5 @@
 //! A daemon that does not do as it should, by chance.
 
-use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
@@ -78,7 +77,7 @@ impl Trouble {
     }
 
     /// One of a list.
-    pub(super) fn pick<'l>(&self, list: &'l [(String, String)]) -> Option<&'l (String, String)> {
+    pub(super) fn pick<'l, T>(&self, list: &'l [T]) -> Option<&'l T> {
         list.get(usize::try_from(self.dice.below(list.len() as u64)).ok()?)
     }
 }

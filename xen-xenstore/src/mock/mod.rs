@@ -191,7 +191,7 @@ impl MockXenstored {
 
     /// Every path that there is, in order.
     pub fn paths(&self) -> Vec<String> {
-        self.state().tree.paths().map(ToString::to_string).collect()
+        self.state().tree.paths()
     }
 
     /// Says who may do what with a node: `"n1\0r0"`. Nothing happens when the node does not exist, or this is no

@@ -55,11 +55,10 @@ impl State {
         if let Some(watch) = connection.watches.last().filter(|_| watched).cloned() {
             connection.watch_event(&watch);
         }
-        let watches: Vec<(String, String)> =
-            connection.watches.iter().map(|watch| (watch.path.clone(), watch.token.clone())).collect();
-        let spurious = if trouble.hits(|f| f.spurious_event) { trouble.pick(&watches) } else { None };
-        if let Some((path, token)) = spurious.cloned() {
-            connection.watch_event(&Watch { path, token });
+        let spurious =
+            if trouble.hits(|f| f.spurious_event) { trouble.pick(&connection.watches) } else { None };
+        if let Some(watch) = spurious.cloned() {
+            connection.watch_event(&watch);
         }
         if trouble.hits(|f| f.unknown_event) {
             let (slot, generation) = (trouble.dice.below(40), trouble.dice.next_u64());

@@ -1,8 +1,9 @@
 //! The nodes, who may do what with them, and how much a domain may have.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::format;
 use std::string::{String, ToString};
+use std::sync::Arc;
 use std::vec;
 use std::vec::Vec;
 
@@ -46,9 +47,11 @@ pub(super) enum Reach {
     All,
 }
 
+/// Clones share the nodes until one of them changes: a transaction that only reads costs nothing.
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
-    nodes: BTreeMap<String, Node>,
+    /// By their paths. These are long and begin alike, so that an ordered map would do little but compare them.
+    nodes: Arc<HashMap<String, Node>>,
     generation: u64,
     pub(super) limits: Limits,
 }
@@ -97,12 +100,11 @@ impl Change {
 
 impl Default for Tree {
     fn default() -> Self {
-        let mut tree = Self { nodes: BTreeMap::new(), generation: 0, limits: Limits::default() };
-        for path in [ROOT, "@introduceDomain", "@releaseDomain"] {
+        let nodes = [ROOT, "@introduceDomain", "@releaseDomain"].map(|path| {
             let permissions = Permissions(vec![('n', 0)]);
-            tree.nodes.insert(path.to_string(), Node { value: Vec::new(), permissions, generation: 0 });
-        }
-        tree
+            (path.to_string(), Node { value: Vec::new(), permissions, generation: 0 })
+        });
+        Self { nodes: Arc::new(nodes.into()), generation: 0, limits: Limits::default() }
     }
 }
 
@@ -132,10 +134,9 @@ impl Tree {
     pub(super) fn write(&mut self, path: &str, value: &[u8], by: DomId) -> Result<Vec<Change>, Refusal> {
         self.check_size(path, value.len(), by)?;
         let mut changes = self.make(path, by)?;
-        if let Some(node) = self.nodes.get_mut(path) {
+        if let Some(node) = self.touch(path) {
             node.value = value.to_vec();
         }
-        self.touch(path);
         let node = self.change(path);
         changes.retain(|change| change.path != path);
         changes.push(node);
@@ -164,7 +165,7 @@ impl Tree {
         if let Some(owner) = permissions.0.first_mut().filter(|_| by != DomId(0)) {
             owner.1 = by.0;
         }
-        self.nodes.insert(path.to_string(), Node { value: Vec::new(), permissions, generation: 0 });
+        self.insert(path, Node { value: Vec::new(), permissions, generation: 0 });
         self.touch(path);
         self.touch(above);
         changes.push(self.change(path));
@@ -177,18 +178,13 @@ impl Tree {
             return Vec::new();
         }
         let below = format!("{path}/");
-        let gone: Vec<String> = self
-            .nodes
-            .range(below.clone()..)
-            .map(|(name, _)| name.clone())
-            .take_while(|n| n.starts_with(&below))
-            .collect();
+        let gone = self.sorted(|path| path.starts_with(&below));
         let mut changes = Vec::new();
         for (path, reach) in core::iter::once((path.to_string(), Reach::All))
             .chain(gone.into_iter().map(|path| (path, Reach::Exact)))
         {
             let change = self.change(&path);
-            self.nodes.remove(&path);
+            Arc::make_mut(&mut self.nodes).remove(&path);
             changes.push(Change { reach, ..change });
         }
         if let Some(above) = parent(path) {
@@ -205,7 +201,7 @@ impl Tree {
     ) -> Result<Vec<Change>, Refusal> {
         let before = self.change(path);
         let limit = self.limits.permissions;
-        let node = self.nodes.get_mut(path).ok_or(Refusal::NotFound)?;
+        let node = self.nodes.get(path).ok_or(Refusal::NotFound)?;
         if by != DomId(0) {
             if node.permissions.owner() != by.0 {
                 return Err(Refusal::AccessDenied);
@@ -218,8 +214,9 @@ impl Tree {
                 return Err(Refusal::NoSpace);
             }
         }
-        node.permissions = permissions;
-        self.touch(path);
+        if let Some(node) = self.touch(path) {
+            node.permissions = permissions;
+        }
         let mut change = self.change(path);
         change.permissions.extend(before.permissions);
         Ok(vec![change])
@@ -227,14 +224,22 @@ impl Tree {
 
     pub(super) fn children(&self, path: &str) -> Vec<String> {
         let below = if path == ROOT { ROOT.to_string() } else { format!("{path}/") };
-        let within = self.nodes.range(below.clone()..).take_while(|(name, _)| name.starts_with(&below));
-        let names = within.filter_map(|(name, _)| name.strip_prefix(&below));
-        names.filter(|name| !name.is_empty() && !name.contains('/')).map(ToString::to_string).collect()
+        let names = self.nodes.keys().filter_map(|name| name.strip_prefix(&below));
+        let mut names: Vec<String> =
+            names.filter(|name| !name.is_empty() && !name.contains('/')).map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Every path, in order.
-    pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
-        self.nodes.keys().map(String::as_str).filter(|path| path.starts_with('/'))
+    pub(super) fn paths(&self) -> Vec<String> {
+        self.sorted(|path| path.starts_with('/'))
+    }
+
+    fn sorted(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut paths: Vec<String> = self.nodes.keys().filter(|path| wanted(path)).cloned().collect();
+        paths.sort_unstable();
+        paths
     }
 
     /// What happened, as those see it who watch a special name.
@@ -247,7 +252,7 @@ impl Tree {
         let mut changes = self.make(path, DomId(0)).unwrap_or_default();
         changes.retain(|change| change.path != path);
         let before = self.change(path);
-        self.nodes.insert(path.to_string(), node.clone());
+        self.insert(path, node.clone());
         self.touch(path);
         let mut change = self.change(path);
         change.permissions.extend(before.permissions);
@@ -255,11 +260,16 @@ impl Tree {
         changes
     }
 
-    fn touch(&mut self, path: &str) {
+    fn insert(&mut self, path: &str, node: Node) {
+        Arc::make_mut(&mut self.nodes).insert(path.to_string(), node);
+    }
+
+    /// Notes that a node changes, and answers it.
+    fn touch(&mut self, path: &str) -> Option<&mut Node> {
         self.generation += 1;
-        if let Some(node) = self.nodes.get_mut(path) {
-            node.generation = self.generation;
-        }
+        let node = Arc::make_mut(&mut self.nodes).get_mut(path)?;
+        node.generation = self.generation;
+        Some(node)
     }
 
     /// A change to a node, with who can see it now: whoever may read it, or the one above it.
