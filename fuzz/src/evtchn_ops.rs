@@ -1,14 +1,15 @@
 //! Two domains that do anything at any time with event channels, each with either ABI, against a plain model of what must
-//! arrive: what is sent arrives once, nothing else does, and none is forgotten.
+//! arrive: what is sent arrives once, nothing else does, and none is forgotten. While events are lost, late, doubled or without
+//! reason by chance, those that may come are told from those that must and those that cannot.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use xen_evtchn::{Abi, Channel, EventChannels, Port, Progress, mock};
-use xen_hypercall::mock::MockDomain;
+use xen_hypercall::mock::{Dice, MockDomain};
 use xen_hypercall::{DomId, SharedInfo, VcpuId};
 
-use crate::input::{Input, Number, Ops, input};
+use crate::input::{Input, Number, Ops, chance, input};
 use crate::machine::{Xen, attempt};
 
 const VCPU0: VcpuId = VcpuId(0);
@@ -48,6 +49,10 @@ input! {
         Dispatch { side: bool },
         /// Binds to a port that is most likely not there, or adopts it.
         Guess { side: bool, port: Number, adopt: bool },
+        /// From now on events are lost, late, doubled or without reason so often; with zeros it is over.
+        Faults { seed: u8, often: [u8; 4], only: Option<bool> },
+        /// The machine goes on a step: late events arrive.
+        Step,
     }
 }
 
@@ -56,6 +61,8 @@ struct End<'e> {
     channel: Channel<'e, MockDomain>,
     masked: bool,
     pending: bool,
+    /// It may be pending, too: the fault that decides is not known.
+    doubtful: bool,
     fired: bool,
     late: bool,
     /// An event is under way.
@@ -76,6 +83,7 @@ impl<'e> End<'e> {
             channel,
             masked: false,
             pending,
+            doubtful: false,
             fired: false,
             late: false,
             unfinished: false,
@@ -88,8 +96,12 @@ impl<'e> End<'e> {
         }
     }
 
+    fn is_heard(&self) -> bool {
+        !self.masked && !self.unfinished
+    }
+
     fn is_due(&self) -> bool {
-        self.pending && !self.masked && !self.unfinished
+        self.pending && self.is_heard()
     }
 
     fn finish(&mut self) {
@@ -120,6 +132,8 @@ struct Run<'e> {
     sides: &'e [EventChannels<MockDomain>; 2],
     links: Vec<Link<'e>>,
     sent: [u64; 2],
+    /// Events of this side may go wrong, or are still on their way.
+    faulty: [bool; 2],
 }
 
 impl<'e> Run<'e> {
@@ -145,9 +159,16 @@ impl<'e> Run<'e> {
                     end.channel.notify().expect("an open port");
                     end.sent += 1;
                     self.sent[usize::from(at.side)] += 1;
+                    let faulty = self.faulty[usize::from(!at.side)];
                     if let Some(peer) = self.end(&At { link: at.link, side: !at.side }) {
-                        peer.pending = true;
+                        (peer.pending, peer.doubtful) = (peer.pending | !faulty, peer.doubtful | faulty);
+                    } else {
+                        continue;
                     }
+                    // Another port may have one without reason.
+                    let others =
+                        self.links.iter_mut().filter_map(|link| link[usize::from(!at.side)].as_mut());
+                    others.for_each(|end| end.doubtful |= faulty);
                 }
             }
             Op::Spurious { ref at } => {
@@ -197,6 +218,8 @@ impl<'e> Run<'e> {
             }
             Op::Dispatch { side } => self.dispatch(usize::from(side)),
             Op::Guess { side, ref port, adopt } => self.guess(usize::from(side), Port(port.get()), adopt),
+            Op::Faults { seed, often, only } => self.set_faults(seed, often, only.map(usize::from)),
+            Op::Step => drop(self.sides[0].platform().xen().step()),
         }
     }
 
@@ -238,16 +261,35 @@ impl<'e> Run<'e> {
         }
     }
 
+    fn set_faults(&mut self, seed: u8, often: [u8; 4], only: Option<usize>) {
+        let xen = self.sides[0].platform().xen();
+        // Those that are late by the faults so far come now.
+        mock::set_faults(xen, Dice::new(0), mock::Faults::new());
+        assert!(xen.run_until_idle(10) < 10);
+        let mut faults = mock::Faults::new();
+        [faults.lost, faults.late, faults.doubled, faults.spurious] = often.map(chance);
+        let any = faults != mock::Faults::new();
+        faults.only = only.map(|side| DOMAINS[side]);
+        self.faulty = [0, 1].map(|side| any && only.is_none_or(|only| only == side));
+        mock::set_faults(xen, Dice::new(seed.into()), faults);
+    }
+
     fn dispatch(&mut self, side: usize) {
-        let mut expected = 0;
+        let count = self.sides[side].dispatch(VCPU0);
+        let mut came = 0;
         for end in self.links.iter_mut().filter_map(|link| link[side].as_mut()) {
-            if end.is_due() {
+            let (must, may) = (end.is_due(), end.doubtful && end.is_heard());
+            let events = end.channel.stats().events - end.events;
+            assert!(events == u64::from(must) || may && events == 1, "{events} events, due: {must}");
+            if events == 1 {
                 (end.pending, end.fired, end.unfinished) = (false, true, end.late);
                 end.events += 1;
-                expected += 1;
+                came += 1;
             }
+            // What was heard and is not on its way does not come any more.
+            end.doubtful &= self.faulty[side] || !(must || may);
         }
-        assert_eq!(self.sides[side].dispatch(VCPU0), expected);
+        assert_eq!(count, came);
     }
 
     /// Nobody waits for a binding here but those of the model, which is not theirs to have.
@@ -299,7 +341,7 @@ fn attempt_plan(plan: &Plan) {
         let shared = SharedInfo::map(&domain).expect("shared_info");
         EventChannels::with_abi(domain, shared, abi).expect("a Xen with both")
     });
-    let mut run = Run { sides: &sides, links: Vec::new(), sent: [0; 2] };
+    let mut run = Run { sides: &sides, links: Vec::new(), sent: [0; 2], faulty: [false; 2] };
     for op in &plan.ops.0 {
         xen.trace(|| format!("-- {op:?}"));
         run.step(op);
@@ -351,7 +393,27 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Op::Send { at: at(0, true), times: 1 },
         ])
     };
+    let faulty = |often| {
+        let traffic = [
+            Op::Send { at: at(0, false), times: 3 },
+            Op::Step,
+            Op::Dispatch { side: true },
+            Op::Send { at: at(1, false), times: 3 },
+            Op::Dispatch { side: true },
+        ];
+        let mut faulty = ops();
+        faulty.0.truncate(20);
+        faulty.0.push(Op::Faults { seed: 1, often, only: None });
+        faulty.0.extend(traffic.iter().cycle().take(20).cloned());
+        faulty.0.push(Op::Faults { seed: 1, often: [0; 4], only: None });
+        faulty.0.extend(traffic);
+        faulty
+    };
     let names = ["two-level", "fifo", "mixed", "mixed-too"];
     let fifo = [[0, 0], [1, 1], [0, 1], [1, 0]];
-    names.into_iter().zip(fifo).map(|(name, fifo)| (name, Plan { fifo, ops: ops() }.bytes())).collect()
+    let mut seeds: Vec<_> =
+        names.into_iter().zip(fifo).map(|(name, fifo)| (name, Plan { fifo, ops: ops() }.bytes())).collect();
+    seeds.push(("faults", Plan { fifo: [0, 1], ops: faulty([140; 4]) }.bytes()));
+    seeds.push(("late", Plan { fifo: [1, 0], ops: faulty([0, 255, 0, 0]) }.bytes()));
+    seeds
 }

@@ -247,7 +247,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn explain(path: &Path) {
     let target = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     println!("\nfound: {}", path.display());
-    println!("  smaller:  cargo +nightly fuzz tmin --features libfuzzer --no-trace-compares {target} {}", path.display());
+    println!(
+        "  smaller:  cargo +nightly fuzz tmin --features libfuzzer --no-trace-compares {target} {}",
+        path.display()
+    );
     println!("  to keep:  mv {} fuzz/regressions/{target}/WHAT-IT-SHOWS", path.display());
     println!("  in tests: cargo test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz-tests");
 }

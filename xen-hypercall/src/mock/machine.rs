@@ -166,8 +166,7 @@ impl MockXen {
         let (mut from, end) = (0, state.next_actor);
         let mut progress = false;
         // They are in the order of their numbers.
-        while let Some((id, _, place)) =
-            state.actors.iter_mut().find(|(id, ..)| (from..end).contains(&id.0))
+        while let Some((id, _, place)) = state.actors.iter_mut().find(|(id, ..)| (from..end).contains(&id.0))
         {
             let id = *id;
             from = id.0 + 1;
