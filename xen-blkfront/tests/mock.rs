@@ -154,3 +154,18 @@ fn what_is_always_late_is_served_all_the_same_and_a_barrier_keeps_its_place() {
     disk.read(0, &mut read).unwrap();
     assert_eq!((read, back.faults_hit()), ([3; 512], 3));
 }
+
+#[test]
+fn a_machine_with_a_device_goes_when_the_test_lets_go_of_it() {
+    let machine = Machine::new();
+    let gone = machine.xen.downgrade();
+    {
+        let _back = machine.disk(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        drop(machine.connect(&mut xs).unwrap());
+        assert_eq!(machine.connect(&mut xs).map(drop), Ok(()));
+    }
+    assert!(gone.is_alive());
+    drop(machine);
+    assert!(!gone.is_alive());
+}

@@ -229,3 +229,18 @@ fn only_one_console_at_a_time() {
     let _console = machine.console();
     assert!(matches!(Console::new(&machine.events).err(), Some(Error::Event(_))));
 }
+
+#[test]
+fn a_machine_with_a_console_goes_when_the_test_lets_go_of_it() {
+    let machine = Machine::new();
+    let gone = machine.xen.downgrade();
+    machine.console().write(b"hello").unwrap();
+    machine.settle();
+    // What is kept of it is what the daemon has seen.
+    let Machine { xen, guest, daemon, events } = machine;
+    drop((xen, guest, events));
+    assert!(gone.is_alive());
+    assert_eq!(daemon.output(), b"hello");
+    drop(daemon);
+    assert!(!gone.is_alive());
+}

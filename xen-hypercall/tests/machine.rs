@@ -123,3 +123,27 @@ fn a_room_with_something_in_it_does_not_go() {
     // SAFETY: it is refused, which is what this test is about.
     unsafe { guest.release_room(room, 1) };
 }
+
+#[test]
+fn a_machine_goes_with_the_last_handle_from_outside() {
+    let (xen, other) = (MockXen::new(), MockXen::new());
+    let (gone, others) = (xen.downgrade(), other.downgrade());
+    let guest = xen.domain(DomId(1));
+    let page = guest.alloc_pages(1).unwrap();
+    // Far sides that keep handles, as those of devices do.
+    let (inside, far) = (xen.inside(), guest.inside());
+    xen.add_actor("a device", move |xen| inside.now() > xen.now() && far.pages_in_use() == 0);
+    let far = xen.inside().domain(DomId(0));
+    xen.register(HypercallNr(50), move |caller, _| (caller.id() == far.id()) as isize);
+    assert!(!xen.step());
+    drop(xen);
+    // Still there, with its actor, as long as the guest is.
+    assert!(gone.is_alive() && !guest.xen().step());
+    assert_eq!(guest.gfn(page), Gfn(0x1000));
+    let late = guest.inside();
+    drop(guest);
+    // A handle that does not count may see the end: there is memory, but nobody acts any more.
+    assert!(gone.is_alive() && late.pages_in_use() == 1 && !late.xen().step());
+    drop(late);
+    assert!(!gone.is_alive() && others.is_alive());
+}

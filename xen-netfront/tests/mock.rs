@@ -268,3 +268,18 @@ fn answers_that_are_always_late_come_all_the_same() {
     }
     assert!(back.faults_hit() >= 3);
 }
+
+#[test]
+fn a_machine_with_a_device_goes_when_the_test_lets_go_of_it() {
+    let machine = Machine::new();
+    let gone = machine.xen.downgrade();
+    {
+        let _back = machine.vif(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        drop(machine.connect(&mut xs).unwrap());
+        assert_eq!(machine.connect(&mut xs).map(drop), Ok(()));
+    }
+    assert!(gone.is_alive());
+    drop(machine);
+    assert!(!gone.is_alive());
+}

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{HOME, ID, Machine};
+use common::{HOME, ID, Machine, data};
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{DomId, Gfn, PAGE_SIZE, event};
@@ -263,4 +263,16 @@ fn the_trace_reads_like_a_protocol() {
     ] {
         assert!(trace.contains(line), "{line}\n{trace}");
     }
+}
+
+#[test]
+fn a_machine_with_a_store_goes_when_the_test_lets_go_of_it() {
+    let machine = Machine::new();
+    let gone = machine.xen.downgrade();
+    machine.client().write(&data("here"), b"1").unwrap();
+    let store = machine.store.clone();
+    drop(machine);
+    assert_eq!((gone.is_alive(), store.read(&data("here")).as_deref()), (true, Some("1")));
+    drop(store);
+    assert!(!gone.is_alive());
 }

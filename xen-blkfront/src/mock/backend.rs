@@ -48,7 +48,7 @@ impl Backend {
         options: Options,
         storage: Storage,
     ) -> Self {
-        let (id, dom0) = (guest.id().0, guest.xen().domain(DomId(0)));
+        let (id, dom0) = (guest.id().0, guest.xen().inside().domain(DomId(0)));
         if dom0.shared_info().is_none() {
             SharedInfo::map(&dom0).expect("shared_info of domain 0");
         }
@@ -61,7 +61,7 @@ impl Backend {
         }
         let backend = Self {
             store: store.clone(),
-            guest: guest.clone(),
+            guest: guest.inside(),
             dom0,
             front_path,
             back_path,

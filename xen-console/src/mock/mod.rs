@@ -98,12 +98,12 @@ impl MockConsoled {
     }
 
     fn start(guest: &MockDomain, link: Option<Link>) -> Self {
-        let dom0 = guest.xen().domain(DomId(0));
+        let dom0 = guest.xen().inside().domain(DomId(0));
         if dom0.shared_info().is_none() {
             SharedInfo::map(&dom0).expect("shared_info of domain 0");
         }
         let daemon = Self(Arc::new(Mutex::new(State {
-            guest: guest.clone(),
+            guest: guest.inside(),
             dom0,
             link,
             #[cfg(feature = "xenbus")]

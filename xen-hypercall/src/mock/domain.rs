@@ -169,6 +169,12 @@ impl MockDomain {
         self.id
     }
 
+    /// The same domain by a handle for what is a part of the machine; see [`MockXen::inside`].
+    #[must_use]
+    pub fn inside(&self) -> Self {
+        Self { xen: self.xen.inside(), ..self.clone() }
+    }
+
     /// The vCPU that this handle acts as.
     pub fn vcpu(&self) -> VcpuId {
         self.vcpu

@@ -6,7 +6,7 @@ use std::boxed::Box;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::format;
 use std::string::String;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::vec::Vec;
 
 use super::domain::{DomainState, Due};
@@ -20,9 +20,34 @@ type TimerHook = Box<dyn FnMut(&MockDomain, VcpuId) + Send>;
 /// Lines that the trace keeps; older ones go.
 const TRACE_LINES: usize = 4000;
 
-/// A machine with Xen on it. Clones are handles to the same machine.
+/// A machine with Xen on it. Clones are handles to the same machine, and so are [`MockDomain`]s. The machine goes when the
+/// last of them does; those of its own far sides do not count, see [`inside`](Self::inside).
 #[derive(Clone)]
-pub struct MockXen(Arc<Mutex<State>>);
+pub struct MockXen {
+    machine: Arc<Mutex<State>>,
+    /// None: what has this handle is a part of the machine.
+    _user: Option<Arc<User>>,
+}
+
+/// All that use a machine from outside.
+struct User(Arc<Mutex<State>>);
+
+impl Drop for User {
+    fn drop(&mut self) {
+        dismantle(&self.0);
+    }
+}
+
+/// Tells whether a machine is there still; see [`MockXen::downgrade`].
+#[derive(Clone, Debug)]
+pub struct WeakXen(Weak<Mutex<State>>);
+
+impl WeakXen {
+    /// Whether anything of the machine is left.
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -58,14 +83,29 @@ impl MockXen {
     /// A machine without domains, at time zero. The calls of this crate's own modules are answered; event channels
     /// and grant tables once their crates' mocks are installed.
     pub fn new() -> Self {
-        let machine = Self(Arc::default());
+        let machine: Arc<Mutex<State>> = Arc::default();
+        let user = Some(Arc::new(User(Arc::clone(&machine))));
+        let machine = Self { machine, _user: user };
         super::handlers::install(&machine);
         machine
     }
 
+    /// A handle for what is a part of the machine itself, such as the actor that is the other side of a device: it does
+    /// not keep the machine from ending. When the last other handle goes, actors, handlers and what mocks keep here go, and
+    /// with them the machine's memory. The domains of such a handle are of that kind, too.
+    #[must_use]
+    pub fn inside(&self) -> Self {
+        Self { machine: Arc::clone(&self.machine), _user: None }
+    }
+
+    /// What tells, later, whether the machine is gone: for a test that nothing keeps it.
+    pub fn downgrade(&self) -> WeakXen {
+        WeakXen(Arc::downgrade(&self.machine))
+    }
+
     /// A panic elsewhere leaves the state as consistent as the code that panicked did; tests go on to report it.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A domain; it is made when first asked for.
@@ -132,7 +172,8 @@ impl MockXen {
         result
     }
 
-    /// Adds a far side. `step` does what can be done at once, and answers whether that was anything.
+    /// Adds a far side. `step` does what can be done at once, and answers whether that was anything. A handle to the machine
+    /// that it keeps should be one for [`inside`](Self::inside).
     pub fn add_actor(&self, name: &str, step: impl FnMut(&Self) -> bool + Send + 'static) -> ActorId {
         let mut state = self.state();
         let id = ActorId(state.next_actor);
@@ -146,17 +187,10 @@ impl MockXen {
         self.state().actors.retain(|(other, ..)| *other != id);
     }
 
-    /// Takes away every actor, handler and what other mocks keep here, for good: they have handles to the machine, which
-    /// would keep it, with all its memory, for as long as the program runs. For programs that make a great many machines.
+    /// Takes away every actor, handler and what other mocks keep here, at once and for good. That happens by itself when the
+    /// last handle goes, unless an actor has one that is not [`inside`](Self::inside).
     pub fn dismantle(&self) {
-        let mut state = self.state();
-        let actors = core::mem::take(&mut state.actors);
-        let handlers = core::mem::take(&mut state.handlers);
-        let extensions = core::mem::take(&mut state.extensions);
-        let hook = state.timer_hook.take();
-        // What is dropped may use the machine once more.
-        drop(state);
-        drop((actors, handlers, extensions, hook));
+        dismantle(&self.machine);
     }
 
     /// Lets every actor act once, in the order they were added; answers whether any did anything.
@@ -274,6 +308,17 @@ impl MockXen {
             None => unreachable!("keyed by the type itself"),
         }
     }
+}
+
+fn dismantle(machine: &Mutex<State>) {
+    let mut state = machine.lock().unwrap_or_else(PoisonError::into_inner);
+    let actors = core::mem::take(&mut state.actors);
+    let handlers = core::mem::take(&mut state.handlers);
+    let extensions = core::mem::take(&mut state.extensions);
+    let hook = state.timer_hook.take();
+    // What is dropped may use the machine once more.
+    drop(state);
+    drop((actors, handlers, extensions, hook));
 }
 
 fn describe(result: isize) -> String {

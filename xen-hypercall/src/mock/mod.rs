@@ -17,4 +17,4 @@ mod vcpu;
 pub use dice::{Chance, Dice};
 pub use domain::MockDomain;
 pub use faults::{HypercallFaults, TraceOnPanic};
-pub use machine::{ActorId, MockXen};
+pub use machine::{ActorId, MockXen, WeakXen};

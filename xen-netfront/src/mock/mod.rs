@@ -101,7 +101,7 @@ impl MockNetback {
         index: u32,
         options: Options,
     ) -> Self {
-        let (id, dom0) = (guest.id().0, guest.xen().domain(DomId(0)));
+        let (id, dom0) = (guest.id().0, guest.xen().inside().domain(DomId(0)));
         if dom0.shared_info().is_none() {
             SharedInfo::map(&dom0).expect("shared_info of domain 0");
         }
@@ -109,7 +109,7 @@ impl MockNetback {
             store: store.clone(),
             switch: switch.clone(),
             port: switch.add_port(),
-            guest: guest.clone(),
+            guest: guest.inside(),
             dom0,
             front_path: format!("/local/domain/{id}/device/vif/{index}"),
             back_path: format!("/local/domain/0/backend/vif/{id}/{index}"),

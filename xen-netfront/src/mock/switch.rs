@@ -46,7 +46,7 @@ impl MockSwitch {
     /// A switch with the host's port.
     pub fn new(xen: &MockXen) -> Self {
         Self(Arc::new(Mutex::new(Switch {
-            xen: xen.clone(),
+            xen: xen.inside(),
             ports: [Port::default()].into(),
             learned: BTreeMap::new(),
             captured: VecDeque::new(),
@@ -57,7 +57,7 @@ impl MockSwitch {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The machine that it is on.
+    /// The machine that it is on, by a handle that does not keep it; see [`MockXen::inside`].
     pub fn xen(&self) -> MockXen {
         self.state().xen.clone()
     }

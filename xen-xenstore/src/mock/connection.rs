@@ -68,7 +68,7 @@ impl Backing for GuestPage {
 impl Connection {
     pub(super) fn new(guest: &MockDomain, page: NonNull<Page>, dom0: MockDomain, port: u32) -> Self {
         let mut connection = Self {
-            guest: guest.clone(),
+            guest: guest.inside(),
             dom0,
             port,
             page,

@@ -114,7 +114,7 @@ impl MockXenstored {
     pub fn connect(&self, guest: &MockDomain) {
         let id = guest.id();
         let page = guest.special_page(STORE_GFN);
-        let dom0 = guest.xen().domain(DomId(0));
+        let dom0 = guest.xen().inside().domain(DomId(0));
         if dom0.shared_info().is_none() {
             SharedInfo::map(&dom0).expect("shared_info of domain 0");
         }
