@@ -13,7 +13,8 @@ use zerocopy::IntoBytes;
 use crate::error::Violation;
 use crate::page::StorePage;
 use crate::session::Assembler;
-use crate::watch::Watches;
+use crate::text::Text;
+use crate::watch::{Token, Watches};
 use crate::wire::{
     ABS_PATH_MAX, HEADER_SIZE, Header, Operation, PAYLOAD_MAX, REL_PATH_MAX, Refusal, strings,
 };
@@ -155,6 +156,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         self.await_connection()?;
         self.incoming = Assembler::new();
         (self.unsent, self.pending, self.orphan, self.broken) = ((0, 0), None, None, None);
+        self.watches.forget_given_up();
         self.stats.reconnects += 1;
         let watched = self.watch_again();
         if let Err(error) = watched {
@@ -166,7 +168,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
 
     /// Waits until the daemon says that the connection is up, and joins the streams as they are then.
     fn await_connection(&mut self) -> Result<(), Error> {
-        let deadline = self.now().saturating_add(self.patience);
+        let deadline = self.deadline();
         while self.ring.word(XenstoreLayout::CONNECTION)? != CONNECTED {
             if self.now() >= deadline {
                 return Err(Error::ReconnectTimedOut);
@@ -180,6 +182,11 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// The time by the platform's clock, in which deadlines are given.
     pub fn now(&self) -> Duration {
         self.events.platform().now()
+    }
+
+    /// When an answer to what is asked now is late.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.now().saturating_add(self.patience)
     }
 
     /// What passed so far.
@@ -301,12 +308,8 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
             return Err(Error::TooLong);
         }
         self.poll()?;
-        let deadline = self.now().saturating_add(self.patience);
-        self.send_rest(operation, deadline)?;
-        if let Some(orphan) = self.orphan.take() {
-            // Whether it worked does not matter: its answer is a stray one.
-            self.send_message(Operation::TRANSACTION_END, orphan, &[b"F\0"], deadline)?;
-        }
+        let deadline = self.deadline();
+        self.tidy_up(operation, deadline)?;
         let id = self.send_message(operation, transaction, parts, deadline)?;
         self.stats.requests += 1;
         self.pending = Some(Question { id, operation, outcome: None });
@@ -322,6 +325,30 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
             }
             self.events.wait(Some(deadline));
         }
+    }
+
+    /// Ends what questions that were given up have left, or may have left, at the daemon: it handles messages in their order.
+    /// Whether it can does not matter, those answers are stray ones.
+    pub(crate) fn tidy_up(&mut self, operation: Operation, deadline: Duration) -> Result<(), Error> {
+        self.send_rest(operation, deadline)?;
+        if let Some(orphan) = self.orphan {
+            self.send_message(Operation::TRANSACTION_END, orphan, &[b"F\0"], deadline)
+                .or_else(|error| self.begun(error))?;
+            self.orphan = None;
+        }
+        while let Some((watch, path)) = self.watches.given_up() {
+            self.send_rest(operation, deadline)?;
+            let token = Text::new(Token(watch))?;
+            let parts = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
+            self.send_message(Operation::UNWATCH, 0, &parts, deadline).or_else(|error| self.begun(error))?;
+            self.watches.free(watch.slot);
+        }
+        self.send_rest(operation, deadline)
+    }
+
+    /// A message of which a part is in the ring is as good as sent.
+    fn begun(&self, error: Error) -> Result<u32, Error> {
+        if self.unsent == (0, 0) { Err(error) } else { Ok(self.last_id) }
     }
 
     /// Sends a whole message; answers its number. When there is no room for all of it in time, the rest is kept.

@@ -34,6 +34,8 @@ struct Slot {
     path: Option<Path>,
     generation: u32,
     fired: bool,
+    /// Nobody's any more, and to be ended at the daemon.
+    given_up: bool,
     waker: AtomicWaker,
 }
 
@@ -53,27 +55,54 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// the toolstack permits it.
     ///
     /// # Errors
-    /// [`Error::TooManyWatches`], or [`Error::Refused`] when the daemon's quota is used up.
+    /// [`Error::TooManyWatches`], or [`Error::Refused`] when the daemon's quota is used up. After [`Error::TimedOut`] the
+    /// daemon may set it some time later: then it is ended again before the next question.
     pub fn watch(&mut self, path: &str) -> Result<Watch, Error> {
-        let watch = self.watches.add(Path::new(path)?).ok_or(Error::TooManyWatches)?;
+        let name = Path::new(path)?;
+        let watch = match self.watches.add(name) {
+            Some(watch) => watch,
+            None => {
+                self.poll()?;
+                self.tidy_up(Operation::WATCH, self.deadline())?;
+                self.watches.add(name).ok_or(Error::TooManyWatches)?
+            }
+        };
         let token = Text::new(Token(watch))?;
         match self.ask_path(Operation::WATCH, 0, path, [token.as_bytes(), b"\0"]) {
             Ok(_) => Ok(watch),
             Err(error) => {
-                self.watches.remove(watch);
+                self.give_watch_up(watch, error);
                 Err(error)
             }
+        }
+    }
+
+    /// Whether the daemon knows a watch is not known, if the question was not answered in time.
+    fn give_watch_up(&mut self, watch: Watch, error: Error) {
+        match error {
+            Error::TimedOut(_) => self.watches.give_up(watch),
+            _ => drop(self.watches.remove(watch)),
         }
     }
 
     /// Ends a watch.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the daemon does not know it.
+    /// [`Error::Refused`] when the daemon does not know it. After [`Error::TimedOut`] the daemon is asked again before the next
+    /// question.
     pub fn unwatch(&mut self, watch: Watch) -> Result<(), Error> {
         let token = Text::new(Token(watch))?;
-        let Some(path) = self.watches.remove(watch) else { return Ok(()) };
-        self.ask_path(Operation::UNWATCH, 0, &path, [token.as_bytes(), b"\0"]).map(drop)
+        let Some(path) = self.watches.path(watch) else { return Ok(()) };
+        match self.ask_path(Operation::UNWATCH, 0, &path, [token.as_bytes(), b"\0"]) {
+            Ok(_) => {
+                self.watches.remove(watch);
+                Ok(())
+            }
+            Err(error) => {
+                self.give_watch_up(watch, error);
+                Err(error)
+            }
+        }
     }
 
     /// Whether a watch fired since this was asked last, once for any number of events. A watch that is not there any
@@ -145,7 +174,40 @@ impl Watches {
     fn get(&mut self, watch: Watch) -> Option<&mut Slot> {
         self.slots
             .get_mut(watch.slot)
-            .filter(|slot| slot.path.is_some() && slot.generation == watch.generation)
+            .filter(|slot| slot.path.is_some() && !slot.given_up && slot.generation == watch.generation)
+    }
+
+    /// What is watched.
+    fn path(&mut self, watch: Watch) -> Option<Path> {
+        self.get(watch)?.path
+    }
+
+    /// Takes a watch from its owner; its place stays taken until it is [free](Self::free).
+    fn give_up(&mut self, watch: Watch) {
+        if let Some(slot) = self.get(watch) {
+            slot.given_up = true;
+            slot.waker.wake();
+        }
+    }
+
+    /// A watch that was given up.
+    pub(crate) fn given_up(&self) -> Option<(Watch, Path)> {
+        let slot = self.slots.iter().position(|slot| slot.given_up)?;
+        self.at(slot)
+    }
+
+    /// Lets a place be taken again.
+    pub(crate) fn free(&mut self, slot: usize) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            (slot.path, slot.given_up) = (None, false);
+        }
+    }
+
+    /// The daemon knows none of them any more.
+    pub(crate) fn forget_given_up(&mut self) {
+        while let Some((watch, _)) = self.given_up() {
+            self.free(watch.slot);
+        }
     }
 
     /// The watch in a place.

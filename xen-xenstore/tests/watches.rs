@@ -12,7 +12,7 @@ use xen_hypercall::DomId;
 use xen_hypercall::mock::{Chance, Dice};
 use xen_xenstore::Error;
 use xen_xenstore::mock::{Faults, Limits};
-use xen_xenstore::wire::{Header, Refusal};
+use xen_xenstore::wire::{Header, Operation, Refusal};
 
 #[test]
 fn a_watch_fires_once_at_first_and_then_when_something_changes() {
@@ -254,4 +254,84 @@ fn a_task_is_woken() {
     xs.read("name").unwrap();
     assert!(woken.0.load(SeqCst) > before);
     assert_eq!(xs.poll_fired(&watch, &mut cx), Poll::Ready(Ok(())));
+}
+
+#[test]
+fn a_watch_that_was_set_too_late_is_ended() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    // More often than there are places.
+    for round in 0..40 {
+        machine.store.stall(true);
+        assert_eq!(xs.watch("data/late"), Err(Error::TimedOut(Operation::WATCH)), "{round}");
+        machine.store.stall(false);
+        machine.settle();
+        // The daemon has set it meanwhile, and its events are nobody's; the question before this one was ended.
+        assert_eq!(machine.store.watches(ID), 1, "{round}");
+    }
+    let stray = xs.stats().stray;
+    assert_eq!(xs.is_introduced(ID), Ok(true));
+    machine.settle();
+    assert_eq!(machine.store.watches(ID), 0);
+    // Of the last one an answer, an event, and the answer to its end; and that to the end of the one before.
+    machine.store.write(&data("late"), "1");
+    machine.settle();
+    xs.poll().unwrap();
+    assert_eq!(xs.stats().stray, stray + 4);
+    let watch = xs.watch("data/late").unwrap();
+    machine.settle();
+    assert_eq!((xs.fired(&watch), machine.store.watches(ID)), (Ok(true), 1));
+}
+
+#[test]
+fn watches_that_time_out_at_a_daemon_that_hangs_leave_nothing() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let kept = xs.watch("data/kept").unwrap();
+    let other = xs.watch("data/other").unwrap();
+    machine.store.stall(true);
+    // Until long after the ring is full, and all places are taken.
+    for round in 0..80 {
+        assert_eq!(
+            xs.watch("data/a-name-to-fill-the-ring"),
+            Err(Error::TimedOut(Operation::WATCH)),
+            "{round}"
+        );
+    }
+    assert_eq!(xs.unwatch(other), Err(Error::TimedOut(Operation::UNWATCH)));
+    // It is gone for its owner, at once.
+    assert_eq!((xs.unwatch(other), machine.store.watches(ID)), (Ok(()), 2));
+    machine.store.stall(false);
+    machine.settle();
+    assert_eq!(xs.is_introduced(ID), Ok(true));
+    machine.settle();
+    assert_eq!(machine.store.watches(ID), 1);
+    assert_eq!(xs.fired(&kept), Ok(true));
+    machine.store.write(&data("kept"), "1");
+    machine.settle();
+    assert_eq!(xs.fired(&kept), Ok(true));
+    for _ in 0..31 {
+        xs.watch("data").unwrap();
+    }
+    assert_eq!((xs.watch("data"), machine.store.watches(ID)), (Err(Error::TooManyWatches), 32));
+}
+
+#[test]
+fn a_new_connection_has_nothing_of_the_watches_that_timed_out() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    xs.watch("data/kept").unwrap();
+    machine.store.stall(true);
+    assert_eq!(xs.watch("data/late"), Err(Error::TimedOut(Operation::WATCH)));
+    machine.store.stall(false);
+    machine.settle();
+    machine.store.give_up(ID, 1);
+    machine.settle();
+    assert!(xs.poll().is_err());
+    xs.reconnect().unwrap();
+    machine.settle();
+    assert_eq!(machine.store.watches(ID), 1);
+    let requests = xs.stats().requests;
+    xs.is_introduced(ID).unwrap();
+    assert_eq!((xs.stats().requests, machine.store.watches(ID)), (requests + 1, 1));
 }
