@@ -11,9 +11,8 @@ use xen_gnttab::Access;
 use xen_hypercall::mock::{Dice, MockDomain};
 use xen_xenstore::Xenstore;
 
-use crate::input::{Input, Number, Ops, chance, input};
+use crate::input::{Input, Number, Ops, Value, chance, input};
 use crate::machine::{Machine, attempt};
-use crate::netfront::Value;
 use model::{Model, SECTORS, decode, encode};
 
 #[allow(missing_docs, reason = "shared with the crate's own tests")]

@@ -1,7 +1,9 @@
-//! A console, with a daemon that fails, hangs, or writes anywhere in the page.
+//! A console, the first or one through xenstore, with a daemon that fails, hangs, or writes anywhere in the page.
 //!
 //! What was written comes out, and what was typed comes in, in order and once, as long as the daemon does not lie; every
 //! call ends in time; only a daemon that lies breaks the console.
+
+mod second;
 
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -13,15 +15,17 @@ use xen_hypercall::VcpuId;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Dice, MockDomain};
 use xen_ring::ConsoleLayout;
-use xen_ring::mock::HostilePeer;
+use xen_ring::mock::{HostilePeer, PeerOp};
 
 use crate::byte_ring::Hostile;
-use crate::input::{Input, Number, Ops, chance, input};
+use crate::input::{Input, Number, Ops, Value, chance, input};
 use crate::machine::{GUEST, SpecialPage, Xen, attempt};
 
 input! {
     /// What is tried.
     pub struct Plan {
+        /// The first console, or one with a number.
+        second: bool,
         seed: u32,
         /// How often each goes wrong, in the order of [`Faults`].
         faults: [u8; 5],
@@ -56,6 +60,23 @@ input! {
         Event,
         /// The daemon writes anywhere in its page.
         Raw { act: Hostile },
+        /// Of a console with a number: whether it is to end.
+        IsClosing,
+        /// The toolstack takes it away.
+        Detach,
+        /// It is closed, if it is there, and connected again.
+        Anew,
+        /// A node of the backend's says this, or goes.
+        Say { node: u8, value: Value },
+    }
+}
+
+impl Plan {
+    fn faults(&self) -> Faults {
+        let mut faults = Faults::new();
+        let f = self.faults.map(chance);
+        [faults.stalls, faults.short_read, faults.short_write, faults.spurious_event, faults.index_jump] = f;
+        faults
     }
 }
 
@@ -97,9 +118,51 @@ struct Run<'m> {
     lied: bool,
     jumps: bool,
     broken: bool,
+    /// Does something in the page as its peer.
+    peer: &'m dyn Fn(PeerOp),
 }
 
 impl<'m> Run<'m> {
+    fn new(
+        plan: &Plan,
+        daemon: &'m MockConsoled,
+        events: &'m EventChannels<MockDomain>,
+        guest: &'m MockDomain,
+        peer: &'m dyn Fn(PeerOp),
+    ) -> Self {
+        let faults = plan.faults();
+        daemon.set_faults(Dice::new(plan.seed.into()), faults);
+        Self {
+            daemon,
+            events,
+            guest,
+            up: Direction::default(),
+            down: Direction::default(),
+            lied: false,
+            jumps: faults.index_jump != Faults::new().index_jump,
+            broken: false,
+            peer,
+        }
+    }
+
+    /// An honest daemon from here on, that does its work: all of it arrives.
+    fn settle(&mut self, console: &mut Console<'m, MockDomain>) {
+        if self.lied || self.jumps {
+            return;
+        }
+        for _ in 0..1 + self.down.sent / 1024 {
+            self.step(console, &Op::Pass { milliseconds: 255 });
+            self.step(console, &Op::Dispatch);
+            self.step(console, &Op::Write { len: 1 });
+            self.step(console, &Op::Run);
+            self.step(console, &Op::Read { len: 2999 });
+        }
+        self.step(console, &Op::Run);
+        self.step(console, &Op::Read { len: 2999 });
+        assert_eq!(self.up.arrived, self.up.sent, "what was written comes out");
+        assert_eq!(self.down.arrived, self.down.sent, "what was typed comes in");
+    }
+
     fn check<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         match result {
             Ok(value) => {
@@ -208,9 +271,9 @@ impl<'m> Run<'m> {
             Op::Event => drop(xen_evtchn::mock::inject(self.guest, console.channel().port())),
             Op::Raw { ref act } => {
                 self.lied = true;
-                let page = SpecialPage::of(self.guest, HvmParam::CONSOLE_PFN);
-                HostilePeer::<ConsoleLayout, _>::new(page).expect("a page is enough").apply(act.op());
+                (self.peer)(act.op());
             }
+            Op::IsClosing | Op::Detach | Op::Anew | Op::Say { .. } => {}
         }
         let took = xen.now() - before;
         assert!(took <= most, "{op:?} took {took:?}");
@@ -224,45 +287,26 @@ pub fn run(data: &[u8]) {
 }
 
 fn attempt_plan(plan: &Plan) {
+    if plan.second { second::attempt_plan(plan) } else { first(plan) }
+}
+
+fn first(plan: &Plan) {
     let xen = Xen::new();
     let (guest, events) = xen_console::mock::guest(&xen, GUEST);
     let daemon = MockConsoled::connect(&xen, &guest);
-    let mut console = Console::new(&events).expect("a console");
-    let mut faults = Faults::new();
-    let f = plan.faults.map(chance);
-    [faults.stalls, faults.short_read, faults.short_write, faults.spurious_event, faults.index_jump] = f;
-    daemon.set_faults(Dice::new(plan.seed.into()), faults);
-    let mut run = Run {
-        daemon: &daemon,
-        events: &events,
-        guest: &guest,
-        up: Direction::default(),
-        down: Direction::default(),
-        lied: false,
-        jumps: faults.index_jump != Faults::new().index_jump,
-        broken: false,
+    let peer = |act| {
+        let page = SpecialPage::of(&guest, HvmParam::CONSOLE_PFN);
+        HostilePeer::<ConsoleLayout, _>::new(page).expect("a page is enough").apply(act);
     };
+    let mut console = Console::new(&events).expect("a console");
+    let mut run = Run::new(plan, &daemon, &events, &guest, &peer);
     for op in &plan.ops.0 {
         xen.trace(|| format!("-- {op:?}"));
         run.step(&mut console, op);
     }
-    // An honest daemon from here on, that does its work: all of it arrives.
     daemon.set_faults(Dice::new(0), Faults::new());
     daemon.stall(false);
-    if run.lied || run.jumps {
-        return;
-    }
-    for _ in 0..1 + run.down.sent / 1024 {
-        run.step(&mut console, &Op::Pass { milliseconds: 255 });
-        run.step(&mut console, &Op::Dispatch);
-        run.step(&mut console, &Op::Write { len: 1 });
-        run.step(&mut console, &Op::Run);
-        run.step(&mut console, &Op::Read { len: 2999 });
-    }
-    run.step(&mut console, &Op::Run);
-    run.step(&mut console, &Op::Read { len: 2999 });
-    assert_eq!(run.up.arrived, run.up.sent, "what was written comes out");
-    assert_eq!(run.down.arrived, run.down.sent, "what was typed comes in");
+    run.settle(&mut console);
 }
 
 /// Inputs to begin with.
@@ -284,7 +328,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Op::IsConnected,
         ]
     };
-    let plan = Plan { seed: 1, faults: [0; 5], ops: Ops(Vec::new()) };
+    let plan = Plan { second: false, seed: 1, faults: [0; 5], ops: Ops(Vec::new()) };
     let with = |more: Vec<Op>| Plan { ops: Ops([session(), more, session()].concat()), ..plan.clone() };
     vec![
         ("session", with(vec![Op::Pass { milliseconds: 9 }]).bytes()),
@@ -314,6 +358,25 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("index", {
             let act = Hostile::Advance { cursor: 3, by: Number::Power { bit: 10, more: 1 } };
             with(vec![Op::Raw { act }]).bytes()
+        }),
+        ("second", Plan { second: true, ..with(vec![Op::IsClosing, Op::Anew]) }.bytes()),
+        (
+            "second-detached",
+            Plan { second: true, ..with(vec![Op::Detach, Op::Run, Op::IsClosing, Op::Anew]) }.bytes(),
+        ),
+        (
+            "second-hangs",
+            Plan {
+                second: true,
+                ..with(vec![Op::Stall { on: true }, Op::Anew, Op::Stall { on: false }, Op::Anew])
+            }
+            .bytes(),
+        ),
+        ("second-lies", {
+            let act = Hostile::Advance { cursor: 3, by: Number::Power { bit: 10, more: 1 } };
+            let value = Value::Number { number: Number::Up { by: 6 } };
+            Plan { second: true, ..with(vec![Op::Raw { act }, Op::Say { node: 0, value }, Op::IsClosing]) }
+                .bytes()
         }),
     ]
 }

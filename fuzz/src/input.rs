@@ -172,6 +172,28 @@ input! {
         /// Any.
         Any { value: u32 },
     }
+
+    /// What a node says.
+    pub enum Value {
+        None,
+        Number { number: Number },
+        Text,
+        Empty,
+        Long,
+    }
+}
+
+impl Value {
+    /// As text; none: the node goes.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Number { number } => Some(number.get().to_string()),
+            Self::Text => Some("00:16:3e:12:34:5g".into()),
+            Self::Empty => Some(String::new()),
+            Self::Long => Some("7".repeat(300)),
+        }
+    }
 }
 
 impl Number {

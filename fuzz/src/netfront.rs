@@ -14,7 +14,7 @@ use xen_netfront::{
 };
 use xen_xenstore::Xenstore;
 
-use crate::input::{Input, Number, Ops, chance, input};
+use crate::input::{Input, Number, Ops, Value, chance, input};
 use crate::machine::{BACK, Machine, attempt};
 
 const QUEUES: usize = 2;
@@ -104,15 +104,6 @@ input! {
         Twice,
         Index { by: Number },
     }
-
-    /// What a node says.
-    pub enum Value {
-        None,
-        Number { number: Number },
-        Text,
-        Empty,
-        Long,
-    }
 }
 
 impl FaultInput {
@@ -125,19 +116,6 @@ impl FaultInput {
             Self::Missing => Fault::Missing,
             Self::Twice => Fault::Twice,
             Self::Index { ref by } => Fault::Index(by.get()),
-        }
-    }
-}
-
-impl Value {
-    /// As text; none: the node goes.
-    pub fn text(&self) -> Option<String> {
-        match self {
-            Self::None => None,
-            Self::Number { number } => Some(number.get().to_string()),
-            Self::Text => Some("00:16:3e:12:34:5g".into()),
-            Self::Empty => Some(String::new()),
-            Self::Long => Some("7".repeat(300)),
         }
     }
 }
