@@ -154,6 +154,18 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.settle(least)
     }
 
+    /// Whether there are so many pages, and slots for them beside those for frames that were staged before.
+    #[cfg(feature = "smoltcp-v0-14")]
+    pub(crate) fn has_room_beside(&mut self, staged: usize, wanted: usize) -> bool {
+        let Self { queues, stats, .. } = self;
+        let mut queues = queues.iter_mut().flatten();
+        let room = queues.try_fold(true, |all, queue| {
+            let pages = queue.tx.available(staged + wanted, stats)?;
+            Ok(all && pages >= wanted && queue.tx.ring.free() as usize >= staged + wanted)
+        });
+        self.check().and_then(|()| self.settle(room)).unwrap_or(false)
+    }
+
     /// Copies a frame into shared pages and queues it; [`flush`](Self::flush) tells the backend.
     ///
     /// # Errors
@@ -195,29 +207,39 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.settle(sent)
     }
 
-    /// Copies a part of a frame to the pages that are sent next, on the queue of its flow. Nothing else may be sent there
-    /// before [`send_staged`](Self::send_staged).
+    /// Copies a part of a frame to pages of the queue of its flow, until [`send_staged`](Self::send_staged). `frame` is
+    /// 1 or more, and less than [`FRAMES`](crate::pool::FRAMES); others may be sent meanwhile.
     #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn stage(&mut self, head: &[u8], at: usize, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn stage(&mut self, frame: usize, head: &[u8], at: usize, bytes: &[u8]) -> Result<(), Error> {
         self.check()?;
         let needed = (at + bytes.len()).div_ceil(PAGE_SIZE) + 1;
         let staged = self.on_queue(head, |queue, stats| {
-            if queue.tx.available(needed, stats)? < needed {
-                return Err(Error::Full);
-            }
-            queue.tx.stage(at, bytes, stats)
+            queue.tx.on_frame(frame, |tx| {
+                if tx.available(needed, stats)? < needed {
+                    return Err(Error::Full);
+                }
+                tx.stage(at, bytes, stats)
+            })
         });
         self.settle(staged)
     }
 
     /// Sends the frame whose parts were [staged](Self::stage), with these headers.
     #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn send_staged(&mut self, head: &[u8], len: usize, meta: TxMeta) -> Result<(), Error> {
+    pub(crate) fn send_staged(
+        &mut self,
+        frame: usize,
+        head: &[u8],
+        len: usize,
+        meta: TxMeta,
+    ) -> Result<(), Error> {
         self.check()?;
         let plan = Plan::new(self.config.send, head, len, meta, |_, _| None)?;
         let sent = self.on_queue(head, |queue, stats| {
-            queue.tx.stage(0, head, stats)?;
-            queue.tx.send_staged(len, &plan, stats)
+            queue.tx.on_frame(frame, |tx| {
+                tx.stage(0, head, stats)?;
+                tx.send_staged(len, &plan, stats)
+            })
         });
         self.settle(sent)
     }

@@ -9,6 +9,16 @@ use crate::abi::NR_SLOTS_MIN;
 /// Pages at most, as many as a ring of one page has slots.
 pub(crate) const PAGES: usize = 256;
 
+/// Frames at most that are put together at once: one that is sent as soon as it is whole, and those that wait for more.
+pub(crate) const FRAMES: usize = if cfg!(feature = "smoltcp-v0-14") { 5 } else { 1 };
+
+/// The ids of a frame's pages, in order. They stay the same while others come back.
+#[derive(Clone, Copy)]
+struct Frame {
+    ids: [u16; NR_SLOTS_MIN],
+    count: usize,
+}
+
 /// An id is a page's place; the backend's word for one is looked up, never used as it is.
 pub(crate) struct Pool<'g, P: Platform> {
     pages: [Option<GrantedPage<'g, P>>; PAGES],
@@ -16,9 +26,9 @@ pub(crate) struct Pool<'g, P: Platform> {
     /// The ids that are here, a stack.
     here: [u16; PAGES],
     count: usize,
-    /// The ids of the next frame's pages, in order. They stay the same while others come back.
-    staged: [u16; NR_SLOTS_MIN],
-    staged_count: usize,
+    frames: [Frame; FRAMES],
+    /// Which of them is meant by all that follows.
+    frame: usize,
 }
 
 impl<'g, P: Platform> Pool<'g, P> {
@@ -28,8 +38,8 @@ impl<'g, P: Platform> Pool<'g, P> {
             away: [false; PAGES],
             here: [0; PAGES],
             count: 0,
-            staged: [0; NR_SLOTS_MIN],
-            staged_count: 0,
+            frames: [Frame { ids: [0; NR_SLOTS_MIN], count: 0 }; FRAMES],
+            frame: 0,
         };
         for (page, place) in pool.pages.iter_mut().zip(&mut pool.here).take(pages.max(1)) {
             *page = Some(grants.share(backend, Access::ReadOnly)?);
@@ -44,32 +54,39 @@ impl<'g, P: Platform> Pool<'g, P> {
         self.pages.iter().flatten().map(GrantedPage::gref)
     }
 
-    /// How many pages are here.
-    pub(crate) fn available(&self) -> usize {
-        self.count + self.staged_count
+    /// Which of the frames that are put together is meant from now on.
+    pub(crate) fn choose(&mut self, frame: usize) {
+        self.frame = frame.min(FRAMES - 1);
     }
 
-    /// The page for part `nth` of the next frame.
+    /// How many pages there are for the frame.
+    pub(crate) fn available(&self) -> usize {
+        self.count + self.frames.get(self.frame).map_or(0, |frame| frame.count)
+    }
+
+    /// The page for part `nth` of the frame.
     pub(crate) fn nth(&mut self, nth: usize) -> Option<(u16, &mut GrantedPage<'g, P>)> {
-        while self.staged_count <= nth {
+        let frame = self.frames.get_mut(self.frame)?;
+        while frame.count <= nth {
             let last = self.count.checked_sub(1)?;
-            *self.staged.get_mut(self.staged_count)? = *self.here.get(last)?;
+            *frame.ids.get_mut(frame.count)? = *self.here.get(last)?;
             self.count = last;
-            self.staged_count += 1;
+            frame.count += 1;
         }
-        let id = *self.staged.get(nth)?;
+        let id = *frame.ids.get(nth)?;
         Some((id, self.pages.get_mut(usize::from(id))?.as_mut()?))
     }
 
-    /// Notes that the backend has the pages of the next frame, so many; what follows is for another.
+    /// Notes that the backend has the pages of the frame, so many; what follows is for another.
     pub(crate) fn sent(&mut self, count: usize) {
-        for id in self.staged.iter().take(count) {
+        let Some(frame) = self.frames.get_mut(self.frame) else { return };
+        for id in frame.ids.iter().take(count) {
             if let Some(away) = self.away.get_mut(usize::from(*id)) {
                 *away = true;
             }
         }
-        self.staged.copy_within(count.min(self.staged_count)..self.staged_count, 0);
-        self.staged_count = self.staged_count.saturating_sub(count);
+        frame.ids.copy_within(count.min(frame.count)..frame.count, 0);
+        frame.count = frame.count.saturating_sub(count);
     }
 
     /// Takes a page back that the backend says it is done with; false when it did not have it.

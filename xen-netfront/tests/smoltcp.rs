@@ -180,9 +180,13 @@ fn sent(frames: &[Vec<u8>]) -> Vec<(Vec<u8>, Option<u16>)> {
     assert_eq!(back.complaints(), [""; 0]);
     let got: Vec<Frame> = std::iter::from_fn(|| machine.switch.receive()).collect();
     let wire: Vec<Vec<u8>> = got.iter().flat_map(|frame| frame.to_wire().unwrap()).collect();
-    // On the wire they are what the stack sent, but for the numbers and flags that cutting sets.
+    // On the wire they are what the stack sent, but for the numbers and flags that cutting sets; each flow in its order.
     assert_eq!(wire.len(), frames.len());
-    for (wire, frame) in wire.iter().zip(frames) {
+    let flow = |frame: &&Vec<u8>| Packet::parse(frame).map(|packet| frame[packet.transport..][..4].to_vec());
+    let (mut wire, mut frames): (Vec<_>, Vec<_>) = (wire.iter().collect(), frames.iter().collect());
+    wire.sort_by_key(flow);
+    frames.sort_by_key(flow);
+    for (wire, frame) in wire.into_iter().zip(frames) {
         let packet = Packet::parse(frame);
         assert_eq!(
             wire[packet.map_or(0, |packet| packet.payload)..],
@@ -249,5 +253,40 @@ fn segments_of_a_stream_become_one_packet() {
         let many: Vec<Vec<u8>> = (0..100).map(|index| segment(index * 1400, 1400, 16)).collect();
         let got = total(&sent(&many));
         assert_eq!(got, [(46 * 1400, Some(1400)), (46 * 1400, Some(1400)), (8 * 1400, Some(1400))]);
+    }
+}
+
+#[test]
+fn segments_of_several_streams_in_turns_become_a_packet_each() {
+    for v6 in [false, true] {
+        let segment = |port: u8, sequence: u32, len: usize| {
+            let mut frame = tcp(v6, true, sequence, &bytes(len));
+            let packet = Packet::parse(&frame).unwrap();
+            frame[packet.transport + 1] = port;
+            frame[packet.transport + 13] = 16;
+            frame
+        };
+        let headers = segment(0, 0, 0).len();
+        let total = |frames: &[Vec<u8>]| -> Vec<(u8, usize, Option<u16>)> {
+            let told = |(bytes, size): (Vec<u8>, _)| (bytes[headers - 19], bytes.len() - headers, size);
+            sent(frames).into_iter().map(told).collect()
+        };
+        let turns = |ports: u8, rounds: u32| -> Vec<Vec<u8>> {
+            (0..rounds).flat_map(|n| (0..ports).map(move |port| segment(port, n * 1400, 1400))).collect()
+        };
+        let whole = |port| (port, 10 * 1400, Some(1400));
+        assert_eq!(total(&turns(4, 10)), [whole(0), whole(1), whole(2), whole(3)]);
+        // What has no place takes another's. Nothing is lost by it.
+        let bytes: usize = total(&turns(7, 4)).iter().map(|(_, len, _)| len).sum();
+        assert_eq!(bytes, 7 * 4 * 1400);
+        // An acknowledgement ends only its own stream's packet.
+        let mut frames = turns(2, 3);
+        frames.push(segment(0, 3 * 1400, 0));
+        frames.extend([segment(0, 3 * 1400, 1400), segment(1, 3 * 1400, 1400)]);
+        let all = [(0, 3 * 1400, Some(1400)), (0, 0, None), (0, 1400, None), (1, 4 * 1400, Some(1400))];
+        assert_eq!(total(&frames), all);
+        // Of long streams each packet is as long as the stream lets it be.
+        let got = total(&turns(4, 30));
+        assert!(got.iter().all(|(_, len, _)| *len == 30 * 1400), "{got:?}");
     }
 }

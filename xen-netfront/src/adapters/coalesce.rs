@@ -1,4 +1,5 @@
-//! Puts consecutive TCP segments of one flow together to a large packet, which the backend cuts again.
+//! Puts consecutive TCP segments of a flow together to a large packet, which the backend cuts again; of a few flows at
+//! once, for a stack sends a segment of each in turn.
 //!
 //! A stack that cuts its stream itself pays for each segment; the way through the rings, and the host's network stack
 //! behind it, need not. The segments are copied into shared pages one behind the other as they come.
@@ -6,6 +7,7 @@
 use xen_hypercall::{PAGE_SIZE, Platform};
 
 use crate::packet::{self, ETHERNET, Packet, TCP};
+use crate::pool::FRAMES;
 use crate::{Checksum, Error, FRAME_MAX, Gso, GsoKind, NetFront, TxMeta};
 
 /// The longest headers that are kept: Ethernet, IP with options, TCP with options.
@@ -27,14 +29,21 @@ struct Open {
     next: u32,
 }
 
-/// Frames on their way to a device: all go through here, so that they stay in order.
+/// Large packets at once.
+const FLOWS: usize = FRAMES - 1;
+
+/// Frames on their way to a device: all go through here, so that those of a flow stay in order.
 #[derive(Default)]
-pub(crate) struct Coalescer(Option<Open>);
+pub(crate) struct Coalescer {
+    open: [Option<Open>; FLOWS],
+    /// The one that goes when there are no more places.
+    next: usize,
+}
 
 impl Coalescer {
-    /// Pages that are filled and not sent.
-    pub(crate) fn pages(&self) -> usize {
-        self.0.as_ref().map_or(0, |open| open.len.div_ceil(PAGE_SIZE))
+    /// Slots that what is not sent will take, each with its extra information.
+    pub(crate) fn slots(&self) -> usize {
+        self.open.iter().flatten().map(|open| open.len.div_ceil(PAGE_SIZE) + 1).sum()
     }
 
     /// Sends a frame, now or, if others might be put to it, with the next [`push`](Self::push). TCP's checksum is
@@ -55,23 +64,35 @@ impl Coalescer {
             && !payload.is_empty()
             && packet.payload <= HEADERS
             && front.features().contains(gso.feature());
+        let flow = |open: &Option<Open>| open.as_ref().is_some_and(|open| open.is_of_flow(frame, &packet));
+        let place = self.open.iter().position(flow);
         if !joins {
-            self.push(front)?;
+            place.map_or(Ok(()), |place| self.push_one(front, place))?;
             return front.transmit_with(&[frame], TxMeta { checksum: Checksum::Blank, gso: None });
         }
-        if !self.0.as_ref().is_some_and(|open| open.goes_on_with(frame, &packet)) {
-            self.push(front)?;
+        let place = place.unwrap_or_else(|| {
+            self.open.iter().position(Option::is_none).unwrap_or_else(|| {
+                self.next = (self.next + 1) % FLOWS;
+                self.next
+            })
+        });
+        let open = self.open.get(place).and_then(Option::as_ref);
+        if !open.is_some_and(|open| open.goes_on_with(frame, &packet)) {
+            self.push_one(front, place)?;
             let mut head = [0; HEADERS];
             if let (Some(to), Some(from)) = (head.get_mut(..packet.payload), frame.get(..packet.payload)) {
                 to.copy_from_slice(from);
             }
             let next = sequence(frame, &packet);
-            self.0 = Some(Open { head, packet, size: payload.len(), len: packet.payload, next });
+            let open = Open { head, packet, size: payload.len(), len: packet.payload, next };
+            if let Some(to) = self.open.get_mut(place) {
+                *to = Some(open);
+            }
         }
-        let Some(open) = &mut self.0 else { return Ok(()) };
-        if let Err(error) = front.stage(&open.head, open.len, payload) {
+        let Some(Some(open)) = self.open.get_mut(place) else { return Ok(()) };
+        if let Err(error) = front.stage(place + 1, &open.head, open.len, payload) {
             // What there is so far is whole. This segment is lost, as networks lose frames.
-            let _ = self.push(front);
+            let _ = self.push_one(front, place);
             return Err(error);
         }
         open.len += payload.len();
@@ -80,17 +101,29 @@ impl Coalescer {
             *all |= flags;
         }
         if flags & (FIN | PSH) != 0 || payload.len() < open.size {
-            self.push(front)?;
+            self.push_one(front, place)?;
         }
         Ok(())
     }
 
-    /// Sends what was put together.
+    /// Sends all that was put together.
     pub(crate) fn push<P: Platform, const QUEUES: usize>(
         &mut self,
         front: &mut NetFront<'_, P, QUEUES>,
     ) -> Result<(), Error> {
-        let Some(mut open) = self.0.take() else { return Ok(()) };
+        let mut outcome = Ok(());
+        for place in 0..FLOWS {
+            outcome = outcome.and(self.push_one(front, place));
+        }
+        outcome
+    }
+
+    fn push_one<P: Platform, const QUEUES: usize>(
+        &mut self,
+        front: &mut NetFront<'_, P, QUEUES>,
+        place: usize,
+    ) -> Result<(), Error> {
+        let Some(mut open) = self.open.get_mut(place).and_then(Option::take) else { return Ok(()) };
         if open.len == open.packet.payload {
             return Ok(());
         }
@@ -99,11 +132,21 @@ impl Coalescer {
         // A segment fits the MTU, which is of 16 bits.
         let gso = Some(Gso { kind, size: open.size as u16 });
         let head = open.head.get(..open.packet.payload).unwrap_or_default();
-        front.send_staged(head, open.len, TxMeta { checksum: Checksum::Blank, gso })
+        front.send_staged(place + 1, head, open.len, TxMeta { checksum: Checksum::Blank, gso })
     }
 }
 
 impl Open {
+    /// Whether the frame has the same addresses and ports.
+    fn is_of_flow(&self, frame: &[u8], packet: &Packet) -> bool {
+        let Packet { v6, transport, .. } = *packet;
+        let addresses = if v6 { ETHERNET + 8..ETHERNET + 40 } else { ETHERNET + 12..ETHERNET + 20 };
+        self.packet.v6 == v6
+            && self.head.get(addresses.clone()) == frame.get(addresses)
+            && self.head.get(self.packet.transport..self.packet.transport + 4)
+                == frame.get(transport..transport + 4)
+    }
+
     /// Whether the frame is the next segment of the same stream.
     fn goes_on_with(&self, frame: &[u8], packet: &Packet) -> bool {
         let Packet { v6, transport, payload, end, .. } = *packet;

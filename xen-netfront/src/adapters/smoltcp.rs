@@ -1,8 +1,8 @@
 //! `smoltcp::phy::Device` (feature `smoltcp-v0-14`).
 //!
 //! TCP's checksums are left to the backend when a frame is sent, and are verified here, not by the stack, when the
-//! backend does not vouch for a frame that arrived. Consecutive segments of a stream go to the backend as one large
-//! packet, and the stack gets what arrives as one in one piece, if that was agreed on and the buffer is large enough.
+//! backend does not vouch for a frame that arrived. Consecutive segments of a stream, also where others' are between
+//! them, go to the backend as one large packet, and the stack gets what arrives as one in one piece, if that was agreed on and the buffer is large enough.
 //! All other checksums are the stack's.
 
 use core::fmt;
@@ -67,11 +67,12 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Smoltcp
         self.wrong
     }
 
-    /// Whether the stack may send a frame: there are pages for what waits, with its extra information, and for one more.
+    /// Whether the stack may send a frame: there are slots for what waits, and pages and slots for one more, with its
+    /// extra information.
     fn has_room(&mut self) -> bool {
         let coalesces = self.front.features().intersects(Features::GSO_V4 | Features::GSO_V6);
-        let wanted = if coalesces { self.coalescer.pages() + 3 } else { 1 };
-        self.front.can_transmit_each(wanted).is_ok_and(|available| available >= wanted)
+        let wanted = if coalesces { 3 } else { 1 };
+        self.front.has_room_beside(self.coalescer.slots(), wanted)
     }
 
     fn check(&mut self, meta: RxMeta) -> bool {
