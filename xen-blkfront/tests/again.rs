@@ -20,13 +20,15 @@ fn grefs(requests: &[Request]) -> BTreeSet<u32> {
 
 #[test]
 fn what_was_under_way_is_asked_for_again_in_order() {
-    let ways: [fn(&MockBlkback); 3] = [
+    let ways: [fn(&MockBlkback); 4] = [
         |back| {
             back.vanish();
             back.come_back();
         },
         MockBlkback::drop_out,
         |back| back.detach(),
+        // It takes up the rings of before, and has to let go of them.
+        MockBlkback::restart,
     ];
     for (way, go) in ways.into_iter().enumerate() {
         let machine = Machine::new();
@@ -63,9 +65,9 @@ fn what_was_under_way_is_asked_for_again_in_order() {
         let mut out = [0; 512];
         disk.wait(read, &mut out).unwrap();
         assert_eq!(out[..], pattern(512, 1));
-        // A backend that closes may do what it has before that, and then once more.
+        // A backend that closes, or takes up the old rings, may do what it has before it lets go, and then once more.
         let served = back.served();
-        let served = &served[if way == 2 { served.len() - 5 } else { before }..];
+        let served = &served[if way >= 2 { served.len() - 5 } else { before }..];
         let told: Vec<_> = served.iter().map(|request| (request.operation, request.sector)).collect();
         assert_eq!(
             told,
@@ -86,6 +88,28 @@ fn what_was_under_way_is_asked_for_again_in_order() {
         assert_eq!(machine.grants.stats().in_use, 0);
         assert_eq!(back.complaints(), [""; 0]);
     }
+}
+
+#[test]
+fn a_backend_that_takes_up_the_rings_where_they_are_goes_unnoticed() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    back.stall(true);
+    let write = disk.submit_write(3, &pattern(1024, 9)).unwrap();
+    disk.publish().unwrap();
+    back.restart();
+    back.stall(false);
+    machine.xen.run_until_idle(5);
+    assert_eq!(disk.service(&mut xs), Ok(State::Connected));
+    // Events that were lost with the earlier backend are made up for by the next request.
+    let read = disk.submit_read(3, 2).unwrap();
+    let mut out = [0; 1024];
+    disk.wait(read, &mut out).unwrap();
+    assert_eq!(disk.wait(write, &mut []), Ok(()));
+    assert!(out[..] == pattern(1024, 9) && disk.stats().reconnects == 0);
+    assert_eq!(back.complaints(), [""; 0]);
 }
 
 #[test]

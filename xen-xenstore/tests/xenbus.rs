@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use common::{HOME, ID, Machine, refused};
@@ -75,6 +77,7 @@ const LINUX: &[(u32, &str, u32)] = &[
     (6, "1", 2),
     (2, "3", 4),
     (2, "4", 4),
+    (2, "6", 6),
     (4, "5", 5),
     (5, "6", 6),
     (4, "6", 6),
@@ -353,6 +356,14 @@ fn what_an_earlier_kernel_left_is_ended_first() {
         assert_eq!(device.backend_state(&mut xs), Ok(XenbusState::INIT_WAIT), "{front} {back}");
         assert_eq!(machine.xen.now(), Duration::ZERO);
     }
+    // A backend that waits and does not care what we left.
+    let machine = Machine::new();
+    machine.device();
+    machine.store.write(&format!("{FRONT}/state"), "6");
+    machine.back(2);
+    let mut xs = machine.client();
+    machine.open(&mut xs).unwrap();
+    assert_eq!((machine.front().as_str(), machine.xen.now()), ("1", Duration::from_secs(2)));
     // A backend that does not let go.
     let machine = Machine::new();
     machine.device();
@@ -361,6 +372,52 @@ fn what_an_earlier_kernel_left_is_ended_first() {
     let mut xs = machine.client();
     assert_eq!(machine.open(&mut xs).err(), Some(Error::BackendTimedOut(XenbusState::CLOSING)));
     assert!(machine.xen.now() <= Duration::from_secs(10));
+}
+
+/// Linux' backends, when their driver is bound anew, take up what they find in the frontend's nodes, and may be late to say
+/// so.
+#[test]
+fn a_backend_that_was_started_again_is_not_taken_for_one_that_knows_us() {
+    for busy in 0..40 {
+        let machine = Machine::new();
+        machine.device();
+        // As if it had connected to what stands there, and an earlier handshake were over.
+        for (node, value) in [("state", "4"), ("ring-ref", "7")] {
+            machine.store.write(&format!("{FRONT}/{node}"), value);
+        }
+        machine.back(2);
+        let (store, taken) = (machine.store.clone(), Arc::new(AtomicU32::new(7)));
+        let (mut left, ring) = (busy, taken.clone());
+        machine.xen.add_actor("backend", move |_| {
+            let front = |node: &str| store.read(&format!("{FRONT}/{node}")).unwrap_or_default();
+            let state = store.read(&format!("{BACK}/state")).unwrap_or_default();
+            let next = match (left, &*state, &*front("state")) {
+                (1.., ..) => {
+                    left -= 1;
+                    return true;
+                }
+                // It has not looked again since it read the nodes.
+                (0, "2", _) => {
+                    left = -1;
+                    "4"
+                }
+                (_, "2", "3") => {
+                    ring.store(front("ring-ref").parse().unwrap(), SeqCst);
+                    "4"
+                }
+                (_, "4", "5") => "5",
+                (_, "2" | "4" | "5", "6") => "6",
+                (_, "6", "1") => "2",
+                _ => return false,
+            };
+            store.write(&format!("{BACK}/state"), next);
+            true
+        });
+        let mut xs = machine.client();
+        let device = machine.connect(&mut xs).unwrap_or_else(|error| panic!("{busy}: {error}"));
+        assert_eq!(taken.load(SeqCst), 8, "{busy}");
+        assert_eq!(device.is_closing(&mut xs), Ok(false), "{busy}");
+    }
 }
 
 #[test]

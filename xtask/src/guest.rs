@@ -29,6 +29,8 @@ pub struct Spec {
     pub vif: Option<String>,
     /// Its disk, as in xl's `disk=`.
     pub disk: Option<String>,
+    /// More lines of its configuration.
+    pub more: String,
     /// Whether a guest that crashed is kept to be looked at, and one that reboots is started again.
     pub watched: bool,
 }
@@ -46,6 +48,7 @@ impl Default for Spec {
             cmdline: "ip=10.0.0.2/24 gw=10.0.0.1".into(),
             vif: Some("bridge=xenbr0,mac=00:16:3e:00:00:02".into()),
             disk: Some("phy:/dev/vda,xvda,w".into()),
+            more: String::new(),
             watched: false,
         }
     }
@@ -54,7 +57,7 @@ impl Default for Spec {
 impl Spec {
     /// The text of xl's configuration file.
     pub fn config(&self) -> String {
-        let Self { name, kernel, memory, vcpus, cmdline, vif, disk, watched } = self;
+        let Self { name, kernel, memory, vcpus, cmdline, vif, disk, more, watched } = self;
         let list = |key: &str, value: &Option<String>| {
             value.as_ref().map_or_else(String::new, |value| format!("{key}=['{value}']\n"))
         };
@@ -63,7 +66,7 @@ impl Spec {
         let watched = if *watched { "on_crash='preserve'\n" } else { "" };
         format!(
             "name='{name}'\ntype='pvh'\nkernel='{kernel}'\nmemory={memory}\nvcpus={vcpus}\ntsc_mode='native'\n\
-             extra=\"{cmdline}\"\n{vif}{disk}{watched}"
+             extra=\"{cmdline}\"\n{vif}{disk}{more}{watched}"
         )
     }
 }

@@ -5,23 +5,20 @@
 //! operations than usual.
 
 use alloc::vec::Vec;
-use core::time::Duration;
 
 use xen_blkfront::{BlkFront, Config, Piece, Ticket};
 use xen_gnttab::Access;
 use xen_hypercall::{PAGE_SIZE, Wait};
 
+use crate::block::{Disk, XVDA};
+use crate::pattern::SECTOR;
 use crate::place::{Place, Xen};
 use crate::report::{Failure, Report, ensure};
 use crate::words::Words;
 
-type Disk = BlkFront<'static, Xen>;
 /// Pages of one operation.
 type Buffer = Vec<Option<Piece<'static, Xen>>>;
 
-/// `xvda`.
-const XVDA: u32 = 51712;
-const SECTOR: usize = 512;
 /// Pages that are lent in turns. A backend keeps about a thousand mapped, and no more are used, so that it need not change
 /// them.
 const PAGES: usize = 1024;
@@ -111,7 +108,7 @@ fn measure(
             asked += 1;
         }
         disk.publish()?;
-        wait(place, disk, busy.len() as u32 / 2)?;
+        place.response(disk, busy.len() as u32 / 2)?;
         let mut index = 0;
         while let Some((ticket, buffer)) = busy.get_mut(index) {
             match disk.take_pages(*ticket, |piece| buffer.push(Some(piece))) {
@@ -136,18 +133,5 @@ fn measure(
         place.kernel.hypercalls() - calls
     ));
     pages.extend(idle.into_iter().flatten());
-    Ok(())
-}
-
-/// Waits for a response, for one more than `skip` if there is none yet.
-fn wait(place: &Place, disk: &mut Disk, skip: u32) -> Result<(), Failure> {
-    let deadline: Duration = place.soon();
-    while disk.poll()? == 0 {
-        if disk.arm_after(skip) {
-            continue;
-        }
-        ensure!(place.kernel.now() < deadline, "the backend does not answer");
-        place.events.wait(Some(deadline));
-    }
     Ok(())
 }

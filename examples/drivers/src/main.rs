@@ -13,11 +13,13 @@ extern crate alloc;
 #[allow(dead_code, reason = "the unikernel uses all of it")]
 mod arch;
 mod bench;
+mod block;
 #[path = "../../unikernel/src/console.rs"]
 #[allow(dead_code, reason = "the unikernel uses all of it")]
 mod console;
 #[path = "../../unikernel/src/mem.rs"]
 mod mem;
+mod pattern;
 mod place;
 #[path = "../../unikernel/src/platform.rs"]
 #[allow(dead_code, reason = "the unikernel uses all of it")]
@@ -48,6 +50,9 @@ fn main(info: &arch::BootInfo) -> ! {
     let mut place =
         Place::new(call).unwrap_or_else(|error| crash(format_args!("Xen refuses the basics: {}", error.0)));
     let mut report = Report::new(place.kernel);
+    if words.has("block") {
+        block::run(&mut place, &mut report);
+    }
     if words.has("bench") {
         let measured = bench::run(&mut place, &words, &report);
         report.check("bench", || measured);

@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use core::time::Duration;
 
+use xen_blkfront::BlkFront;
 use xen_evtchn::{EventChannels, Virq};
 use xen_gnttab::GrantTable;
 use xen_hypercall::hvm::{HvmParam, callback_vector, set_param};
@@ -10,7 +11,7 @@ use xen_hypercall::{SharedInfo, VcpuId, Wait};
 use xen_xenstore::Xenstore;
 
 use crate::platform::Kernel;
-use crate::report::Failure;
+use crate::report::{Failure, ensure};
 use crate::{arch, console};
 
 pub(crate) type Xen = &'static Kernel;
@@ -43,6 +44,19 @@ impl Place {
         Box::leak(Box::new(events.bind_virq(Virq::TIMER, VcpuId(0))?));
         let grants: Grants = Box::leak(Box::new(GrantTable::new(kernel)?));
         Ok(Self { kernel, events, grants, xs: Xenstore::new(events)? })
+    }
+
+    /// Takes a disk's responses; if there is none yet, waits for one more than `skip`.
+    pub(crate) fn response(&self, disk: &mut BlkFront<'static, Xen>, skip: u32) -> Result<(), Failure> {
+        let deadline = self.soon();
+        while disk.poll()? == 0 {
+            if disk.arm_after(skip) {
+                continue;
+            }
+            ensure!(self.kernel.now() < deadline, "the backend does not answer");
+            self.events.wait(Some(deadline));
+        }
+        Ok(())
     }
 
     /// A deadline from now on.

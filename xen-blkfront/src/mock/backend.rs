@@ -157,7 +157,9 @@ impl Backend {
                 self.publish_offer();
                 self.switch(XenbusState::INIT_WAIT);
             }
-            (XenbusState::INIT_WAIT, XenbusState::INITIALISED | XenbusState::CONNECTED) => {
+            (XenbusState::INIT_WAIT, XenbusState::INITIALISED | XenbusState::CONNECTED)
+                if self.link.is_none() =>
+            {
                 match Link::connect(self) {
                     Ok(link) => {
                         self.link = Some(link);
@@ -170,7 +172,10 @@ impl Backend {
                     }
                 }
             }
+            // Said late, whatever the guest has come to meanwhile.
+            (XenbusState::INIT_WAIT, _) if self.link.is_some() => self.switch(XenbusState::CONNECTED),
             (XenbusState::CONNECTED, XenbusState::CLOSING) => self.switch(XenbusState::CLOSING),
+            (XenbusState::INIT_WAIT, XenbusState::CLOSED) => self.switch(XenbusState::CLOSED),
             (
                 XenbusState::CONNECTED | XenbusState::CLOSING,
                 XenbusState::CLOSED | XenbusState::INITIALISING | XenbusState::UNKNOWN,
@@ -260,6 +265,17 @@ impl Backend {
     pub(super) fn drop_out(&mut self) {
         self.disconnect();
         self.switch(XenbusState::CLOSED);
+    }
+
+    /// What Linux' does when its driver is bound anew: it takes up the rings that it finds in the guest's nodes.
+    pub(super) fn restart(&mut self) {
+        self.disconnect();
+        self.publish_offer();
+        self.switch(XenbusState::INIT_WAIT);
+        match Link::connect(self) {
+            Ok(link) => self.link = Some(link),
+            Err(complaint) => self.complaints.push(complaint),
+        }
     }
 
     pub(super) fn vanish(&mut self) {

@@ -10,7 +10,7 @@ use xen_gnttab::GrantRef;
 use xen_gnttab::mock::{MockMapping, MockMappings, map, map_row};
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{DomId, event};
-use xen_ring::Back;
+use xen_ring::{Back, RSP_PROD};
 
 use super::backend::Backend;
 use crate::abi::{ABI, Blkif, Request};
@@ -135,9 +135,11 @@ impl Queue {
             pages => (0..pages).map(|index| named(format!("ring-ref{index}"))).collect(),
         }?;
         let guest = backend.guest.id();
-        let page =
+        let mut page =
             map_row(&backend.dom0, guest, &grefs, true).map_err(|status| format!("ring: {status:?}"))?;
-        let ring = Back::attach(page).map_err(|error| error.to_string())?;
+        // Where a backend before this one has left it; a new ring begins at zero.
+        let answered = page.mem().load_u32(RSP_PROD, SeqCst).map_err(|error| error.to_string())?;
+        let ring = Back::attach_at(page, answered).map_err(|error| error.to_string())?;
         let port = event::bind_interdomain(&backend.dom0, guest, port).map_err(|errno| errno.to_string())?;
         Ok(Self { ring, port, requests: Vec::new(), late: Vec::new(), late_event: false })
     }

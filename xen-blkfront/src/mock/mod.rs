@@ -181,6 +181,13 @@ impl MockBlkback {
         self.state().drop_out();
     }
 
+    /// The backend's driver is started anew under a guest that is connected. As Linux' does, it takes up the guest's rings
+    /// where the one before has left them, and says only with its next move that it is connected; until then it says that
+    /// it waits.
+    pub fn restart(&self) {
+        self.state().restart();
+    }
+
     /// The backend's domain dies: its nodes are gone, and nothing is answered any more.
     pub fn vanish(&self) {
         self.state().vanish();

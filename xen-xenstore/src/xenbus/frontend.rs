@@ -10,6 +10,9 @@ use xen_hypercall::{DomId, Platform, Wait};
 use super::XenbusState;
 use crate::{Error, Path, Transaction, Watch, Xenstore};
 
+/// How long a backend that waits may take to notice that the device is closed.
+const NOTICE: Duration = Duration::from_secs(2);
+
 /// The device is known; its backend may not be ready.
 #[derive(Debug)]
 pub enum Initialising {}
@@ -93,6 +96,19 @@ impl Frontend<Initialising> {
                 Error::BackendTimedOut(_) => Ok(()),
                 error => Err(error),
             })?;
+        } else if theirs == XenbusState::INIT_WAIT && !fresh.contains(&ours) {
+            // A backend that was started again takes up what it finds in our nodes, and may be about to be connected to
+            // that. It closes when it sees that we did.
+            self.switch(xs, XenbusState::CLOSED)?;
+            let limit = deadline.min(xs.now().saturating_add(NOTICE));
+            let closed = self.wait_for(xs, limit, |state| {
+                [XenbusState::CLOSED, XenbusState::UNKNOWN].contains(&state).then_some(Ok(()))
+            });
+            match closed {
+                // One that waits whatever we do has taken up nothing.
+                Err(Error::BackendTimedOut(XenbusState::INIT_WAIT)) if xs.now() < deadline => {}
+                closed => closed?,
+            }
         }
         self.switch(xs, XenbusState::INITIALISING)
     }

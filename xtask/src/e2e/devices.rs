@@ -45,12 +45,12 @@ pub(super) fn without_a_disk_it_carries_on(lab: &mut Lab) -> Result<()> {
 
 /// A disk of dom0's memory behind a loop device, made by `fill` (a command that gets the file's name); answers the loop
 /// device's name.
-fn loop_device(lab: &Lab, options: &str, fill: &str) -> Result<String> {
+pub(super) fn loop_device(lab: &Lab, options: &str, fill: &str) -> Result<String> {
     let script = format!("f=$(mktemp) && {fill} && losetup -f --show {options} $f");
     Ok(lab.dom0.run(&script, PATIENCE)?.trim().to_owned())
 }
 
-fn drop_loop_device(lab: &Lab, device: &str) -> Result<()> {
+pub(super) fn drop_loop_device(lab: &Lab, device: &str) -> Result<()> {
     lab.dom0
         .run(&format!("f=$(losetup -nO BACK-FILE {device}); losetup -d {device} && rm -f $f"), PATIENCE)
         .map(drop)

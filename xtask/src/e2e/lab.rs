@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 
 use crate::dom0::{Dom0, Follow, Options, Store};
 use crate::fat;
@@ -108,6 +108,33 @@ fn wait_for_site(site: &Site) -> Result<()> {
 /// The bytes of the ordinary image.
 pub(super) fn unikernel() -> Result<Vec<u8>> {
     read(&image::build(&image::Options { quiet: true, ..image::Options::default() })?)
+}
+
+/// How the last line of a kernel that prints a line for each check ends, as a terminal gets it.
+pub(super) const CHECKED: &str = " failed\r";
+
+/// The bytes of such a kernel.
+pub(super) fn kernel(package: &'static str) -> Result<Vec<u8>> {
+    let options = image::Options { package: Some(package), quiet: true, ..image::Options::default() };
+    read(&image::build(&options)?)
+}
+
+/// Whether every check of the kernel `package` passed, as the last line says and the others bear out, which are `least` at
+/// least.
+pub(super) fn judge_checks(package: &str, least: usize, who: &str, text: &str) -> Result<()> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let starting =
+        |word: &str| lines.iter().copied().filter(|line| line.starts_with(word)).collect::<Vec<_>>();
+    let failed = starting("FAILED ");
+    ensure!(failed.is_empty(), "{who}:\n{}", failed.join("\n"));
+    let passed = starting("ok ").len() + starting("refused ").len();
+    let total = starting(&format!("{package}: "));
+    let total = total.last().with_context(|| format!("{who}: no last line:\n{text}"))?;
+    // Of a few checks, something is missing.
+    if passed < least || *total != format!("{package}: {passed} passed, 0 failed") {
+        bail!("{who} says {total:?} after {passed} lines:\n{text}");
+    }
+    Ok(())
 }
 
 /// The bytes of an image.

@@ -2,6 +2,7 @@
 
 mod boot;
 mod devices;
+mod drivers;
 mod lab;
 mod life;
 mod seal;
@@ -66,6 +67,7 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("ip-node", boot::the_toolstack_can_give_the_address),
         ("dhcp", boot::without_an_address_it_asks_dhcp),
         ("selftest-pair", selftest::as_a_pair),
+        ("drivers-block", drivers::disks),
     ];
     own.into_iter().map(|(name, test)| -> Test { (name, Box::new(test)) }).chain(web::checks()).collect()
 }

@@ -1,0 +1,67 @@
+//! The drivers' kernel: what blkfront and netfront can do, on Linux' backends.
+
+use anyhow::{Context, Result, ensure};
+
+use super::devices::{drop_loop_device, loop_device};
+use super::lab::{CHECKED, Lab, judge_checks, kernel};
+use crate::guest::{PATIENCE, Spec};
+
+#[path = "../../../examples/drivers/src/pattern.rs"]
+mod pattern;
+
+use pattern::{SECTOR, fill};
+
+const KERNEL: &str = "/drivers";
+
+/// Starts the kernel with more than one queue offered for each device.
+fn spec(lab: &Lab, cmdline: &str, more: String) -> Result<Spec> {
+    lab.dom0.put(KERNEL, &kernel("drivers")?)?;
+    let queues =
+        "for driver in xen_blkback xen_netback; do echo 4 >/sys/module/$driver/parameters/max_queues; done";
+    lab.dom0.run(queues, PATIENCE)?;
+    let (kernel, cmdline) = (KERNEL.into(), cmdline.into());
+    Ok(Spec { kernel, cmdline, memory: 64, vif: None, disk: None, more, ..lab.spec() })
+}
+
+/// Has the backend's driver let go of a device, and take it again.
+fn restart(lab: &Lab, driver: &str, device: &str) -> Result<()> {
+    let script = format!(
+        "cd /sys/bus/xen-backend/drivers/{driver} && echo {device} >unbind && sleep 0.2 && echo {device} >bind"
+    );
+    lab.dom0.run(&script, PATIENCE).map(drop)
+}
+
+pub(super) fn disks(lab: &mut Lab) -> Result<()> {
+    let mut content = vec![0; 64 * SECTOR];
+    fill(0, 1, &mut content);
+    lab.dom0.put("/pattern", &content)?;
+    let main = loop_device(lab, "", "truncate -s 64M $f")?;
+    let fixed = loop_device(lab, "", "cat /pattern >$f")?;
+    let large = loop_device(lab, "--sector-size 4096", "truncate -s 4M $f")?;
+    let more = format!("disk=['phy:{main},xvda,w','phy:{fixed},xvdb,r','phy:{large},xvdc,w']\n");
+    let (guest, mut console) = lab.start(&spec(lab, "block", more)?)?;
+    let (name, id) = (guest.name(), guest.list()?.context("it is gone")?.id);
+
+    console.wait_for("please grow xvda", PATIENCE)?;
+    let grow = format!("truncate -s 96M $(losetup -nO BACK-FILE {main}) && losetup -c {main}");
+    lab.dom0.run(&grow, PATIENCE)?;
+    console.wait_for("please restart the backend of xvda", PATIENCE)?;
+    restart(lab, "vbd", &format!("vbd-{id}-51712"))?;
+    lab.dom0.run(&format!("xenstore-write /local/domain/{id}/data/restarted 1"), PATIENCE)?;
+    console.wait_for("please unplug xvda", PATIENCE)?;
+    lab.dom0
+        .run(&format!("xl block-detach {name} xvda && xl block-attach {name} phy:{main},xvda,w"), PATIENCE)?;
+    let text = console.wait_for(CHECKED, PATIENCE)?;
+    judge_checks("drivers", 26, "the kernel with disks", &text)?;
+    guest.wait("end", |listed| listed.is_none())?;
+
+    // What the kernel wrote last, as dom0 sees it.
+    let said =
+        text.lines().find_map(|line| line.trim().strip_prefix("written: ")?.split_once(" sectors, round "));
+    let (sectors, round) = said.context("it does not say what it wrote")?;
+    let mut right = vec![0; sectors.parse::<usize>()? * SECTOR];
+    fill(0, round.parse()?, &mut right);
+    lab.dom0.run(&format!("dd if={main} of=/written bs={SECTOR} count={sectors} 2>/dev/null"), PATIENCE)?;
+    ensure!(lab.dom0.get("/written")? == right, "dom0 reads something else from {main}");
+    [main, fixed, large].iter().try_for_each(|device| drop_loop_device(lab, device))
+}
