@@ -149,6 +149,13 @@ impl Connection {
         self.active.then(|| self.since + PATIENCE)
     }
 
+    /// Waits for a peer.
+    pub(crate) fn listen(&mut self, socket: &mut Socket<'_>) {
+        if let Err(e) = socket.listen(PORT) {
+            log::error!("http: cannot listen: {e}");
+        }
+    }
+
     /// Drops the peer.
     pub(crate) fn cut<M: Machine>(&mut self, socket: &mut Socket<'_>, context: &Context<'_, M>) {
         socket.abort();
@@ -169,9 +176,7 @@ impl Connection {
         }
         if !socket.is_open() {
             self.cut(socket, server.context);
-            if let Err(e) = socket.listen(PORT) {
-                log::error!("http: cannot listen: {e}");
-            }
+            self.listen(socket);
             return false;
         }
         if !self.active {

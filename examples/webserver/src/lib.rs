@@ -17,6 +17,7 @@ mod measure;
 mod net;
 pub mod report;
 mod site;
+mod slots;
 mod transfer;
 
 use alloc::string::String;

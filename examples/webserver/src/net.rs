@@ -1,12 +1,13 @@
 //! The network: addresses, and the web server's connections.
 
-use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
-use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{
+    Config as IfaceConfig, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet,
+};
 use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
@@ -14,17 +15,8 @@ use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 use crate::config::Config;
 use crate::http::{Connection, Figures, Server};
 use crate::report::Report;
+use crate::slots::{SERVED, Slots};
 use crate::{Context, Machine, Nic};
-
-/// Connections that are served at once; a few more are told to come back later.
-const SERVED: usize = 32;
-const REFUSED: usize = 8;
-const RECEIVE_BUFFER: usize = 16 * 1024;
-const SEND_BUFFER: usize = 32 * 1024;
-/// A peer waits for this machine whenever a buffer is full, or empty. The first few, whose slots are taken first, get as
-/// much as lets bytes flow without that; so much for everybody would be most of a small domain's memory.
-const FAST: usize = 4;
-const FAST_BUFFER: usize = 256 * 1024;
 
 /// The network interface and everything on it.
 pub(crate) struct Net<N> {
@@ -32,7 +24,7 @@ pub(crate) struct Net<N> {
     iface: Interface,
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
-    connections: Vec<Connection>,
+    slots: Slots,
     figures: Figures,
 }
 
@@ -61,16 +53,9 @@ impl<N: Nic> Net<N> {
                 Some(sockets.add(dhcpv4::Socket::new()))
             }
         };
-        let connections = (0..SERVED + REFUSED)
-            .map(|number| {
-                let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
-                let (receive, send) =
-                    if number < FAST { (FAST_BUFFER, FAST_BUFFER) } else { (RECEIVE_BUFFER, SEND_BUFFER) };
-                let socket = tcp::Socket::new(buffer(receive), buffer(send));
-                Connection::new(sockets.add(socket))
-            })
-            .collect();
-        Self { nic, iface, sockets, dhcp, connections, figures: Figures::default() }
+        let mut slots = Slots::default();
+        slots.listen(&mut sockets);
+        Self { nic, iface, sockets, dhcp, slots, figures: Figures::default() }
     }
 
     /// Moves packets and serves connections once; answers when to come back at the latest.
@@ -79,13 +64,13 @@ impl<N: Nic> Net<N> {
         now: Duration,
         context: &Context<'_, M>,
     ) -> Option<Duration> {
-        self.iface.poll(instant(now), &mut self.nic, &mut self.sockets);
+        self.receive(instant(now));
         self.lease();
         let busy = self.serve(now, context);
         // What the connections said goes out in the same round, and the other side is told once.
         let delay = self.iface.poll_delay(instant(now), &self.sockets);
         if busy || delay == Some(smoltcp::time::Duration::ZERO) {
-            self.iface.poll(instant(now), &mut self.nic, &mut self.sockets);
+            self.send(instant(now));
         }
         self.nic.flush();
         if busy || self.nic.arm() {
@@ -93,14 +78,33 @@ impl<N: Nic> Net<N> {
         }
         let stack = self.iface.poll_delay(instant(now), &self.sockets);
         let stack = stack.map(|d| now + Duration::from_micros(d.total_micros()));
-        let stalled = self.connections.iter().filter_map(Connection::deadline).min();
+        let stalled = self.slots.connections.iter().filter_map(Connection::deadline).min();
         stack.into_iter().chain(stalled).min()
+    }
+
+    /// Takes in what has arrived, and sends what that asks for. A connection that comes leaves the next one a place.
+    fn receive(&mut self, now: Instant) {
+        let Self { nic, iface, sockets, slots, .. } = self;
+        iface.poll_maintenance(now);
+        loop {
+            match iface.poll_ingress_single(now, nic, sockets) {
+                PollIngressSingleResult::None => break,
+                PollIngressSingleResult::PacketProcessed => {}
+                PollIngressSingleResult::SocketStateChanged => slots.listen(sockets),
+            }
+        }
+        self.send(now);
+    }
+
+    fn send(&mut self, now: Instant) {
+        // Ends: what there is to send is in buffers that nobody fills meanwhile.
+        while self.iface.poll_egress(now, &mut self.nic, &mut self.sockets) != PollResult::None {}
     }
 
     /// Ends all connections, for nobody is to wait for a machine that is gone, and the card.
     pub(crate) fn shut<M: Machine<Nic = N>>(mut self, context: &Context<'_, M>) {
         let now = context.machine.now();
-        for connection in &mut self.connections {
+        for connection in &mut self.slots.connections {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
             connection.cut(socket, context);
         }
@@ -111,20 +115,22 @@ impl<N: Nic> Net<N> {
 
     /// Tells of the card, the addresses and the server.
     pub(crate) fn report(&self, to: &mut dyn Report) {
-        let active = self.connections.iter().filter(|c| c.is_active()).count();
+        let active = self.slots.connections.iter().filter(|c| c.is_active()).count();
         report(&self.nic, &self.iface, &self.figures, active, to);
     }
 
     fn serve<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
-        let Self { nic, iface, sockets, connections, figures, .. } = self;
-        let mut active = connections.iter().filter(|c| c.is_active()).count();
+        let Self { nic, iface, sockets, slots, figures, .. } = self;
+        let mut active = slots.connections.iter().filter(|c| c.is_active()).count();
         let mut busy = false;
-        for connection in connections {
+        for connection in &mut slots.connections {
             let was_active = connection.is_active();
             let server = Server { context, nic, iface, figures, now, active, full: active >= SERVED };
             busy |= connection.serve(sockets.get_mut(connection.handle), &server);
             active = active + usize::from(connection.is_active()) - usize::from(was_active);
         }
+        slots.trim(sockets);
+        slots.listen(sockets);
         busy
     }
 

@@ -1,0 +1,69 @@
+//! Places for connections, which come and go with them: the stack looks at each for every packet that it sends.
+
+use alloc::vec::Vec;
+
+use smoltcp::iface::SocketSet;
+use smoltcp::socket::tcp;
+
+use crate::http::Connection;
+
+/// Connections that are served at once; a few more are told to come back later.
+pub(crate) const SERVED: usize = 32;
+const REFUSED: usize = 8;
+/// Places that are kept free, so that short connections one after the other do not make one each.
+const FREE: usize = 3;
+
+const RECEIVE: usize = 16 * 1024;
+const SEND: usize = 32 * 1024;
+/// A peer waits for this machine whenever a buffer is full or empty. So many connections at once get as much as lets
+/// bytes flow without that; so much for each would be most of a small domain's memory.
+const FAST: usize = 4;
+const FAST_RECEIVE: usize = 256 * 1024;
+const FAST_SEND: usize = 512 * 1024;
+
+/// The places there are.
+#[derive(Default)]
+pub(crate) struct Slots {
+    pub(crate) connections: Vec<Connection>,
+}
+
+impl Slots {
+    /// Sees to it that somebody listens, unless there are as many connections as there may be.
+    pub(crate) fn listen(&mut self, sockets: &mut SocketSet<'static>) {
+        let listens = |c: &Connection| sockets.get::<tcp::Socket<'_>>(c.handle).is_listening();
+        if self.connections.iter().any(listens) || self.connections.len() >= SERVED + REFUSED {
+            return;
+        }
+        let fast = |c: &&Connection| sockets.get::<tcp::Socket<'_>>(c.handle).send_capacity() == FAST_SEND;
+        let fast = self.connections.iter().filter(fast).count() < FAST;
+        let large = if fast { buffer(FAST_RECEIVE).zip(buffer(FAST_SEND)) } else { None };
+        let Some((receive, send)) = large.or_else(|| buffer(RECEIVE).zip(buffer(SEND))) else { return };
+        let mut connection = Connection::new(sockets.add(tcp::Socket::new(receive, send)));
+        connection.listen(sockets.get_mut(connection.handle));
+        self.connections.push(connection);
+    }
+
+    /// Gives places back that nobody needs.
+    pub(crate) fn trim(&mut self, sockets: &mut SocketSet<'static>) {
+        let mut free = 0;
+        self.connections.retain(|connection| {
+            let socket = sockets.get::<tcp::Socket<'_>>(connection.handle);
+            if !socket.is_listening() || free < FREE {
+                free += usize::from(socket.is_listening());
+                return true;
+            }
+            sockets.remove(connection.handle);
+            false
+        });
+    }
+}
+
+/// A buffer, if as much again stays free: others need memory, too, and cannot do without.
+fn buffer(size: usize) -> Option<tcp::SocketBuffer<'static>> {
+    let mut bytes: Vec<u8> = Vec::new();
+    bytes.try_reserve_exact(size).ok()?;
+    let mut more: Vec<u8> = Vec::new();
+    more.try_reserve_exact(size).ok()?;
+    bytes.resize(size, 0);
+    Some(tcp::SocketBuffer::new(bytes))
+}
