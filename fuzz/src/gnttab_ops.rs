@@ -3,17 +3,20 @@
 //! What the peer can reach is what the mock's Xen has noted, not what the entries say: it is the judge of whether a page
 //! may come back. What a peer has mapped stays what it is, and every reference is counted once.
 
+mod peer;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use xen_gnttab::{
-    Access, CopyDest, CopySource, Ended, EndedPages, Error, GrantRef, GrantStatus, GrantTable, GrantedPage,
-    GrantedPages, LentPage, MappedGrants, Reference, Version, mock,
+    Access, Ended, EndedPages, Error, GrantRef, GrantTable, GrantedPage, GrantedPages, LentPage, Reference,
+    Version, mock,
 };
 use xen_hypercall::mock::{Dice, MockDomain, MockXen};
 use xen_hypercall::{DomId, PAGE_SIZE};
 
 use crate::input::{Input, Number, Ops, chance, input};
 use crate::machine::{BACK, GUEST, Xen, attempt};
+use peer::Mapped;
 
 const STRANGER: DomId = DomId(2);
 /// Where a part of a page is granted, and how much of it; and where all that is looked at is.
@@ -86,38 +89,6 @@ impl Held<'_> {
             Self::Run(_) => true,
             Self::Lent(_) => false,
         }
-    }
-}
-
-enum Mapping<'g> {
-    Backend(mock::MockMapping),
-    Guest(MappedGrants<'g, MockDomain, 1>),
-}
-
-/// What a peer has mapped, and what it must hold.
-struct Mapped<'g> {
-    mapping: Mapping<'g>,
-    gref: GrantRef,
-    writable: bool,
-}
-
-impl Mapped<'_> {
-    fn bytes(&mut self) -> [u8; PART.1] {
-        let mut bytes = [0; PART.1];
-        match &mut self.mapping {
-            Mapping::Backend(mapping) => mapping.mem().read_bytes(PART.0, &mut bytes),
-            Mapping::Guest(mapping) => mapping.mem().read_bytes(PART.0, &mut bytes),
-        }
-        .expect("within the page");
-        bytes
-    }
-
-    fn write(&mut self, value: u8) {
-        match &mut self.mapping {
-            Mapping::Backend(mapping) => mapping.mem().write_bytes(PART.0, &[value; PART.1]),
-            Mapping::Guest(mapping) => mapping.mem().write_bytes(PART.0, &[value; PART.1]),
-        }
-        .expect("within the page");
     }
 }
 
@@ -335,101 +306,6 @@ impl<'g> World<'g> {
             }
             Op::LetGo => drop(mock::release_kept(&self.xen)),
             _ => self.peer(op),
-        }
-    }
-
-    /// What the peer does.
-    fn peer(&mut self, op: &Op) {
-        match *op {
-            Op::Map { grant, page, writable } => {
-                let Some((gref, maps, may_write)) = self.page(grant, page) else { return };
-                let allowed = maps && (may_write || !writable);
-                match mock::map(&self.peer, GUEST, gref, writable) {
-                    Ok(mapping) => {
-                        assert!(allowed);
-                        self.mapped.push(Mapped { mapping: Mapping::Backend(mapping), gref, writable });
-                    }
-                    Err(GrantStatus::EAGAIN | GrantStatus::NO_SPACE) => {}
-                    Err(status) => assert!(!allowed, "{status:?}"),
-                }
-            }
-            Op::MapAny { ref gref, writable, stranger } => {
-                let gref = GrantRef(gref.get());
-                let domain = if stranger { self.xen.domain(STRANGER) } else { self.peer.clone() };
-                let used = self.uses(gref);
-                if let Ok(mapping) = mock::map(&domain, GUEST, gref, writable) {
-                    assert!(!stranger && self.contents.contains_key(&gref), "mapped what nobody grants");
-                    let granted = self.grants.iter().any(|(held, _)| held.grefs().contains(&gref));
-                    assert!(granted || used > 0 || self.open.contains(&gref), "granted no more");
-                    self.mapped.push(Mapped { mapping: Mapping::Backend(mapping), gref, writable });
-                }
-            }
-            Op::MapByHypercall { grant, page } => {
-                let Some((gref, maps, may_write)) = self.page(grant, page) else { return };
-                match self.theirs.map::<1>(GUEST, &[gref]) {
-                    Ok(mapping) => {
-                        assert!(maps && may_write);
-                        self.mapped.push(Mapped { mapping: Mapping::Guest(mapping), gref, writable: true });
-                    }
-                    Err(Error::Refused { status: GrantStatus::EAGAIN | GrantStatus::NO_SPACE, .. }) => {}
-                    Err(error) => assert!(!maps || !may_write, "{error}"),
-                }
-            }
-            Op::Write { mapping, value } => {
-                let index = usize::from(mapping) % self.mapped.len().max(1);
-                let Some(mapped) = self.mapped.get_mut(index).filter(|mapped| mapped.writable) else {
-                    return;
-                };
-                mapped.write(value);
-                self.contents.insert(mapped.gref, value);
-            }
-            Op::Unmap { mapping } => {
-                let index = usize::from(mapping) % self.mapped.len().max(1);
-                if index < self.mapped.len() {
-                    self.mapped.swap_remove(index);
-                }
-            }
-            Op::Copy { grant, write, value } => {
-                let Some((gref, _, may_write)) = self.page(grant, 0) else { return };
-                let mut local = self.theirs.alloc_page().expect("memory enough");
-                local.bytes_mut().fill(value);
-                let mut batch = self.theirs.copies::<1>();
-                let at = PART.0;
-                let added = if write {
-                    batch.add(CopySource::page(&local).at(at), CopyDest::grant(GUEST, gref).at(at), PART.1)
-                } else {
-                    batch.add(
-                        CopySource::grant(GUEST, gref).at(at),
-                        CopyDest::page(&mut local).at(at),
-                        PART.1,
-                    )
-                };
-                added.expect("within the pages");
-                batch.run().expect("a hypercall that is there");
-                let done = batch.status(0) == Some(GrantStatus::OKAY);
-                assert!(!done || !write || may_write);
-                if done && write {
-                    self.contents.insert(gref, value);
-                } else if done {
-                    assert_eq!(local.bytes()[at..][..PART.1], [self.contents[&gref]; PART.1]);
-                }
-            }
-            Op::CopyAny { ref gref, from, to, len } => {
-                let mut local = self.theirs.alloc_page().expect("memory enough");
-                let mut batch = self.theirs.copies::<1>();
-                let source = CopySource::grant(GUEST, GrantRef(gref.get())).at(from.into());
-                let (to, len) = (usize::from(to), usize::from(len));
-                match batch.add(source, CopyDest::page(&mut local).at(to), len) {
-                    Ok(_) => {
-                        assert!(to + len <= PAGE_SIZE && usize::from(from) + len <= PAGE_SIZE);
-                        batch.run().expect("a hypercall that is there");
-                    }
-                    Err(_) => {
-                        assert!(to + len > PAGE_SIZE || usize::from(from) + len > PAGE_SIZE || len == 0)
-                    }
-                }
-            }
-            _ => {}
         }
     }
 

@@ -3,21 +3,24 @@
 //! Frames arrive as they were sent, in order and once, as long as the backend does not lie; only one that does breaks
 //! the device; every page comes back when the backend has let go.
 
+mod frames;
+mod plan;
+
 use std::time::Duration;
 
 use xen_gnttab::Access;
 use xen_hypercall::mock::{Dice, MockDomain};
-use xen_netfront::mock::{Fault, Faults, Frame, MockNetback, MockSwitch, Options};
+use xen_netfront::mock::{Faults, Frame, MockNetback, MockSwitch};
 use xen_netfront::packet::{self, Packet};
-use xen_netfront::{
-    Checksum, Config, Error, FRAME_MAX, Features, FramePage, Gso, GsoKind, NetFront, State, TxMeta,
-};
+use xen_netfront::{Checksum, Error, FRAME_MAX, Features, FramePage, Gso, GsoKind, NetFront, State, TxMeta};
 use xen_xenstore::Xenstore;
 
-use crate::input::{Input, Number, Ops, Value, chance, input};
+use crate::input::{Input, Number, Ops};
 use crate::machine::{BACK, Machine, attempt};
+use frames::{Direction, gso, segment};
+use plan::QUEUES;
+pub use plan::{FaultInput, Op, Plan};
 
-const QUEUES: usize = 2;
 type Front<'x> = NetFront<'x, MockDomain, QUEUES>;
 
 /// Nodes of the backend that it may say anything in.
@@ -32,207 +35,6 @@ const NODES: [&str; 9] = [
     "mac",
     "mtu",
 ];
-
-input! {
-    /// What is tried.
-    pub struct Plan {
-        /// What the backend offers: a bit each.
-        offers: u8,
-        /// What the guest uses to send, and to receive: [`Features`].
-        send: u8,
-        receive: u8,
-        /// Pages for sending, and for receiving.
-        tx_pages: u8,
-        rx_pages: u8,
-        /// Whether there is an event channel for each direction.
-        split: bool,
-        /// What decides on faults.
-        seed: u32,
-        /// How often each goes wrong: misfortunes first, lies behind.
-        faults: [u8; 20],
-        /// What happens.
-        ops: Ops<Op>,
-    }
-
-    /// What happens next.
-    pub enum Op {
-        /// The guest sends a frame with so much payload: to be cut into segments of so much, or not at all.
-        Transmit { v6: bool, len: u16, cut: Option<u16> },
-        /// It sends one as long as any can be, or longer.
-        TransmitLarge { len: u16 },
-        /// It sends one from pages of its own.
-        TransmitPages { len: u16 },
-        /// It sends bytes that are no frame, with any claim about them.
-        TransmitAnything { bytes: [u8; 24], len: u8, blank: bool, cut: Option<u16> },
-        /// The host sends some.
-        Host { v6: bool, len: u16, cut: Option<u16>, times: u8 },
-        Receive { times: u8 },
-        /// Receives into a buffer of so many bytes.
-        ReceiveShort { room: u8 },
-        ReceivePages,
-        Flush,
-        Arm,
-        /// The far sides act.
-        Run,
-        Service,
-        Reconnect,
-        Stall { on: bool },
-        Hold { on: bool },
-        Detach,
-        Drop,
-        Vanish,
-        ComeBack,
-        /// The next response to a frame that was sent, or with one received, is wrong.
-        Spoil { tx: bool, fault: FaultInput },
-        /// A node of the backend says something else: at once, or when it is written next.
-        Say { node: u8, value: Value, next: bool },
-        /// The toolstack changes a node in the guest's directory.
-        SayFront { node: u8, value: Value },
-        /// The backend writes into a ring.
-        Poke { tx: bool, queue: bool, offset: u16, bytes: [u8; 4] },
-        /// It writes a number to a word at a ring's beginning: an index.
-        Index { tx: bool, queue: bool, word: u8, number: Number },
-    }
-
-    /// What is wrong with a response.
-    pub enum FaultInput {
-        Id { id: u16 },
-        Status { status: i16 },
-        Offset { offset: u16 },
-        Flags { flags: u16 },
-        Missing,
-        Twice,
-        Index { by: Number },
-    }
-}
-
-impl FaultInput {
-    fn fault(&self) -> Fault {
-        match *self {
-            Self::Id { id } => Fault::Id(id),
-            Self::Status { status } => Fault::Status(status),
-            Self::Offset { offset } => Fault::Offset(offset),
-            Self::Flags { flags } => Fault::Flags(flags),
-            Self::Missing => Fault::Missing,
-            Self::Twice => Fault::Twice,
-            Self::Index { ref by } => Fault::Index(by.get()),
-        }
-    }
-}
-
-impl Plan {
-    fn options(&self) -> Options {
-        let bit = |bit: u8| self.offers & 1 << bit != 0;
-        Options {
-            sg: bit(0),
-            gso_v4: bit(1),
-            gso_v6: bit(2),
-            csum_v4: bit(3),
-            csum_v6: bit(4),
-            split: bit(5),
-            queues: if bit(6) { 4 } else { 0 },
-            ..Options::default()
-        }
-    }
-
-    fn config(&self) -> Config {
-        Config {
-            send: Features::from_bits_truncate(self.send.into()),
-            receive: Features::from_bits_truncate(self.receive.into()),
-            tx_pages: 1 + usize::from(self.tx_pages) % 48,
-            rx_pages: 1 + usize::from(self.rx_pages) % 64,
-            queues: QUEUES,
-            split_channels: self.split,
-            ..Config::default()
-        }
-    }
-
-    fn faults(&self) -> Faults {
-        let f = self.faults.map(chance);
-        let mut faults = Faults::default();
-        [faults.fail, faults.rx_error, faults.late, faults.lost, faults.lost_event] =
-            [f[0], f[1], f[2], f[3], f[4]];
-        [faults.late_event, faults.spurious_event, faults.keep_mapped] = [f[5], f[6], f[7]];
-        [faults.close, faults.drop_out, faults.die, faults.come_back] = [f[8], f[9], f[10], f[11]];
-        [faults.scribble, faults.wrong_id, faults.twice, faults.rx_missing] = [f[12], f[13], f[14], f[15]];
-        [faults.rx_outside, faults.rx_flags, faults.rx_extra, faults.index_jump] =
-            [f[16], f[17], f[18], f[19]];
-        faults
-    }
-}
-
-/// What went one way. Each frame begins with its number, from which all that it holds follows.
-#[derive(Default)]
-struct Direction {
-    sent: Vec<Vec<u8>>,
-    /// The number that the next frame to arrive has at least.
-    next: usize,
-}
-
-impl Direction {
-    fn payload(&mut self, len: usize) -> Vec<u8> {
-        let number = self.sent.len();
-        let mut payload = (number as u32).to_be_bytes().to_vec();
-        payload.extend((0..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ number as u8));
-        self.sent.push(payload.clone());
-        payload
-    }
-
-    /// A frame arrived, or segments of it one after the other.
-    fn arrive(&mut self, pieces: &[Vec<u8>]) {
-        let mut whole = Vec::new();
-        for piece in pieces {
-            let packet = Packet::parse(piece).expect("what was sent");
-            assert!(packet::verify(piece, &packet), "a wrong checksum");
-            whole.extend_from_slice(&piece[packet.payload..packet.end]);
-        }
-        let number = u32::from_be_bytes(whole[..4].try_into().expect("four bytes")) as usize;
-        assert!(number >= self.next, "frame {number} after {}", self.next);
-        assert!(self.sent.get(number) == Some(&whole), "frame {number} is another one");
-        self.next = number + 1;
-    }
-}
-
-const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
-const GUEST_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x12, 0x34, 0x56];
-
-/// A frame with TCP or UDP, to the host or back, whose checksum is right.
-fn segment(v6: bool, to_host: bool, tcp: bool, payload: &[u8]) -> Vec<u8> {
-    let (to, from, a, b) = if to_host { (HOST_MAC, GUEST_MAC, 2, 1) } else { (GUEST_MAC, HOST_MAC, 1, 2) };
-    let mut frame = [&to[..], &from[..]].concat();
-    let len = payload.len() + if tcp { 20 } else { 8 };
-    let protocol = if tcp { 6 } else { 17 };
-    if v6 {
-        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-        frame.extend((len as u16).to_be_bytes());
-        frame.extend([protocol, 64]);
-        for last in [a, b] {
-            frame.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
-        }
-    } else {
-        frame.extend([8, 0, 0x45, 0]);
-        frame.extend((len as u16 + 20).to_be_bytes());
-        frame.extend([0, 7, 0x40, 0, 64, protocol, 0, 0, 10, 0, 0, a, 10, 0, 0, b]);
-        let checksum = !packet::sum(&frame[14..34]);
-        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
-    }
-    if tcp {
-        frame.extend([0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 9, 0x50, 0x18, 0x20, 0, 0, 0, 0, 0]);
-    } else {
-        frame.extend([0x30, 0x39, 0, 53]);
-        frame.extend((len as u16).to_be_bytes());
-        frame.extend([0, 0]);
-    }
-    frame.extend(payload);
-    let found = Packet::parse(&frame).expect("TCP or UDP");
-    packet::set_partial(&mut frame, &found);
-    packet::complete(&mut frame, &found);
-    frame
-}
-
-fn gso(v6: bool, cut: Option<u16>) -> Option<Gso> {
-    cut.map(|size| Gso { kind: if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 }, size: size.max(500) })
-}
 
 struct Run<'m> {
     machine: &'m Machine,

@@ -16,7 +16,7 @@ use crate::fat;
 use crate::image::{self, kib};
 use crate::web::Site;
 
-/// Measure: sizes, the unikernel on real Xen, the mocks, the rings; all but the rings unless told what
+/// Measure: sizes, the unikernel on real Xen, the mocks, the rings, the fuzz targets; all but the last two unless told what
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to measure
@@ -46,6 +46,8 @@ enum What {
     Mock,
     /// Instructions per slot of a ring, against Xen's own macros in C (needs valgrind, a C compiler and Xen's headers)
     Ring,
+    /// Inputs per second of each fuzz target (needs a nightly toolchain)
+    Fuzz,
 }
 
 /// From the toolstack's "go" to the first byte of an answer, as dom0 sees it. The neighbour is entered by hand, or the
@@ -75,6 +77,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 program(&["--package", "unikernel-host", "--bin", "throughput"])?;
             }
             What::Ring => program(&["--package", "ring-bench"])?,
+            What::Fuzz => crate::fuzz::bench()?,
         }
     }
     Ok(ExitCode::SUCCESS)

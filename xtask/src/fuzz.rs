@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::image;
@@ -55,6 +55,13 @@ impl Progress {
             }
         }
         true
+    }
+
+    /// Takes in one of the lines of its end.
+    fn take_total(&mut self, line: &str) {
+        let number = |name| line.strip_prefix(name)?.trim().parse().ok();
+        self.executions = number("stat::number_of_executed_units:").unwrap_or(self.executions);
+        self.per_second = number("stat::average_exec_per_sec:").unwrap_or(self.per_second);
     }
 }
 
@@ -121,9 +128,19 @@ fn cargo_fuzz(command: &str) -> Command {
     cargo
 }
 
-/// Starts a target. What it learns goes to the target folder, what it begins with is in `fuzz`, and stays as it is.
-fn start(target: &str, seconds: u32) -> Result<Child> {
-    let learnt = image::workspace().join("target/fuzz/corpus").join(target);
+/// How a target is tried.
+#[derive(Clone, Copy)]
+struct Plan {
+    seconds: u32,
+    /// Where what it learns goes, in the target folder.
+    learnt: &'static str,
+    /// What its dice begin with; none: something else each time.
+    seed: Option<u32>,
+}
+
+/// Starts a target. What it begins with is in `fuzz`, and stays as it is.
+fn start(target: &str, plan: Plan) -> Result<Child> {
+    let learnt = image::workspace().join("target/fuzz").join(plan.learnt).join(target);
     fs::create_dir_all(&learnt).with_context(|| format!("cannot create {}", learnt.display()))?;
     let mut run = cargo_fuzz("run");
     run.arg(target).arg(learnt);
@@ -137,18 +154,19 @@ fn start(target: &str, seconds: u32) -> Result<Child> {
         "-print_funcs=0",
         "-len_control=0",
     ]);
-    run.arg(format!("-max_total_time={seconds}"));
+    run.arg(format!("-max_total_time={}", plan.seconds));
+    run.args(plan.seed.map(|seed| format!("-seed={seed}")));
     run.env("ASAN_OPTIONS", ASAN);
     run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     run.spawn().with_context(|| format!("cannot start {run:?}"))
 }
 
 /// Waits for a target, and shows how far it is.
-fn follow(target: &str, seconds: u32, bar: &ProgressBar) -> Result<Outcome> {
+fn follow(target: &str, plan: Plan, bar: &ProgressBar) -> Result<Outcome> {
     const LAST_LINES: usize = 60;
     bar.set_prefix(target.to_owned());
     let begin = Instant::now();
-    let mut child = start(target, seconds)?;
+    let mut child = start(target, plan)?;
     let mut progress = Progress::default();
     let mut lines = VecDeque::new();
     let output = child.stderr.take().context("the fuzzer's output")?;
@@ -157,13 +175,10 @@ fn follow(target: &str, seconds: u32, bar: &ProgressBar) -> Result<Outcome> {
         if progress.take(&line) {
             let Progress { executions, per_second, edges } = progress;
             bar.set_message(format!("{executions} executions, {per_second} per second, {edges} edges"));
-            bar.set_position(begin.elapsed().as_secs().min(seconds.into()));
+            bar.set_position(begin.elapsed().as_secs().min(plan.seconds.into()));
             continue;
         }
-        let executed = line.strip_prefix("stat::number_of_executed_units:");
-        if let Some(Ok(executions)) = executed.map(|text| text.trim().parse()) {
-            progress.executions = executions;
-        }
+        progress.take_total(&line);
         if lines.len() == LAST_LINES {
             lines.pop_front();
         }
@@ -173,10 +188,17 @@ fn follow(target: &str, seconds: u32, bar: &ProgressBar) -> Result<Outcome> {
     let seconds = begin.elapsed().as_secs_f64();
     bar.finish();
     if failed {
-        bar.println(Vec::from(lines).join("\n"));
+        say(bar, &Vec::from(lines).join("\n"));
+    } else if bar.is_hidden() {
+        let Progress { executions, per_second, edges } = progress;
+        println!("{target}: {executions} executions, {per_second} per second, {edges} edges, {seconds:.0} s");
     }
-    progress.per_second = (progress.executions as f64 / seconds) as u64;
     Ok(Outcome { target: target.to_owned(), progress, seconds, failed })
+}
+
+/// Says something above the bars, or by itself where there is no terminal for them.
+fn say(bar: &ProgressBar, text: &str) {
+    if bar.is_hidden() { println!("{text}") } else { bar.println(text) }
 }
 
 /// What was found so far, and is not a regression test yet.
@@ -190,7 +212,7 @@ fn style() -> Result<ProgressStyle> {
 }
 
 /// Tries the targets, `jobs` at a time.
-fn try_all(targets: &[String], seconds: u32, jobs: usize) -> Result<Vec<Outcome>> {
+fn try_all(targets: &[String], plan: Plan, jobs: usize) -> Result<Vec<Outcome>> {
     let bars = MultiProgress::new();
     let style = style()?;
     let mut outcomes = Vec::new();
@@ -199,9 +221,9 @@ fn try_all(targets: &[String], seconds: u32, jobs: usize) -> Result<Vec<Outcome>
             let threads: Vec<_> = some
                 .iter()
                 .map(|target| {
-                    let bar = bars.add(ProgressBar::new(seconds.into()).with_style(style.clone()));
+                    let bar = bars.add(ProgressBar::new(plan.seconds.into()).with_style(style.clone()));
                     bar.enable_steady_tick(Duration::from_secs(1));
-                    scope.spawn(move || follow(target, seconds, &bar))
+                    scope.spawn(move || follow(target, plan, &bar))
                 })
                 .collect();
             threads
@@ -225,22 +247,49 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(target) => bail!("no target {target}; there are {}", all.join(", ")),
         None => all,
     };
-    let status = cargo_fuzz("build").args(&args.target).status()?;
-    if !status.success() {
-        bail!("the targets do not build: {status}");
-    }
-    let outcomes = try_all(&targets, args.seconds, args.jobs)?;
-    println!("{:<12} {:>12} {:>10} {:>8} {:>8}", "target", "executions", "per second", "edges", "seconds");
-    for Outcome { target, progress, seconds, failed } in &outcomes {
-        let Progress { executions, per_second, edges } = progress;
-        let note = if *failed { "  FAILED" } else { "" };
-        println!("{target:<12} {executions:>12} {per_second:>10} {edges:>8} {seconds:>8.0}{note}");
-    }
+    build(args.target.as_deref())?;
+    let plan = Plan { seconds: args.seconds, learnt: "corpus", seed: None };
+    let outcomes = try_all(&targets, plan, args.jobs)?;
+    table(&outcomes);
     for path in targets.iter().flat_map(|target| findings(target)) {
         explain(&path);
     }
     let failed = outcomes.iter().any(|outcome| outcome.failed);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Builds a target, or all.
+fn build(target: Option<&str>) -> Result<()> {
+    let status = cargo_fuzz("build").args(target).status()?;
+    ensure!(status.success(), "the targets do not build: {status}");
+    Ok(())
+}
+
+fn table(outcomes: &[Outcome]) {
+    println!("{:<12} {:>12} {:>10} {:>8} {:>8}", "target", "executions", "per second", "edges", "seconds");
+    for Outcome { target, progress, seconds, failed } in outcomes {
+        let Progress { executions, per_second, edges } = progress;
+        let note = if *failed { "  FAILED" } else { "" };
+        println!("{target:<12} {executions:>12} {per_second:>10} {edges:>8} {seconds:>8.0}{note}");
+    }
+}
+
+/// How fast each target is: a short while from what is in the repository, with the same dice each time, so that figures can be
+/// compared.
+pub(crate) fn bench() -> Result<()> {
+    const FRESH: &str = "bench";
+    prepare()?;
+    build(None)?;
+    let dir = image::workspace().join("target/fuzz").join(FRESH);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    let outcomes = try_all(&targets()?, Plan { seconds: 10, learnt: FRESH, seed: Some(1) }, 1)?;
+    table(&outcomes);
+    let failed: Vec<&str> =
+        outcomes.iter().filter(|outcome| outcome.failed).map(|outcome| &*outcome.target).collect();
+    ensure!(failed.is_empty(), "an input failed; its file is in fuzz/artifacts: {}", failed.join(", "));
+    Ok(())
 }
 
 /// What to do with an input that fails.
@@ -267,6 +316,10 @@ mod tests {
         assert!(!progress.take("INFO: Seed: 1234"));
         assert!(!progress.take("    #0 0x55 in main"));
         assert_eq!(progress.executions, 4096);
+        progress.take_total("stat::number_of_executed_units: 5000");
+        progress.take_total("stat::average_exec_per_sec:     900");
+        progress.take_total("stat::new_units_added:          70");
+        assert_eq!(progress, Progress { executions: 5000, per_second: 900, edges: 812 });
     }
 
     #[test]

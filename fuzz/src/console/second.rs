@@ -84,10 +84,10 @@ pub(super) fn attempt_plan(plan: &Plan) {
     let mut run = Run::new(plan, &daemon, &machine.events, &machine.guest, &peer);
     for op in &plan.ops.0 {
         machine.xen.trace(|| format!("-- {op:?}"));
-        if !step(&machine, &mut run, &mut xs, &mut device, op) {
-            if let Some(device) = &mut device {
-                run.step(device.console(), op);
-            }
+        let done = step(&machine, &mut run, &mut xs, &mut device, op);
+        match &mut device {
+            Some(device) if !done => run.step(device.console(), op),
+            _ => {}
         }
     }
     daemon.set_faults(Dice::new(0), Faults::new());

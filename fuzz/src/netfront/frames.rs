@@ -1,0 +1,77 @@
+//! Frames that tell which they are, and whether they arrive as they were sent.
+
+use xen_netfront::packet::{self, Packet};
+use xen_netfront::{Gso, GsoKind};
+
+/// What went one way. Each frame begins with its number, from which all that it holds follows.
+#[derive(Default)]
+pub(super) struct Direction {
+    pub(super) sent: Vec<Vec<u8>>,
+    /// The number that the next frame to arrive has at least.
+    pub(super) next: usize,
+}
+
+impl Direction {
+    pub(super) fn payload(&mut self, len: usize) -> Vec<u8> {
+        let number = self.sent.len();
+        let mut payload = (number as u32).to_be_bytes().to_vec();
+        payload.extend((0..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ number as u8));
+        self.sent.push(payload.clone());
+        payload
+    }
+
+    /// A frame arrived, or segments of it one after the other.
+    pub(super) fn arrive(&mut self, pieces: &[Vec<u8>]) {
+        let mut whole = Vec::new();
+        for piece in pieces {
+            let packet = Packet::parse(piece).expect("what was sent");
+            assert!(packet::verify(piece, &packet), "a wrong checksum");
+            whole.extend_from_slice(&piece[packet.payload..packet.end]);
+        }
+        let number = u32::from_be_bytes(whole[..4].try_into().expect("four bytes")) as usize;
+        assert!(number >= self.next, "frame {number} after {}", self.next);
+        assert!(self.sent.get(number) == Some(&whole), "frame {number} is another one");
+        self.next = number + 1;
+    }
+}
+
+const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
+const GUEST_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x12, 0x34, 0x56];
+
+/// A frame with TCP or UDP, to the host or back, whose checksum is right.
+pub(super) fn segment(v6: bool, to_host: bool, tcp: bool, payload: &[u8]) -> Vec<u8> {
+    let (to, from, a, b) = if to_host { (HOST_MAC, GUEST_MAC, 2, 1) } else { (GUEST_MAC, HOST_MAC, 1, 2) };
+    let mut frame = [&to[..], &from[..]].concat();
+    let len = payload.len() + if tcp { 20 } else { 8 };
+    let protocol = if tcp { 6 } else { 17 };
+    if v6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend((len as u16).to_be_bytes());
+        frame.extend([protocol, 64]);
+        for last in [a, b] {
+            frame.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        }
+    } else {
+        frame.extend([8, 0, 0x45, 0]);
+        frame.extend((len as u16 + 20).to_be_bytes());
+        frame.extend([0, 7, 0x40, 0, 64, protocol, 0, 0, 10, 0, 0, a, 10, 0, 0, b]);
+        let checksum = !packet::sum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    }
+    if tcp {
+        frame.extend([0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 9, 0x50, 0x18, 0x20, 0, 0, 0, 0, 0]);
+    } else {
+        frame.extend([0x30, 0x39, 0, 53]);
+        frame.extend((len as u16).to_be_bytes());
+        frame.extend([0, 0]);
+    }
+    frame.extend(payload);
+    let found = Packet::parse(&frame).expect("TCP or UDP");
+    packet::set_partial(&mut frame, &found);
+    packet::complete(&mut frame, &found);
+    frame
+}
+
+pub(super) fn gso(v6: bool, cut: Option<u16>) -> Option<Gso> {
+    cut.map(|size| Gso { kind: if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 }, size: size.max(500) })
+}
