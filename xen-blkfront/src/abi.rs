@@ -1,8 +1,7 @@
 //! The records of the ring as the backend reads and writes them (`io/blkif.h`), on 64-bit machines.
 
 use bitflags::bitflags;
-use static_assertions::const_assert_eq;
-use xen_ring::{Protocol, slots_in};
+use xen_ring::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Most pages in one request (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
@@ -195,10 +194,3 @@ impl Request {
         Some(T::read_from_prefix(self.as_bytes()).ok()?.0)
     }
 }
-
-const_assert_eq!(size_of::<Request>(), 112);
-const_assert_eq!(size_of::<RequestDiscard>(), 32);
-const_assert_eq!(size_of::<RequestIndirect>(), 64);
-const_assert_eq!(core::mem::offset_of!(RequestIndirect, grefs), 28);
-const_assert_eq!(size_of::<Response>(), 16);
-const_assert_eq!(slots_in::<Blkif>(4096), RING_SLOTS as u32);

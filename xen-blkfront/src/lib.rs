@@ -12,6 +12,7 @@ mod connect;
 mod error;
 mod features;
 mod front;
+mod layout;
 mod lifecycle;
 #[cfg(feature = "mock")]
 pub mod mock;

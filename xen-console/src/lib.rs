@@ -9,6 +9,7 @@ extern crate std;
 pub mod adapters;
 mod console;
 mod error;
+mod layout;
 mod line;
 #[cfg(feature = "log")]
 pub mod log;

@@ -37,5 +37,3 @@ pub struct EvtchnFifoControlBlock {
     /// The first port of each queue, where its ready bit is set. Written by Xen.
     pub head: [u32; EVTCHN_FIFO_MAX_QUEUES],
 }
-
-const _: () = assert!(size_of::<EvtchnFifoControlBlock>() == 72);

@@ -15,6 +15,7 @@ mod fifo;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod fifo;
+mod layout;
 mod masks;
 #[cfg(feature = "mock")]
 pub mod mock;

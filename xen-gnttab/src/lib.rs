@@ -21,6 +21,7 @@ mod free_list;
 #[doc(hidden)]
 pub mod free_list;
 mod granted;
+mod layout;
 mod mapped;
 #[cfg(feature = "mock")]
 pub mod mock;

@@ -14,6 +14,7 @@ mod errno;
 pub mod event;
 pub mod grant;
 pub mod hvm;
+mod layout;
 pub mod memory;
 #[cfg(feature = "mock")]
 pub mod mock;

@@ -259,8 +259,6 @@ pub struct MemoryRange {
     pub kind: u32,
 }
 
-static_assertions::const_assert_eq!(size_of::<MemoryRange>(), 20);
-
 /// The calling domain's memory map, as much of it as fits; answers how many ranges were filled in (x86 only).
 ///
 /// # Errors

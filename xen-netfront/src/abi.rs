@@ -1,6 +1,5 @@
 //! The records of the two rings (`io/netif.h`).
 
-use static_assertions::const_assert_eq;
 use xen_ring::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -124,13 +123,6 @@ pub const RSP_OKAY: i16 = 0;
 /// `NETIF_RSP_NULL`: answers a slot that held no request. The response's id means nothing.
 pub const RSP_NULL: i16 = 1;
 
-const_assert_eq!(size_of::<ExtraInfo>(), 8);
-const_assert_eq!(size_of::<TxExtra>(), 12);
-const_assert_eq!(size_of::<TxRequest>(), 12);
-const_assert_eq!(size_of::<TxResponse>(), 4);
-const_assert_eq!(size_of::<RxRequest>(), 8);
-const_assert_eq!(size_of::<RxResponse>(), 8);
-
 bitflags::bitflags! {
     /// `NETTXF_*`.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -218,10 +210,6 @@ pub struct GrefEntry {
     /// `XEN_NETIF_CTRL_STATUS_*`, written by the backend.
     pub status: u16,
 }
-
-const_assert_eq!(size_of::<CtrlRequest>(), 16);
-const_assert_eq!(size_of::<CtrlResponse>(), 12);
-const_assert_eq!(size_of::<GrefEntry>(), 8);
 
 /// `XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS`.
 pub const CTRL_GET_HASH_FLAGS: u16 = 1;

@@ -13,6 +13,7 @@ mod control;
 mod error;
 mod front;
 pub mod hash;
+mod layout;
 mod link;
 mod mac;
 mod meta;

@@ -10,6 +10,7 @@ mod copy;
 mod error;
 mod front;
 mod header;
+mod layout;
 mod mem;
 #[cfg(feature = "mock")]
 pub mod mock;

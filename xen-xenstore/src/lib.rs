@@ -8,6 +8,7 @@ extern crate std;
 mod client;
 pub mod control;
 mod error;
+mod layout;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod nodes;

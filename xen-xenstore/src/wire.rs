@@ -2,7 +2,6 @@
 
 use core::fmt;
 
-use static_assertions::const_assert_eq;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use crate::session::Assembler;
@@ -29,8 +28,6 @@ pub struct Header {
     /// Bytes that follow.
     pub len: u32,
 }
-
-const_assert_eq!(size_of::<Header>(), 16);
 
 /// The kind of a message (`enum xsd_sockmsg_type`). Unknown numbers are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -39,7 +39,7 @@ fn a_monitor_that_does_not_answer_costs_so_much_time_and_no_more() {
 fn a_late_answer_is_not_taken_for_another_beats() {
     let world = world();
     let _trace = TraceOnPanic::new(&world.xen);
-    let xen = world.xen.clone();
+    let xen = world.xen.inside();
     world.monitor(move |id| (id != 1 || xen.now() > PATIENCE / 2 * 3).then_some(1000 + id));
     let mut heart = world.heart();
     assert_eq!(heart.beat(), Err(Error::Silent));

@@ -4,6 +4,7 @@ mod common;
 
 use std::alloc::{Layout, alloc};
 use std::ptr::NonNull;
+use std::sync::Mutex;
 
 use own_kernel_sample::{Frames, Kernel};
 use xen_hypercall::mock::MockXen;
@@ -13,6 +14,9 @@ fn frames(count: usize) -> Frames {
     let layout = Layout::from_size_align(count * PAGE_SIZE, PAGE_SIZE).unwrap();
     // SAFETY: the size is not zero. The memory is never given back.
     let memory = unsafe { alloc(layout) };
+    // They stay as long as the program, as a machine's do; a leak checker finds them here.
+    static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    KEPT.lock().unwrap().push(memory.expose_provenance());
     // SAFETY: as many pages, which nobody else has. Their addresses are as good as any: no Xen is told of them.
     unsafe { Frames::new(NonNull::new(memory).unwrap().cast::<Page>(), count) }
 }

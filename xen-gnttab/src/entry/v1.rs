@@ -24,11 +24,6 @@ pub struct Entry {
 /// Entries in one frame of the table.
 pub(crate) const PER_FRAME: usize = PAGE_SIZE / size_of::<Entry>();
 
-static_assertions::const_assert_eq!(size_of::<Entry>(), 8);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, domid), 2);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, frame), 4);
-static_assertions::const_assert_eq!(PER_FRAME, 512);
-
 /// Makes the entry grant this. `None`: there is no such entry, or none of this version can say it.
 pub(crate) fn write(directory: &Directory, gref: GrantRef, to: DomId, grant: &Grant) -> Option<()> {
     let &Grant::Page { frame, access } = grant else { return None };

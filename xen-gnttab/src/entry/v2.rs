@@ -30,13 +30,6 @@ pub(crate) const PER_FRAME: usize = PAGE_SIZE / size_of::<Entry>();
 /// Status words in a frame of those (`grant_status_t`).
 pub(crate) const STATUS_PER_FRAME: usize = PAGE_SIZE / size_of::<u16>();
 
-static_assertions::const_assert_eq!(size_of::<Entry>(), 16);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, domid), 2);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, offset_or_domain), 4);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, length), 6);
-static_assertions::const_assert_eq!(core::mem::offset_of!(Entry, frame_or_gref), 8);
-static_assertions::const_assert_eq!(PER_FRAME, 256);
-
 /// What [`GrantTable`](crate::GrantTable) calls by if the table has version 2.
 pub(crate) static OPS: Ops = Ops { write, revoke, flags, peer };
 

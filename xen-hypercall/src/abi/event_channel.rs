@@ -1,7 +1,5 @@
 //! `event_channel.h`
 
-use static_assertions::const_assert_eq;
-
 pub const EVTCHNOP_BIND_INTERDOMAIN: usize = 0;
 pub const EVTCHNOP_BIND_VIRQ: usize = 1;
 pub const EVTCHNOP_BIND_PIRQ: usize = 2;
@@ -41,5 +39,3 @@ wire! {
     EvtchnExpandArray = 8 { array_gfn: u64, }
     EvtchnSetPriority = 8 { port: u32, priority: u32, }
 }
-
-const_assert_eq!(core::mem::offset_of!(EvtchnStatus, remote_port), 20);

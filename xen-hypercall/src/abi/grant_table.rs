@@ -1,7 +1,5 @@
 //! `grant_table.h`
 
-use static_assertions::const_assert_eq;
-
 pub const GNTTABOP_MAP_GRANT_REF: usize = 0;
 pub const GNTTABOP_UNMAP_GRANT_REF: usize = 1;
 pub const GNTTABOP_SETUP_TABLE: usize = 2;
@@ -36,10 +34,3 @@ wire! {
     GnttabSwapGrantRef = 12 { ref_a: u32, ref_b: u32, status: i16, pad0: u16, }
     GnttabCacheFlush = 16 { address_or_reference: u64, offset: u16, length: u16, op: u32, }
 }
-
-const_assert_eq!(core::mem::offset_of!(GnttabMapGrantRef, handle), 20);
-const_assert_eq!(core::mem::offset_of!(GnttabUnmapGrantRef, status), 20);
-const_assert_eq!(core::mem::offset_of!(GnttabQuerySize, status), 12);
-const_assert_eq!(core::mem::offset_of!(GnttabCopy, status), 36);
-const_assert_eq!(core::mem::offset_of!(GnttabSetupTable, frame_list), 16);
-const_assert_eq!(core::mem::offset_of!(GnttabCacheFlush, op), 12);

@@ -1,7 +1,5 @@
 //! `hvm/hvm_op.h` and `hvm/params.h`
 
-use static_assertions::const_assert_eq;
-
 pub const HVMOP_SET_PARAM: usize = 0;
 pub const HVMOP_GET_PARAM: usize = 1;
 pub const HVMOP_FLUSH_TLBS: usize = 5;
@@ -40,6 +38,3 @@ wire! {
     XenHvmGetMemType = 16 { domid: u16, mem_type: u16, pad: [u16; 2], pfn: u64, }
     XenHvmEvtchnUpcallVector = 8 { vcpu: u32, vector: u8, pad0: [u8; 3], }
 }
-
-const_assert_eq!(core::mem::offset_of!(XenHvmParam, value), 8);
-const_assert_eq!(core::mem::offset_of!(XenHvmGetMemType, pfn), 8);

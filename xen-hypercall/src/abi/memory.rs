@@ -1,7 +1,5 @@
 //! `memory.h`
 
-use static_assertions::const_assert_eq;
-
 pub const XENMEM_DECREASE_RESERVATION: usize = 1;
 pub const XENMEM_MAXIMUM_RAM_PAGE: usize = 2;
 pub const XENMEM_CURRENT_RESERVATION: usize = 3;
@@ -38,9 +36,3 @@ wire! {
     XenRemoveFromPhysmap = 16 { domid: u16, pad0: [u16; 3], gpfn: u64, }
     XenMemoryMap = 16 { nr_entries: u32, pad0: u32, buffer: u64, }
 }
-
-const_assert_eq!(core::mem::offset_of!(XenMemoryReservation, domid), 24);
-const_assert_eq!(core::mem::offset_of!(XenAddToPhysmap, gpfn), 16);
-const_assert_eq!(core::mem::offset_of!(XenAddToPhysmapBatch, errs), 24);
-const_assert_eq!(core::mem::offset_of!(XenRemoveFromPhysmap, gpfn), 8);
-const_assert_eq!(core::mem::offset_of!(XenMemoryMap, buffer), 8);

@@ -14,6 +14,7 @@ macro_rules! wire {
         #[repr(C)]
         pub struct $name { $(pub $field: $type,)* }
         static_assertions::const_assert_eq!(size_of::<$name>(), $size);
+        static_assertions::assert_impl_all!($name: Send, Sync);
     )*};
 }
 

@@ -1,7 +1,5 @@
 //! `physdev.h`, the part for guests that are given devices
 
-use static_assertions::const_assert_eq;
-
 pub const PHYSDEVOP_IRQ_STATUS_QUERY: usize = 5;
 pub const PHYSDEVOP_EOI: usize = 12;
 pub const PHYSDEVOP_MAP_PIRQ: usize = 13;
@@ -28,7 +26,3 @@ wire! {
     PhysdevUnmapPirq = 8 { domid: u16, pad0: u16, pirq: i32, }
     PhysdevGetFreePirq = 8 { r#type: i32, pirq: u32, }
 }
-
-const_assert_eq!(core::mem::offset_of!(PhysdevMapPirq, r#type), 4);
-const_assert_eq!(core::mem::offset_of!(PhysdevMapPirq, table_base), 32);
-const_assert_eq!(core::mem::offset_of!(PhysdevUnmapPirq, pirq), 4);

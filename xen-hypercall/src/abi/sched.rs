@@ -1,7 +1,5 @@
 //! `sched.h`
 
-use static_assertions::const_assert_eq;
-
 pub const SCHEDOP_YIELD: usize = 0;
 pub const SCHEDOP_BLOCK: usize = 1;
 pub const SCHEDOP_SHUTDOWN: usize = 2;
@@ -25,6 +23,3 @@ wire! {
     SchedWatchdog = 8 { id: u32, timeout: u32, }
     SchedPinOverride = 4 { pcpu: i32, }
 }
-
-const_assert_eq!(core::mem::offset_of!(SchedPoll, timeout), 16);
-const_assert_eq!(core::mem::offset_of!(SchedRemoteShutdown, reason), 4);

@@ -1,7 +1,5 @@
 //! `vcpu.h` and `hvm/hvm_vcpu.h`
 
-use static_assertions::const_assert_eq;
-
 pub const VCPUOP_INITIALISE: usize = 0;
 pub const VCPUOP_UP: usize = 1;
 pub const VCPUOP_DOWN: usize = 2;
@@ -50,6 +48,3 @@ wire! {
     // The union of the two, as words.
     VcpuHvmContext = 128 { mode: u32, pad: u32, cpu_regs: [u64; 15], }
 }
-
-const_assert_eq!(core::mem::offset_of!(VcpuRunstateInfo, time), 16);
-const_assert_eq!(core::mem::offset_of!(VcpuHvmX8632, tr_ar), 112);

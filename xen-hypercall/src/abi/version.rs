@@ -1,6 +1,5 @@
 //! `version.h` and `features.h`
 
-use static_assertions::const_assert_eq;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub const XENVER_VERSION: usize = 0;
@@ -48,5 +47,3 @@ pub struct XenCompileInfo {
     pub compile_domain: [u8; 32],
     pub compile_date: [u8; 32],
 }
-
-const_assert_eq!(size_of::<XenCompileInfo>(), 144);
