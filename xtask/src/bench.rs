@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures of the running unikernel. Counts first: they do not depend on the machine.
 
+mod block;
 mod figures;
 mod linux;
 mod peer;
@@ -42,6 +43,8 @@ enum What {
     Xen,
     /// The unikernel and a Linux guest with nginx in turns, on the same Xen, bridge and disk
     Linux,
+    /// The driver of disks beside Linux' own, in turns, on the same Xen and disk
+    Disk,
     /// Frames and requests per second through the drivers and their mocks, on this machine
     Mock,
     /// Instructions per slot of a ring, against Xen's own macros in C (needs valgrind, a C compiler and Xen's headers)
@@ -72,6 +75,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             What::Size => sizes()?,
             What::Xen => unikernel(args)?,
             What::Linux => linux::compare(args.rounds)?,
+            What::Disk => linux::compare_disks(args.rounds)?,
             What::Mock => {
                 println!("the drivers and their mocks, one thread of this machine");
                 program(&["--package", "unikernel-host", "--bin", "throughput"])?;

@@ -1,5 +1,5 @@
 //! Loads an HTTP server and prints how fast it answers. `cargo xtask bench linux` runs it in the test bed's dom0, and as
-//! the taker of bytes in the Linux guest, so it needs nothing but the standard library.
+//! the taker of bytes in the Linux guest, so it needs no other program or library.
 //!
 //! ```text
 //! load boot DOMAIN ADDRESS PATH                unpauses a domain; seconds until the first byte of an answer, and until xl was done
@@ -7,9 +7,12 @@
 //! load get ADDRESS PATH CONNECTIONS TIME       each connection by itself as fast as it can, once at least; bytes of bodies per second
 //! load put ADDRESS PATH CONNECTIONS TIME       the same the other way, in bodies of 8 MiB
 //! load sink PORT                               a server that takes what it is sent and says 204
+//! load block DEVICE                            reads and writes a disk, whose content is lost; a line for each kind
 //! ```
 //!
 //! An address without a port means port 80.
+
+mod disk;
 
 use std::env;
 use std::io::{BufRead, BufReader, Error, Read, Result, Write};
@@ -41,7 +44,8 @@ fn main() -> ExitCode {
             each(address, connections, time, |stream, end| put(stream, path, end))
         }
         ["sink", port] => sink(port),
-        _ => Err(Error::other("boot, requests, get, put or sink; its source says with what")),
+        ["block", device] => disk::run(device),
+        _ => Err(Error::other("boot, requests, get, put, sink or block; its source says with what")),
     };
     match result {
         Ok(line) => {

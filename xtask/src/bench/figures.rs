@@ -15,6 +15,17 @@ pub(super) enum Figure {
     SmallGuest(u32),
     BulkDom0 { out: bool, streams: u32 },
     BulkGuest { out: bool, streams: u32 },
+    Block(Job, u32),
+}
+
+/// What is done with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Job {
+    Random,
+    Read64,
+    Write64,
+    Read1024,
+    Write1024,
 }
 
 /// What a ratio of the unikernel's figure to Linux's is wanted to be.
@@ -25,6 +36,24 @@ enum Goal {
 }
 
 impl Figure {
+    /// Of a kind of access to a disk, by the name that the guests give it.
+    pub(super) fn block(name: &str, depth: u32) -> Option<Self> {
+        let job = match name {
+            "rand-read-4k" => Job::Random,
+            "seq-read-64k" => Job::Read64,
+            "seq-write-64k" => Job::Write64,
+            "seq-read-1m" => Job::Read1024,
+            "seq-write-1m" => Job::Write1024,
+            _ => return None,
+        };
+        Some(Self::Block(job, depth))
+    }
+
+    /// Whether operations are counted, not bytes.
+    pub(super) fn is_random(self) -> bool {
+        matches!(self, Self::Block(Job::Random, _))
+    }
+
     pub(super) fn name(self) -> String {
         let way = |out: bool, streams: u32| {
             let way = if out { "guest to dom0" } else { "dom0 to guest" };
@@ -44,6 +73,16 @@ impl Figure {
             Self::SmallGuest(connections) => asked(connections) + ", guest CPU ms per request",
             Self::BulkDom0 { out, streams } => way(out, streams) + ", dom0 CPU ms per MB",
             Self::BulkGuest { out, streams } => way(out, streams) + ", guest CPU ms per MB",
+            Self::Block(job, depth) => {
+                let (what, unit) = match job {
+                    Job::Random => ("reads of 4 KiB anywhere", "per second"),
+                    Job::Read64 => ("reads of 64 KiB in a row", "MB/s"),
+                    Job::Write64 => ("writes of 64 KiB in a row", "MB/s"),
+                    Job::Read1024 => ("reads of 1 MiB in a row", "MB/s"),
+                    Job::Write1024 => ("writes of 1 MiB in a row", "MB/s"),
+                };
+                format!("disk, {what}, {depth} at once, {unit}")
+            }
         }
     }
 
@@ -52,7 +91,7 @@ impl Figure {
             Self::Boot => Some(Goal::AtMost(0.05)),
             Self::Ping => Some(Goal::AtMost(0.8)),
             Self::Small(_) => Some(Goal::AtLeast(1.5)),
-            Self::Bulk { .. } => Some(Goal::AtLeast(1.0)),
+            Self::Bulk { .. } | Self::Block(..) => Some(Goal::AtLeast(1.0)),
             _ => None,
         }
     }

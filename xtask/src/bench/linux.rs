@@ -9,14 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::figures::{Figure, Figures};
-use super::{metrics, peer};
+use super::{block, metrics, peer};
 use crate::dom0::{Dom0, Options};
 use crate::fat;
 use crate::image::{self, kib};
 use crate::web::Site;
 
 /// No single step takes this long, on the slowest bed.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// How often a step, a guest's turn and the boot of Xen are tried. QEMU's emulation now and then ends a program of dom0's
 /// by a fault of its own.
 const TRIES: u32 = 3;
@@ -84,7 +84,7 @@ impl Subject {
 /// Everything that dom0 is given.
 struct Given {
     disk: PathBuf,
-    files: [(&'static str, Vec<u8>); 4],
+    files: [(&'static str, Vec<u8>); 5],
 }
 
 impl Given {
@@ -105,6 +105,23 @@ impl Given {
 
 /// Measures both, and prints a table.
 pub(super) fn compare(rounds: u32) -> Result<()> {
+    tell(|given, figures| measure_all(given, rounds, figures))
+}
+
+/// The same for the disk alone.
+pub(super) fn compare_disks(rounds: u32) -> Result<()> {
+    tell(|given, figures| {
+        again("the disk", || {
+            // Those of a boot of Xen that failed do not count.
+            let mut found = Figures::default();
+            block::compare(&given.boot()?, rounds, &mut found)?;
+            *figures = found;
+            Ok(())
+        })
+    })
+}
+
+fn tell(measure: impl FnOnce(&Given, &mut Figures) -> Result<()>) -> Result<()> {
     let load = load()?;
     let peer = peer::build(&load)?;
     let image = image::build(&image::Options { quiet: true, ..image::Options::default() })?;
@@ -118,6 +135,7 @@ pub(super) fn compare(rounds: u32) -> Result<()> {
             ("/vmlinux", read(&peer.kernel)?),
             ("/peer.gz", read(&peer.initramfs)?),
             ("/load", read(&load)?),
+            ("/drivers", block::kernel()?),
         ],
     };
     println!(
@@ -127,7 +145,7 @@ pub(super) fn compare(rounds: u32) -> Result<()> {
         kib(image::size(&peer.initramfs)?)
     );
     let mut figures = Figures::default();
-    let end = measure_all(&given, rounds, &mut figures);
+    let end = measure(&given, &mut figures);
     figures.print(SUBJECTS.map(|subject| subject.name));
     end
 }
@@ -147,7 +165,8 @@ fn load() -> Result<PathBuf> {
     Ok(target.join(TARGET).join("release/load"))
 }
 
-fn again<T>(what: &str, mut f: impl FnMut() -> Result<T>) -> Result<T> {
+/// Tries a few times.
+pub(super) fn again<T>(what: &str, mut f: impl FnMut() -> Result<T>) -> Result<T> {
     let mut tries = 1;
     loop {
         match f() {

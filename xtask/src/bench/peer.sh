@@ -5,6 +5,12 @@
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
 while read -r module; do /bin/busybox insmod "$module"; done </modules
+# Told to, it only measures its disk.
+if /bin/busybox grep -q peer=block /proc/cmdline; then
+    until [ -e /dev/xvda ]; do /bin/busybox usleep 1000; done
+    /load block /dev/xvda
+    /bin/busybox poweroff -f
+fi
 /bin/busybox ip link set lo up
 until [ -e /sys/class/net/eth0 ]; do /bin/busybox usleep 1000; done
 /bin/busybox ip addr add 10.0.0.3/24 dev eth0
