@@ -101,7 +101,9 @@ pub const EXTRA_TYPE_MCAST_ADD: u8 = 2;
 pub const EXTRA_TYPE_MCAST_DEL: u8 = 3;
 /// `XEN_NETIF_EXTRA_TYPE_HASH`: the frame's hash.
 pub const EXTRA_TYPE_HASH: u8 = 4;
-/// `XEN_NETIF_EXTRA_TYPE_MAX`: one more than the last kind.
+/// `XEN_NETIF_EXTRA_TYPE_XDP`: the room before the frame. In Linux' `io/netif.h` alone, as the nodes that ask for it are.
+pub const EXTRA_TYPE_XDP: u8 = 5;
+/// `XEN_NETIF_EXTRA_TYPE_MAX`: one more than the last kind that Xen's own header has.
 pub const EXTRA_TYPE_MAX: u8 = 5;
 
 /// `XEN_NETIF_GSO_TYPE_TCPV4`.

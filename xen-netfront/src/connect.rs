@@ -122,6 +122,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             config: Config { send: terms.send, ..config },
             wanted: config.send,
             trusted: terms.trusted,
+            headroom: terms.headroom,
             link,
             mac: terms.mac,
             mtu: terms.mtu,

@@ -14,7 +14,7 @@ use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::{self, Packet};
 use crate::queue::Queue;
-use crate::rx::Sink;
+use crate::rx::{Also, Sink};
 use crate::segment::Segments;
 use crate::tx::{Plan, TxQueue};
 use crate::{Checksum, Config, Error, Features, Gso, Mac, RxMeta, Stats, TxMeta};
@@ -67,6 +67,8 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     /// What the caller would have sent.
     pub(crate) wanted: Features,
     pub(crate) trusted: bool,
+    /// Agreed room before frames that arrive, in bytes.
+    pub(crate) headroom: u16,
     pub(crate) link: Link,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
@@ -303,11 +305,12 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.check()?;
         let features = self.config.receive;
         let hashes = self.control.as_ref().is_some_and(|control| control.hashes);
+        let also = Also { hashes, headroom: self.headroom > 0 };
         for _ in 0..QUEUES {
             let number = self.turn;
             self.turn = (number + 1) % QUEUES.max(1);
             let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { continue };
-            let received = queue.rx.receive(features, hashes, sink, &mut self.stats);
+            let received = queue.rx.receive(features, also, sink, &mut self.stats);
             let received = received.and_then(|received| queue.rx.refill().map(|()| received));
             if let Some(meta) = self.settle(received)? {
                 return Ok(Some(RxMeta { queue: number, ..meta }));

@@ -5,7 +5,7 @@ use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_ring::Front;
 use zerocopy::transmute;
 
-use crate::abi::{EXTRA_FLAG_MORE, ExtraInfo, Rx, RxFlags, RxRequest, RxResponse};
+use crate::abi::{EXTRA_FLAG_MORE, EXTRA_TYPE_XDP, ExtraInfo, Rx, RxFlags, RxRequest, RxResponse};
 use crate::error::Violation;
 use crate::pool::PAGES;
 use crate::tx::broken;
@@ -22,6 +22,13 @@ pub(crate) struct RxQueue<'x, P: Platform> {
     count: u32,
     /// Something arrived since the last event ended.
     pub(crate) worked: bool,
+}
+
+/// What may come with a frame beside what [`Features`] say.
+#[derive(Clone, Copy)]
+pub(crate) struct Also {
+    pub(crate) hashes: bool,
+    pub(crate) headroom: bool,
 }
 
 /// A page with a part of a frame, as a sink gets it: the page, which may be exchanged for another, the part's
@@ -62,14 +69,14 @@ impl<'x, P: Platform> RxQueue<'x, P> {
     pub(crate) fn receive(
         &mut self,
         features: Features,
-        hashes: bool,
+        also: Also,
         sink: &mut impl Sink<'x, P>,
         stats: &mut Stats,
     ) -> Result<Option<RxMeta>, Error> {
         loop {
             let Some(first) = self.ring.pop().map_err(broken)? else { return Ok(None) };
             self.worked = true;
-            if let Some(meta) = self.frame(first, features, hashes, sink)? {
+            if let Some(meta) = self.frame(first, features, also, sink)? {
                 stats.rx_frames += 1;
                 stats.rx_bytes += meta.len as u64;
                 stats.rx_slots += meta.slots as u64;
@@ -85,7 +92,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         &mut self,
         first: RxResponse,
         features: Features,
-        hashes: bool,
+        also: Also,
         sink: &mut impl Sink<'x, P>,
     ) -> Result<Option<RxMeta>, Error> {
         let flags = RxFlags::from_bits_retain(first.flags);
@@ -110,9 +117,11 @@ impl<'x, P: Platform> RxQueue<'x, P> {
                 extras = info.flags & EXTRA_FLAG_MORE != 0;
                 let gso =
                     info.as_gso().and_then(Gso::from_abi).filter(|gso| features.contains(gso.feature()));
-                match (gso, Hash::from_abi(info).filter(|_| hashes)) {
+                match (gso, Hash::from_abi(info).filter(|_| also.hashes)) {
                     (Some(_), _) => meta.gso = gso,
                     (None, hash @ Some(_)) => meta.hash = hash,
+                    // Where the frame begins says how much room there is.
+                    (None, None) if info.kind == EXTRA_TYPE_XDP && also.headroom => {}
                     // Not agreed on, or of a kind that we do not know.
                     (None, None) => return Err(Error::Broken(Violation::Extra(info.kind))),
                 }

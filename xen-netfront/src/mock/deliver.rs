@@ -71,7 +71,8 @@ impl Backend {
 
     fn slots_of(&self, frame: &Frame) -> usize {
         let hash = usize::from(self.hash(&frame.bytes).is_some());
-        (self.headroom + frame.bytes.len()).div_ceil(PAGE_SIZE) + usize::from(frame.gso.is_some()) + hash
+        let extras = hash + usize::from(frame.gso.is_some()) + usize::from(self.headroom > 0);
+        (self.headroom + frame.bytes.len()).div_ceil(PAGE_SIZE) + extras
     }
 
     fn hash(&self, bytes: &[u8]) -> Option<(HashTypes, u32, usize)> {
@@ -121,6 +122,10 @@ impl Backend {
         if let Some(gso) = frame.gso {
             let kind = if gso.kind == GsoKind::TcpV4 { GSO_TYPE_TCPV4 } else { GSO_TYPE_TCPV6 };
             infos.push(ExtraInfo::gso(gso.size, kind));
+        }
+        if self.headroom > 0 {
+            let [low, high] = (self.headroom as u16).to_le_bytes();
+            infos.push(ExtraInfo { kind: EXTRA_TYPE_XDP, flags: 0, data: [low, high, 0, 0, 0, 0] });
         }
         if let Some((types, value, _)) = self.hash(&frame.bytes) {
             let [a, b, c, d] = value.to_le_bytes();

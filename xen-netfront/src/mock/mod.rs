@@ -365,6 +365,7 @@ impl Backend {
                     self.switch(XenbusState::CLOSED);
                 }
             },
+            (XenbusState::INIT_WAIT, XenbusState::CLOSED) => self.switch(XenbusState::CLOSED),
             (XenbusState::CONNECTED, XenbusState::CLOSING) => {
                 self.disconnect();
                 self.switch(XenbusState::CLOSING);
