@@ -1,12 +1,16 @@
 //! Grants of the domain to itself: what Xen copies by them, and what it refuses.
 
+use alloc::sync::Arc;
+use alloc::task::Wake;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Poll, Waker};
 
 use xen_gnttab::{Access, CopyDest, CopySource, Error, GrantRef, GrantStatus, Version};
 use xen_hypercall::DomId;
 
 use super::{Grants, own};
-use crate::report::{Report, ensure};
+use crate::report::{Failure, Report, ensure};
 
 /// Whether Xen did not let us use a grant.
 pub(super) fn refused(error: &Error) -> bool {
@@ -166,6 +170,21 @@ fn version_2(table: &Grants, own: DomId, name: &impl Fn(&str) -> alloc::string::
     report.fails_with(&name("transitive-to-itself"), itself, GrantCopyError::is_refused);
 }
 
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Woken {
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The table grows to its greatest size, and then refuses.
 pub(super) fn grow(table: &Grants, version: &str, report: &mut Report) {
     report.check(&alloc::format!("gnttab-{version}/grows"), || {
@@ -178,6 +197,19 @@ pub(super) fn grow(table: &Grants, version: &str, report: &mut Report) {
         };
         let stats = table.stats();
         ensure!(end == Error::NoFreeReference && stats.frames == stats.max_frames, "{end:?} at {stats:?}");
+        // Who waits is woken by the first that comes back, and not before.
+        let woken = Arc::new(Woken::default());
+        let (waker, mut waiter) =
+            (Waker::from(woken.clone()), table.waiter().ok_or(Failure("no place to wait".into()))?);
+        let mut cx = Context::from_waker(&waker);
+        ensure!(waiter.poll_reference(&mut cx).is_pending() && !woken.is_set(), "nothing to wait for");
+        drop(references.pop());
+        ensure!(woken.is_set(), "nobody was woken");
+        match waiter.poll_reference(&mut cx) {
+            Poll::Ready(reference) => references.push(reference?),
+            Poll::Pending => return Err(Failure("woken for nothing".into())),
+        }
+        drop(waiter);
         // The last one works.
         let last = references.pop().ok_or(Error::NoFreeReference)?;
         let page = last.grant(table.alloc_page()?, DomId(0), Access::ReadOnly).map_err(Error::from)?;

@@ -52,7 +52,7 @@ impl Victim {
     }
 }
 
-pub(super) fn run(domain: &Domain, report: &mut Report) {
+pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
     let xen = domain.kernel;
     report.check("memory/reservations", || {
         let (now, most) =
@@ -119,15 +119,7 @@ pub(super) fn run(domain: &Domain, report: &mut Report) {
         to.free();
         Ok(())
     });
-    let (frames, mut results) = ([Gfn(room::FIRST + 500)], [0]);
-    let space = PhysmapSpace::GMFN_FOREIGN;
-    let other = if domain.first { NOBODY } else { DomId(0) };
-    // SAFETY: there is nothing at this frame, and Xen puts nothing there.
-    let foreign =
-        unsafe { memory::add_to_physmap_batch(xen, space, Some(other), &[0x100], &frames, &mut results) };
-    // Refused as a whole, or page by page.
-    let foreign = foreign.and(Errno::check(results[0] as isize));
-    report.refused("memory/map-foreign", foreign, if domain.first { Errno::ESRCH } else { Errno::EPERM });
+    foreign(domain, own, report);
     report.check("memory/remove", || {
         let page = Victim::new(xen, 5)?;
         // SAFETY: the page is ours alone, and is not used until it has memory again.
@@ -139,4 +131,25 @@ pub(super) fn run(domain: &Domain, report: &mut Report) {
     // SAFETY: there is nothing at this frame.
     let hole = unsafe { memory::remove_from_physmap(xen, Gfn(room::FIRST + 501)) };
     report.refused("memory/remove-hole", hole, Errno::ENOENT);
+}
+
+/// Pages of others that nobody granted: for the first domain alone, and from domains that are there.
+fn foreign(domain: &Domain, own: DomId, report: &mut Report) {
+    let (other, nobody) = if domain.first { (NOBODY, Errno::ESRCH) } else { (DomId(0), Errno::EPERM) };
+    // Xen's pages are to be had, but this is none of them.
+    let not_xens = if domain.first { Errno::EINVAL } else { Errno::EPERM };
+    for (name, owner, wanted) in [
+        ("memory/map-foreign", other, nobody),
+        ("memory/map-foreign-own", own, Errno::EPERM),
+        ("memory/map-foreign-self", DomId::SELF, nobody),
+        ("memory/map-foreign-of-xen", DomId::XEN, not_xens),
+    ] {
+        let (frames, mut results) = ([Gfn(room::FIRST + 500)], [0]);
+        let (xen, space) = (domain.kernel, PhysmapSpace::GMFN_FOREIGN);
+        // SAFETY: there is nothing at this frame, and Xen puts nothing there.
+        let mapped =
+            unsafe { memory::add_to_physmap_batch(xen, space, Some(owner), &[0x100], &frames, &mut results) };
+        // Refused as a whole, or page by page.
+        report.refused(name, mapped.and(Errno::check(results[0] as isize)), wanted);
+    }
 }

@@ -105,10 +105,12 @@ fn everything_but_events(domain: &Domain, report: &mut Report) {
         return;
     }
     calls::run(domain, report);
-    memory::run(domain, report);
     vcpus::run(domain, report);
     match event::own_domain(domain.kernel) {
-        Ok(own) => grants::run(domain, own, report),
+        Ok(own) => {
+            memory::run(domain, own, report);
+            grants::run(domain, own, report);
+        }
         Err(errno) => report.check("evtchn/own-domain", || Err(errno.into())),
     }
 }

@@ -2,11 +2,12 @@
 #![allow(unsafe_code, reason = "gives memory to Xen and starts a processor")]
 
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use xen_hypercall::abi::{VcpuHvmContext, VcpuRunstateInfo};
 use xen_hypercall::vcpu::{self, RunState};
-use xen_hypercall::{Errno, PageMemory, VcpuArea, VcpuId, Wait, sched};
+use xen_hypercall::{Errno, PageMemory, VcpuArea, VcpuId, Wait, event, sched};
 
 use super::Domain;
 use crate::platform::Kernel;
@@ -63,6 +64,7 @@ pub(super) fn run(domain: &Domain, report: &mut Report) {
         Errno::EINVAL,
     );
     start(xen, report);
+    beyond(domain, report);
 }
 
 /// What Xen writes about a vCPU by itself.
@@ -110,7 +112,7 @@ fn start(xen: &Kernel, report: &mut Report) {
         let again = VcpuArea::register(xen, second::ID).map(drop);
         ensure!(again == Err(Errno::EINVAL), "a second time: {again:?}");
         // Xen marks everything as pending there, so that no event is lost.
-        let pending = area.info().pending_sel.load(core::sync::atomic::Ordering::Relaxed);
+        let pending = area.info().pending_sel.load(Ordering::Relaxed);
         ensure!(pending == u64::MAX, "pending {pending:#x}");
         Ok(())
     });
@@ -151,4 +153,41 @@ fn start(xen: &Kernel, report: &mut Report) {
     // It stays down, so that nothing comes of it.
     report.check("vcpu/send-nmi", || Ok(vcpu::send_nmi(xen, second::ID)?));
     report.refused("vcpu/send-nmi-none", vcpu::send_nmi(xen, NONE), Errno::ENOENT);
+}
+
+/// One that has no place in `shared_info`, where the domain has so many. Its events are those of the two-level ABI.
+fn beyond(domain: &Domain, report: &mut Report) {
+    let (xen, shared, id) = (domain.kernel, domain.shared, VcpuId(33));
+    if vcpu::is_up(xen, id).is_err() {
+        return;
+    }
+    let mut registered = None;
+    report.check("vcpu/33-registers-info", || {
+        ensure!(shared.area(VcpuId(31)).is_some() && shared.area(id).is_none(), "places in shared_info");
+        let area = VcpuArea::register(xen, id)?;
+        let pending = area.info().pending_sel.load(Ordering::Relaxed);
+        ensure!(pending == u64::MAX, "pending {pending:#x}");
+        registered = Some(area);
+        Ok(())
+    });
+    report.refused("vcpu/33-registers-again", VcpuArea::register(xen, id).map(drop), Errno::EINVAL);
+    let Some(area) = registered else { return };
+    report.check("vcpu/33-gets-events", || {
+        let port = event::bind_ipi(xen, id)?;
+        let (word, bit) = (port as usize / 64, 1 << (port % 64));
+        let (Some(pending), Some(mask)) = (shared.evtchn_pending(word), shared.evtchn_mask(word)) else {
+            return Err(Failure(alloc::format!("port {port}")));
+        };
+        let info = area.info();
+        info.pending_sel.store(0, Ordering::SeqCst);
+        info.upcall_pending.store(0, Ordering::SeqCst);
+        mask.fetch_and(!bit, Ordering::SeqCst);
+        event::send(xen, port)?;
+        mask.fetch_or(bit, Ordering::SeqCst);
+        let came = pending.fetch_and(!bit, Ordering::SeqCst) & bit != 0;
+        let told = (info.upcall_pending.load(Ordering::SeqCst), info.pending_sel.load(Ordering::SeqCst));
+        event::close(xen, port)?;
+        ensure!(came && told == (1, 1 << word), "pending {came}, upcall and words {told:?}");
+        Ok(())
+    });
 }
