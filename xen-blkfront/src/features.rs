@@ -101,7 +101,8 @@ impl Features {
     /// Whether a request is about whole sectors of the disk. Counted in units of 512 bytes, as all here.
     pub(crate) fn check_range(&self, lba: u64, sectors: u64) -> Result<(), Error> {
         let each = u64::from(self.sector_size) / SECTOR as u64;
-        if sectors == 0 || lba % each != 0 || sectors % each != 0 {
+        // A power of two.
+        if sectors == 0 || (lba | sectors) & (each - 1) != 0 {
             return Err(Error::Unaligned);
         }
         match lba.checked_add(sectors) {

@@ -196,7 +196,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         for piece in pieces.iter() {
             let piece = piece.as_ref().filter(|piece| self.pool.accepts(&piece.page));
             let len = piece.ok_or(Error::ForeignPage)?.len();
-            if len % self.features.sector_size as usize != 0 {
+            if len & (self.features.sector_size as usize - 1) != 0 {
                 return Err(Error::Unaligned);
             }
             sectors += (len / SECTOR) as u64;

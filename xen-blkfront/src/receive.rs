@@ -46,9 +46,10 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         let Some(queue) = self.link.as_mut().and_then(|link| link.queues.get_mut(queue)) else {
             return Ok(None);
         };
-        let popped = match queue.ring.pop() {
-            Ok(None) => return Ok(None),
-            Ok(Some(response)) => queue.answer(&response).map(|slot| (slot, response.status)),
+        let mut response = Response::default();
+        let popped = match queue.ring.pop_into(&mut response) {
+            Ok(false) => return Ok(None),
+            Ok(true) => queue.answer(&response).map(|slot| (slot, response.status)),
             Err(error) => Err(Violation::Ring(error)),
         };
         popped.map(Some).map_err(|violation| self.broke(violation))

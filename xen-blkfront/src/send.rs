@@ -170,7 +170,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             index = next;
         }
         let request = if indirect == Chain::EMPTY {
-            Request { operation, segments: place as u8, sector, ..target.request }
+            let mut request = target.request;
+            (request.operation, request.segments, request.sector) = (operation, place as u8, sector);
+            request
         } else {
             let mut request = RequestIndirect {
                 operation: OP_INDIRECT,

@@ -40,7 +40,7 @@ impl<P: Platform> GrantTable<P> {
                     next = self.frames.slot(gref).map_or(0, |slot| slot.link());
                     filled += 1;
                     // SAFETY: page and reference were taken for this just now; the entry grants nothing.
-                    *place = Some(unsafe { GrantedPage::new(self, page.expose(), gref) });
+                    *place = Some(unsafe { GrantedPage::new(self, page.expose(), gref, to, access) });
                 }
                 Err(error) => {
                     failed = Some(error);

@@ -18,8 +18,11 @@ use crate::{GrantTable, Reference};
 #[must_use = "dropping it ends the grant"]
 pub struct GrantedPage<'g, P: Platform> {
     table: &'g GrantTable<P>,
-    gref: GrantRef,
     page: ExposedPage,
+    gref: GrantRef,
+    /// To whom and what for it was granted: what the entry says, which is slow to read.
+    peer: DomId,
+    access: Access,
 }
 
 /// How a grant ended.
@@ -57,8 +60,14 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     /// # Safety
     /// The page is of the table's memory, and it and the reference are the caller's, who gives them up. The entry grants
     /// the page or nothing.
-    pub(crate) unsafe fn new(table: &'g GrantTable<P>, page: ExposedPage, gref: GrantRef) -> Self {
-        Self { table, gref, page }
+    pub(crate) unsafe fn new(
+        table: &'g GrantTable<P>,
+        page: ExposedPage,
+        gref: GrantRef,
+        peer: DomId,
+        access: Access,
+    ) -> Self {
+        Self { table, page, gref, peer, access }
     }
 
     fn into_parts(self) -> (&'g GrantTable<P>, GrantRef, ExposedPage) {
@@ -95,16 +104,12 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
 
     /// Who may use the page.
     pub fn peer(&self) -> DomId {
-        self.table.peer(self.gref)
+        self.peer
     }
 
     /// What the peer may do with it.
     pub fn access(&self) -> Access {
-        if self.table.flags(self.gref).contains(GrantFlags::READONLY) {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
-        }
+        self.access
     }
 
     /// Whether the peer has the page mapped, or copies it, at this moment. It may start to right after.

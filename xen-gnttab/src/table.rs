@@ -236,7 +236,7 @@ impl<P: Platform> GrantTable<P> {
         let _ = self.frames.write(gref, to, &Grant::Page { frame: page.gfn(), access });
         self.granted.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the page is of this table's memory, and the reference was taken for it.
-        unsafe { GrantedPage::new(self, page.expose(), gref) }
+        unsafe { GrantedPage::new(self, page.expose(), gref, to, access) }
     }
 
     pub(crate) fn flags(&self, gref: GrantRef) -> GrantFlags {

@@ -129,7 +129,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             state: State::Connected,
             stats: Stats::default(),
         };
-        let started = front.refill().and_then(|()| front.flush()).and_then(|()| front.service(xs).map(drop));
+        let started = front.flush().and_then(|()| front.service(xs).map(drop));
         match started {
             Ok(()) => Ok(front),
             Err(error) => {

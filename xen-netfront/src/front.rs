@@ -310,22 +310,16 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             let number = self.turn;
             self.turn = (number + 1) % QUEUES.max(1);
             let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { continue };
-            let received = queue.rx.receive(features, also, sink, &mut self.stats);
-            let received = received.and_then(|received| queue.rx.refill().map(|()| received));
-            if let Some(meta) = self.settle(received)? {
-                return Ok(Some(RxMeta { queue: number, ..meta }));
+            let mut meta = RxMeta { queue: number, ..RxMeta::default() };
+            let received = queue.rx.receive(features, also, sink, &mut meta, &mut self.stats);
+            if self.settle(received)? {
+                return Ok(Some(meta));
             }
         }
         Ok(None)
     }
 
-    /// Gives the backend every page to receive into.
-    pub(crate) fn refill(&mut self) -> Result<(), Error> {
-        let refilled = self.queues.iter_mut().flatten().try_for_each(|queue| queue.rx.refill());
-        self.settle(refilled)
-    }
-
-    /// Shows the backend what was queued in both directions, and notifies it once for each queue that it sleeps on.
+    /// Shows the backend what was queued in both directions, gives it every page to receive into, and notifies it once for each queue that it sleeps on.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].

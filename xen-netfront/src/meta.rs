@@ -64,6 +64,14 @@ pub struct RxMeta {
     pub queue: usize,
 }
 
+impl TxMeta {
+    /// Whether nothing is said.
+    #[inline]
+    pub(crate) fn is_plain(self) -> bool {
+        self.checksum == Checksum::Complete && self.gso.is_none()
+    }
+}
+
 impl Gso {
     /// What `XEN_NETIF_EXTRA_TYPE_GSO` says; none when that makes no sense.
     pub(crate) fn from_abi((size, kind): (u16, u8)) -> Option<Self> {

@@ -43,7 +43,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
                 return Err(Error::Full);
             }
             // A request needs a page to have an id, though there is nothing in it.
-            queue.tx.send(0, &plan, [Slot { offset: 0, len: 0 }].into_iter(), stats)
+            queue.tx.send(0, &plan, [Slot { offset: 0, len: 0, page: None }].into_iter(), stats)
         });
         self.settle(sent)
     }

@@ -6,8 +6,8 @@ use xen_hypercall::{PAGE_SIZE, Platform};
 use crate::abi::{MAX_TX_SIZE, NR_SLOTS_MIN};
 use crate::packet::ETHERNET;
 use crate::rx::Sink;
-use crate::tx::{Plan, Slot};
-use crate::{Error, Features, NetFront, RxMeta, TxMeta};
+use crate::tx::{Plan, Slot, TxQueue};
+use crate::{Error, Features, NetFront, RxMeta, Stats, TxMeta};
 
 /// A part of a frame: some bytes of a page that is granted to the backend.
 #[derive(Debug)]
@@ -35,18 +35,34 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     pub fn transmit_pages(&mut self, frame: &mut [FramePage<'x, P>], meta: TxMeta) -> Result<(), Error> {
         self.check()?;
         let features = self.config.send;
-        let len = frame.iter().map(|part| part.len).sum();
         let most = if features.contains(Features::SCATTER_GATHER) { NR_SLOTS_MIN } else { 1 };
-        if !(ETHERNET..=MAX_TX_SIZE).contains(&len) || frame.len() > most {
-            return Err(Error::Length(len));
-        }
-        for part in frame.iter() {
+        let backend = self.backend().ok_or(Error::Closed)?;
+        let mut len = 0;
+        let mut sound = true;
+        for part in frame.iter().take(NR_SLOTS_MIN) {
             // An empty slot, or one that crosses its page, is what backends end a device for.
-            if part.len == 0 || part.offset > PAGE_SIZE || part.len > PAGE_SIZE - part.offset {
-                return Err(Error::Page);
-            }
-            if Some(part.page.peer()) != self.backend() {
-                return Err(Error::Page);
+            sound &= (1..=PAGE_SIZE).contains(&part.len) && part.offset <= PAGE_SIZE - part.len;
+            sound &= part.page.peer() == backend;
+            len += part.len.min(PAGE_SIZE);
+        }
+        if !(ETHERNET..=MAX_TX_SIZE).contains(&len) || frame.len() > most {
+            return Err(Error::Length(frame.iter().fold(0, |len, part| len.saturating_add(part.len))));
+        }
+        if !sound {
+            return Err(Error::Page);
+        }
+        let trusted = self.trusted;
+        if meta.is_plain() && (QUEUES == 1 || self.queues() == 1) {
+            match frame {
+                [part] if trusted => {
+                    let sent = self.on_queue(&[], |queue, stats| {
+                        queue.tx.available(1, stats)?;
+                        let slot = Slot { offset: part.offset, len, page: Some(&mut part.page) };
+                        queue.tx.send_one(slot, stats)
+                    });
+                    return self.settle(sent);
+                }
+                _ => return self.hand_over(frame, &[], len, &Plan::default()),
             }
         }
         let (first, mut head) = (frame.first_mut().ok_or(Error::Length(0))?, [0; HEAD]);
@@ -54,6 +70,17 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let head = head.get_mut(..known).ok_or(Error::Headers)?;
         first.page.read_bytes(first.offset, head).map_err(|_| Error::Page)?;
         let plan = Plan::new(features, head, len, meta, |_, _| None)?;
+        self.hand_over(frame, head, len, &plan)
+    }
+
+    /// Queues a frame of which all is right, on the queue of its flow, which the head tells if there are several.
+    fn hand_over(
+        &mut self,
+        frame: &mut [FramePage<'x, P>],
+        head: &[u8],
+        len: usize,
+        plan: &Plan,
+    ) -> Result<(), Error> {
         let trusted = self.trusted;
         let sent = self.on_queue(head, |queue, stats| {
             let needed = frame.len() + plan.slots();
@@ -61,24 +88,15 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
                 return Err(Error::Full);
             }
             if !trusted {
-                let mut at = 0;
-                for part in frame {
-                    let mut chunk = [0; HEAD];
-                    for start in (0..part.len).step_by(HEAD) {
-                        let now = chunk.get_mut(..HEAD.min(part.len - start)).ok_or(Error::Page)?;
-                        part.page.read_bytes(part.offset + start, now).map_err(|_| Error::Page)?;
-                        queue.tx.stage(at, now, stats)?;
-                        at += now.len();
-                    }
-                }
-                return queue.tx.send_staged(len, &plan, stats);
+                stage(&mut queue.tx, frame, stats)?;
+                return queue.tx.send_staged(len, plan, stats);
             }
-            for (index, part) in frame.iter_mut().enumerate() {
-                let (_, page) = queue.tx.pool.nth(index).ok_or(Error::Full)?;
-                core::mem::swap(page, &mut part.page);
-            }
-            let slots = frame.iter().map(|part| Slot { offset: part.offset, len: part.len });
-            queue.tx.send(len, &plan, slots, stats)
+            let slots = frame.iter_mut().map(|part| Slot {
+                offset: part.offset,
+                len: part.len,
+                page: Some(&mut part.page),
+            });
+            queue.tx.send(len, plan, slots, stats)
         });
         self.settle(sent)
     }
@@ -98,6 +116,26 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         }
         self.receive_to(&mut Exchange(spare))
     }
+}
+
+/// Copies a frame out of the caller's pages.
+#[inline(never)]
+fn stage<P: Platform>(
+    tx: &mut TxQueue<'_, P>,
+    frame: &mut [FramePage<'_, P>],
+    stats: &mut Stats,
+) -> Result<(), Error> {
+    let mut at = 0;
+    for part in frame {
+        let mut chunk = [0; HEAD];
+        for start in (0..part.len).step_by(HEAD) {
+            let now = chunk.get_mut(..HEAD.min(part.len - start)).ok_or(Error::Page)?;
+            part.page.read_bytes(part.offset + start, now).map_err(|_| Error::Page)?;
+            tx.stage(at, now, stats)?;
+            at += now.len();
+        }
+    }
+    Ok(())
 }
 
 struct Exchange<'s, 'x, P: Platform>(&'s mut [FramePage<'x, P>]);

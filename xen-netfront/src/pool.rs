@@ -60,11 +60,13 @@ impl<'g, P: Platform> Pool<'g, P> {
     }
 
     /// How many pages there are for the frame.
+    #[inline]
     pub(crate) fn available(&self) -> usize {
         self.count + self.frames.get(self.frame).map_or(0, |frame| frame.count)
     }
 
     /// The page for part `nth` of the frame.
+    #[inline]
     pub(crate) fn nth(&mut self, nth: usize) -> Option<(u16, &mut GrantedPage<'g, P>)> {
         let frame = self.frames.get_mut(self.frame)?;
         while frame.count <= nth {
@@ -77,7 +79,28 @@ impl<'g, P: Platform> Pool<'g, P> {
         Some((id, self.pages.get_mut(usize::from(id))?.as_mut()?))
     }
 
+    /// The only page of the frame, which the backend has from now on.
+    #[inline]
+    pub(crate) fn send_one(&mut self) -> Option<(u16, &mut GrantedPage<'g, P>)> {
+        let frame = self.frames.get_mut(self.frame)?;
+        let id = if frame.count == 0 {
+            let last = self.count.checked_sub(1)?;
+            self.count = last;
+            *self.here.get(last)?
+        } else {
+            frame.count -= 1;
+            let id = frame.ids[0];
+            if frame.count > 0 {
+                frame.ids.copy_within(1.., 0);
+            }
+            id
+        };
+        *self.away.get_mut(usize::from(id))? = true;
+        Some((id, self.pages.get_mut(usize::from(id))?.as_mut()?))
+    }
+
     /// Notes that the backend has the pages of the frame, so many; what follows is for another.
+    #[inline]
     pub(crate) fn sent(&mut self, count: usize) {
         let Some(frame) = self.frames.get_mut(self.frame) else { return };
         for id in frame.ids.iter().take(count) {
@@ -85,11 +108,14 @@ impl<'g, P: Platform> Pool<'g, P> {
                 *away = true;
             }
         }
-        frame.ids.copy_within(count.min(frame.count)..frame.count, 0);
+        if count < frame.count {
+            frame.ids.copy_within(count..frame.count, 0);
+        }
         frame.count = frame.count.saturating_sub(count);
     }
 
     /// Takes a page back that the backend says it is done with; false when it did not have it.
+    #[inline]
     pub(crate) fn put_back(&mut self, id: u16) -> bool {
         let Some(away) = self.away.get_mut(usize::from(id)).filter(|away| **away) else { return false };
         let Some(place) = self.here.get_mut(self.count) else { return false };

@@ -44,6 +44,7 @@ impl<'x, P: Platform> Queue<'x, P> {
 
     /// Shows the backend what was queued, and notifies it at most once for each channel.
     pub(crate) fn flush(&mut self, stats: &mut Stats) -> Result<(), Error> {
+        self.rx.refill()?;
         let mut tx = self.tx.ring.publish().map_err(broken)?;
         let rx = self.rx.ring.publish().map_err(broken)?;
         match &self.rx_channel {

@@ -56,47 +56,53 @@ impl<'x, P: Platform> RxQueue<'x, P> {
 
     /// Gives the backend every page that it does not have.
     pub(crate) fn refill(&mut self) -> Result<(), Error> {
-        while self.ring.slots() - self.ring.free() < self.count {
-            let id = self.ring.request_index() % self.count;
+        let there = self.ring.slots() - self.ring.free();
+        for _ in there..self.count {
+            let id = self.ring.request_index() & (self.count - 1);
             let Some(page) = self.pages.get(id as usize).and_then(Option::as_ref) else { return Ok(()) };
             self.ring.push(&RxRequest { id: id as u16, pad: 0, gref: page.gref().0 }).map_err(broken)?;
         }
         Ok(())
     }
 
-    /// Takes the next frame that is whole. Frames that are not, or that the sink does not take, are counted and
-    /// dropped. Ends, since there are no more responses than requests, and no request is made before.
+    /// Takes the next frame that is whole, and tells what it is by `meta`, where nothing is said but the queue; false when there is none. Frames that are not, or
+    /// that the sink does not take, are counted and dropped. Ends, since there are no more responses than requests, and no
+    /// request is made before.
     pub(crate) fn receive(
         &mut self,
         features: Features,
         also: Also,
         sink: &mut impl Sink<'x, P>,
+        meta: &mut RxMeta,
         stats: &mut Stats,
-    ) -> Result<Option<RxMeta>, Error> {
-        loop {
-            let Some(first) = self.ring.pop().map_err(broken)? else { return Ok(None) };
+    ) -> Result<bool, Error> {
+        let mut first = RxResponse::default();
+        while self.ring.pop_into(&mut first).map_err(broken)? {
             self.worked = true;
-            if let Some(meta) = self.frame(first, features, also, sink)? {
+            if self.frame(first, features, also, sink, meta)? {
                 stats.rx_frames += 1;
                 stats.rx_bytes += meta.len as u64;
                 stats.rx_slots += meta.slots as u64;
                 stats.rx_gso += u64::from(meta.gso.is_some());
-                return Ok(Some(meta));
+                return Ok(true);
             }
             stats.rx_dropped += 1;
+            *meta = RxMeta { queue: meta.queue, ..RxMeta::default() };
         }
+        Ok(false)
     }
 
-    /// Takes the rest of a frame, all of whose slots must be there. None: it is dropped.
+    /// Takes the rest of a frame, all of whose slots must be there. False: it is dropped.
+    #[inline]
     fn frame(
         &mut self,
         first: RxResponse,
         features: Features,
         also: Also,
         sink: &mut impl Sink<'x, P>,
-    ) -> Result<Option<RxMeta>, Error> {
+        meta: &mut RxMeta,
+    ) -> Result<bool, Error> {
         let flags = RxFlags::from_bits_retain(first.flags);
-        let mut meta = RxMeta::default();
         if flags.contains(RxFlags::CSUM_BLANK) {
             meta.checksum = Checksum::Blank;
         } else if flags.contains(RxFlags::DATA_VALIDATED) {
@@ -108,7 +114,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         let (mut slot, mut index) = (first, self.ring.response_index().wrapping_sub(1));
         let mut extras = flags.contains(RxFlags::EXTRA_INFO);
         loop {
-            let id = index % self.count;
+            let id = index & (self.count - 1);
             if u32::from(slot.id) != id {
                 return Err(Error::Broken(Violation::Id(slot.id)));
             }
@@ -140,7 +146,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
             }
             meta.slots += 1;
             if !RxFlags::from_bits_retain(slot.flags).contains(RxFlags::MORE_DATA) {
-                return Ok(sound.then_some(meta));
+                return Ok(sound);
             }
             if !features.contains(Features::SCATTER_GATHER) {
                 return Err(Error::Broken(Violation::Flags(slot.flags)));

@@ -5,7 +5,9 @@ use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_ring::{Front, RingError};
 use zerocopy::transmute;
 
-use crate::abi::{ExtraInfo, MAX_TX_SIZE, NR_SLOTS_MIN, RSP_NULL, Tx, TxExtra, TxFlags, TxRequest};
+use crate::abi::{
+    ExtraInfo, MAX_TX_SIZE, NR_SLOTS_MIN, RSP_NULL, Tx, TxExtra, TxFlags, TxRequest, TxResponse,
+};
 use crate::error::Violation;
 use crate::packet::{self, Packet, TCP};
 use crate::pool::Pool;
@@ -30,15 +32,17 @@ pub(crate) struct Plan {
     checksum: Option<(usize, u16)>,
 }
 
-/// Where a slot's bytes are.
-pub(crate) struct Slot {
+/// Where a slot's bytes are: in the next page, or in one that it is exchanged for.
+pub(crate) struct Slot<'s, 'x, P: Platform> {
     pub(crate) offset: usize,
     pub(crate) len: usize,
+    pub(crate) page: Option<&'s mut GrantedPage<'x, P>>,
 }
 
 impl Plan {
     /// Decides what to do for a frame of `len` bytes that begins with `head`, all its headers at least. `sum` is
     /// asked for the sum over its bytes from an offset to another, and answers none if it cannot tell.
+    #[inline]
     pub(crate) fn new(
         features: Features,
         head: &[u8],
@@ -46,8 +50,17 @@ impl Plan {
         meta: TxMeta,
         sum: impl FnOnce(usize, usize) -> Option<u16>,
     ) -> Result<Self, Error> {
+        if meta.is_plain() { Ok(Self::default()) } else { Self::offload(features, head, len, meta, sum) }
+    }
+
+    fn offload(
+        features: Features,
+        head: &[u8],
+        len: usize,
+        meta: TxMeta,
+        sum: impl FnOnce(usize, usize) -> Option<u16>,
+    ) -> Result<Self, Error> {
         let flags = match meta.checksum {
-            Checksum::Complete if meta.gso.is_none() => return Ok(Self::default()),
             Checksum::Validated if meta.gso.is_none() => TxFlags::DATA_VALIDATED,
             _ => TxFlags::CSUM_BLANK | TxFlags::DATA_VALIDATED,
         };
@@ -92,6 +105,11 @@ impl Plan {
     pub(crate) fn slots(&self) -> usize {
         usize::from(self.extra.is_some())
     }
+
+    /// Whether there is nothing to be done for the frame.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.flags.is_empty() && self.extra.is_none() && self.checksum.is_none()
+    }
 }
 
 impl<'x, P: Platform> TxQueue<'x, P> {
@@ -102,16 +120,21 @@ impl<'x, P: Platform> TxQueue<'x, P> {
     }
 
     /// Pages that can be filled at this moment; looks what came back when there are fewer than `wanted`.
+    #[inline]
     pub(crate) fn available(&mut self, wanted: usize, stats: &mut Stats) -> Result<usize, Error> {
-        if self.pool.available() < wanted || (self.ring.free() as usize) < wanted {
-            self.reap(stats)?;
+        let available = self.pool.available().min(self.ring.free() as usize);
+        if available >= wanted {
+            return Ok(available);
         }
+        self.reap(stats)?;
         Ok(self.pool.available().min(self.ring.free() as usize))
     }
 
     /// Takes the pages back that the backend has sent.
+    #[inline(never)]
     pub(crate) fn reap(&mut self, stats: &mut Stats) -> Result<(), Error> {
-        while let Some(response) = self.ring.pop().map_err(broken)? {
+        let mut response = TxResponse::default();
+        while self.ring.pop_into(&mut response).map_err(broken)? {
             self.worked = true;
             if response.status == RSP_NULL {
                 self.nulls = self.nulls.checked_sub(1).ok_or(Error::Broken(Violation::Null))?;
@@ -160,19 +183,47 @@ impl<'x, P: Platform> TxQueue<'x, P> {
 
     /// Queues the frame that was [staged](Self::stage): `len` bytes.
     pub(crate) fn send_staged(&mut self, len: usize, plan: &Plan, stats: &mut Stats) -> Result<(), Error> {
-        let slots = (0..len.div_ceil(PAGE_SIZE))
-            .map(|index| Slot { offset: 0, len: (len - index * PAGE_SIZE).min(PAGE_SIZE) });
+        if len <= PAGE_SIZE && plan.is_plain() {
+            return self.send_one(Slot { offset: 0, len, page: None }, stats);
+        }
+        let slots = (0..len.div_ceil(PAGE_SIZE)).map(|index| Slot {
+            offset: 0,
+            len: (len - index * PAGE_SIZE).min(PAGE_SIZE),
+            page: None,
+        });
         self.send(len, plan, slots, stats)
     }
 
+    /// Queues a frame that is in one page, of which there is nothing to be said.
+    #[inline]
+    pub(crate) fn send_one(&mut self, slot: Slot<'_, 'x, P>, stats: &mut Stats) -> Result<(), Error> {
+        if self.ring.free() == 0 {
+            return Err(Error::Full);
+        }
+        let (id, page) = self.pool.send_one().ok_or(Error::Full)?;
+        if let Some(own) = slot.page {
+            core::mem::swap(page, own);
+        }
+        let (offset, size) = (slot.offset as u16, slot.len as u16);
+        self.ring.push(&TxRequest { gref: page.gref().0, offset, flags: 0, id, size }).map_err(broken)?;
+        stats.tx_frames += 1;
+        stats.tx_bytes += slot.len as u64;
+        stats.tx_slots += 1;
+        Ok(())
+    }
+
     /// Queues a frame that is in the next pages, as `slots` say. All pages and slots must be there.
-    pub(crate) fn send(
+    pub(crate) fn send<'s>(
         &mut self,
         len: usize,
         plan: &Plan,
-        slots: impl ExactSizeIterator<Item = Slot>,
+        slots: impl ExactSizeIterator<Item = Slot<'s, 'x, P>>,
         stats: &mut Stats,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Error>
+    where
+        'x: 's,
+        P: 's,
+    {
         let count = slots.len();
         let needed = count + plan.slots();
         if count > NR_SLOTS_MIN || self.pool.available() < count || (self.ring.free() as usize) < needed {
@@ -180,6 +231,9 @@ impl<'x, P: Platform> TxQueue<'x, P> {
         }
         for (index, slot) in slots.enumerate() {
             let (id, page) = self.pool.nth(index).ok_or(Error::Full)?;
+            if let Some(own) = slot.page {
+                core::mem::swap(page, own);
+            }
             if let Some((at, value)) = plan.checksum.filter(|_| index == 0) {
                 page.write_bytes(slot.offset + at, &value.to_be_bytes()).map_err(|_| Error::Headers)?;
             }

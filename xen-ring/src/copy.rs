@@ -152,11 +152,36 @@ impl Direction for In {
     }
 }
 
+/// Copies `len` bytes, in as few moves as there are; each byte is accessed once.
+///
+/// # Safety
+/// `shared` is valid for atomic reads and writes of `len` bytes; `private` is valid for reads of as many ([`In`])
+/// or writes ([`Out`]), and no part of the shared memory.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline]
+pub(crate) unsafe fn bytes<D: Direction>(mut shared: *mut u8, mut private: *mut u8, mut len: usize) {
+    // SAFETY: in all of this `len` is what is left of both sides, and no step is longer than that.
+    unsafe {
+        if len >= STRING {
+            // Which is best where it writes whole lines.
+            while shared.addr() % WORD != 0 {
+                D::step::<u8>(shared, private);
+                (shared, private, len) = (shared.add(1), private.add(1), len - 1);
+            }
+            let words = len / WORD;
+            D::words(shared, private, words);
+            (shared, private, len) = (shared.add(words * WORD), private.add(words * WORD), len % WORD);
+        }
+        crate::x86_64::few::<D>(shared, private, len);
+    }
+}
+
 /// Copies `len` bytes, in words where the shared side is aligned to them; each byte is accessed once.
 ///
 /// # Safety
 /// `shared` is valid for atomic reads and writes of `len` bytes; `private` is valid for reads of as many ([`In`])
 /// or writes ([`Out`]), and no part of the shared memory.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 #[inline]
 pub(crate) unsafe fn bytes<D: Direction>(mut shared: *mut u8, mut private: *mut u8, mut len: usize) {
     // SAFETY: in all of this `len` is what is left of both sides, no step is longer than that, and steps of words

@@ -93,6 +93,34 @@ moves! {
     __m128i, xmm_reg, "movups", "";
 }
 
+/// Copies bytes that are not very many, in moves of four words, then of one, and then of what is left.
+///
+/// # Safety
+/// As for [`copy::bytes`].
+#[inline]
+pub(crate) unsafe fn few<D: Direction>(shared: *mut u8, private: *mut u8, len: usize) {
+    let mut done = 0;
+    // SAFETY: `done` is never more than `len`, and no part is longer than what is left of both sides behind it.
+    unsafe {
+        while len - done >= 32 {
+            record::<D, [u64; 4]>(shared, done, private.add(done));
+            done += 32;
+        }
+        macro_rules! rest {
+            ($($type:ty)*) => {$(
+                if (len - done) >= size_of::<$type>() {
+                    D::at::<$type, Fixed<0>>(shared, done, private.add(done));
+                    done += size_of::<$type>();
+                }
+            )*};
+        }
+        rest!(u64 u64 u64 u32 u16);
+        if done < len {
+            D::at::<u8, Fixed<0>>(shared, done, private.add(done));
+        }
+    }
+}
+
 /// Copies a `T`'s bytes: without a loop if there are not very many.
 ///
 /// # Safety

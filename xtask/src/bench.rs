@@ -47,7 +47,8 @@ enum What {
     Disk,
     /// Frames and requests per second through the drivers and their mocks, on this machine
     Mock,
-    /// Instructions per slot of a ring, against Xen's own macros in C (needs valgrind, a C compiler and Xen's headers)
+    /// Instructions: per slot of a ring, against Xen's own macros in C, and per frame and request, against the crate
+    /// virtio-drivers (needs valgrind, a C compiler and Xen's headers)
     Ring,
     /// Inputs per second of each fuzz target (needs a nightly toolchain)
     Fuzz,

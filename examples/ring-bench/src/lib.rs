@@ -4,7 +4,9 @@
 
 #[cfg(ring_h)]
 pub mod c;
+pub mod drivers;
 pub mod rust;
+pub mod virtio;
 
 /// The page that a ring is in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,3 +40,9 @@ pub type NetRsp = [u16; 2];
 /// A request and a response of a block device, of 112 and 16 bytes.
 pub type BlkReq = [u64; 14];
 pub type BlkRsp = [u64; 2];
+
+/// Something that is asked for and answered.
+pub trait Turns {
+    /// Asks for so many at once, lets the far side answer, and takes the answers.
+    fn turn(&mut self, depth: usize);
+}
