@@ -12,7 +12,7 @@ use crate::abi::{Access, GrantRef};
 use crate::free_list::{self, Links};
 use crate::granted::GrantedPage;
 use crate::page::OwnedPage;
-use crate::{Error, GrantTable, Rejected};
+use crate::{Error, GrantTable, Rejected, xen};
 
 /// A reference that is taken and grants nothing, yet.
 ///
@@ -228,6 +228,11 @@ impl<P: Platform> GrantTable<P> {
     fn add_frame(&self) -> Result<(), Error> {
         if self.frames.refs() / self.frames.per_frame() >= self.max_frames {
             return Err(Error::NoFreeReference);
+        }
+        // Another table may have changed it, and what we wrote then would grant who knows what.
+        let (now, ours) = (xen::version(self.platform())?, if self.frames.is_version_2() { 2 } else { 1 });
+        if now != ours {
+            return Err(Error::Version(now));
         }
         let first = self.frames.add()?;
         // Last to first, so that they are handed out in order.

@@ -96,17 +96,19 @@ impl<P: Platform> GrantTable<P> {
     /// Sets a table of version 1 up: asks Xen for its size and maps the first frame.
     ///
     /// A domain has one table. Another one takes the frames over: what the first then grants reaches nobody, and what it
-    /// granted before stays in its quarantine, if it was in use.
+    /// granted before stays in its quarantine, if it was in use. One of another version takes all of them at once, and the
+    /// first does not grow any more.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Version`], or Xen's refusal.
     pub fn new(platform: P) -> Result<Self, Error> {
-        xen::require_version(&platform, 1)?;
-        Self::start(Frames::new(platform)?)
+        let foreign = xen::require_version(&platform, 1)?;
+        Self::start(Frames::new(platform)?, foreign)
     }
 
-    pub(crate) fn start(frames: Frames<P>) -> Result<Self, Error> {
-        let max_frames = xen::max_frames(frames.platform())?.min(MAX_FRAMES);
+    /// Maps the first frame, and at least as many as `foreign`.
+    pub(crate) fn start(frames: Frames<P>, foreign: u32) -> Result<Self, Error> {
+        let max_frames = xen::size(frames.platform())?.max_frames.min(MAX_FRAMES);
         let table = Self {
             frames,
             free_head: AtomicU64::new(0),
@@ -119,8 +121,15 @@ impl<P: Platform> GrantTable<P> {
             ended: AtomicU64::new(0),
             lost_room: AtomicU64::new(0),
         };
-        table.grow()?;
-        Ok(table)
+        let mut grown = table.grow();
+        while grown.is_ok() && table.frames.refs() / table.frames.per_frame() < foreign.min(max_frames) {
+            grown = table.grow();
+        }
+        if grown.is_err() && foreign > 0 {
+            // Nothing was granted, and what is mapped elsewhere was mapped in the other layout.
+            xen::change_back(table.platform(), if table.frames.is_version_2() { 1 } else { 2 });
+        }
+        grown.map(|()| table)
     }
 
     /// The platform that everything runs on.

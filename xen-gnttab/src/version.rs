@@ -79,16 +79,16 @@ impl<P: Platform> GrantTable<P> {
     /// # Errors
     /// As [`new`](Self::new). [`Error::Version`] for [`Version::V2`] where Xen does not let the domain have it.
     pub fn with_version(platform: P, version: Version) -> Result<Self, Error> {
-        match version {
+        let foreign = match version {
             Version::V1 => return Self::new(platform),
             Version::V2 => xen::require_version(&platform, 2)?,
             Version::Best => match xen::require_version(&platform, 2) {
-                Ok(()) => {}
+                Ok(foreign) => foreign,
                 Err(Error::Version(1)) => return Self::new(platform),
                 Err(error) => return Err(error),
             },
-        }
-        Self::start(Frames::new_version_2(platform)?)
+        };
+        Self::start(Frames::new_version_2(platform)?, foreign)
     }
 
     /// The version of the table's layout.

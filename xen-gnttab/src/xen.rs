@@ -6,34 +6,46 @@ use xen_hypercall::{Errno, Gfn, Platform, grant};
 
 use crate::Error;
 
-/// Makes sure that entries have this version's layout. A domain starts with version 1, but a boot loader may have changed
-/// that. Called before anything is granted.
-pub(crate) fn require_version(platform: &impl Platform, version: u32) -> Result<(), Error> {
+/// The version whose layout entries have now.
+pub(crate) fn version(platform: &impl Platform) -> Result<u32, Error> {
     match grant::get_version(platform) {
-        Ok(now) if now == version => Ok(()),
         // A Xen without this operation has version 1 alone.
-        Err(Errno::ENOSYS) if version == 1 => Ok(()),
-        Err(Errno::ENOSYS) => Err(Error::Version(1)),
-        Ok(before) => {
-            // SAFETY: nothing of the table is mapped by us yet, so nobody reads or writes it in the other layout. If grants of
-            // an earlier kernel are in force Xen answers EBUSY.
+        Err(Errno::ENOSYS) => Ok(1),
+        now => now.map_err(|errno| Error::Hypercall { operation: "GNTTABOP_get_version", errno }),
+    }
+}
+
+/// Makes sure that entries have this version's layout. A domain starts with version 1, but a boot loader may have changed
+/// that. Called before anything is granted. Answers how many frames there may be that others have mapped and take to be in
+/// the other layout: they are to be taken from them.
+pub(crate) fn require_version(platform: &impl Platform, version: u32) -> Result<u32, Error> {
+    match self::version(platform)? {
+        now if now == version => Ok(0),
+        before => {
+            // SAFETY: nothing of the table is mapped by us yet, and what an earlier kernel or table has mapped is taken from it
+            // before anything is granted, so nobody writes to it in the other layout. If grants of theirs are in force Xen
+            // answers EBUSY.
             match unsafe { grant::set_version(platform, version) } {
-                Ok(now) if now == version => Ok(()),
+                Ok(now) if now == version => Ok(size(platform)?.frames),
                 Ok(now) => Err(Error::Version(now)),
                 // What Xen answers that has this version forbidden.
                 Err(Errno::ENOSYS) => Err(Error::Version(before)),
                 Err(errno) => Err(Error::Hypercall { operation: "GNTTABOP_set_version", errno }),
             }
         }
-        Err(errno) => Err(Error::Hypercall { operation: "GNTTABOP_get_version", errno }),
     }
 }
 
-/// The most frames that the table may have.
-pub(crate) fn max_frames(platform: &impl Platform) -> Result<u32, Error> {
-    grant::query_size(platform)
-        .map(|size| size.max_frames)
-        .map_err(|errno| Error::Hypercall { operation: "GNTTABOP_query_size", errno })
+/// Gives entries the layout again that they had before [`require_version`].
+pub(crate) fn change_back(platform: &impl Platform, version: u32) {
+    // SAFETY: who required the other version has granted nothing and gives up; what others have mapped is of this one.
+    // Refused, it stays as it is: none of those can be told.
+    let _ = unsafe { grant::set_version(platform, version) };
+}
+
+/// How many frames the table has and may have.
+pub(crate) fn size(platform: &impl Platform) -> Result<grant::Size, Error> {
+    grant::query_size(platform).map_err(|errno| Error::Hypercall { operation: "GNTTABOP_query_size", errno })
 }
 
 /// Puts a frame of the table, of entries or of status words, where the page `gfn` was.

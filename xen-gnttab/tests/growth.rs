@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 
 use xen_gnttab::{Access, Error, GrantRef, GrantTable, Reference, Version, mock};
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, HypercallNr};
+use xen_hypercall::{DomId, Errno, HypercallNr, grant};
 
 const BACK: DomId = DomId(0);
 const FRONT: DomId = DomId(1);
@@ -92,8 +92,8 @@ fn a_limit_that_xen_lowers_ends_growth_and_nothing_else() {
 
 #[test]
 fn without_memory_the_table_stays_as_it_is_and_grows_later() {
-    let (_xen, guest) = machine(3);
     for version in [Version::V1, Version::V2] {
+        let (_xen, guest) = machine(3);
         let table = GrantTable::with_version(guest.clone(), version).unwrap();
         guest.fail_allocs_after(Some(0));
         let (mut references, error) = all(&table);
@@ -163,4 +163,34 @@ fn what_can_never_be_granted_at_once_does_not_make_the_table_grow() {
     assert_eq!(guest.pages_in_use(), before);
     drop(table.share_pages(3 * 512 - 8, BACK, Access::ReadOnly).unwrap());
     assert_eq!(table.stats().frames, 3);
+}
+
+#[test]
+fn a_table_of_another_version_takes_all_frames_and_the_first_grows_no_more() {
+    let (xen, guest) = machine(4);
+    let back = xen.domain(BACK);
+    let first = GrantTable::new(guest.clone()).unwrap();
+    let mut held: Vec<_> = (0..600).map(|_| first.reserve().unwrap()).collect();
+    // No memory for all that: the version is what it was, and the first one goes on.
+    guest.fail_allocs_after(Some(4));
+    assert_eq!(GrantTable::with_version(guest.clone(), Version::V2).map(drop), Err(Error::OutOfMemory));
+    guest.fail_allocs_after(None);
+    assert_eq!(grant::get_version(&guest), Ok(1));
+    held.extend((0..500).map(|_| first.reserve().unwrap()));
+    assert_eq!(first.stats().frames, 3);
+    let second = GrantTable::with_version(guest.clone(), Version::V2).unwrap();
+    assert_eq!((second.version(), second.stats().frames), (Version::V2, 3));
+    // What the first one writes now reaches nobody.
+    let reference = held.pop().unwrap();
+    let gref = reference.gref();
+    let lost = reference.grant(first.alloc_page().unwrap(), BACK, Access::ReadWrite).unwrap();
+    assert!((0..3 * 256).all(|gref| mock::map(&back, FRONT, GrantRef(gref), false).is_err()));
+    assert!(mock::map(&back, FRONT, gref, false).is_err());
+    while first.stats().free > 0 {
+        held.push(first.reserve().unwrap());
+    }
+    assert_eq!(first.reserve().map(drop), Err(Error::Version(2)));
+    drop((lost, held));
+    let page = second.share(BACK, Access::ReadOnly).unwrap();
+    assert!(mock::map(&back, FRONT, page.gref(), false).is_ok());
 }
