@@ -64,6 +64,8 @@ pub struct Config {
     pub control_ring: bool,
     /// Bytes that are to be free before each frame that arrives, if the backend can (`xdp-headroom`): for
     /// [`receive_pages`](crate::NetFront::receive_pages), to put something before it. At most 2048.
+    /// Linux' backend leaves it in every slot of a frame, but does not count it when it looks for free pages: do not let it
+    /// send large frames then, or have many pages for receiving.
     pub headroom: u16,
     /// Whether to use an event channel for each direction (`feature-split-event-channels`), so that two tasks may
     /// wait, each for its own.

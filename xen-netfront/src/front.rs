@@ -330,18 +330,19 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.settle(flushed)
     }
 
-    /// The end of a look at the device, before sleeping: asks for an event at the next frame and, when pages for sending are short, when some come back. Answers
-    /// whether there is something to do at once: then no event will come for it, and sleeping would be wrong.
+    /// The end of a look at the device, before sleeping: gives the backend the pages whose frames were taken, asks for an
+    /// event at the next frame and, when pages for sending are short, when some come back. Answers whether there is
+    /// something to do at once: then no event will come for it, and sleeping would be wrong.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Broken`].
+    /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].
     pub fn arm(&mut self) -> Result<bool, Error> {
         self.check()?;
         // With less than that a large frame does not get out.
         let wanted = if self.config.send.contains(Features::SCATTER_GATHER) { LARGE } else { 1 };
         let Self { queues, stats, .. } = self;
         let ready = queues.iter_mut().flatten().try_fold(false, |ready, queue| {
-            let (rx, tx) = (queue.arm_receive()?, queue.arm_transmit(wanted, stats)?);
+            let (rx, tx) = (queue.arm_receive(stats)?, queue.arm_transmit(wanted, stats)?);
             queue.end_of_look(rx, tx);
             Ok(ready | rx | tx)
         });

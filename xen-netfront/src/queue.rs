@@ -62,8 +62,13 @@ impl<'x, P: Platform> Queue<'x, P> {
         Ok(())
     }
 
-    /// Asks for an event at the next frame; answers whether one is there.
-    pub(crate) fn arm_receive(&mut self) -> Result<bool, Error> {
+    /// Shows the backend the pages that are free again, without which no more frames would come, and asks for an event
+    /// at the next frame; answers whether one is there.
+    pub(crate) fn arm_receive(&mut self, stats: &mut Stats) -> Result<bool, Error> {
+        if self.rx.ring.publish().map_err(broken)? {
+            stats.notifications += 1;
+            self.receive_channel().notify()?;
+        }
         self.rx.ring.arm().map_err(broken)
     }
 

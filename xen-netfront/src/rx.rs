@@ -113,6 +113,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
             || features.intersects(Features::CHECKSUM_V4 | Features::CHECKSUM_V6);
         let (mut slot, mut index) = (first, self.ring.response_index().wrapping_sub(1));
         let mut extras = flags.contains(RxFlags::EXTRA_INFO);
+        let mut room = 0;
         loop {
             let id = index & (self.count - 1);
             if u32::from(slot.id) != id {
@@ -126,8 +127,10 @@ impl<'x, P: Platform> RxQueue<'x, P> {
                 match (gso, Hash::from_abi(info).filter(|_| also.hashes)) {
                     (Some(_), _) => meta.gso = gso,
                     (None, hash @ Some(_)) => meta.hash = hash,
-                    // Where the frame begins says how much room there is.
-                    (None, None) if info.kind == EXTRA_TYPE_XDP && also.headroom => {}
+                    (None, None) if info.kind == EXTRA_TYPE_XDP && also.headroom => {
+                        let [low, high, ..] = info.data;
+                        room = u16::from_le_bytes([low, high]).into();
+                    }
                     // Not agreed on, or of a kind that we do not know.
                     (None, None) => return Err(Error::Broken(Violation::Extra(info.kind))),
                 }
@@ -137,10 +140,13 @@ impl<'x, P: Platform> RxQueue<'x, P> {
                 Ok(len) if usize::from(slot.offset) + len > PAGE_SIZE => {
                     return Err(Error::Broken(Violation::Outside(slot.offset, slot.status)));
                 }
+                // Linux' backend leaves the room in each slot, and counts it as a part of what is there.
+                Ok(len) if slot.offset == 0 && room >= len => sound = false,
                 Ok(len) => {
+                    let (offset, len) =
+                        if slot.offset == 0 { (room, len - room) } else { (slot.offset.into(), len) };
                     let page = self.pages.get_mut(id as usize).and_then(Option::as_mut);
-                    sound = sound
-                        && page.is_some_and(|page| sink.take(meta.slots, page, slot.offset.into(), len));
+                    sound = sound && page.is_some_and(|page| sink.take(meta.slots, page, offset, len));
                     meta.len += len;
                 }
             }

@@ -234,12 +234,19 @@ fn there_is_room_before_frames() {
         let config = Config { headroom: wanted, receive: Features::all(), ..Config::default() };
         let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
         let page = || machine.grants.share(DomId(0), Access::ReadWrite).unwrap();
-        let mut pages: Vec<_> = (0..3).map(|_| FramePage { page: page(), offset: 0, len: 0 }).collect();
+        let mut pages: Vec<_> = (0..4).map(|_| FramePage { page: page(), offset: 0, len: 0 }).collect();
         for len in [60, 1500, 4096, 8000] {
             machine.switch.send(frame(GUEST, HOST, len, 1));
             machine.run();
             let meta = front.receive_pages(&mut pages).unwrap().unwrap();
             assert_eq!((meta.len, pages[0].offset), (len, room));
+            let mut got = Vec::new();
+            for part in &mut pages[..meta.slots] {
+                got.resize(got.len() + part.len, 0);
+                let from = got.len() - part.len;
+                part.page.read_bytes(part.offset, &mut got[from..]).unwrap();
+            }
+            assert!(got == frame(GUEST, HOST, len, 1));
             machine.switch.send(frame(GUEST, HOST, len, 2));
             machine.run();
             let mut buf = vec![0; len];

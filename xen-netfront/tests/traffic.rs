@@ -108,6 +108,24 @@ fn many_frames_are_one_event() {
 }
 
 #[test]
+fn who_only_receives_need_not_flush() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    let mut buffer = [0; 100];
+    // Several times as many as there are pages.
+    for seed in 0..1000 {
+        machine.switch.send(frame(GUEST, HOST, 100, seed as u8));
+        machine.run();
+        assert_eq!(front.receive(&mut buffer), Ok(Some(100)), "frame {seed}");
+        assert!(buffer[..] == frame(GUEST, HOST, 100, seed as u8));
+        assert_eq!(front.arm(), Ok(false));
+    }
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
 fn a_full_device_says_so_and_goes_on_when_frames_are_sent() {
     let machine = Machine::new();
     let back = machine.vif(Options::default());

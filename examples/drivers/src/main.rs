@@ -19,6 +19,7 @@ mod block;
 mod console;
 #[path = "../../unikernel/src/mem.rs"]
 mod mem;
+mod net;
 mod pattern;
 mod place;
 #[path = "../../unikernel/src/platform.rs"]
@@ -52,6 +53,9 @@ fn main(info: &arch::BootInfo) -> ! {
     let mut report = Report::new(place.kernel);
     if words.has("block") {
         block::run(&mut place, &mut report);
+    }
+    if words.has("net") {
+        net::run(&mut place, &words, &mut report);
     }
     if words.has("bench") {
         let measured = bench::run(&mut place, &words, &report);

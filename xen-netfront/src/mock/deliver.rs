@@ -72,7 +72,7 @@ impl Backend {
     fn slots_of(&self, frame: &Frame) -> usize {
         let hash = usize::from(self.hash(&frame.bytes).is_some());
         let extras = hash + usize::from(frame.gso.is_some()) + usize::from(self.headroom > 0);
-        (self.headroom + frame.bytes.len()).div_ceil(PAGE_SIZE) + extras
+        frame.bytes.len().div_ceil(PAGE_SIZE - self.headroom) + extras
     }
 
     fn hash(&self, bytes: &[u8]) -> Option<(HashTypes, u32, usize)> {
@@ -135,13 +135,13 @@ impl Backend {
         let count = infos.len();
         infos.iter_mut().take(count.saturating_sub(1)).for_each(|info| info.flags = EXTRA_FLAG_MORE);
         let (first, rest) = frame.bytes.split_at(frame.bytes.len().min(PAGE_SIZE - self.headroom));
-        let chunks = [first].into_iter().chain(rest.chunks(PAGE_SIZE));
-        let count = 1 + rest.len().div_ceil(PAGE_SIZE);
+        let each = PAGE_SIZE - self.headroom;
+        let chunks = [first].into_iter().chain(rest.chunks(each));
+        let count = 1 + rest.len().div_ceil(each);
         for (place, chunk) in chunks.enumerate() {
             let more = if place + 1 < count { RxFlags::MORE_DATA } else { RxFlags::empty() };
             let extra = if place == 0 && !infos.is_empty() { RxFlags::EXTRA_INFO } else { RxFlags::empty() };
-            let offset = if place == 0 { self.headroom } else { 0 };
-            slots.push(self.fill(index, offset, chunk, flags | more | extra));
+            slots.push(self.fill(index, chunk, flags | more | extra));
             flags = RxFlags::empty();
             for info in infos.drain(..) {
                 let slot = self.spoil_extra(transmute!(info));
@@ -163,21 +163,21 @@ impl Backend {
         }
     }
 
-    /// Copies a part of a frame to the guest's next page.
-    fn fill(&mut self, index: usize, offset: usize, chunk: &[u8], flags: RxFlags) -> RxResponse {
+    /// Copies a part of a frame to the guest's next page. As Linux' backend does, it leaves room in each, and counts it.
+    fn fill(&mut self, index: usize, chunk: &[u8], flags: RxFlags) -> RxResponse {
         let Some(request) = self.queues.get_mut(index).and_then(|queue| queue.room.pop_front()) else {
             return RxResponse::default();
         };
         let mut response = RxResponse {
             id: request.id,
-            offset: offset as u16,
+            offset: 0,
             flags: flags.bits(),
-            status: chunk.len() as i16,
+            status: (self.headroom + chunk.len()) as i16,
         };
         let gref = GrantRef(request.gref);
         match map(&self.dom0, self.guest.id(), gref, true) {
             Ok(mut page) => {
-                if let Err(error) = page.mem().write_bytes(offset, chunk) {
+                if let Err(error) = page.mem().write_bytes(self.headroom, chunk) {
                     self.complain(error.to_string());
                 }
                 if self.holds || self.roll(|faults| faults.keep_mapped) {

@@ -42,6 +42,8 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
     let (guest, mut console) = lab.start(&spec(lab, "block", more)?)?;
     let (name, id) = (guest.name(), guest.list()?.context("it is gone")?.id);
 
+    console.wait_for("please distrust xvdc", PATIENCE)?;
+    lab.dom0.run(&format!("xenstore-write /local/domain/{id}/device/vbd/51744/trusted 0"), PATIENCE)?;
     console.wait_for("please grow xvda", PATIENCE)?;
     let grow = format!("truncate -s 96M $(losetup -nO BACK-FILE {main}) && losetup -c {main}");
     lab.dom0.run(&grow, PATIENCE)?;
@@ -64,4 +66,35 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
     lab.dom0.run(&format!("dd if={main} of=/written bs={SECTOR} count={sectors} 2>/dev/null"), PATIENCE)?;
     ensure!(lab.dom0.get("/written")? == right, "dom0 reads something else from {main}");
     [main, fixed, large].iter().try_for_each(|device| drop_loop_device(lab, device))
+}
+
+pub(super) fn cards(lab: &mut Lab) -> Result<()> {
+    let vif = |last: u32| format!("bridge=xenbr0,mtu=9000,mac=00:16:3e:00:00:0{last}");
+    let more = format!("vif=['{}','{}']\n", vif(2), vif(3));
+    let spec = spec(lab, "net mac=00:16:3e:00:00:02 mtu=9000", more)?;
+    // Port 7 sends back what it gets.
+    lab.dom0
+        .run("setsid nc -ll -p 7 -e cat </dev/null >/dev/null 2>&1 & echo $! >/run/echo.pid", PATIENCE)?;
+    let (guest, mut console) = lab.start(&spec)?;
+    let (name, id) = (guest.name(), guest.list()?.context("it is gone")?.id);
+    for (word, down) in [("please cut the link of vif 1", 1), ("please restore the link of vif 1", 0)] {
+        console.wait_for(word, PATIENCE)?;
+        let node = format!("/local/domain/{id}/device/vif/1/disconnect");
+        lab.dom0.run(&format!("xenstore-write {node} {down}"), PATIENCE)?;
+    }
+    console.wait_for("please restart the backend of vif 1", PATIENCE)?;
+    restart(lab, "vif", &format!("vif-{id}-1"))?;
+    // The interface is another one, and nobody has put it into the bridge.
+    let script = format!(
+        "until ip link set vif{id}.1 mtu 9000 2>/dev/null; do sleep 0.1; done && \
+         ip link set vif{id}.1 master xenbr0 up && xenstore-write /local/domain/{id}/data/restarted 1"
+    );
+    lab.dom0.run(&script, PATIENCE)?;
+    console.wait_for("please unplug vif 1", PATIENCE)?;
+    let vif = vif(3).replace(',', " ");
+    lab.dom0.run(&format!("xl network-detach {name} 1 && xl network-attach {name} {vif}"), PATIENCE)?;
+    let text = console.wait_for(CHECKED, PATIENCE)?;
+    judge_checks("drivers", 48, "the kernel with cards", &text)?;
+    guest.wait("end", |listed| listed.is_none())?;
+    lab.dom0.run("kill $(cat /run/echo.pid)", PATIENCE).map(drop)
 }

@@ -68,6 +68,7 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("dhcp", boot::without_an_address_it_asks_dhcp),
         ("selftest-pair", selftest::as_a_pair),
         ("drivers-block", drivers::disks),
+        ("drivers-net", drivers::cards),
     ];
     own.into_iter().map(|(name, test)| -> Test { (name, Box::new(test)) }).chain(web::checks()).collect()
 }

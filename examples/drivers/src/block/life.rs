@@ -1,10 +1,12 @@
 //! What becomes of disks: closed, read-only, grown, without a backend for a while, unplugged.
 
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use xen_blkfront::{Error, State, Ticket};
+use xen_blkfront::{Error, Piece, State, Ticket};
+use xen_gnttab::Access;
 use xen_hypercall::Wait;
 
 use super::model::Model;
@@ -44,11 +46,20 @@ pub(super) fn read_only(place: &mut Place, report: &mut Report) {
     });
 }
 
-pub(super) fn large_sectors(place: &mut Place, report: &mut Report) {
-    report.check("block/sectors-of-4096", || {
+pub(super) fn large_and_untrusted(place: &mut Place, report: &mut Report) {
+    report.note(format_args!("please distrust xvdc"));
+    report.check("block/sectors-of-4096-untrusted", || {
+        let (node, deadline) = (format!("device/vbd/{XVDC}/trusted"), place.soon());
+        while place.xs.read(&node) != Ok(b"0") {
+            ensure!(place.kernel.now() < deadline, "it stays trusted");
+            place.events.wait(Some(place.kernel.now() + TURN));
+        }
         let mut disk = open(place, XVDC, EVERYTHING)?;
         ensure!(disk.sector_size() == 4096, "{} bytes", disk.sector_size());
         ensure!(disk.write(1, &[1; 4096]) == Err(Error::Unaligned), "half a sector was written");
+        let page = place.grants.share(disk.backend_id(), Access::ReadWrite)?;
+        let lent = disk.submit_read_into(0, &mut [Some(Piece::whole(page))]);
+        ensure!(!disk.is_trusted() && lent == Err(Error::Untrusted), "{lent:?}");
         let (mut out, mut data) = (vec![0; 300 * 4096], vec![0; 300 * 4096]);
         fill(0, 1, &mut data);
         disk.write(16, &data)?;

@@ -1,5 +1,5 @@
 //! Disks: `xvda`, which is written, grows, loses its backend and is unplugged; `xvdb`, which is read-only; `xvdc`, whose
-//! sectors are large.
+//! sectors are large, and whose backend is not trusted.
 
 mod data;
 mod life;
@@ -58,7 +58,7 @@ pub(crate) fn run(place: &mut Place, report: &mut Report) {
     data::small(place, &mut disk, &mut model, report);
     life::close(place, disk, report, "block/close-again");
     life::read_only(place, report);
-    life::large_sectors(place, report);
+    life::large_and_untrusted(place, report);
     let Some(mut disk) = connect(place, report, "block/open-once-more", EVERYTHING) else { return };
     life::run(place, &mut disk, &mut model, report);
     report.check("block/last-words", || {
