@@ -55,6 +55,7 @@ impl<'g, P: Platform> Pool<'g, P> {
     }
 
     /// Which of the frames that are put together is meant from now on.
+    #[cfg(feature = "smoltcp-v0-14")]
     pub(crate) fn choose(&mut self, frame: usize) {
         self.frame = frame.min(FRAMES - 1);
     }
