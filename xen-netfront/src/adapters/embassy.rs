@@ -1,7 +1,9 @@
 //! `embassy_net_driver::Driver` (feature `embassy-net-driver-v0-2`).
 //!
 //! TCP's checksums are left to the backend when a frame is sent, and are verified here when it does not vouch for one
-//! that arrived. Frames go to the backend one by one: the driver is not told when the stack is done for the moment.
+//! that arrived. Frames go to the backend one by one, and a stream's segments are not put together to large packets as
+//! for smoltcp: the driver is not told when the stack is done for the moment, so what it kept back to wait for more might
+//! wait for ever, or cost the stack another turn for each stream.
 
 use core::fmt;
 use core::task::{Context, Poll};
