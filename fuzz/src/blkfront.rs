@@ -440,6 +440,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let misfortunes = std::array::from_fn(|i| if i <= 12 { 140 } else { 0 });
     vec![
         ("work", Plan { ops: with(vec![]), ..plan.clone() }.bytes()),
+        ("rounds", {
+            let write = |at| [Op::Write { range: range(at, 30) }, Op::Read { range: range(at, 40) }];
+            Plan { offers: 0, ops: Ops((0..30).flat_map(write).collect()), ..plan.clone() }.bytes()
+        }),
         ("plain", Plan { offers: 0, order: 120, ops: with(vec![]), ..plan.clone() }.bytes()),
         (
             "queues",
