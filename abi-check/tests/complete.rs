@@ -34,6 +34,7 @@ const NOT_OF_THE_HEADERS: &[(&str, &str)] = &[
     ("Ctrl", "names the records of a ring"),
     ("EINTR", "Xen's own, never told to a guest: the headers have it for Xen alone"),
     ("ERESTART", "Xen's own, as EINTR"),
+    ("EXTRA_TYPE_XDP", "in Linux's copy of the header alone"),
     ("IN_USE", "two flags in one"),
     ("MAX", "as many as fit what Xen fills in"),
     ("MAX_RING_ORDER", "what Linux's backend takes"),
