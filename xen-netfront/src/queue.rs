@@ -65,6 +65,7 @@ impl<'x, P: Platform> Queue<'x, P> {
     /// Shows the backend the pages that are free again, without which no more frames would come, and asks for an event
     /// at the next frame; answers whether one is there.
     pub(crate) fn arm_receive(&mut self, stats: &mut Stats) -> Result<bool, Error> {
+        self.rx.refill()?;
         if self.rx.ring.publish().map_err(broken)? {
             stats.notifications += 1;
             self.receive_channel().notify()?;
