@@ -71,6 +71,10 @@ pub fn yield_now(xen: &impl Hypercall) -> Result<(), Errno> {
 
 /// Sleeps until an event is pending for this vCPU, at once if one is and upcalls can be delivered.
 ///
+/// An HVM or PVH vCPU whose interrupts are off is not woken by the events that come while `upcall_pending` is set already: with
+/// one that came unseen before the call it sleeps for ever. Call it with interrupts on, in one step after looking for events,
+/// as `sti` before the call does.
+///
 /// # Errors
 /// None that Xen documents.
 pub fn block(xen: &impl Hypercall) -> Result<(), Errno> {

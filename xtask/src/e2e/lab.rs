@@ -48,7 +48,7 @@ impl Lab {
     pub(super) fn explain(&mut self, error: Error) -> Error {
         let name = self.site.as_ref().map_or(self.test.as_str(), |(_, guest)| guest);
         let script = format!(
-            "echo \"--- its console\"; tail -n 30 /var/log/xen/guest-{name}.log; echo \"--- xl dmesg\"; xl dmesg | grep -av HVM | tail -n 15; \
+            "echo \"--- its console\"; tail -n 30 /var/log/xen/guest-{name}*.log; echo \"--- xl dmesg\"; xl dmesg | grep -av HVM | tail -n 15; \
              xl list; xenstore-ls /local/domain | grep -E 'state|name' | tail -n 12"
         );
         let said = self.dom0.sh(&script, Duration::from_secs(30));
