@@ -53,7 +53,7 @@ impl ShutdownWatch {
         }
         let result = take_request(xs);
         if result.is_err() {
-            xs.watches.mark(self.0);
+            xs.link.watches.mark(self.0);
         }
         result
     }

@@ -5,10 +5,12 @@
 #[cfg(feature = "mock")]
 extern crate std;
 
+mod ask;
 mod client;
 pub mod control;
 mod error;
 mod layout;
+mod link;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod nodes;

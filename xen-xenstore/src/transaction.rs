@@ -5,7 +5,7 @@ use core::str::FromStr;
 
 use xen_hypercall::{DomId, Platform, Wait};
 
-use crate::client::number;
+use crate::link::number;
 use crate::nodes::{optional, parsed, text};
 use crate::text::Text;
 use crate::wire::Operation;

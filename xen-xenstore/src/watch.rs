@@ -59,12 +59,12 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// daemon may set it some time later: then it is ended again before the next question.
     pub fn watch(&mut self, path: &str) -> Result<Watch, Error> {
         let name = Path::new(path)?;
-        let watch = match self.watches.add(name) {
+        let watch = match self.link.watches.add(name) {
             Some(watch) => watch,
             None => {
                 self.poll()?;
                 self.tidy_up(Operation::WATCH, self.deadline())?;
-                self.watches.add(name).ok_or(Error::TooManyWatches)?
+                self.link.watches.add(name).ok_or(Error::TooManyWatches)?
             }
         };
         let token = Text::new(Token(watch))?;
@@ -80,8 +80,8 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// Whether the daemon knows a watch is not known, if the question was not answered in time.
     fn give_watch_up(&mut self, watch: Watch, error: Error) {
         match error {
-            Error::TimedOut(_) => self.watches.give_up(watch),
-            _ => drop(self.watches.remove(watch)),
+            Error::TimedOut(_) => self.link.watches.give_up(watch),
+            _ => drop(self.link.watches.remove(watch)),
         }
     }
 
@@ -92,10 +92,10 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// question.
     pub fn unwatch(&mut self, watch: Watch) -> Result<(), Error> {
         let token = Text::new(Token(watch))?;
-        let Some(path) = self.watches.path(watch) else { return Ok(()) };
+        let Some(path) = self.link.watches.path(watch) else { return Ok(()) };
         match self.ask_path(Operation::UNWATCH, 0, &path, [token.as_bytes(), b"\0"]) {
             Ok(_) => {
-                self.watches.remove(watch);
+                self.link.watches.remove(watch);
                 Ok(())
             }
             Err(error) => {
@@ -112,7 +112,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// [`Error::Broken`] when the connection is of no use any more.
     pub fn fired(&mut self, watch: &Watch) -> Result<bool, Error> {
         self.poll()?;
-        Ok(self.watches.take(*watch))
+        Ok(self.link.watches.take(*watch))
     }
 
     /// Waits until a watch fires or a time comes; answers whether it fired.
@@ -127,7 +127,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             if self.now() >= deadline {
                 return Ok(false);
             }
-            self.events.wait(Some(deadline));
+            self.link.events.wait(Some(deadline));
         }
     }
 
@@ -136,7 +136,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// # Errors
     /// As [`fired`](Self::fired).
     pub fn poll_fired(&mut self, watch: &Watch, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.watches.register(*watch, cx.waker());
+        self.link.watches.register(*watch, cx.waker());
         loop {
             if self.fired(watch)? {
                 return Poll::Ready(Ok(()));
@@ -150,7 +150,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// Sets all watches again, at a daemon that knows none of them.
     pub(crate) fn watch_again(&mut self) -> Result<(), Error> {
         for slot in 0..WATCHES {
-            let Some((watch, path)) = self.watches.at(slot) else { continue };
+            let Some((watch, path)) = self.link.watches.at(slot) else { continue };
             let token = Text::new(Token(watch))?;
             self.ask_path(Operation::WATCH, 0, &path, [token.as_bytes(), b"\0"])?;
         }

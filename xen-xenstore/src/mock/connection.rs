@@ -42,6 +42,8 @@ pub(super) struct Connection {
     dead: bool,
     /// There is something to look at in the ring.
     pub(super) looks: bool,
+    /// The ring was full, so nothing more is written before an event.
+    waits_for_room: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,6 +84,7 @@ impl Connection {
             last_transaction: 0,
             dead: false,
             looks: false,
+            waits_for_room: false,
         };
         connection.offer(ServerFeatures::RECONNECTION | ServerFeatures::ERROR);
         connection
@@ -113,11 +116,13 @@ impl Connection {
     }
 
     /// Whether the guest sent an event since the last look.
-    pub(super) fn take_event(&self) -> bool {
+    pub(super) fn take_event(&mut self) -> bool {
         let Some(shared) = self.dom0.shared_info() else { return false };
         let bit = 1 << (self.port % 64);
         let word = shared.evtchn_pending(self.port as usize / 64);
-        word.is_some_and(|word| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
+        let came = word.is_some_and(|word| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0);
+        self.waits_for_room &= !came;
+        came
     }
 
     /// Does what a guest that wants a new connection gets; answers whether it wanted one.
@@ -161,6 +166,7 @@ impl Connection {
         self.held.clear();
         self.watches.clear();
         self.transactions.clear();
+        self.waits_for_room = false;
     }
 
     /// The next whole message of the guest's. A guest that breaks the protocol is given up.
@@ -186,9 +192,11 @@ impl Connection {
         Some((header, payload))
     }
 
-    /// Whether something that was sent is not taken out of the ring yet.
+    /// Whether something that was sent is not taken out of the ring yet, or was and is not looked at.
     pub(super) fn has_input(&mut self) -> bool {
-        self.ring.readable().is_ok_and(|count| count > 0)
+        let waits = Header::read_from_prefix(&self.received)
+            .is_ok_and(|(header, rest)| rest.len() >= header.len as usize);
+        waits || self.ring.readable().is_ok_and(|count| count > 0)
     }
 
     pub(super) fn answer(&mut self, header: Header, payload: Vec<u8>) {
@@ -207,7 +215,7 @@ impl Connection {
     /// Moves what fits into the ring, at most so many bytes.
     pub(super) fn transmit(&mut self, mut tamper: Option<&mut Tamper>, mut at_most: usize) -> bool {
         let mut progress = false;
-        while at_most > 0 {
+        while at_most > 0 && !self.waits_for_room {
             if self.sending.is_empty() {
                 let Some((mut header, mut payload)) = self.outgoing.pop_front() else { break };
                 header.len = payload.len() as u32;
@@ -224,9 +232,7 @@ impl Connection {
             self.sending.drain(..count);
             at_most -= count;
             progress |= count > 0;
-            if count == 0 {
-                break;
-            }
+            self.waits_for_room = count == 0;
         }
         if progress {
             self.notify();

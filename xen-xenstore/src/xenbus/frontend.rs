@@ -205,7 +205,7 @@ impl Frontend<Connected> {
         let closing = state.is_some_and(XenbusState::is_gone);
         if closing {
             // It stays so, whoever asks next.
-            xs.watches.mark(self.watch);
+            xs.link.watches.mark(self.watch);
         }
         Ok(closing)
     }
@@ -225,7 +225,7 @@ impl Frontend<Connected> {
         }
         let state = self.backend_state(xs);
         if state.is_err() {
-            xs.watches.mark(self.watch);
+            xs.link.watches.mark(self.watch);
         }
         state.map(Some)
     }

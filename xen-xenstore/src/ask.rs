@@ -1,0 +1,136 @@
+//! Asking: one question, or several whose answers come together.
+
+use core::time::Duration;
+
+use xen_hypercall::{Platform, Wait};
+
+use crate::error::Violation;
+use crate::link::Sink;
+use crate::text::Text;
+use crate::watch::Token;
+use crate::wire::{ABS_PATH_MAX, Operation, PAYLOAD_MAX, REL_PATH_MAX};
+use crate::{Error, Xenstore, path};
+
+impl<P: Platform + Wait> Xenstore<'_, P> {
+    pub(crate) fn answered(&self, len: usize) -> &[u8] {
+        self.link.answered(len)
+    }
+
+    /// An answer that makes no sense: whoever gives it is not to be believed again.
+    pub(crate) fn malformed(&mut self) -> Error {
+        let error = Error::Broken(Violation::Malformed);
+        self.link.broken = Some(error);
+        error
+    }
+
+    /// Asks a question whose payload is a path, its zero byte, and `rest`.
+    pub(crate) fn ask_path(
+        &mut self,
+        operation: Operation,
+        transaction: u32,
+        path: &str,
+        rest: [&[u8]; 2],
+    ) -> Result<usize, Error> {
+        check_path(path)?;
+        self.ask(operation, transaction, &[path.as_bytes(), b"\0", rest[0], rest[1]])
+    }
+
+    /// Asks, and waits for the answer, whose length it tells.
+    pub(crate) fn ask(
+        &mut self,
+        operation: Operation,
+        transaction: u32,
+        parts: &[&[u8]],
+    ) -> Result<usize, Error> {
+        let mut outcome = Err(Error::TimedOut(operation));
+        let sink: &mut Sink<'_> = &mut |_, answer| outcome = answer.map(<[u8]>::len);
+        self.link.give_up();
+        self.post(operation, transaction, parts, 0, sink)?;
+        self.settle(sink)?;
+        outcome
+    }
+
+    /// Sends a question, and does not wait for its answer: `sink` gets it with the question's `tag`, in this call or the
+    /// next ones, of which [`settle`](Self::settle) is the last. After an error nothing is waited for any more.
+    pub(crate) fn post(
+        &mut self,
+        operation: Operation,
+        transaction: u32,
+        parts: &[&[u8]],
+        tag: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Error> {
+        if parts.iter().map(|part| part.len()).sum::<usize>() > PAYLOAD_MAX {
+            return Err(Error::TooLong);
+        }
+        self.link.poll(sink)?;
+        let deadline = self.deadline();
+        if self.link.open() == 0 {
+            self.tidy_up(operation, deadline)?;
+        }
+        while !self.link.has_place() {
+            if !self.link.wait(deadline, sink)? {
+                self.link.give_up();
+                return Err(Error::TimedOut(operation));
+            }
+        }
+        self.link.send(operation, transaction, parts, deadline, sink)?;
+        self.link.stats.requests += 1;
+        self.link.expect(operation, tag);
+        Ok(())
+    }
+
+    /// Waits until every question is answered. None may take longer than the patience after the one before.
+    pub(crate) fn settle(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
+        self.link.announce()?;
+        self.link.poll(sink)?;
+        while let Some(operation) = self.link.oldest() {
+            let (deadline, open) = (self.deadline(), self.link.open());
+            while self.link.open() == open {
+                if !self.link.wait(deadline, sink)? {
+                    self.link.give_up();
+                    return Err(Error::TimedOut(operation));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what questions that were given up have left, or may have left, at the daemon: it handles messages in their order.
+    /// Whether it can does not matter, those answers are stray ones.
+    pub(crate) fn tidy_up(&mut self, operation: Operation, deadline: Duration) -> Result<(), Error> {
+        self.link.send_rest(operation, deadline)?;
+        if let Some(orphan) = self.link.orphan {
+            self.order(Operation::TRANSACTION_END, orphan, &[b"F\0"], deadline)?;
+            self.link.orphan = None;
+        }
+        while let Some((watch, path)) = self.link.watches.given_up() {
+            self.link.send_rest(operation, deadline)?;
+            let token = Text::new(Token(watch))?;
+            let parts = [path.as_bytes(), b"\0", token.as_bytes(), b"\0"];
+            self.order(Operation::UNWATCH, 0, &parts, deadline)?;
+            self.link.watches.free(watch.slot);
+        }
+        self.link.send_rest(operation, deadline)?;
+        self.link.announce()
+    }
+
+    /// Sends what needs no answer. A message of which a part is in the ring is as good as sent.
+    fn order(
+        &mut self,
+        operation: Operation,
+        transaction: u32,
+        parts: &[&[u8]],
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        match self.link.send(operation, transaction, parts, deadline, &mut |_, _| ()) {
+            Err(Error::TimedOut(_)) if self.link.is_cut_off() => Ok(()),
+            other => other,
+        }
+    }
+}
+
+pub(crate) fn check_path(text: &str) -> Result<(), Error> {
+    let max = if text.starts_with('/') { ABS_PATH_MAX } else { REL_PATH_MAX };
+    if text.len() < max && path::is_valid(text) { Ok(()) } else { Err(Error::BadPath) }
+}
