@@ -12,7 +12,7 @@ use xen_hypercall::{Wait, version};
 use xen_xenstore::{Path, Xenstore, control};
 
 use crate::console;
-use crate::devices::{self, Devices, Disk, Nic};
+use crate::devices::{self, Devices, Disk, Nic, Slot};
 use crate::platform::{self, Kernel};
 
 pub(crate) type Events = &'static EventChannels<&'static Kernel>;
@@ -23,6 +23,7 @@ pub(crate) struct XenMachine {
     kernel: &'static Kernel,
     events: Events,
     control: Option<(Store, control::ShutdownWatch)>,
+    slot: Option<&'static Slot>,
     name: alloc::string::String,
 }
 
@@ -36,12 +37,13 @@ impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
     pub(crate) fn new(events: Events, mut config: Config) -> (Self, Devices, Config) {
         let kernel = *events.platform();
-        let mut machine = Self { kernel, events, control: None, name: alloc::string::String::new() };
+        let mut machine =
+            Self { kernel, events, control: None, slot: None, name: alloc::string::String::new() };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
             Err(error) => {
                 log::error!("{error}; no devices, no name");
-                return (machine, Devices { nic: None, disk: None }, config);
+                return (machine, Devices::default(), config);
             }
         };
         {
@@ -56,6 +58,7 @@ impl XenMachine {
             }
         }
         let devices = devices::open(store, events);
+        machine.slot = devices.slot;
         (machine, devices, config)
     }
 }
@@ -95,6 +98,10 @@ impl Machine for XenMachine {
                 None
             }
         }
+    }
+
+    fn disk(&mut self) -> Option<Disk> {
+        self.slot?.come()
     }
 
     fn sleep(&mut self, deadline: Option<Duration>) {

@@ -12,6 +12,13 @@ use crate::{Disk, Nic};
 #[derive(Debug)]
 pub enum Absent {}
 
+impl Absent {
+    /// Where a disk may come, which none does.
+    pub fn come<D>(&self) -> Option<D> {
+        match *self {}
+    }
+}
+
 impl RxToken for Absent {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, _: F) -> R {
         match self {}
@@ -76,6 +83,9 @@ impl BlockDevice for Absent {
 impl Disk for Absent {
     const PRESENT: bool = false;
 
+    fn is_there(&self) -> bool {
+        match *self {}
+    }
     fn read_only(&self) -> bool {
         match *self {}
     }

@@ -72,13 +72,30 @@ struct Replaces {
 }
 
 impl<D: Disk> Files<D> {
-    /// Finds the file system.
-    pub(crate) fn open(disk: D, unix_time: Duration) -> Result<Self, Failure<D>> {
-        let disk = Partitioned::new(disk)?;
+    /// Finds the file system. The disk comes back when there is none.
+    pub(crate) fn open(disk: D, unix_time: Duration) -> Result<Self, (Failure<D>, D)> {
+        let disk = match is_bare(&disk) {
+            Ok(bare) => Partitioned { inner: disk, bare },
+            Err(error) => return Err((Error::DeviceError(error), disk)),
+        };
         let now = Rc::new(Cell::new(unix_time));
         let volumes = VolumeManager::new_with_limits(disk, Clock(now.clone()), 1);
-        let volume = volumes.open_raw_volume(VolumeIdx(0))?;
-        Ok(Self { volumes, volume, readers: RefCell::default(), uploads: Cell::default(), now })
+        match volumes.open_raw_volume(VolumeIdx(0)) {
+            Ok(volume) => {
+                Ok(Self { volumes, volume, readers: RefCell::default(), uploads: Cell::default(), now })
+            }
+            Err(error) => Err((error, volumes.free().0.inner)),
+        }
+    }
+
+    /// Whether the disk is there still.
+    pub(crate) fn is_there(&self) -> bool {
+        self.volumes.device(|disk| disk.inner.is_there())
+    }
+
+    /// The disk, of which nothing more can be had.
+    pub(crate) fn give_up(self) -> D {
+        self.volumes.free().0.inner
     }
 
     /// The time that files written from now on get.
@@ -243,7 +260,7 @@ impl<D: Disk> Files<D> {
         }
         self.ended(self.volumes.close_volume(self.volume));
         self.ended(self.flush());
-        self.volumes.free().0.inner.close();
+        self.give_up().close();
     }
 
     /// Tells of the disk and what is open.
@@ -332,16 +349,13 @@ struct Partitioned<D> {
     bare: bool,
 }
 
-impl<D: Disk> Partitioned<D> {
-    fn new(inner: D) -> Result<Self, Failure<D>> {
-        let mut first = [Block::new()];
-        inner.read(&mut first, BlockIdx(0)).map_err(Error::DeviceError)?;
-        let [first] = first;
-        let jump = matches!(first.contents, [0xEB, _, 0x90, ..] | [0xE9, ..]);
-        let bare =
-            jump && (first.contents[54..].starts_with(b"FAT") || first.contents[82..].starts_with(b"FAT"));
-        Ok(Self { inner, bare })
-    }
+/// Whether a disk is one FAT file system from its first block on.
+fn is_bare<D: Disk>(disk: &D) -> Result<bool, D::Error> {
+    let mut first = [Block::new()];
+    disk.read(&mut first, BlockIdx(0))?;
+    let [first] = first;
+    let jump = matches!(first.contents, [0xEB, _, 0x90, ..] | [0xE9, ..]);
+    Ok(jump && (first.contents[54..].starts_with(b"FAT") || first.contents[82..].starts_with(b"FAT")))
 }
 
 impl<D: Disk> BlockDevice for Partitioned<D> {

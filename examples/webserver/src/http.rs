@@ -144,6 +144,11 @@ impl Connection {
         self.active
     }
 
+    /// Whether a file is open for it.
+    pub(crate) fn moves_file(&self) -> bool {
+        matches!(self.transfer, Transfer::Download(_) | Transfer::Upload(_))
+    }
+
     /// When the peer's patience with us, or ours with it, ends.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         self.active.then(|| self.since + PATIENCE)

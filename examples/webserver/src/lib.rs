@@ -49,6 +49,8 @@ pub trait Machine {
     fn unix_time(&self) -> Duration;
     /// Takes in what happened outside; says whether the machine is to stop.
     fn poll(&mut self) -> Option<Request>;
+    /// A disk that has come since there was none, or since the last one was closed. Does not wait for one.
+    fn disk(&mut self) -> Option<Self::Disk>;
     /// Returns when something may have happened outside, or at `deadline`.
     fn sleep(&mut self, deadline: Option<Duration>);
     /// Bytes typed on the console.
@@ -79,6 +81,9 @@ pub trait Nic: smoltcp::phy::Device {
 pub trait Disk: embedded_sdmmc::BlockDevice {
     /// False for [`Absent`]: what would have used a disk is left out of the image.
     const PRESENT: bool = true;
+    /// Follows what becomes of it outside. One that is not there is to be closed; it, or another in its place, comes by
+    /// [`Machine::disk`].
+    fn is_there(&self) -> bool;
     /// Whether writing is refused.
     fn read_only(&self) -> bool;
     /// Returns when all that was written is on stable storage.
@@ -96,6 +101,8 @@ pub struct App<M: Machine> {
     line: String,
     net: Option<net::Net<M::Nic>>,
     files: Option<files::Files<M::Disk>>,
+    /// A disk without a file system that can be read.
+    strange: Option<M::Disk>,
 }
 
 /// What the application's parts may look at while they work.
@@ -107,15 +114,50 @@ pub(crate) struct Context<'a, M: Machine> {
 impl<M: Machine> App<M> {
     /// Takes over the machine. A part that is missing or does not work is reported and left out.
     pub fn new(machine: M, config: &Config, nic: Option<M::Nic>, disk: Option<M::Disk>) -> Self {
-        let files = match disk {
-            Some(disk) => files::Files::open(disk, machine.unix_time())
-                .inspect_err(|e| log::error!("disk: {e}; carrying on without files"))
-                .ok(),
-            None => None,
-        };
-        let net = nic.map(|nic| net::Net::new(nic, config, machine.now()));
+        let mut app = Self { machine, line: String::new(), net: None, files: None, strange: None };
+        if let Some(disk) = disk {
+            app.open(disk);
+        }
+        app.net = nic.map(|nic| net::Net::new(nic, config, app.machine.now()));
         log::info!("ready; type help on the console for its commands");
-        Self { machine, line: String::new(), net, files }
+        app
+    }
+
+    fn open(&mut self, disk: M::Disk) {
+        match files::Files::open(disk, self.machine.unix_time()) {
+            Ok(files) => self.files = Some(files),
+            Err((error, disk)) => {
+                log::error!("disk: {error}; carrying on without files");
+                self.strange = Some(disk);
+            }
+        }
+    }
+
+    /// Lets go of a disk that is gone, and takes one that has come; true if there was any.
+    fn follow_disk(&mut self) -> bool {
+        if !M::Disk::PRESENT {
+            return false;
+        }
+        let there = match (&self.files, &self.strange) {
+            (Some(files), _) => Some(files.is_there()),
+            (None, strange) => strange.as_ref().map(Disk::is_there),
+        };
+        match there {
+            Some(true) => false,
+            Some(false) => {
+                log::warn!("disk: gone");
+                if let Some(net) = &mut self.net {
+                    net.drop_transfers(&Context { machine: &self.machine, files: None });
+                }
+                let disk = self.files.take().map(files::Files::give_up);
+                disk.into_iter().chain(self.strange.take()).for_each(Disk::close);
+                true
+            }
+            None => {
+                let disk = self.machine.disk();
+                disk.map(|disk| self.open(disk)).is_some()
+            }
+        }
     }
 
     /// Serves until the machine is asked to stop; then everything is on stable storage.
@@ -132,12 +174,12 @@ impl<M: Machine> App<M> {
                 files.set_time(self.machine.unix_time());
             }
             let deadline = self.turn(now);
-            if deadline.is_none_or(|at| at > now) {
+            if !self.follow_disk() && deadline.is_none_or(|at| at > now) {
                 self.machine.sleep(deadline);
             }
         };
         log::info!("stopping: {request:?}");
-        let Self { machine, net, files, .. } = self;
+        let Self { machine, net, files, strange, .. } = self;
         if M::Nic::PRESENT
             && let Some(net) = net
         {
@@ -148,6 +190,7 @@ impl<M: Machine> App<M> {
         {
             files.close();
         }
+        strange.into_iter().for_each(Disk::close);
         (machine, request)
     }
 

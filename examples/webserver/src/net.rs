@@ -101,6 +101,15 @@ impl<N: Nic> Net<N> {
         while self.iface.poll_egress(now, &mut self.nic, &mut self.sockets) != PollResult::None {}
     }
 
+    /// Cuts the connections that move a file to or from a disk that is gone.
+    pub(crate) fn drop_transfers<M: Machine<Nic = N>>(&mut self, context: &Context<'_, M>) {
+        for connection in &mut self.slots.connections {
+            if connection.moves_file() {
+                connection.cut(self.sockets.get_mut(connection.handle), context);
+            }
+        }
+    }
+
     /// Ends all connections, for nobody is to wait for a machine that is gone, and the card.
     pub(crate) fn shut<M: Machine<Nic = N>>(mut self, context: &Context<'_, M>) {
         let now = context.machine.now();

@@ -80,7 +80,7 @@ impl Transfer {
     /// Writes received bytes.
     pub(super) fn append<M: Machine>(&mut self, context: &Context<'_, M>, data: &[u8]) -> Result<(), Answer> {
         match (self, context.files) {
-            (Self::Upload(upload), Some(files)) => files.append(upload, data).map_err(failure::<M::Disk>),
+            (Self::Upload(upload), Some(files)) => files.append(upload, data).map_err(|e| failure(files, e)),
             _ => Ok(()),
         }
     }
@@ -97,7 +97,7 @@ impl Transfer {
             Ok(false) => None,
             Ok(true) if upload.replaced => Some(Answer::text(204, "", "")),
             Ok(true) => Some(Answer::plain(201, "written")),
-            Err(e) => Some(failure::<M::Disk>(e)),
+            Err(e) => Some(failure(files, e)),
         }
     }
 
@@ -121,10 +121,12 @@ pub(super) fn handle<D: Disk>(request: &Request, path: &str, files: &Files<D>) -
             if length > files.size() {
                 return Err(Answer::plain(413, "larger than the disk"));
             }
-            files.create(path).map_err(failure::<D>)
+            files.create(path).map_err(|e| failure(files, e))
         }
-        "DELETE" => Err(files.delete(path).map_or_else(failure::<D>, |()| Answer::text(204, "", ""))),
-        _ => Err(read(request, path, files).unwrap_or_else(failure::<D>)),
+        "DELETE" => {
+            Err(files.delete(path).map_or_else(|e| failure(files, e), |()| Answer::text(204, "", "")))
+        }
+        _ => Err(read(request, path, files).unwrap_or_else(|e| failure(files, e))),
     }
 }
 
@@ -214,7 +216,7 @@ impl core::fmt::Display for Quoted<'_> {
 }
 
 /// What became of the request, for the peer; what is our trouble also for the log.
-fn failure<D: Disk>(error: Failure<D>) -> Answer {
+fn failure<D: Disk>(files: &Files<D>, error: Failure<D>) -> Answer {
     let status = match &error {
         Error::NotFound => 404,
         Error::ReadOnly => 403,
@@ -235,7 +237,7 @@ fn failure<D: Disk>(error: Failure<D>) -> Answer {
         Error::DiskFull | Error::NotEnoughSpace | Error::AllocationError => 507,
         _ => {
             log::error!("disk: {error}");
-            500
+            if files.is_there() { 500 } else { 503 }
         }
     };
     Answer::plain(status, error)

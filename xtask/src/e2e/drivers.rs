@@ -13,6 +13,9 @@ use pattern::{SECTOR, fill};
 
 const KERNEL: &str = "/drivers";
 
+/// Where dom0's kernel has its backends.
+pub(super) const DRIVERS: &str = "/sys/bus/xen-backend/drivers";
+
 /// Starts the kernel with more than one queue offered for each device.
 fn spec(lab: &Lab, cmdline: &str, more: String) -> Result<Spec> {
     lab.dom0.put(KERNEL, &kernel("drivers")?)?;
@@ -25,9 +28,8 @@ fn spec(lab: &Lab, cmdline: &str, more: String) -> Result<Spec> {
 
 /// Has the backend's driver let go of a device, and take it again.
 fn restart(lab: &Lab, driver: &str, device: &str) -> Result<()> {
-    let script = format!(
-        "cd /sys/bus/xen-backend/drivers/{driver} && echo {device} >unbind && sleep 0.2 && echo {device} >bind"
-    );
+    let script =
+        format!("cd {DRIVERS}/{driver} && echo {device} >unbind && sleep 0.2 && echo {device} >bind");
     lab.dom0.run(&script, PATIENCE).map(drop)
 }
 

@@ -58,6 +58,8 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("no-vif", devices::without_a_card_it_carries_on),
         ("replug", devices::a_card_is_unplugged_and_plugged_in),
         ("no-disk", devices::without_a_disk_it_carries_on),
+        ("replug-disk", devices::a_disk_is_unplugged_and_another_plugged_in),
+        ("restart-disk", devices::a_disk_comes_back_with_its_backend),
         ("no-fat", devices::a_disk_that_is_no_fat_is_reported),
         ("read-only", devices::a_read_only_disk_is_served_and_not_written),
         ("sectors-4096", devices::a_disk_of_large_sectors_is_read_and_written),

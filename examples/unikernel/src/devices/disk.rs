@@ -1,50 +1,136 @@
-//! Blkfront as the application's disk.
+//! Blkfront as the application's disk, which can go and come back, as itself or as another.
 
+use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
 use embedded_sdmmc::{Block, BlockCount, BlockDevice, BlockIdx};
 use webserver::report::Report;
 use xen_blkfront::sdmmc::SdmmcDisk;
-use xen_blkfront::{BlkFront, Error};
+use xen_blkfront::{BlkFront, Config, Error, State};
+use xen_hypercall::Wait;
+use xen_xenstore::xenbus::XenbusState;
+use xen_xenstore::{Path, Watch, Xenstore};
 
-use super::Grants;
+use super::{CLOSING, Grants, PATIENCE};
 use crate::machine::{Events, Store};
 use crate::platform::Kernel;
+
+/// A disk that says nothing for so long is taken for gone: everybody waits for it meanwhile.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Where the domain's first disk is, or will be.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    store: Store,
+    events: Events,
+    grants: Grants,
+    /// Fires when the toolstack adds a disk or takes one away.
+    devices: Option<Watch>,
+    /// Fires when the first disk's backend becomes ready.
+    backend: RefCell<Option<(Path, Watch)>>,
+    /// A disk that cannot be used, and is not tried again as long as it is there.
+    avoided: Cell<Option<u32>>,
+}
+
+impl Slot {
+    pub(super) fn new(store: Store, events: Events, grants: Grants) -> Self {
+        let watched = store.borrow_mut().watch(DISKS);
+        let devices = watched.inspect_err(|error| log::warn!("disk: {error}; none will be seen coming")).ok();
+        Self { store, events, grants, devices, backend: RefCell::default(), avoided: Cell::default() }
+    }
+
+    /// Connects the disk that is there when the domain starts; without one, or when it does not come, says so.
+    pub(super) fn first(&'static self, deadline: Duration) -> Option<Disk> {
+        let Some(index) = lowest(&mut self.store.borrow_mut()) else {
+            log::warn!("disk: this domain has no disk (vbd)");
+            return None;
+        };
+        self.connect(index, deadline)
+    }
+
+    /// Connects a disk that has come. Does not wait for one.
+    pub(crate) fn come(&'static self) -> Option<Disk> {
+        let index = self.ready(&mut self.store.borrow_mut())?;
+        let disk = self.connect(index, self.events.platform().now() + PATIENCE);
+        if disk.is_none() {
+            self.avoided.set(Some(index));
+        }
+        disk
+    }
+
+    /// The number of the first disk, if its backend is ready to connect, and whether it is may have changed.
+    fn ready(&self, xs: &mut Xenstore<'static, &'static Kernel>) -> Option<u32> {
+        let mut backend = self.backend.borrow_mut();
+        let watches = [self.devices, backend.as_ref().map(|(_, watch)| *watch)];
+        // All are asked, for the next to sleep must find none that has fired.
+        let fired = watches.iter().flatten().filter(|watch| xs.fired(watch) == Ok(true)).count();
+        if fired == 0 {
+            return None;
+        }
+        let index = lowest(xs);
+        if self.avoided.get() != index {
+            self.avoided.set(None);
+        }
+        let index = index.filter(|_| self.avoided.get().is_none())?;
+        let node = Path::format(format_args!("{DISKS}/{index}/backend")).ok()?;
+        let path = xs.read_str(&node).ok().and_then(|path| Path::new(path).ok())?;
+        let node = path.join("state").ok()?;
+        if backend.as_ref().is_none_or(|(watched, _)| *watched != node) {
+            if let Some((_, watch)) = backend.take() {
+                let _ = xs.unwatch(watch);
+            }
+            *backend = xs.watch(&node).ok().map(|watch| (node, watch));
+        }
+        let ready = match xs.read_parsed(&node) {
+            Ok(XenbusState::INIT_WAIT) => true,
+            // It has let go of what there was, and the toolstack does not want it to end.
+            Ok(XenbusState::CLOSED) => xs.read(&path.join("online").ok()?) == Ok(b"1"),
+            _ => false,
+        };
+        ready.then_some(index)
+    }
+
+    fn connect(&'static self, index: u32, deadline: Duration) -> Option<Disk> {
+        let (mut xs, config) = (self.store.borrow_mut(), Config { timeout: ANSWER, ..Config::default() });
+        let front = BlkFront::connect_with(&mut xs, self.events, self.grants, index, deadline, config);
+        let connected = front.and_then(|front| {
+            let (size, sector) = (front.capacity() / 2048, front.sector_size());
+            let access = if front.is_read_only() { "read-only" } else { "read and write" };
+            log::info!("disk: vbd/{index} connected, {size} MiB, sectors of {sector} bytes, {access}");
+            Ok(Disk { disk: SdmmcDisk::new(front)?, slot: self, silent: Cell::default() })
+        });
+        connected.inspect_err(|error| log::error!("disk: {error}; carrying on without")).ok()
+    }
+}
+
+/// The directory of the disks.
+const DISKS: &str = "device/vbd";
+
+/// The lowest number of a disk.
+fn lowest(xs: &mut Xenstore<'static, &'static Kernel>) -> Option<u32> {
+    let mut lowest: Option<u32> = None;
+    // Where there is no directory there is no disk.
+    let _ = xs.directory(DISKS, |name| {
+        lowest = lowest.into_iter().chain(name.parse()).min();
+    });
+    lowest
+}
 
 #[derive(Debug)]
 pub(crate) struct Disk {
     disk: SdmmcDisk<'static, &'static Kernel>,
-    store: Store,
-}
-
-/// Connects the first disk; without one, or when it does not come, says so and goes without.
-pub(super) fn open_disk(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Disk> {
-    let front = BlkFront::connect_first(&mut store.borrow_mut(), events, grants, deadline);
-    let connected = front.and_then(|front| {
-        let (size, sector) = (front.capacity() / 2048, front.sector_size());
-        let access = if front.is_read_only() { "read-only" } else { "read and write" };
-        log::info!("disk: vbd/{} connected, {size} MiB, sectors of {sector} bytes, {access}", front.index());
-        Ok(Disk { disk: SdmmcDisk::new(front)?, store })
-    });
-    match connected {
-        Ok(disk) => Some(disk),
-        Err(Error::NoDevice) => {
-            log::warn!("disk: this domain has no disk (vbd)");
-            None
-        }
-        Err(error) => {
-            log::error!("disk: {error}; carrying on without");
-            None
-        }
-    }
+    slot: &'static Slot,
+    /// Whether an answer did not come in time.
+    silent: Cell<bool>,
 }
 
 impl Disk {
-    /// Follows the backend.
-    fn service(&self) {
-        if let Err(error) = self.disk.service(&mut self.store.borrow_mut()) {
-            log::debug!("disk: {error}");
+    /// Notes a disk that does not answer.
+    fn heard<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::TimedOut) = result {
+            self.silent.set(true);
         }
+        result
     }
 }
 
@@ -52,11 +138,11 @@ impl BlockDevice for Disk {
     type Error = Error;
 
     fn read(&self, blocks: &mut [Block], start: BlockIdx) -> Result<(), Error> {
-        self.disk.read(blocks, start)
+        self.heard(self.disk.read(blocks, start))
     }
 
     fn write(&self, blocks: &[Block], start: BlockIdx) -> Result<(), Error> {
-        self.disk.write(blocks, start)
+        self.heard(self.disk.write(blocks, start))
     }
 
     fn num_blocks(&self) -> Result<BlockCount, Error> {
@@ -65,17 +151,22 @@ impl BlockDevice for Disk {
 }
 
 impl webserver::Disk for Disk {
+    fn is_there(&self) -> bool {
+        if let Err(error) = self.disk.service(&mut self.slot.store.borrow_mut()) {
+            log::debug!("disk: {error}");
+        }
+        !self.silent.get() && self.disk.with(|front| front.state()) == State::Connected
+    }
+
     fn read_only(&self) -> bool {
         self.disk.with(|front| front.is_read_only())
     }
 
     fn flush(&self) -> Result<(), Error> {
-        self.service();
-        self.disk.flush()
+        self.heard(self.disk.flush())
     }
 
     fn report(&self, to: &mut dyn Report) {
-        self.service();
         let (index, state, stats) = self.disk.with(|front| (front.index(), front.state(), front.stats()));
         to.section("Disk");
         to.fact("disk", &format_args!("vbd/{index}, {state}"));
@@ -87,10 +178,14 @@ impl webserver::Disk for Disk {
     }
 
     fn close(self) {
-        let Self { disk, store } = self;
-        let mut xs = store.borrow_mut();
-        let deadline = xs.now() + crate::devices::CLOSING;
-        if let Err(error) = disk.into_inner().close(&mut xs, deadline) {
+        let Self { disk, slot, .. } = self;
+        let front = disk.into_inner();
+        if let State::Broken(_) = front.state() {
+            slot.avoided.set(Some(front.index()));
+        }
+        let mut xs = slot.store.borrow_mut();
+        let deadline = xs.now() + CLOSING;
+        if let Err(error) = front.close(&mut xs, deadline) {
             log::warn!("disk: {error}");
         }
     }

@@ -8,7 +8,7 @@ mod nic;
 use crate::machine::{Events, Store};
 
 #[cfg(feature = "disk")]
-pub(crate) use disk::Disk;
+pub(crate) use disk::{Disk, Slot};
 #[cfg(feature = "net")]
 pub(crate) use nic::Nic;
 
@@ -16,6 +16,8 @@ pub(crate) use nic::Nic;
 pub(crate) type Nic = webserver::Absent;
 #[cfg(not(feature = "disk"))]
 pub(crate) type Disk = webserver::Absent;
+#[cfg(not(feature = "disk"))]
+pub(crate) type Slot = webserver::Absent;
 
 #[cfg(any(feature = "net", feature = "disk"))]
 type Grants = &'static xen_gnttab::GrantTable<&'static crate::platform::Kernel>;
@@ -28,9 +30,12 @@ const PATIENCE: core::time::Duration = core::time::Duration::from_secs(10);
 const CLOSING: core::time::Duration = core::time::Duration::from_secs(5);
 
 /// What was found to work with.
+#[derive(Default)]
 pub(crate) struct Devices {
     pub(crate) nic: Option<Nic>,
     pub(crate) disk: Option<Disk>,
+    /// Where another disk may come.
+    pub(crate) slot: Option<&'static Slot>,
 }
 
 /// Connects the devices that the domain has. What is missing or broken is reported and left out.
@@ -39,7 +44,7 @@ pub(crate) fn open(store: Store, events: Events) -> Devices {
     use xen_hypercall::Wait;
 
     let kernel = *events.platform();
-    let mut devices = Devices { nic: None, disk: None };
+    let mut devices = Devices::default();
     let grants: Grants = match xen_gnttab::GrantTable::new(kernel) {
         Ok(grants) => crate::machine::leak(grants),
         Err(error) => {
@@ -54,7 +59,9 @@ pub(crate) fn open(store: Store, events: Events) -> Devices {
     }
     #[cfg(feature = "disk")]
     {
-        devices.disk = disk::open_disk(store, events, grants, deadline);
+        let slot = crate::machine::leak(Slot::new(store, events, grants));
+        devices.disk = slot.first(deadline);
+        devices.slot = Some(slot);
     }
     devices
 }
@@ -62,5 +69,5 @@ pub(crate) fn open(store: Store, events: Events) -> Devices {
 /// An image of the console alone has none.
 #[cfg(not(any(feature = "net", feature = "disk")))]
 pub(crate) fn open(_: Store, _: Events) -> Devices {
-    Devices { nic: None, disk: None }
+    Devices::default()
 }
