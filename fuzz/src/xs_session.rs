@@ -39,6 +39,8 @@ input! {
         WriteLong { place: u8, len: u16 },
         Read { place: u8 },
         ReadNumber { place: u8 },
+        /// So many at once, beginning with this place, with so long a name of none after each.
+        ReadAll { place: u8, count: u8, length: u8 },
         List { place: u8 },
         Make { place: u8 },
         Remove { place: u8 },
@@ -47,6 +49,9 @@ input! {
         /// A path of any bytes.
         Anything { path: Bytes },
         Watch { place: u8 },
+        WatchAll { places: [u8; 3] },
+        /// Changes in a transaction that nothing is read in: the last of them may be one that is refused.
+        Changes { count: u8, size: u8, last: u8 },
         Unwatch { which: u8 },
         Fired { which: u8 },
         WaitFired { which: u8 },
@@ -129,6 +134,9 @@ impl<'m> Run<'m> {
         // watch again; a list in parts has as many as the daemon makes of it, in one time.
         let asks = match op {
             Op::Transaction { .. } => 64 * 6,
+            // Each answer has its time.
+            Op::ReadAll { count, .. } => 4 + u32::from(*count),
+            Op::Changes { count, .. } => 64 * (4 + u32::from(*count)),
             Op::Reconnect => 2 + 64,
             _ => 4,
         };
@@ -187,6 +195,23 @@ impl<'m> Run<'m> {
                 }
                 result.map(drop)
             }
+            Op::ReadAll { place: first, count, length } => {
+                let none = format!("none/{}", "n".repeat(length.into()));
+                let names: Vec<&str> = (0..count)
+                    .flat_map(|number| [place(first.wrapping_add(number)), &none])
+                    .take(count.into())
+                    .collect();
+                let mut seen = vec![false; names.len()];
+                let result = xs.read_each("", &names, |index, value| {
+                    assert!(!std::mem::replace(&mut seen[index], true), "one answer to a question");
+                    if let (Ok(value), false) = (value, self.lied || self.spoils) {
+                        let path = format!("{HOME}/{}", names[index]);
+                        assert_eq!(store.read_bytes(&path).as_deref(), Some(value));
+                    }
+                });
+                assert!(result.is_err() || seen.iter().all(|seen| *seen), "each is answered");
+                result
+            }
             Op::List { place: which } => {
                 let mut names = Vec::new();
                 let result = xs.directory(place(which), |name| names.push(name.to_owned()));
@@ -210,6 +235,24 @@ impl<'m> Run<'m> {
             }
             Op::Anything { ref path } => xs.read(&String::from_utf8_lossy(&path.0)).map(drop),
             Op::Watch { place: which } => xs.watch(place(which)).map(|watch| self.watches.push(watch)),
+            Op::WatchAll { places } => xs.watch_all(places.map(place)).map(|watches| {
+                self.watches.extend(watches.into_iter().filter_map(Result::ok));
+            }),
+            Op::Changes { count, size, last } => {
+                let value = vec![b'c'; size.into()];
+                let result = xs.transaction(|transaction| {
+                    for number in 0..count {
+                        transaction.write(place(number % 5), &value)?;
+                    }
+                    // Whatever becomes of it, the transaction's end tells.
+                    let _ = transaction.remove(place(last));
+                    Ok(())
+                });
+                if result.is_ok() && !self.lied {
+                    assert_eq!(store.read_bytes(&full(last)), None, "all of it");
+                }
+                result
+            }
             Op::Unwatch { which } => {
                 let index = usize::from(which) % self.watches.len().max(1);
                 if index >= self.watches.len() {
@@ -368,6 +411,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Op::Watch { place: 5 },
             Op::Write { place: 1, value: body(b"12") },
             Op::ReadNumber { place: 1 },
+            Op::ReadAll { place: 0, count: 20, length: 60 },
+            Op::WatchAll { places: [0, 1, 2] },
+            Op::Changes { count: 40, size: 20, last: 1 },
+            Op::Changes { count: 1, size: 1, last: 7 },
             Op::WriteLong { place: 3, len: 1500 },
             Op::Read { place: 3 },
             Op::List { place: 5 },

@@ -31,7 +31,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         path: &str,
         rest: [&[u8]; 2],
     ) -> Result<usize, Error> {
-        check_path(path)?;
+        check_path("", path)?;
         self.ask(operation, transaction, &[path.as_bytes(), b"\0", rest[0], rest[1]])
     }
 
@@ -78,6 +78,23 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         self.link.stats.requests += 1;
         self.link.expect(operation, tag);
         Ok(())
+    }
+
+    /// [Posts](Self::post) the question for the value of a node below a directory, or of a path if that is empty.
+    pub(crate) fn post_read(
+        &mut self,
+        directory: &str,
+        name: &str,
+        tag: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Error> {
+        if let Err(error) = check_path(directory, name) {
+            sink(tag, Err(error));
+            return Ok(());
+        }
+        let slash: &[u8] = if directory.is_empty() || directory == "/" { b"" } else { b"/" };
+        let parts = [directory.as_bytes(), slash, name.as_bytes(), b"\0"];
+        self.post(Operation::READ, 0, &parts, tag, sink)
     }
 
     /// Waits until every question is answered. None may take longer than the patience after the one before.
@@ -130,7 +147,11 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     }
 }
 
-pub(crate) fn check_path(text: &str) -> Result<(), Error> {
-    let max = if text.starts_with('/') { ABS_PATH_MAX } else { REL_PATH_MAX };
-    if text.len() < max && path::is_valid(text) { Ok(()) } else { Err(Error::BadPath) }
+/// Whether `name`, or `name` below a directory that is not empty, is a path that can be asked for.
+pub(crate) fn check_path(directory: &str, name: &str) -> Result<(), Error> {
+    let below = !directory.is_empty();
+    let is_absolute = if below { directory } else { name }.starts_with('/');
+    let max = if is_absolute { ABS_PATH_MAX } else { REL_PATH_MAX };
+    let is_valid = path::is_valid(name) && !(below && (name.starts_with('/') || !path::is_valid(directory)));
+    if is_valid && directory.len() + 1 + name.len() <= max { Ok(()) } else { Err(Error::BadPath) }
 }

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use xen_hypercall::{DomId, Platform, Wait};
 
+use crate::link::Sink;
 use crate::text::Text;
 use crate::wire::{Operation, Refusal, strings};
 use crate::{Error, Path, Xenstore};
@@ -46,6 +47,48 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         optional(self.read_parsed(path))
     }
 
+    /// The values of several nodes below a directory, as numbers or whatever else is written as text. They are asked for
+    /// at once, which takes hardly longer than to ask for one. With an empty directory the names are paths themselves.
+    ///
+    /// # Errors
+    /// Each node has its own, as [`read_parsed`](Self::read_parsed), and [`Error::BadPath`]. There is one for all when
+    /// xenstore does not answer, or the connection is of no use any more.
+    pub fn read_all<T: FromStr, const N: usize>(
+        &mut self,
+        directory: &str,
+        names: [&str; N],
+    ) -> Result<[Result<T, Error>; N], Error> {
+        let mut values = core::array::from_fn(|_| Err(Error::TimedOut(Operation::READ)));
+        self.read_each(directory, &names, |index, value| {
+            if let Some(place) = values.get_mut(index) {
+                *place = value.and_then(parsed);
+            }
+        })?;
+        Ok(values)
+    }
+
+    /// Like [`read_all`](Self::read_all), for any number of nodes and values of any kind: calls `each` with the place of a
+    /// node in `names` and its value, once for each node, as the answers come.
+    ///
+    /// # Errors
+    /// As [`read_all`](Self::read_all). After one for all, `each` has seen a part of the nodes.
+    pub fn read_each(
+        &mut self,
+        directory: &str,
+        names: &[&str],
+        mut each: impl FnMut(usize, Result<&[u8], Error>),
+    ) -> Result<(), Error> {
+        self.read_into(directory, names, &mut each)
+    }
+
+    fn read_into(&mut self, directory: &str, names: &[&str], sink: &mut Sink<'_>) -> Result<(), Error> {
+        self.link.give_up();
+        for (index, name) in names.iter().enumerate() {
+            self.post_read(directory, name, index, sink)?;
+        }
+        self.settle(sink)
+    }
+
     /// Waits until a node's value is one that `accept` likes, and answers it; none when `deadline` comes first. A
     /// node that does not exist, or is no `T`, is waited for.
     ///
@@ -79,7 +122,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// # Errors
     /// [`Error::Refused`] when it may not be written or a quota is used up; [`Error::TooLong`].
     pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), Error> {
-        self.write_in(0, path, value)
+        self.ask_path(Operation::WRITE, 0, path, [value, b""]).map(drop)
     }
 
     /// Sets a node's value to formatted text, of at most 256 bytes.
@@ -96,7 +139,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn mkdir(&mut self, path: &str) -> Result<(), Error> {
-        self.mkdir_in(0, path)
+        self.ask_path(Operation::MKDIR, 0, path, [b"", b""]).map(drop)
     }
 
     /// Removes a node and everything below it.
@@ -104,7 +147,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// # Errors
     /// [`Error::Refused`]; a node that does not exist is no error while the one above it exists.
     pub fn remove(&mut self, path: &str) -> Result<(), Error> {
-        self.remove_in(0, path)
+        self.ask_path(Operation::RM, 0, path, [b"", b""]).map(drop)
     }
 
     /// Calls `each` with the name of every node right below a path, of each one once.
@@ -188,7 +231,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// # Errors
     /// [`Error::Refused`] when the node is not this domain's.
     pub fn set_permissions(&mut self, path: &str, list: &str) -> Result<(), Error> {
-        self.set_permissions_in(0, path, list)
+        self.ask_path(Operation::SET_PERMS, 0, path, [list.as_bytes(), b"\0"]).map(drop)
     }
 
     /// The path of a domain's directory, such as `/local/domain/3`.
@@ -220,18 +263,6 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         Ok(self.answered(len))
     }
 
-    pub(crate) fn write_in(&mut self, transaction: u32, path: &str, value: &[u8]) -> Result<(), Error> {
-        self.ask_path(Operation::WRITE, transaction, path, [value, b""]).map(drop)
-    }
-
-    pub(crate) fn mkdir_in(&mut self, transaction: u32, path: &str) -> Result<(), Error> {
-        self.ask_path(Operation::MKDIR, transaction, path, [b"", b""]).map(drop)
-    }
-
-    pub(crate) fn remove_in(&mut self, transaction: u32, path: &str) -> Result<(), Error> {
-        self.ask_path(Operation::RM, transaction, path, [b"", b""]).map(drop)
-    }
-
     pub(crate) fn permissions_in(
         &mut self,
         transaction: u32,
@@ -245,15 +276,6 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             each(DomId(chars.as_str().parse().map_err(|_| Error::BadValue)?), letter);
         }
         Ok(())
-    }
-
-    pub(crate) fn set_permissions_in(
-        &mut self,
-        transaction: u32,
-        path: &str,
-        list: &str,
-    ) -> Result<(), Error> {
-        self.ask_path(Operation::SET_PERMS, transaction, path, [list.as_bytes(), b"\0"]).map(drop)
     }
 }
 

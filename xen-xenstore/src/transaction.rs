@@ -5,6 +5,7 @@ use core::str::FromStr;
 
 use xen_hypercall::{DomId, Platform, Wait};
 
+use crate::ask::check_path;
 use crate::link::number;
 use crate::nodes::{optional, parsed, text};
 use crate::text::Text;
@@ -15,9 +16,18 @@ use crate::{Error, Xenstore};
 const TRIES: usize = 64;
 
 /// A transaction that is being put together; [`Xenstore::transaction`] begins and ends it.
+///
+/// What changes something ([`write`](Self::write), [`write_display`](Self::write_display), [`mkdir`](Self::mkdir),
+/// [`remove`](Self::remove), [`set_permissions`](Self::set_permissions)) is sent, and its answer is not waited for, so that
+/// any number of changes takes hardly longer than one. These calls answer at once only what is wrong with the call itself:
+/// [`Error::BadPath`], [`Error::TooLong`]. The answers are there when the transaction reads something or ends. If a
+/// change was refused, the transaction comes to nothing: the next call on it that finds out answers the first refusal, so do
+/// all after it, and [`Xenstore::transaction`] does, whatever the closure makes of it.
 pub struct Transaction<'s, 'x, P: Platform> {
     store: &'s mut Xenstore<'x, P>,
     id: u32,
+    /// Why it comes to nothing.
+    failed: Option<Error>,
 }
 
 impl<'x, P: Platform + Wait> Xenstore<'x, P> {
@@ -25,7 +35,8 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// it is run again, at most 64 times.
     ///
     /// # Errors
-    /// What `f` answers, after which nothing is changed; [`Error::Contended`] when it clashed every time;
+    /// What `f` answers, or the first refusal of a change when `f` succeeds, and nothing is changed then;
+    /// [`Error::Contended`] when it clashed every time;
     /// [`Error::TimedOut`] with [`Operation::TRANSACTION_END`] when it is not known whether it happened.
     pub fn transaction<R>(
         &mut self,
@@ -33,7 +44,10 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     ) -> Result<R, Error> {
         for _ in 0..TRIES {
             let id = self.begin()?;
-            let result = f(&mut Transaction { store: self, id });
+            let mut transaction = Transaction { store: self, id, failed: None };
+            let result = f(&mut transaction);
+            let settled = transaction.settle();
+            let result = result.and_then(|value| settled.map(|()| value));
             match (self.end(id, result.is_ok()), result) {
                 (Err(error), Ok(_)) if error.is_again() => {}
                 (Err(error), Ok(_)) => return Err(error),
@@ -54,7 +68,12 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     }
 
     pub(crate) fn end(&mut self, id: u32, commit: bool) -> Result<(), Error> {
-        self.ask(Operation::TRANSACTION_END, id, &[if commit { b"T\0" } else { b"F\0" }]).map(drop)
+        let ended = self.ask(Operation::TRANSACTION_END, id, &[if commit { b"T\0" } else { b"F\0" }]);
+        if let Err(Error::TimedOut(_)) = ended {
+            // There may have been no room for the question, and it is open still.
+            self.link.orphan = Some(id);
+        }
+        ended.map(drop)
     }
 }
 
@@ -62,8 +81,9 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     /// A node's value as this transaction sees it.
     ///
     /// # Errors
-    /// As [`Xenstore::read`].
+    /// As [`Xenstore::read`], or why the transaction comes to nothing.
     pub fn read(&mut self, path: &str) -> Result<&[u8], Error> {
+        self.settle()?;
         self.store.read_in(self.id, path)
     }
 
@@ -94,15 +114,16 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     /// Sets a node's value.
     ///
     /// # Errors
-    /// As [`Xenstore::write`].
+    /// What is wrong with the path or the value, or why the transaction comes to nothing. A refusal is told
+    /// [later](Transaction).
     pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), Error> {
-        self.store.write_in(self.id, path, value)
+        self.change(Operation::WRITE, path, [value, b""])
     }
 
     /// Sets a node's value to formatted text, of at most 256 bytes.
     ///
     /// # Errors
-    /// As [`Xenstore::write`].
+    /// As [`write`](Self::write).
     pub fn write_display(&mut self, path: &str, value: impl fmt::Display) -> Result<(), Error> {
         let text = Text::new(value)?;
         self.write(path, text.as_bytes())
@@ -111,17 +132,18 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     /// Makes an empty node unless it exists.
     ///
     /// # Errors
-    /// As [`Xenstore::mkdir`].
+    /// As [`write`](Self::write).
     pub fn mkdir(&mut self, path: &str) -> Result<(), Error> {
-        self.store.mkdir_in(self.id, path)
+        self.change(Operation::MKDIR, path, [b"", b""])
     }
 
-    /// Removes a node and everything below it.
+    /// Removes a node and everything below it. One that does not exist is removed well while the one above it exists;
+    /// otherwise the transaction comes to nothing.
     ///
     /// # Errors
-    /// As [`Xenstore::remove`].
+    /// As [`write`](Self::write).
     pub fn remove(&mut self, path: &str) -> Result<(), Error> {
-        self.store.remove_in(self.id, path)
+        self.change(Operation::RM, path, [b"", b""])
     }
 
     /// Calls `each` with the name of every node right below a path.
@@ -129,6 +151,7 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     /// # Errors
     /// As [`Xenstore::directory`].
     pub fn directory(&mut self, path: &str, mut each: impl FnMut(&str)) -> Result<(), Error> {
+        self.settle()?;
         self.store.directory_in(self.id, path, &mut each)
     }
 
@@ -137,15 +160,52 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     /// # Errors
     /// As [`Xenstore::permissions`].
     pub fn permissions(&mut self, path: &str, mut each: impl FnMut(DomId, char)) -> Result<(), Error> {
+        self.settle()?;
         self.store.permissions_in(self.id, path, &mut each)
     }
 
-    /// Says who may do what with a node.
+    /// Says who may do what with a node, as [`Xenstore::set_permissions`].
     ///
     /// # Errors
-    /// As [`Xenstore::set_permissions`].
+    /// As [`write`](Self::write).
     pub fn set_permissions(&mut self, path: &str, list: &str) -> Result<(), Error> {
-        self.store.set_permissions_in(self.id, path, list)
+        self.change(Operation::SET_PERMS, path, [list.as_bytes(), b"\0"])
+    }
+
+    /// Sends a change.
+    fn change(&mut self, operation: Operation, path: &str, rest: [&[u8]; 2]) -> Result<(), Error> {
+        self.check()?;
+        check_path("", path)?;
+        let parts = [path.as_bytes(), b"\0", rest[0], rest[1]];
+        let posted = self.store.post(operation, self.id, &parts, 0, &mut noting(&mut self.failed));
+        match posted {
+            // It was not sent.
+            Err(Error::TooLong) => Err(Error::TooLong),
+            Err(error) => Err(*self.failed.get_or_insert(error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Waits for the answers to all changes.
+    fn settle(&mut self) -> Result<(), Error> {
+        let settled = self.store.settle(&mut noting(&mut self.failed));
+        if let Err(error) = settled {
+            self.failed.get_or_insert(error);
+        }
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Keeps the first refusal.
+fn noting(failed: &mut Option<Error>) -> impl FnMut(usize, Result<&[u8], Error>) {
+    |_, answer| {
+        if let Err(error) = answer {
+            failed.get_or_insert(error);
+        }
     }
 }
 

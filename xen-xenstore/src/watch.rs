@@ -7,6 +7,7 @@ use core::time::Duration;
 use atomic_waker::AtomicWaker;
 use xen_hypercall::{Platform, Wait};
 
+use crate::link::Sink;
 use crate::text::Text;
 use crate::wire::Operation;
 use crate::{Error, Path, Xenstore};
@@ -34,6 +35,8 @@ struct Slot {
     path: Option<Path>,
     generation: u32,
     fired: bool,
+    /// How many events came so far.
+    events: u32,
     /// Nobody's any more, and to be ended at the daemon.
     given_up: bool,
     waker: AtomicWaker,
@@ -58,27 +61,90 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// [`Error::TooManyWatches`], or [`Error::Refused`] when the daemon's quota is used up. After [`Error::TimedOut`] the
     /// daemon may set it some time later: then it is ended again before the next question.
     pub fn watch(&mut self, path: &str) -> Result<Watch, Error> {
-        let name = Path::new(path)?;
-        let watch = match self.link.watches.add(name) {
-            Some(watch) => watch,
-            None => {
-                self.poll()?;
-                self.tidy_up(Operation::WATCH, self.deadline())?;
-                self.link.watches.add(name).ok_or(Error::TooManyWatches)?
-            }
-        };
-        let token = Text::new(Token(watch))?;
-        match self.ask_path(Operation::WATCH, 0, path, [token.as_bytes(), b"\0"]) {
-            Ok(_) => Ok(watch),
-            Err(error) => {
+        let [watch] = self.watch_all([path])?;
+        watch
+    }
+
+    /// Begins to watch several nodes at once, which takes hardly longer than for one.
+    ///
+    /// # Errors
+    /// Each watch has its own, as [`watch`](Self::watch). There is one for all, and none is set, when xenstore does not
+    /// answer in time or the connection is of no use any more.
+    pub fn watch_all<const N: usize>(
+        &mut self,
+        paths: [&str; N],
+    ) -> Result<[Result<Watch, Error>; N], Error> {
+        let mut watches = [Err(Error::TooManyWatches); N];
+        let mut answers = [Ok(()); N];
+        self.watch_into(&paths, &mut watches, &mut answers)?;
+        Ok(watches)
+    }
+
+    fn watch_into(
+        &mut self,
+        paths: &[&str],
+        watches: &mut [Result<Watch, Error>],
+        answers: &mut [Result<(), Error>],
+    ) -> Result<(), Error> {
+        let asked = self.ask_for_watches(paths, watches, answers);
+        for (place, answer) in watches.iter_mut().zip(answers) {
+            if let (Ok(watch), Err(error)) = (*place, asked.and(*answer)) {
                 self.give_watch_up(watch, error);
-                Err(error)
+                *place = Err(error);
             }
         }
+        asked
+    }
+
+    fn ask_for_watches(
+        &mut self,
+        paths: &[&str],
+        watches: &mut [Result<Watch, Error>],
+        answers: &mut [Result<(), Error>],
+    ) -> Result<(), Error> {
+        // Before the first question: to make room asks, too.
+        for (path, place) in paths.iter().zip(&mut *watches) {
+            *place = self.take_place(path);
+        }
+        self.link.give_up();
+        let sink: &mut Sink<'_> = &mut |index, answer| {
+            if let Some(place) = answers.get_mut(index) {
+                *place = answer.map(drop);
+            }
+        };
+        for (index, (path, place)) in paths.iter().zip(watches).enumerate() {
+            if let Ok(watch) = *place {
+                self.post_watch(watch, path, index, sink)?;
+            }
+        }
+        self.settle(sink)
+    }
+
+    /// A place for a watch, which the daemon does not know of yet.
+    pub(crate) fn take_place(&mut self, path: &str) -> Result<Watch, Error> {
+        let name = Path::new(path)?;
+        if let Some(watch) = self.link.watches.add(name) {
+            return Ok(watch);
+        }
+        self.link.poll(&mut |_, _| ())?;
+        self.tidy_up(Operation::WATCH, self.deadline())?;
+        self.link.watches.add(name).ok_or(Error::TooManyWatches)
+    }
+
+    /// [Posts](Self::post) the question for a watch that has its place.
+    pub(crate) fn post_watch(
+        &mut self,
+        watch: Watch,
+        path: &str,
+        tag: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Error> {
+        let token = Text::new(Token(watch))?;
+        self.post(Operation::WATCH, 0, &[path.as_bytes(), b"\0", token.as_bytes(), b"\0"], tag, sink)
     }
 
     /// Whether the daemon knows a watch is not known, if the question was not answered in time.
-    fn give_watch_up(&mut self, watch: Watch, error: Error) {
+    pub(crate) fn give_watch_up(&mut self, watch: Watch, error: Error) {
         match error {
             Error::TimedOut(_) => self.link.watches.give_up(watch),
             _ => drop(self.link.watches.remove(watch)),
@@ -231,8 +297,14 @@ impl Watches {
         });
         let Some(slot) = parsed.and_then(|watch| self.get(watch)) else { return false };
         slot.fired = true;
+        slot.events = slot.events.wrapping_add(1);
         slot.waker.wake();
         true
+    }
+
+    /// Changes with each event of a watch, whoever took the mark of it.
+    pub(crate) fn events(&mut self, watch: Watch) -> u32 {
+        self.get(watch).map_or(0, |slot| slot.events)
     }
 
     /// Whether a watch fired since it was asked for last. A watch that is gone has.

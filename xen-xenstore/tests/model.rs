@@ -29,6 +29,7 @@ enum Change {
 enum Call {
     Change(Change),
     Read(&'static str),
+    ReadAll(Vec<&'static str>),
     List(&'static str),
     /// Changes in a transaction, whether it succeeds, and what domain 0 does to another one meanwhile.
     Transaction(Vec<Change>, bool, Option<Change>),
@@ -54,6 +55,7 @@ fn call() -> impl Strategy<Value = Call> {
     prop_oneof![
         4 => change().prop_map(Call::Change),
         4 => place().prop_map(Call::Read),
+        2 => prop::collection::vec(place(), 0..60).prop_map(Call::ReadAll),
         2 => place().prop_map(Call::List),
         3 => (prop::collection::vec(change(), 0..5), any::<bool>(), prop::option::of(change()))
             .prop_map(|(changes, commits, others)| Call::Transaction(changes, commits, others)),
@@ -179,6 +181,24 @@ impl Run<'_> {
         self.model = actual;
     }
 
+    fn check_read(&self, model: &Model, place: &str, read: Result<&[u8], Error>) {
+        let (expected, faults) = (model.get(place), &self.faults);
+        match read {
+            Ok(value) => {
+                let spoilt = value.is_empty() && faults.empty != Chance::NEVER
+                    || value == b"twelve" && faults.not_number != Chance::NEVER
+                    || value == [0xff, 0xfe, 0x80] && faults.not_text != Chance::NEVER
+                    || value.len() == 4096 && faults.too_long != Chance::NEVER;
+                assert!(spoilt || expected.is_some_and(|expected| expected == value), "{place}");
+            }
+            Err(Error::Refused(_, Refusal::NotFound)) => {
+                assert!(expected.is_none() || faults.missing != Chance::NEVER);
+            }
+            Err(Error::Refused(_, Refusal::Busy)) => assert_ne!(faults.refused, Chance::NEVER),
+            Err(error) => assert!(is_uncertain(error), "{error}"),
+        }
+    }
+
     fn call(&mut self, xs: &mut Xenstore<'_, MockDomain>, call: &Call) {
         let before = self.model.clone();
         match call {
@@ -201,19 +221,17 @@ impl Run<'_> {
                 }
             }
             Call::Read(place) => {
-                let expected = before.get(*place);
-                match xs.read(&path(place)) {
-                    Ok(value) => {
-                        let spoilt = value.is_empty() && self.faults.empty != Chance::NEVER
-                            || value == b"twelve" && self.faults.not_number != Chance::NEVER
-                            || value == [0xff, 0xfe, 0x80] && self.faults.not_text != Chance::NEVER
-                            || value.len() == 4096 && self.faults.too_long != Chance::NEVER;
-                        assert!(spoilt || expected.is_some_and(|expected| expected == value), "{place}");
-                    }
-                    Err(Error::Refused(_, Refusal::NotFound)) => {
-                        assert!(expected.is_none() || self.faults.missing != Chance::NEVER);
-                    }
-                    Err(Error::Refused(_, Refusal::Busy)) => assert_ne!(self.faults.refused, Chance::NEVER),
+                self.check_read(&before, place, xs.read(&path(place)));
+                self.settle_on(&[before], "read");
+            }
+            Call::ReadAll(places) => {
+                let mut seen = vec![false; places.len()];
+                let result = xs.read_each("data", places, |index, value| {
+                    assert!(!std::mem::replace(&mut seen[index], true), "{index} twice");
+                    self.check_read(&before, places[index], value);
+                });
+                match result {
+                    Ok(()) => assert!(seen.into_iter().all(|seen| seen)),
                     Err(error) => assert!(is_uncertain(error), "{error}"),
                 }
                 self.settle_on(&[before], "read");
@@ -417,6 +435,7 @@ proptest! {
             let result = match call {
                 Call::Change(change) => do_it(&mut xs, change),
                 Call::Read(place) => xs.read(&path(place)).map(drop),
+                Call::ReadAll(places) => xs.read_each("data", places, |_, _| ()),
                 Call::List(place) => names(&mut xs, &path(place)).map(drop),
                 Call::Transaction(changes, ..) => xs.transaction(|transaction| {
                     changes.iter().try_for_each(|change| do_it_in(transaction, change))

@@ -8,6 +8,10 @@ use core::time::Duration;
 use xen_hypercall::{DomId, Platform, Wait};
 
 use super::XenbusState;
+use crate::link::Sink;
+use crate::nodes::{optional, parsed, text};
+use crate::text::Text;
+use crate::wire::Operation;
 use crate::{Error, Path, Transaction, Watch, Xenstore};
 
 /// How long a backend that waits may take to notice that the device is closed.
@@ -37,6 +41,8 @@ pub struct Frontend<S> {
     backend_id: DomId,
     index: u32,
     watch: Watch,
+    /// The backend's state, and how many events of the watch had come before it was read: without another it is still so.
+    seen: Option<(XenbusState, u32)>,
     _state: PhantomData<S>,
 }
 
@@ -56,23 +62,19 @@ impl Frontend<Initialising> {
         deadline: Duration,
     ) -> Result<Self, Error> {
         let frontend = Path::format(format_args!("device/{kind}/{index}"))?;
-        let found = xs.watch(&frontend)?;
-        let looked = loop {
-            match find_backend(xs, &frontend) {
-                Err(error) if error.is_not_found() && xs.now() < deadline => {
-                    if let Err(error) = xs.wait_fired(&found, deadline) {
-                        break Err(error);
-                    }
-                }
-                other => break other,
-            }
+        let (backend, backend_id) = match find_backend(xs, &frontend) {
+            Err(error) if error.is_not_found() => await_backend(xs, &frontend, deadline)?,
+            other => other?,
         };
-        let ended = xs.unwatch(found);
-        let (backend, backend_id) = looked?;
-        ended?;
-        let watch = xs.watch(&backend.join("state")?)?;
-        let device = Self { frontend, backend, backend_id, index, watch, _state: PhantomData };
-        match device.begin(xs, deadline) {
+        let state = backend.join("state")?;
+        let watch = xs.take_place(&state)?;
+        let mut device =
+            Self { frontend, backend, backend_id, index, watch, seen: None, _state: PhantomData };
+        let begun = match device.watch_and_look(xs, &state) {
+            Ok(ours) => device.begin(xs, ours, deadline),
+            Err(error) => Err(error),
+        };
+        match begun {
             Ok(()) => Ok(device),
             Err(error) => {
                 // The first error says more than one about the watch.
@@ -82,21 +84,69 @@ impl Frontend<Initialising> {
         }
     }
 
+    /// Begins to watch the backend's state, and answers our own.
+    fn watch_and_look<P: Platform + Wait>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        state: &Path,
+    ) -> Result<XenbusState, Error> {
+        let (mut watched, mut ours) = (Ok(()), Ok(XenbusState::UNKNOWN));
+        let sink: &mut Sink<'_> = &mut |tag, answer| match tag {
+            0 => watched = answer.map(drop),
+            _ => ours = state_of(answer),
+        };
+        xs.link.give_up();
+        let asked = xs
+            .post_watch(self.watch, state, 0, sink)
+            .and_then(|()| xs.post_read(&self.frontend, "state", 1, sink))
+            .and_then(|()| xs.settle(sink));
+        if let Err(error) = asked.and(watched) {
+            xs.give_watch_up(self.watch, error);
+            return Err(error);
+        }
+        ours
+    }
+
+    /// Goes to Initialising, and looks at the backend.
+    fn initialise<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
+        xs.poll()?;
+        let events = xs.link.watches.events(self.watch);
+        let (mut written, mut theirs) = (Ok(()), Ok(XenbusState::UNKNOWN));
+        let sink: &mut Sink<'_> = &mut |tag, answer| match tag {
+            0 => written = answer.map(drop),
+            _ => theirs = state_of(answer),
+        };
+        let (state, value) = (self.frontend.join("state")?, Text::new(XenbusState::INITIALISING.0)?);
+        xs.link.give_up();
+        xs.post(Operation::WRITE, 0, &[state.as_bytes(), b"\0", value.as_bytes()], 0, sink)?;
+        xs.post_read(&self.backend, "state", 1, sink)?;
+        xs.settle(sink)?;
+        written?;
+        self.seen = Some((theirs?, events));
+        Ok(())
+    }
+
     /// Goes to Initialising, from wherever an earlier kernel of this domain left the device.
-    fn begin<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>, deadline: Duration) -> Result<(), Error> {
-        let ours = self.read_frontend(xs, "state").or_else(unreadable)?.unwrap_or(XenbusState::UNKNOWN);
+    fn begin<P: Platform + Wait>(
+        &mut self,
+        xs: &mut Xenstore<'_, P>,
+        ours: XenbusState,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        if [XenbusState::UNKNOWN, XenbusState::INITIALISING].contains(&ours) {
+            return self.initialise(xs);
+        }
         let theirs = self.backend_state(xs)?;
         // A backend that still works for that kernel would take our start for nothing, or be taken for one that is
         // connected to us. It has to see the device end first.
         let at_work = [XenbusState::INITIALISED, XenbusState::CONNECTED, XenbusState::CLOSING];
-        let fresh = [XenbusState::UNKNOWN, XenbusState::INITIALISING];
-        if at_work.contains(&theirs) && !fresh.contains(&ours) {
+        if at_work.contains(&theirs) {
             // A backend that does not let go is met again in `wait_for_backend`, which has the error for it.
             self.end(xs, deadline).or_else(|error| match error {
                 Error::BackendTimedOut(_) => Ok(()),
                 error => Err(error),
             })?;
-        } else if theirs == XenbusState::INIT_WAIT && !fresh.contains(&ours) {
+        } else if theirs == XenbusState::INIT_WAIT {
             // A backend that was started again takes up what it finds in our nodes, and may be about to be connected to
             // that. It closes when it sees that we did.
             self.switch(xs, XenbusState::CLOSED)?;
@@ -110,7 +160,7 @@ impl Frontend<Initialising> {
                 closed => closed?,
             }
         }
-        self.switch(xs, XenbusState::INITIALISING)
+        self.initialise(xs)
     }
 
     /// Waits until the backend has told what it can do.
@@ -120,7 +170,7 @@ impl Frontend<Initialising> {
     /// # Errors
     /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
     pub fn wait_for_backend<P: Platform + Wait>(
-        self,
+        mut self,
         xs: &mut Xenstore<'_, P>,
         deadline: Duration,
     ) -> Result<Frontend<BackendReady>, Error> {
@@ -131,11 +181,11 @@ impl Frontend<Initialising> {
     }
 }
 
-/// A value that makes no sense is none.
-fn unreadable<T>(error: Error) -> Result<Option<T>, Error> {
-    match error {
-        Error::BadValue | Error::NotText => Ok(None),
-        error => Err(error),
+/// What a node says of a side; one that is not there, or makes no sense, says that the side is not there.
+fn state_of(answer: Result<&[u8], Error>) -> Result<XenbusState, Error> {
+    match optional(answer.and_then(parsed)) {
+        Err(Error::BadValue | Error::NotText) => Ok(XenbusState::UNKNOWN),
+        state => Ok(state?.unwrap_or(XenbusState::UNKNOWN)),
     }
 }
 
@@ -143,9 +193,33 @@ fn find_backend<P: Platform + Wait>(
     xs: &mut Xenstore<'_, P>,
     frontend: &Path,
 ) -> Result<(Path, DomId), Error> {
-    let backend = Path::new(xs.read_str(&frontend.join("backend")?)?)?;
-    let id = xs.read_parsed(&frontend.join("backend-id")?)?;
-    Ok((backend, DomId(id)))
+    let (mut backend, mut id) = (Err(Error::BadPath), Err(Error::BadValue));
+    xs.read_each(frontend, &["backend", "backend-id"], |index, value| match index {
+        0 => backend = value.and_then(text).and_then(Path::new),
+        _ => id = value.and_then(parsed),
+    })?;
+    Ok((backend?, DomId(id?)))
+}
+
+/// The toolstack may still be writing.
+fn await_backend<P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    frontend: &Path,
+    deadline: Duration,
+) -> Result<(Path, DomId), Error> {
+    let watch = xs.watch(frontend)?;
+    let looked = loop {
+        match find_backend(xs, frontend) {
+            Err(error) if error.is_not_found() && xs.now() < deadline => {
+                if let Err(error) = xs.wait_fired(&watch, deadline) {
+                    break Err(error);
+                }
+            }
+            other => break other,
+        }
+    };
+    let ended = xs.unwatch(watch);
+    looked.and_then(|found| ended.map(|()| found))
 }
 
 impl Frontend<BackendReady> {
@@ -177,7 +251,7 @@ impl Frontend<Published> {
     /// [`Error::BackendGone`] when it closes instead; [`Error::BackendTimedOut`] with the state it was in at
     /// `deadline`.
     pub fn wait_connected<P: Platform + Wait>(
-        self,
+        mut self,
         xs: &mut Xenstore<'_, P>,
         deadline: Duration,
     ) -> Result<Frontend<Connected>, Error> {
@@ -237,7 +311,7 @@ impl Frontend<Connected> {
     /// # Errors
     /// [`Error::BackendTimedOut`] with the state the backend was in at `deadline`.
     pub fn close<P: Platform + Wait>(
-        self,
+        mut self,
         xs: &mut Xenstore<'_, P>,
         deadline: Duration,
     ) -> Result<(), Error> {
@@ -278,7 +352,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn backend_state<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
-        Ok(self.read_backend(xs, "state").or_else(unreadable)?.unwrap_or(XenbusState::UNKNOWN))
+        state_of(xs.read(&self.backend.join("state")?))
     }
 
     /// Sets our own state.
@@ -317,6 +391,30 @@ impl<S> Frontend<S> {
         xs.read_optional(&self.frontend.join(key)?)
     }
 
+    /// Several values of the backend's at once, as [`Xenstore::read_all`]; none for a node that is not there.
+    ///
+    /// # Errors
+    /// As [`Xenstore::read_all`].
+    pub fn read_backend_all<P: Platform + Wait, T: FromStr, const N: usize>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        keys: [&str; N],
+    ) -> Result<[Result<Option<T>, Error>; N], Error> {
+        Ok(xs.read_all(&self.backend, keys)?.map(optional))
+    }
+
+    /// Several values of the device's own directory at once, as [`Xenstore::read_all`]; none for a node that is not there.
+    ///
+    /// # Errors
+    /// As [`Xenstore::read_all`].
+    pub fn read_frontend_all<P: Platform + Wait, T: FromStr, const N: usize>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        keys: [&str; N],
+    ) -> Result<[Result<Option<T>, Error>; N], Error> {
+        Ok(xs.read_all(&self.frontend, keys)?.map(optional))
+    }
+
     /// Gives a device up without a handshake; its watch ends.
     ///
     /// # Errors
@@ -327,7 +425,7 @@ impl<S> Frontend<S> {
     }
 
     /// Takes the device to its end, as far as the backend follows.
-    fn end<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>, deadline: Duration) -> Result<(), Error> {
+    fn end<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>, deadline: Duration) -> Result<(), Error> {
         self.switch(xs, XenbusState::CLOSING)?;
         let let_go = self.wait_for(xs, deadline, |state| state.is_gone().then_some(Ok(())));
         self.switch(xs, XenbusState::CLOSED)?;
@@ -337,13 +435,19 @@ impl<S> Frontend<S> {
     }
 
     fn wait_for<P: Platform + Wait>(
-        &self,
+        &mut self,
         xs: &mut Xenstore<'_, P>,
         deadline: Duration,
         mut decide: impl FnMut(XenbusState) -> Option<Result<(), Error>>,
     ) -> Result<(), Error> {
         loop {
-            let state = self.backend_state(xs)?;
+            xs.poll()?;
+            let events = xs.link.watches.events(self.watch);
+            let state = match self.seen {
+                Some((state, at)) if at == events => state,
+                _ => self.backend_state(xs)?,
+            };
+            self.seen = Some((state, events));
             if let Some(outcome) = decide(state) {
                 return outcome;
             }
@@ -364,8 +468,8 @@ impl<S> Frontend<S> {
             let _ = xs.unwatch(self.watch);
             return Err(error);
         }
-        let Self { frontend, backend, backend_id, index, watch, .. } = self;
-        Ok(Frontend { frontend, backend, backend_id, index, watch, _state: PhantomData })
+        let Self { frontend, backend, backend_id, index, watch, seen, .. } = self;
+        Ok(Frontend { frontend, backend, backend_id, index, watch, seen, _state: PhantomData })
     }
 }
 
