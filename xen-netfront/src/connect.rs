@@ -1,5 +1,6 @@
 //! Coming up, and going down.
 
+use core::str::FromStr;
 use core::time::Duration;
 
 use xen_evtchn::EventChannels;
@@ -13,6 +14,7 @@ use crate::config::NODES;
 use crate::control::Control;
 use crate::front::LARGE;
 use crate::link::Link;
+use crate::mac::NotAMac;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
 use crate::queue::Queue;
@@ -230,54 +232,87 @@ fn agree<P: Platform + Wait>(
     config: &Config,
     most: usize,
 ) -> Result<Terms, Error> {
-    let mac = match device.read_frontend(xs, "mac") {
-        Ok(Some(mac)) => mac,
-        Ok(None) | Err(xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText) => {
-            return Err(Error::NoMac);
-        }
-        Err(error) => return Err(error.into()),
+    let [mac, mtu, trusted] = device.read_frontend_all(xs, ["mac", "mtu", "trusted"])?;
+    let Some(Own::Mac(mac)) = sensible(mac)? else { return Err(Error::NoMac) };
+    let own = |value| match value {
+        Ok(Some(Own::Number(number))) => Some(number),
+        _ => None,
     };
-    // What is no number is not there.
-    let mut number = |node: &str| match device.read_backend::<P, u32>(xs, node) {
-        Err(xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText) => Ok(None),
-        other => other,
-    };
-    if number("feature-rx-copy")? != Some(1) {
+    let [n0, n1, n2, n3, n4] = NODES.map(|(node, ..)| node);
+    let [copy, f0, f1, f2, f3, f4, queues, split, multicast, dynamic, control, headroom] = device
+        .read_backend_all::<P, u32, 12>(
+            xs,
+            [
+                "feature-rx-copy",
+                n0,
+                n1,
+                n2,
+                n3,
+                n4,
+                "multi-queue-max-queues",
+                "feature-split-event-channels",
+                "feature-multicast-control",
+                "feature-dynamic-multicast-control",
+                "feature-ctrl-ring",
+                "feature-xdp-headroom",
+            ],
+        )?
+        .map(sensible);
+    if copy? != Some(1) {
         return Err(Error::NoRxCopy);
     }
     let mut offered = Features::empty();
-    for (node, feature, positive) in NODES {
-        offered.set(feature, (number(node)?.unwrap_or(0) != 0) == positive);
+    for ((_, feature, positive), value) in NODES.into_iter().zip([f0, f1, f2, f3, f4]) {
+        offered.set(feature, (value?.unwrap_or(0) != 0) == positive);
     }
     // A frame of several slots needs as many pages.
     if config.tx_pages < LARGE {
         offered.remove(Features::SCATTER_GATHER);
     }
-    let queues = number("multi-queue-max-queues")?.unwrap_or(1) as usize;
-    let split = config.split_channels && number("feature-split-event-channels")? == Some(1);
-    let multicast = match (number("feature-multicast-control")?, number("feature-dynamic-multicast-control")?)
-    {
+    let queues = queues?.unwrap_or(1) as usize;
+    let split = config.split_channels && split? == Some(1);
+    let multicast = match (multicast?, dynamic?) {
         (_, Some(1)) => Multicast::Dynamic,
         (Some(1), _) => Multicast::Static,
         _ => Multicast::Unfiltered,
     };
-    let control = config.control_ring && number("feature-ctrl-ring")? == Some(1);
-    let headroom = if number("feature-xdp-headroom")? == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
+    let control = config.control_ring && control? == Some(1);
+    let headroom = if headroom? == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
     let limit = if config.receive.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE };
     let limit = (limit - ETHERNET - usize::from(headroom)) as u32;
-    let mtu = device.read_frontend(xs, "mtu").ok().flatten();
-    let trusted = device.read_frontend(xs, "trusted").ok().flatten() != Some(0);
     Ok(Terms {
         mac,
-        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit),
+        mtu: own(mtu).filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit),
         send: (offered & config.send).consistent(),
         queues: queues.min(config.queues).min(most).max(1),
         split,
-        trusted,
+        trusted: own(trusted) != Some(0),
         multicast,
         control,
         headroom,
     })
+}
+
+/// What is written in our own directory.
+enum Own {
+    Mac(Mac),
+    Number(u32),
+}
+
+impl FromStr for Own {
+    type Err = NotAMac;
+
+    fn from_str(text: &str) -> Result<Self, NotAMac> {
+        text.parse().map(Self::Number).or_else(|_| text.parse().map(Self::Mac))
+    }
+}
+
+/// What makes no sense is not there.
+fn sensible<T>(value: Result<Option<T>, xen_xenstore::Error>) -> Result<Option<T>, xen_xenstore::Error> {
+    match value {
+        Err(xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText) => Ok(None),
+        value => value,
+    }
 }
 
 fn open<P: Platform + Wait>(
@@ -337,10 +372,7 @@ fn announce<P: Platform + Wait>(
         "ctrl-ring-ref",
         "event-channel-ctrl",
     ]) {
-        match transaction.remove(&path.join(node)?) {
-            Err(error) if !error.is_not_found() => return Err(error),
-            _ => {}
-        }
+        transaction.remove(&path.join(node)?)?;
     }
     Ok(())
 }

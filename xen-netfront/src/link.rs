@@ -14,7 +14,14 @@ impl Link {
     /// Begins to watch. Without a place for a watch the link counts as up, as it does without the nodes.
     pub(crate) fn new<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, device: &Frontend<Connected>) -> Self {
         let paths = [device.backend_path().join("carrier"), device.frontend_path().join("disconnect")];
-        let watches = paths.map(|path| xs.watch(&path.ok()?).ok());
+        let watches = match paths {
+            [Ok(carrier), Ok(disconnect)] => match xs.watch_all([&carrier, &disconnect]) {
+                Ok(watches) => watches.map(Result::ok),
+                Err(_) => [None; 2],
+            },
+            // A path too long to be there.
+            _ => [None; 2],
+        };
         Self { watches, up: true }
     }
 
@@ -33,9 +40,12 @@ impl Link {
             changed |= xs.fired(watch)?;
         }
         if changed {
+            let carrier = device.backend_path().join("carrier")?;
+            let disconnect = device.frontend_path().join("disconnect")?;
             // What is no number says nothing.
-            let carrier: Option<u32> = device.read_backend(xs, "carrier").ok().flatten();
-            let disconnect: Option<u32> = device.read_frontend(xs, "disconnect").ok().flatten();
+            let read =
+                xs.read_all::<u32, 2>("", [&carrier, &disconnect]).map(|values| values.map(Result::ok));
+            let [carrier, disconnect] = read.unwrap_or_default();
             self.up = carrier != Some(0) && disconnect.unwrap_or(0) == 0;
         }
         Ok(())

@@ -366,6 +366,8 @@ impl Backend {
                 }
             },
             (XenbusState::INIT_WAIT, XenbusState::CLOSED) => self.switch(XenbusState::CLOSED),
+            // Linux' goes along before it is connected, too.
+            (XenbusState::INIT_WAIT, XenbusState::CLOSING) => self.switch(XenbusState::CLOSING),
             (XenbusState::CONNECTED, XenbusState::CLOSING) => {
                 self.disconnect();
                 self.switch(XenbusState::CLOSING);
