@@ -11,6 +11,7 @@ use xen_gnttab::Access;
 use xen_hypercall::{PAGE_SIZE, Wait};
 
 use crate::block::{Disk, XVDA};
+use crate::jobs::{CHANCE, JOBS, Job, next_place};
 use crate::pattern::SECTOR;
 use crate::place::{Place, Xen};
 use crate::report::{Failure, Report, ensure};
@@ -22,36 +23,6 @@ type Buffer = Vec<Option<Piece<'static, Xen>>>;
 /// Pages that are lent in turns. A backend keeps about a thousand mapped, and no more are used, so that it need not change
 /// them.
 const PAGES: usize = 1024;
-
-/// What is measured.
-struct Job {
-    name: &'static str,
-    writes: bool,
-    random: bool,
-    /// Bytes of each operation.
-    size: usize,
-    /// Operations under way.
-    depth: usize,
-    ops: u32,
-}
-
-const fn job(name: &'static str, size: usize, depth: usize, ops: u32) -> Job {
-    Job { name, writes: false, random: false, size, depth, ops }
-}
-
-const KIB: usize = 1024;
-const JOBS: [Job; 10] = [
-    Job { random: true, ..job("rand-read-4k", 4 * KIB, 1, 2000) },
-    Job { random: true, ..job("rand-read-4k", 4 * KIB, 32, 8000) },
-    job("seq-read-64k", 64 * KIB, 1, 1000),
-    job("seq-read-64k", 64 * KIB, 8, 2000),
-    Job { writes: true, ..job("seq-write-64k", 64 * KIB, 1, 1000) },
-    Job { writes: true, ..job("seq-write-64k", 64 * KIB, 8, 2000) },
-    job("seq-read-1m", 1024 * KIB, 1, 150),
-    job("seq-read-1m", 1024 * KIB, 4, 300),
-    Job { writes: true, ..job("seq-write-1m", 1024 * KIB, 1, 150) },
-    Job { writes: true, ..job("seq-write-1m", 1024 * KIB, 4, 300) },
-];
 
 /// Measures, and closes the disk.
 pub(crate) fn run(place: &mut Place, words: &Words, report: &Report) -> Result<(), Failure> {
@@ -88,16 +59,13 @@ fn measure(
     let mut idle: Vec<Buffer> =
         (0..job.depth).map(|_| pages.split_off(pages.len().saturating_sub(count))).collect();
     let mut busy: Vec<(Ticket, Buffer)> = Vec::new();
-    let mut chance = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut chance = CHANCE;
     let (mut asked, mut done) = (0, 0);
     let (before, calls, start) = (disk.stats(), place.kernel.hypercalls(), place.kernel.now());
     while done < ops {
         while asked < ops {
             let Some(mut buffer) = idle.pop() else { break };
-            chance ^= chance << 13;
-            chance ^= chance >> 7;
-            chance ^= chance << 17;
-            let at = if job.random { chance } else { asked } % places * sectors;
+            let at = if job.random { next_place(&mut chance) } else { asked } % places * sectors;
             let ticket = if job.writes {
                 disk.submit_write_from(at, &mut buffer)?
             } else {

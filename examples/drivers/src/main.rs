@@ -17,6 +17,8 @@ mod block;
 #[path = "../../unikernel/src/console.rs"]
 #[allow(dead_code, reason = "the unikernel uses all of it")]
 mod console;
+#[path = "../../load/src/jobs.rs"]
+mod jobs;
 #[path = "../../unikernel/src/mem.rs"]
 mod mem;
 mod net;

@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Instant;
 
+use crate::jobs::{CHANCE, JOBS, Job, next_place};
+
 /// What direct transfers want buffers to be aligned to.
 #[derive(Clone, Copy)]
 #[repr(C, align(4096))]
@@ -43,50 +45,20 @@ struct Event {
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 
-/// What is measured.
-struct Job {
-    name: &'static str,
-    write: bool,
-    random: bool,
-    /// Bytes of each operation, and how many are under way.
-    size: usize,
-    depth: usize,
-    count: u64,
-}
-
-const fn job(name: &'static str, size: usize, depth: usize, count: u64) -> Job {
-    Job { name, write: false, random: false, size, depth, count }
-}
-
-const KIB: usize = 1024;
-/// The same as those of the kernel that measures the SDK's own driver, `examples/drivers`.
-const JOBS: [Job; 10] = [
-    Job { random: true, ..job("rand-read-4k", 4 * KIB, 1, 2000) },
-    Job { random: true, ..job("rand-read-4k", 4 * KIB, 32, 8000) },
-    job("seq-read-64k", 64 * KIB, 1, 1000),
-    job("seq-read-64k", 64 * KIB, 8, 2000),
-    Job { write: true, ..job("seq-write-64k", 64 * KIB, 1, 1000) },
-    Job { write: true, ..job("seq-write-64k", 64 * KIB, 8, 2000) },
-    job("seq-read-1m", 1024 * KIB, 1, 150),
-    job("seq-read-1m", 1024 * KIB, 4, 300),
-    Job { write: true, ..job("seq-write-1m", 1024 * KIB, 1, 150) },
-    Job { write: true, ..job("seq-write-1m", 1024 * KIB, 4, 300) },
-];
-
 /// Runs all jobs on a disk, whose content is lost, and prints a line for each.
 pub(crate) fn run(path: &str) -> Result<String> {
     let mut file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
     let size = file.seek(SeekFrom::End(0))?;
     for job in &JOBS {
         let micros = measure(&file, size, job)?;
-        let bytes = job.count * job.size as u64;
-        println!("block {} depth={} ops={} bytes={bytes} us={micros}", job.name, job.depth, job.count);
+        let (ops, bytes) = (job.ops, u64::from(job.ops) * job.size as u64);
+        println!("block {} depth={} ops={ops} bytes={bytes} us={micros}", job.name, job.depth);
     }
     Ok("block done".to_owned())
 }
 
 fn measure(file: &File, size: u64, job: &Job) -> Result<u128> {
-    let places = size / job.size as u64;
+    let (places, ops) = (size / job.size as u64, u64::from(job.ops));
     if places == 0 {
         return Err(Error::other("the disk is too small"));
     }
@@ -98,19 +70,16 @@ fn measure(file: &File, size: u64, job: &Job) -> Result<u128> {
     let mut controls = vec![Control::default(); job.depth];
     let mut idle: Vec<usize> = (0..job.depth).collect();
     let mut events = vec![Event::default(); job.depth];
-    let (mut asked, mut done, mut chance) = (0, 0, 0x9e37_79b9_7f4a_7c15_u64);
+    let (mut asked, mut done, mut chance) = (0, 0, CHANCE);
     let start = Instant::now();
-    while done < job.count {
+    while done < ops {
         let mut batch: Vec<*mut Control> = Vec::with_capacity(job.depth);
-        while asked < job.count {
+        while asked < ops {
             let Some(index) = idle.pop() else { break };
-            chance ^= chance << 13;
-            chance ^= chance >> 7;
-            chance ^= chance << 17;
-            let place = if job.random { chance } else { asked } % places;
+            let place = if job.random { next_place(&mut chance) } else { asked } % places;
             controls[index] = Control {
                 data: index as u64,
-                opcode: if job.write { WRITE } else { READ },
+                opcode: if job.writes { WRITE } else { READ },
                 file: file.as_raw_fd() as u32,
                 buffer: buffers[index * pages..].as_mut_ptr().expose_provenance() as u64,
                 bytes: job.size as u64,

@@ -13,6 +13,7 @@
 //! An address without a port means port 80.
 
 mod disk;
+mod jobs;
 
 use std::env;
 use std::io::{BufRead, BufReader, Error, Read, Result, Write};

@@ -1,0 +1,43 @@
+//! What is measured of a disk, the same for the SDK's own driver (`examples/drivers`) and for Linux' (`examples/load`).
+
+/// Operations of one kind.
+pub(crate) struct Job {
+    pub(crate) name: &'static str,
+    pub(crate) writes: bool,
+    pub(crate) random: bool,
+    /// Bytes of each operation.
+    pub(crate) size: usize,
+    /// Operations under way.
+    pub(crate) depth: usize,
+    pub(crate) ops: u32,
+}
+
+const fn job(name: &'static str, size: usize, depth: usize, ops: u32) -> Job {
+    Job { name, writes: false, random: false, size, depth, ops }
+}
+
+const KIB: usize = 1024;
+
+pub(crate) const JOBS: [Job; 10] = [
+    Job { random: true, ..job("rand-read-4k", 4 * KIB, 1, 2000) },
+    Job { random: true, ..job("rand-read-4k", 4 * KIB, 32, 8000) },
+    job("seq-read-64k", 64 * KIB, 1, 1000),
+    job("seq-read-64k", 64 * KIB, 8, 2000),
+    Job { writes: true, ..job("seq-write-64k", 64 * KIB, 1, 1000) },
+    Job { writes: true, ..job("seq-write-64k", 64 * KIB, 8, 2000) },
+    job("seq-read-1m", 1024 * KIB, 1, 150),
+    job("seq-read-1m", 1024 * KIB, 4, 300),
+    Job { writes: true, ..job("seq-write-1m", 1024 * KIB, 1, 150) },
+    Job { writes: true, ..job("seq-write-1m", 1024 * KIB, 4, 300) },
+];
+
+/// The next number of a sequence that looks like chance, the same for both.
+pub(crate) fn next_place(chance: &mut u64) -> u64 {
+    *chance ^= *chance << 13;
+    *chance ^= *chance >> 7;
+    *chance ^= *chance << 17;
+    *chance
+}
+
+/// Where that sequence begins.
+pub(crate) const CHANCE: u64 = 0x9e37_79b9_7f4a_7c15;
