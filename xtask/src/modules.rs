@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a dom0 of the bed loads: Xen's interfaces and backends, a bridge, QEMU's network card and drive,
-/// and a network that loses packets when a test asks for it.
+/// disks with bad sectors and a network that loses packets when a test asks for them.
 pub const WANTED: &[&str] = &[
     "xenfs",
     "xen-privcmd",
@@ -19,6 +19,7 @@ pub const WANTED: &[&str] = &[
     "xen-blkback",
     "bridge",
     "loop",
+    "null_blk",
     "tun",
     "virtio_pci",
     "virtio_net",

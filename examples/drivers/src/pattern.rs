@@ -1,7 +1,11 @@
 //! What tests write to sectors, and expect there. Shared by the kernel and by dom0's judge of it.
 
+use core::ops::Range;
+
 /// Bytes of a sector.
 pub(crate) const SECTOR: usize = 512;
+/// The bad sectors of the disk that has some.
+pub(crate) const BAD: Range<u64> = 1000..1008;
 
 /// Fills whole sectors, from number `lba` on, with what stands there after so many rounds of writing: another content for
 /// each sector and round, zeroes before the first.

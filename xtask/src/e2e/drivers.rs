@@ -9,7 +9,7 @@ use crate::guest::{PATIENCE, Spec};
 #[path = "../../../examples/drivers/src/pattern.rs"]
 mod pattern;
 
-use pattern::{SECTOR, fill};
+use pattern::{BAD, SECTOR, fill};
 
 const KERNEL: &str = "/drivers";
 
@@ -40,12 +40,17 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
     let main = loop_device(lab, "", "truncate -s 64M $f")?;
     let fixed = loop_device(lab, "", "cat /pattern >$f")?;
     let large = loop_device(lab, "--sector-size 4096", "truncate -s 4M $f")?;
-    let more = format!("disk=['phy:{main},xvda,w','phy:{fixed},xvdb,r','phy:{large},xvdc,w']\n");
+    let bad = bad_disk(lab)?;
+    let more = format!(
+        "disk=['phy:{main},xvda,w','phy:{fixed},xvdb,r','phy:{large},xvdc,w','phy:/dev/{bad},xvdd,w']\n"
+    );
     let (guest, mut console) = lab.start(&spec(lab, "block", more)?)?;
     let (name, id) = (guest.name(), guest.list()?.context("it is gone")?.id);
 
     console.wait_for("please distrust xvdc", PATIENCE)?;
     lab.dom0.run(&format!("xenstore-write /local/domain/{id}/device/vbd/51744/trusted 0"), PATIENCE)?;
+    console.wait_for("please heal xvdd", PATIENCE)?;
+    lab.dom0.run(&format!("echo -{}-{} >{NULL_BLK}/{bad}/badblocks", BAD.start, BAD.end - 1), PATIENCE)?;
     console.wait_for("please grow xvda", PATIENCE)?;
     let grow = format!("truncate -s 96M $(losetup -nO BACK-FILE {main}) && losetup -c {main}");
     lab.dom0.run(&grow, PATIENCE)?;
@@ -56,7 +61,7 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
     lab.dom0
         .run(&format!("xl block-detach {name} xvda && xl block-attach {name} phy:{main},xvda,w"), PATIENCE)?;
     let text = console.wait_for(CHECKED, PATIENCE)?;
-    judge_checks("drivers", 26, "the kernel with disks", &text)?;
+    judge_checks("drivers", 32, "the kernel with disks", &text)?;
     guest.wait("end", |listed| listed.is_none())?;
 
     // What the kernel wrote last, as dom0 sees it.
@@ -67,7 +72,26 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
     fill(0, round.parse()?, &mut right);
     lab.dom0.run(&format!("dd if={main} of=/written bs={SECTOR} count={sectors} 2>/dev/null"), PATIENCE)?;
     ensure!(lab.dom0.get("/written")? == right, "dom0 reads something else from {main}");
+    lab.dom0.run(&format!("echo 0 >{NULL_BLK}/{bad}/power && rmdir {NULL_BLK}/{bad}"), PATIENCE)?;
     [main, fixed, large].iter().try_for_each(|device| drop_loop_device(lab, device))
+}
+
+/// Where Linux makes disks out of nothing.
+const NULL_BLK: &str = "/sys/kernel/config/nullb";
+
+/// A disk of dom0's memory that fails what touches the bad sectors; answers its name.
+fn bad_disk(lab: &Lab) -> Result<&'static str> {
+    // The module made the first of them when it was loaded.
+    let name = "nullb1";
+    let script = format!(
+        "mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config && \
+         mkdir {NULL_BLK}/{name} && cd {NULL_BLK}/{name} && echo 1 >memory_backed && echo 16 >size && \
+         echo 512 >blocksize && echo +{}-{} >badblocks && echo 1 >power && test -b /dev/{name}",
+        BAD.start,
+        BAD.end - 1
+    );
+    lab.dom0.run(&script, PATIENCE)?;
+    Ok(name)
 }
 
 pub(super) fn cards(lab: &mut Lab) -> Result<()> {
@@ -87,16 +111,24 @@ pub(super) fn cards(lab: &mut Lab) -> Result<()> {
     console.wait_for("please restart the backend of vif 1", PATIENCE)?;
     restart(lab, "vif", &format!("vif-{id}-1"))?;
     // The interface is another one, and nobody has put it into the bridge.
-    let script = format!(
+    let bridge = format!(
         "until ip link set vif{id}.1 mtu 9000 2>/dev/null; do sleep 0.1; done && \
-         ip link set vif{id}.1 master xenbr0 up && xenstore-write /local/domain/{id}/data/restarted 1"
+         ip link set vif{id}.1 master xenbr0 up"
     );
+    let script = format!("{bridge} && xenstore-write /local/domain/{id}/data/restarted 1");
     lab.dom0.run(&script, PATIENCE)?;
+    let said = |word| format!("xenstore-write /local/domain/{id}/data/{word} 1");
+    let device = format!("vif-{id}-1");
+    console.wait_for("please take the backend of vif 1 away", PATIENCE)?;
+    lab.dom0.run(&format!("echo {device} >{DRIVERS}/vif/unbind && {}", said("away")), PATIENCE)?;
+    console.wait_for("please bring the backend of vif 1 back", PATIENCE)?;
+    lab.dom0.run(&format!("echo {device} >{DRIVERS}/vif/bind && {bridge} && {}", said("back")), PATIENCE)?;
     console.wait_for("please unplug vif 1", PATIENCE)?;
     let vif = vif(3).replace(',', " ");
-    lab.dom0.run(&format!("xl network-detach {name} 1 && xl network-attach {name} {vif}"), PATIENCE)?;
+    lab.dom0
+        .run(&format!("xl network-detach {name} 1 && xl network-attach {name} {vif} untrusted"), PATIENCE)?;
     let text = console.wait_for(CHECKED, PATIENCE)?;
-    judge_checks("drivers", 48, "the kernel with cards", &text)?;
+    judge_checks("drivers", 51, "the kernel with cards", &text)?;
     guest.wait("end", |listed| listed.is_none())?;
     lab.dom0.run("kill $(cat /run/echo.pid)", PATIENCE).map(drop)
 }

@@ -18,7 +18,7 @@ use crate::report::{Failure, Report, ensure};
 /// What dom0 writes when a backend was started again.
 const RESTARTED: &str = "data/restarted";
 /// How long nothing need happen before the disk is looked at again.
-const TURN: Duration = Duration::from_millis(20);
+pub(super) const TURN: Duration = Duration::from_millis(20);
 
 pub(super) fn close(place: &mut Place, disk: Disk, report: &mut Report, name: &str) {
     report.check(name, || {

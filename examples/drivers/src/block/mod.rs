@@ -1,6 +1,7 @@
 //! Disks: `xvda`, which is written, grows, loses its backend and is unplugged; `xvdb`, which is read-only; `xvdc`, whose
-//! sectors are large, and whose backend is not trusted.
+//! sectors are large, and whose backend is not trusted; `xvdd`, some of whose sectors are bad.
 
+mod bad;
 mod data;
 mod life;
 mod model;
@@ -19,6 +20,7 @@ pub(crate) type Disk = BlkFront<'static, Xen>;
 pub(crate) const XVDA: u32 = 51712;
 const XVDB: u32 = XVDA + 16;
 const XVDC: u32 = XVDA + 32;
+const XVDD: u32 = XVDA + 48;
 
 /// As much as there may be of everything.
 const EVERYTHING: Config = Config {
@@ -59,6 +61,7 @@ pub(crate) fn run(place: &mut Place, report: &mut Report) {
     life::close(place, disk, report, "block/close-again");
     life::read_only(place, report);
     life::large_and_untrusted(place, report);
+    bad::run(place, report);
     let Some(mut disk) = connect(place, report, "block/open-once-more", EVERYTHING) else { return };
     life::run(place, &mut disk, &mut model, report);
     report.check("block/last-words", || {

@@ -1,13 +1,15 @@
-//! What becomes of cards: link down, a backend that is started again, unplugged, closed.
+//! What becomes of cards: link down, a backend that is started again or stays away for a while, unplugged, closed; and one
+//! whose backend is not trusted.
 
 use alloc::boxed::Box;
 use core::time::Duration;
 
+use xen_gnttab::Access;
 use xen_hypercall::Wait;
-use xen_netfront::{State, TxMeta};
+use xen_netfront::{Error, FramePage, State, TxMeta};
 
 use super::wire::{KINDS, frame, payload};
-use super::{Card, First, Second, next_from, send};
+use super::{Card, First, Second, next_from, receive, send};
 use crate::place::Place;
 use crate::report::{Failure, Report, ensure};
 
@@ -15,6 +17,9 @@ use crate::report::{Failure, Report, ensure};
 const TURN: Duration = Duration::from_millis(20);
 /// What dom0 writes when a backend was started again.
 const RESTARTED: &str = "data/restarted";
+/// And when it was taken away, and when it is back.
+const AWAY: &str = "data/away";
+const BACK: &str = "data/back";
 
 pub(super) fn close<const N: usize>(place: &mut Place, card: Box<Card<N>>, report: &mut Report, name: &str) {
     report.check(name, || {
@@ -46,6 +51,16 @@ pub(super) fn run(place: &mut Place, first: &mut First, second: &mut Second, rep
         })?;
         again(place, first, second)
     });
+    report.note(format_args!("please take the backend of vif 1 away"));
+    report.check("net/backend-away", || away(place, first, second));
+    report.note(format_args!("please bring the backend of vif 1 back"));
+    report.check("net/backend-back", || {
+        until(place, |place| {
+            let _ = offer(place, first, second);
+            Ok(place.xs.read(BACK).is_ok())
+        })?;
+        again(place, first, second)
+    });
     report.note(format_args!("please unplug vif 1"));
     report.check("net/unplugged-and-plugged-in", || {
         until(place, |place| {
@@ -58,6 +73,67 @@ pub(super) fn run(place: &mut Place, first: &mut First, second: &mut Second, rep
         ensure!(second.stats().reconnects > before, "it was never away");
         Ok(())
     });
+    report.check("net/untrusted", || untrusted(place, first, second));
+}
+
+/// Nobody is behind the second card any more, and nobody says so: it takes frames until it is full, then no more.
+fn away(place: &mut Place, first: &mut First, second: &mut Second) -> Result<(), Failure> {
+    until(place, |place| {
+        let _ = traffic(place, first, second);
+        Ok(place.xs.read(AWAY).is_ok())
+    })?;
+    let sent = second.stats().tx_frames;
+    let mut refused = 0;
+    for _ in 0..4 * super::EVERYTHING.tx_pages {
+        refused += u32::from(!offer(place, first, second)?);
+    }
+    let state = second.service(&mut place.xs)?;
+    ensure!(refused > 0, "{} frames were taken by nobody; it is {state}", second.stats().tx_frames - sent);
+    ensure!(matches!(state, State::Connected | State::Closed), "it is {state}");
+    ensure!(!passes(place, first, second)?, "a frame came out of nowhere");
+    // The other card has a backend of its own.
+    ensure!(first.service(&mut place.xs)? == State::Connected, "the first one is {}", first.state());
+    Ok(())
+}
+
+/// Offers both cards a frame to send; whether the second took it.
+fn offer(place: &mut Place, first: &mut First, second: &mut Second) -> Result<bool, Failure> {
+    let (kind, data) = (KINDS[0].1, payload(11, 500));
+    // What the first one sends goes to the bridge, which has nobody to give it to.
+    send(place, first, &frame(kind, first.mac(), second.mac(), 11, &data), TxMeta::default())?;
+    second.service(&mut place.xs)?;
+    let frame = frame(kind, second.mac(), first.mac(), 11, &data);
+    match second.transmit_with(&[&frame], TxMeta::default()).and_then(|()| second.flush()) {
+        Ok(()) => Ok(true),
+        Err(Error::Full | Error::Closed) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The backend gets copies: what is in the caller's pages stays there, and so do the pages.
+fn untrusted(place: &mut Place, first: &mut First, second: &mut Second) -> Result<(), Failure> {
+    ensure!(first.is_trusted() && !second.is_trusted(), "it is trusted");
+    let (kind, data) = (KINDS[0].1, payload(12, 1200));
+    let bytes = frame(kind, second.mac(), first.mac(), 12, &data);
+    let mut page = place.grants.share(second.backend().ok_or("it has no backend")?, Access::ReadWrite)?;
+    page.write_bytes(100, &bytes)?;
+    let (gref, copied) = (page.gref(), second.stats().copied_bytes);
+    let mut part = [FramePage { page, offset: 100, len: bytes.len() }];
+    second.transmit_pages(&mut part, TxMeta::default())?;
+    second.flush()?;
+    ensure!(part[0].page.gref() == gref, "the page went to the backend");
+    ensure!(second.stats().copied_bytes - copied >= bytes.len() as u64, "nothing was copied");
+    // Frames of before may be under way.
+    let deadline = place.soon();
+    while receive(place, first, second.mac())?.0.get(kind.headers()..) != Some(&*data) {
+        ensure!(place.kernel.now() < deadline, "it did not arrive");
+    }
+    let back = frame(kind, first.mac(), second.mac(), 12, &data);
+    send(place, first, &back, TxMeta::default())?;
+    while receive(place, second, first.mac())?.0.get(kind.headers()..) != Some(&*data) {
+        ensure!(place.kernel.now() < deadline, "nothing came back");
+    }
+    Ok(())
 }
 
 /// Looks again and again.
