@@ -241,7 +241,9 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             queue.tx.on_frame(frame, |tx| {
                 tx.stage(0, head, stats)?;
                 tx.send_staged(len, &plan, stats)
-            })
+            })?;
+            // The backend can be at work on it while the next one is put together.
+            queue.flush_transmit(stats)
         });
         self.settle(sent)
     }
@@ -331,8 +333,9 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 
     /// The end of a look at the device, before sleeping: gives the backend the pages whose frames were taken, asks for an
-    /// event at the next frame and, when pages for sending are short, when some come back. Answers whether there is
-    /// something to do at once: then no event will come for it, and sleeping would be wrong.
+    /// event at the next frame and, when pages for sending are short, when half of those under way have come back: few at a
+    /// time would be an event for each. Answers whether there is something to do at once: then no event will come for it,
+    /// and sleeping would be wrong.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].

@@ -73,9 +73,19 @@ impl<'x, P: Platform> Queue<'x, P> {
         self.rx.ring.arm().map_err(broken)
     }
 
+    /// Shows the backend what was queued to be sent, and notifies it if it sleeps.
+    #[cfg(feature = "smoltcp-v0-14")]
+    pub(crate) fn flush_transmit(&mut self, stats: &mut Stats) -> Result<(), Error> {
+        if self.tx.ring.publish().map_err(broken)? {
+            stats.notifications += 1;
+            self.channel.notify()?;
+        }
+        Ok(())
+    }
+
     /// Takes back what was sent if fewer than `wanted` pages are left, and asks for an event when half of what is still
-    /// under way is sent, if they are too few even so. Answers whether any came back: it may be those that somebody
-    /// waits for.
+    /// under way is sent, if they are too few even so: whoever has that much to send is better woken for many of them
+    /// than for each. Answers whether as many came back as somebody may wait for, or all there are.
     pub(crate) fn arm_transmit(&mut self, wanted: usize, stats: &mut Stats) -> Result<bool, Error> {
         let before = self.tx.pool.available();
         // Ends, since there are no more responses than requests, and none is made meanwhile.
@@ -85,7 +95,8 @@ impl<'x, P: Platform> Queue<'x, P> {
                 break;
             }
         }
-        Ok(self.tx.pool.available() > before)
+        let (now, all) = (self.tx.pool.available(), self.tx.ring.in_flight() == 0);
+        Ok(now > before && (all || now.min(self.tx.ring.free() as usize) >= wanted))
     }
 
     /// The end of a look at both rings: events may come again. `ready` are the answers of the two above.

@@ -290,3 +290,28 @@ fn segments_of_several_streams_in_turns_become_a_packet_each() {
         assert!(got.iter().all(|(_, len, _)| *len == 30 * 1400), "{got:?}");
     }
 }
+
+#[test]
+fn the_backend_is_at_work_while_the_stack_goes_on() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let front = machine.connect(&mut xs).unwrap();
+    machine.run();
+    let mut device = SmoltcpDevice::new(front, vec![0; 1514], vec![0; 1514]);
+    let events = back.stats().events;
+    for sequence in (0..100).map(|index| index * 1400) {
+        let mut frame = tcp(false, true, sequence, &bytes(1400));
+        let packet = Packet::parse(&frame).unwrap();
+        frame[packet.transport + 13] = 16;
+        let token = device.transmit(Instant::ZERO).unwrap();
+        token.consume(frame.len(), |room| room.copy_from_slice(&frame));
+    }
+    machine.run();
+    let got = std::iter::from_fn(|| machine.switch.receive()).count();
+    assert_eq!((got, back.stats().events - events), (2, 1), "two whole packets, one event for both");
+    device.flush().unwrap();
+    machine.run();
+    assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 1);
+    assert_eq!(back.complaints(), [""; 0]);
+}

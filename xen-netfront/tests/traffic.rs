@@ -227,3 +227,30 @@ fn a_guest_with_few_pages_sleeps_nevertheless() {
     assert!(front.channel(0).unwrap().take(), "an event when half of them are sent");
     assert_eq!((front.arm(), front.can_transmit()), (Ok(true), Ok(20)));
 }
+
+#[test]
+fn a_guest_that_waits_for_pages_is_woken_for_many() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    machine.run();
+    let send = |front: &mut xen_netfront::NetFront<'_, _>, count: usize| {
+        for _ in 0..count {
+            front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+        }
+        front.flush().unwrap();
+    };
+    send(&mut front, 4);
+    machine.run();
+    back.stall(true);
+    send(&mut front, 252);
+    let _ = front.channel(0).unwrap().take();
+    assert_eq!(front.arm(), Ok(false), "four that came back are not worth a round");
+    assert_eq!(front.can_transmit(), Ok(4), "though they can be had");
+    assert!(!front.channel(0).unwrap().take());
+    back.stall(false);
+    machine.run();
+    assert!(front.channel(0).unwrap().take(), "an event when half of them are sent");
+    assert_eq!((front.arm(), front.can_transmit()), (Ok(true), Ok(256)));
+}

@@ -77,6 +77,9 @@ impl<N: Nic> Net<N> {
             return Some(now);
         }
         let stack = self.iface.poll_delay(instant(now), &self.sockets);
+        // What is due and was not sent found no room. The card has an event when there is some.
+        let full = self.nic.transmit(instant(now)).is_none();
+        let stack = stack.filter(|delay| !full || *delay > smoltcp::time::Duration::ZERO);
         let stack = stack.map(|d| now + Duration::from_micros(d.total_micros()));
         let stalled = self.slots.connections.iter().filter_map(Connection::deadline).min();
         stack.into_iter().chain(stalled).min()

@@ -18,7 +18,9 @@ const SEND: usize = 32 * 1024;
 /// A peer waits for this machine whenever a buffer is full or empty. So many connections at once get as much as lets
 /// bytes flow without that; so much for each would be most of a small domain's memory.
 const FAST: usize = 4;
-const FAST_BUFFER: usize = 512 * 1024;
+const FAST_RECEIVE: usize = 512 * 1024;
+/// As much as the card's ring holds: what is on its way and what is put together next are both in it.
+const FAST_SEND: usize = 1024 * 1024;
 
 /// The places there are.
 #[derive(Default)]
@@ -33,9 +35,9 @@ impl Slots {
         if self.connections.iter().any(listens) || self.connections.len() >= SERVED + REFUSED {
             return;
         }
-        let fast = |c: &&Connection| sockets.get::<tcp::Socket<'_>>(c.handle).send_capacity() == FAST_BUFFER;
+        let fast = |c: &&Connection| sockets.get::<tcp::Socket<'_>>(c.handle).send_capacity() == FAST_SEND;
         let fast = self.connections.iter().filter(fast).count() < FAST;
-        let large = if fast { buffer(FAST_BUFFER).zip(buffer(FAST_BUFFER)) } else { None };
+        let large = if fast { buffer(FAST_RECEIVE).zip(buffer(FAST_SEND)) } else { None };
         let Some((receive, send)) = large.or_else(|| buffer(RECEIVE).zip(buffer(SEND))) else { return };
         let mut connection = Connection::new(sockets.add(tcp::Socket::new(receive, send)));
         connection.listen(sockets.get_mut(connection.handle));

@@ -34,8 +34,11 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Smoltcp
         Self { front, received, to_send, coalescer: Coalescer::default(), wrong: 0 }
     }
 
-    /// Shows the backend what the stack has sent, and notifies it: to be called after the stack was polled. Nothing
-    /// else does, and until then the last segments may wait for more.
+    /// Shows the backend what the stack has sent, and notifies it: to be called after the stack was polled. Only large
+    /// packets go by themselves, when they are as long as they get; until then the last segments may wait for more.
+    ///
+    /// A stack that has more to send than there is room for can sleep until the device's next event, for which
+    /// [`NetFront::arm`] asks.
     ///
     /// # Errors
     /// As [`NetFront::flush`].
