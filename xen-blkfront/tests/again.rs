@@ -49,6 +49,7 @@ fn what_was_under_way_is_asked_for_again_in_order() {
         let late = disk.submit_write(300, &pattern(512, 4)).unwrap();
         let before = back.served().len();
         go(&back);
+        machine.xen.run_until_idle(10_000);
         back.stall(false);
         assert_eq!(disk.service(&mut xs), Ok(if way == 2 { State::Closing } else { State::Gone }), "{way}");
         assert_eq!(disk.submit_read(0, 1), Err(Error::Closing));

@@ -443,15 +443,21 @@ impl<S> Frontend<S> {
         loop {
             xs.poll()?;
             let events = xs.link.watches.events(self.watch);
-            let state = match self.seen {
-                Some((state, at)) if at == events => state,
-                _ => self.backend_state(xs)?,
+            let known = self.seen.filter(|(_, at)| *at == events);
+            let state = match known {
+                Some((state, _)) => state,
+                None => self.backend_state(xs)?,
             };
             self.seen = Some((state, events));
             if let Some(outcome) = decide(state) {
                 return outcome;
             }
             if !xs.wait_fired(&self.watch, deadline)? {
+                // The time may have been up before, and the backend have had none to follow.
+                if known.is_some() {
+                    self.seen = None;
+                    continue;
+                }
                 return Err(Error::BackendTimedOut(state));
             }
         }
