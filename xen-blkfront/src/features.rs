@@ -47,17 +47,30 @@ impl Features {
         xs: &mut Xenstore<'_, P>,
         device: &Frontend<S>,
     ) -> Result<Self, Error> {
-        let (sectors, sector_size): (Option<u64>, Option<u32>) =
-            (number(xs, device, "sectors")?, number(xs, device, "sector-size")?);
-        let (sectors, sector_size) = check(sectors, sector_size)?;
-        let physical: Option<u32> = number(xs, device, "physical-sector-size")?;
-        let info: Option<u32> = number(xs, device, "info")?;
-        let info = DiskInfo::from_bits_retain(info.unwrap_or(0));
-        let mode: Option<Mode> = number(xs, device, "mode")?;
-        let discard = if flag(xs, device, "feature-discard")? {
-            let (granularity, alignment): (Option<u32>, Option<u32>) =
-                (number(xs, device, "discard-granularity")?, number(xs, device, "discard-alignment")?);
-            let secure = flag(xs, device, "discard-secure")?;
+        let mut names = NODES.into_iter();
+        let values = device.read_backend_all(xs, NODES)?;
+        let [
+            sectors,
+            sector_size,
+            physical,
+            info,
+            mode,
+            discards,
+            granularity,
+            alignment,
+            secure,
+            indirect,
+            flush,
+            barrier,
+            persistent,
+        ] = values.map(|value| Node { name: names.next().unwrap_or_default(), value });
+        let (sectors, sector_size) = check(sectors.large()?, sector_size.number()?)?;
+        let physical = physical.number()?;
+        let info = DiskInfo::from_bits_retain(info.number()?.unwrap_or(0));
+        let read_only = mode.read_only()?;
+        let discard = if discards.flag()? {
+            let (granularity, alignment) = (granularity.number()?, alignment.number()?);
+            let secure = secure.flag()?;
             extents(sector_size, granularity, alignment).map(|(granularity, alignment)| Discard {
                 granularity,
                 alignment,
@@ -66,7 +79,7 @@ impl Features {
         } else {
             None
         };
-        let indirect: Option<u32> = number(xs, device, "feature-max-indirect-segments")?;
+        let indirect = indirect.number()?;
         let trusted: Option<u32> = device.read_frontend(xs, "trusted").map_err(bad("trusted"))?;
         Ok(Self {
             sectors,
@@ -75,11 +88,11 @@ impl Features {
                 .filter(|physical| *physical != 0 && physical % sector_size == 0)
                 .unwrap_or(sector_size),
             info,
-            read_only: info.contains(DiskInfo::READONLY) || matches!(mode, Some(Mode::ReadOnly)),
-            flush: flag(xs, device, "feature-flush-cache")?,
-            barrier: flag(xs, device, "feature-barrier")?,
+            read_only: info.contains(DiskInfo::READONLY) || read_only,
+            flush: flush.flag()?,
+            barrier: barrier.flag()?,
             discard,
-            persistent: flag(xs, device, "feature-persistent")?,
+            persistent: persistent.flag()?,
             indirect: indirect
                 .map(|most| (most as usize).min(MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE))
                 .filter(|most| *most > MAX_SEGMENTS),
@@ -93,7 +106,7 @@ impl Features {
         xs: &mut Xenstore<'_, P>,
         device: &Frontend<S>,
     ) -> Result<(), Error> {
-        let sectors: Option<u64> = number(xs, device, "sectors")?;
+        let sectors: Option<u64> = device.read_backend(xs, "sectors").map_err(bad("sectors"))?;
         (self.sectors, _) = check(sectors, Some(self.sector_size))?;
         Ok(())
     }
@@ -148,44 +161,77 @@ fn check(sectors: Option<u64>, sector_size: Option<u32>) -> Result<(u64, u32), E
     Ok((sectors.filter(whole).ok_or(Error::BadNode("sectors"))?, size))
 }
 
-fn bad(node: &'static str) -> impl Fn(xen_xenstore::Error) -> Error {
+pub(crate) fn bad(node: &'static str) -> impl Fn(xen_xenstore::Error) -> Error {
     move |error| match error {
         xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText => Error::BadNode(node),
         other => other.into(),
     }
 }
 
-pub(crate) fn number<S, P: Platform + Wait, T: FromStr>(
-    xs: &mut Xenstore<'_, P>,
-    device: &Frontend<S>,
-    node: &'static str,
-) -> Result<Option<T>, Error> {
-    device.read_backend(xs, node).map_err(bad(node))
+/// What a backend says about its disk.
+const NODES: [&str; 13] = [
+    "sectors",
+    "sector-size",
+    "physical-sector-size",
+    "info",
+    "mode",
+    "feature-discard",
+    "discard-granularity",
+    "discard-alignment",
+    "discard-secure",
+    "feature-max-indirect-segments",
+    "feature-flush-cache",
+    "feature-barrier",
+    "feature-persistent",
+];
+
+/// A node that was read, and is looked at only if what it says matters.
+struct Node {
+    name: &'static str,
+    value: Result<Option<Value>, xen_xenstore::Error>,
 }
 
-fn flag<S, P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    device: &Frontend<S>,
-    node: &'static str,
-) -> Result<bool, Error> {
-    let value: Option<u32> = number(xs, device, node)?;
-    Ok(value.is_some_and(|value| value != 0))
+impl Node {
+    fn large(self) -> Result<Option<u64>, Error> {
+        match self.value.map_err(bad(self.name))? {
+            None => Ok(None),
+            Some(Value::Number(number)) => Ok(Some(number)),
+            Some(_) => Err(Error::BadNode(self.name)),
+        }
+    }
+
+    fn number(self) -> Result<Option<u32>, Error> {
+        let name = self.name;
+        self.large()?.map(u32::try_from).transpose().map_err(|_| Error::BadNode(name))
+    }
+
+    fn flag(self) -> Result<bool, Error> {
+        Ok(self.number()?.is_some_and(|value| value != 0))
+    }
+
+    fn read_only(self) -> Result<bool, Error> {
+        match self.value.map_err(bad(self.name))? {
+            Some(Value::Number(_)) => Err(Error::BadNode(self.name)),
+            mode => Ok(matches!(mode, Some(Value::ReadOnly))),
+        }
+    }
 }
 
-/// The toolstack's `mode`: `r`, or `w` with whatever follows it.
-enum Mode {
+/// A number, or the toolstack's `mode`: `r`, or `w` with whatever follows it.
+enum Value {
+    Number(u64),
     ReadOnly,
     Writable,
 }
 
-impl FromStr for Mode {
+impl FromStr for Value {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         match text {
             "r" => Ok(Self::ReadOnly),
             text if text.contains('w') => Ok(Self::Writable),
-            _ => Err(()),
+            text => text.parse().map(Self::Number).map_err(drop),
         }
     }
 }

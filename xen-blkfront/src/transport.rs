@@ -7,7 +7,7 @@ use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 use xen_xenstore::{Path, Transaction, Xenstore};
 
 use crate::abi::{ABI, MAX_RING_ORDER};
-use crate::features::number;
+use crate::features::bad;
 use crate::queue::Queue;
 use crate::table::Table;
 use crate::{Config, Error};
@@ -46,9 +46,13 @@ impl Transport {
         device: &Frontend<BackendReady>,
         config: &Config,
     ) -> Result<Self, Error> {
-        let order: Option<u32> = number(xs, device, "max-ring-page-order")?;
-        let pages: Option<u32> = number(xs, device, "max-ring-pages")?;
-        let queues: Option<u32> = number(xs, device, "multi-queue-max-queues")?;
+        let [order, pages, queues] = device.read_backend_all::<P, u32, 3>(
+            xs,
+            ["max-ring-page-order", "max-ring-pages", "multi-queue-max-queues"],
+        )?;
+        let order = order.map_err(bad("max-ring-page-order"))?;
+        let pages = pages.map_err(bad("max-ring-pages"))?;
+        let queues = queues.map_err(bad("multi-queue-max-queues"))?;
         // Two ways to say the same; a backend that knows one of them is content with it.
         let offered = order.unwrap_or(0).max(pages.and_then(u32::checked_ilog2).unwrap_or(0));
         let wanted = config.ring_pages.max(1).ilog2();
