@@ -54,6 +54,7 @@ impl<N: Nic> Net<N> {
             }
         };
         let mut slots = Slots::default();
+        slots.prepare(&mut sockets);
         slots.listen(&mut sockets);
         Self { nic, iface, sockets, dhcp, slots, figures: Figures::default() }
     }
@@ -73,6 +74,7 @@ impl<N: Nic> Net<N> {
             self.send(instant(now));
         }
         self.nic.flush();
+        self.slots.prepare(&mut self.sockets);
         if busy || self.nic.arm() {
             return Some(now);
         }

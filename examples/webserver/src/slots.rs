@@ -29,19 +29,45 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Sees to it that somebody listens, unless there are as many connections as there may be.
+    /// Sees to it that somebody listens, unless there are as many connections as there may be. Quickly: for somebody who
+    /// is at the door already.
     pub(crate) fn listen(&mut self, sockets: &mut SocketSet<'static>) {
-        let listens = |c: &Connection| sockets.get::<tcp::Socket<'_>>(c.handle).is_listening();
-        if self.connections.iter().any(listens) || self.connections.len() >= SERVED + REFUSED {
+        if !self.connections.iter().any(|connection| listens(connection, sockets)) {
+            self.add(sockets, buffer(RECEIVE).zip(buffer(SEND)));
+        }
+    }
+
+    /// Sees to it that whoever comes next gets large buffers, as long as there are some. To fill them takes a while.
+    pub(crate) fn prepare(&mut self, sockets: &mut SocketSet<'static>) {
+        let large = |c: &&Connection| sockets.get::<tcp::Socket<'_>>(c.handle).send_capacity() == FAST_SEND;
+        let mut count = 0;
+        if self.connections.iter().filter(large).inspect(|_| count += 1).any(|c| listens(c, sockets))
+            || count >= FAST
+        {
             return;
         }
-        let fast = |c: &&Connection| sockets.get::<tcp::Socket<'_>>(c.handle).send_capacity() == FAST_SEND;
-        let fast = self.connections.iter().filter(fast).count() < FAST;
-        let large = if fast { buffer(FAST_RECEIVE).zip(buffer(FAST_SEND)) } else { None };
-        let Some((receive, send)) = large.or_else(|| buffer(RECEIVE).zip(buffer(SEND))) else { return };
-        let mut connection = Connection::new(sockets.add(tcp::Socket::new(receive, send)));
-        connection.listen(sockets.get_mut(connection.handle));
-        self.connections.push(connection);
+        let Some(buffers) = buffer(FAST_RECEIVE).zip(buffer(FAST_SEND)) else { return };
+        // The stack gives a connection to the first that listens.
+        self.connections.retain(|connection| {
+            let stays = !listens(connection, sockets);
+            if !stays {
+                sockets.remove(connection.handle);
+            }
+            stays
+        });
+        self.add(sockets, Some(buffers));
+    }
+
+    fn add(
+        &mut self,
+        sockets: &mut SocketSet<'static>,
+        buffers: Option<(tcp::SocketBuffer<'static>, tcp::SocketBuffer<'static>)>,
+    ) {
+        if let Some((receive, send)) = buffers.filter(|_| self.connections.len() < SERVED + REFUSED) {
+            let mut connection = Connection::new(sockets.add(tcp::Socket::new(receive, send)));
+            connection.listen(sockets.get_mut(connection.handle));
+            self.connections.push(connection);
+        }
     }
 
     /// Gives places back that nobody needs.
@@ -57,6 +83,10 @@ impl Slots {
             false
         });
     }
+}
+
+fn listens(connection: &Connection, sockets: &SocketSet<'static>) -> bool {
+    sockets.get::<tcp::Socket<'_>>(connection.handle).is_listening()
 }
 
 /// A buffer, if as much again stays free: others need memory, too, and cannot do without.
