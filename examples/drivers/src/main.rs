@@ -1,9 +1,9 @@
 //! A kernel that tries what `xen-blkfront` and `xen-netfront` can do on the backends that it is given, and prints a line
 //! about each.
 //!
-//! What carries it (`arch`, `platform`, `mem`, `console`) is the unikernel's, and the lines are the self-test's. Words of
-//! its command line say what to do: `block` checks disks, `net` network cards, `bench` measures the disk `xvda`, whose
-//! content is lost. What dom0 has to do in between is asked for by lines that begin with `please`.
+//! What carries it (`arch`, `start`, `platform`, `mem`, `console`) is the unikernel's, and the lines are the self-test's.
+//! Words of its command line say what to do: `block` checks disks, `net` network cards, `bench` measures the disk `xvda`,
+//! whose content is lost. What dom0 has to do in between is asked for by lines that begin with `please`.
 #![no_std]
 #![no_main]
 
@@ -30,28 +30,25 @@ mod platform;
 #[path = "../../selftest/src/report.rs"]
 #[allow(dead_code, reason = "the self-test uses all of it")]
 mod report;
+#[path = "../../unikernel/src/start.rs"]
+mod start;
 #[path = "../../selftest/src/words.rs"]
 #[allow(dead_code, reason = "the self-test uses all of it")]
 mod words;
 
-use core::fmt;
-
-use xen_hypercall::sched::{ShutdownReason, shutdown};
+use xen_hypercall::sched::ShutdownReason;
 
 use crate::place::Place;
 use crate::report::Report;
+use crate::start::crash;
 use crate::words::Words;
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off.
 fn main(info: &arch::BootInfo) -> ! {
-    let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
-    platform::init_heap(info);
-    arch::seal(info);
-    arch::install();
-    console::init_log();
+    let (kernel, shared) = start::begin(info);
     let words = Words::new(info.cmdline());
-    let mut place =
-        Place::new(call).unwrap_or_else(|error| crash(format_args!("Xen refuses the basics: {}", error.0)));
+    let mut place = Place::new(kernel, shared)
+        .unwrap_or_else(|error| crash(format_args!("nothing to drive devices with: {}", error.0)));
     let mut report = Report::new(place.kernel);
     if words.has("block") {
         block::run(&mut place, &mut report);
@@ -64,22 +61,5 @@ fn main(info: &arch::BootInfo) -> ! {
         report.check("bench", || measured);
     }
     report.end();
-    console::drain();
-    let _ = shutdown(&call, ShutdownReason::POWEROFF);
-    arch::halt()
-}
-
-/// Tells Xen's log and the console why, and ends the domain as crashed.
-fn crash(why: fmt::Arguments<'_>) -> ! {
-    console::last_words(why);
-    if let Some(call) = arch::call() {
-        let _ = shutdown(&call, ShutdownReason::CRASH);
-    }
-    arch::halt()
-}
-
-#[cfg(not(feature = "hosted"))]
-#[panic_handler]
-fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    crash(format_args!("{info}"))
+    start::end(kernel, ShutdownReason::POWEROFF)
 }

@@ -6,13 +6,12 @@ use core::time::Duration;
 use xen_blkfront::BlkFront;
 use xen_evtchn::{EventChannels, Virq};
 use xen_gnttab::GrantTable;
-use xen_hypercall::hvm::{HvmParam, callback_vector, set_param};
 use xen_hypercall::{SharedInfo, VcpuId, Wait};
 use xen_xenstore::Xenstore;
 
+use crate::console;
 use crate::platform::Kernel;
 use crate::report::{Failure, ensure};
-use crate::{arch, console};
 
 pub(crate) type Xen = &'static Kernel;
 pub(crate) type Events = &'static EventChannels<Xen>;
@@ -31,13 +30,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// Everything in it lives as long as the domain.
-    pub(crate) fn new(call: arch::Call) -> Result<Self, Failure> {
-        let mut kernel = Kernel::new(call);
-        let shared = SharedInfo::map(&kernel)?;
-        kernel.set_shared_info(shared);
-        set_param(&kernel, HvmParam::CALLBACK_IRQ, callback_vector(arch::UPCALL_VECTOR))?;
-        let kernel: Xen = Box::leak(Box::new(kernel));
-        console::set_clock(kernel);
+    pub(crate) fn new(kernel: Xen, shared: SharedInfo) -> Result<Self, Failure> {
         let events: Events = Box::leak(Box::new(EventChannels::new(kernel, shared)?));
         console::open(events);
         // The timer's event has nothing to tell but that a deadline has come.

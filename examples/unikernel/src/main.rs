@@ -1,7 +1,8 @@
 //! A unikernel on Xen: a web server that boots straight on the hypervisor, put together from the SDK's crates.
 //!
-//! `arch` gets the processor from Xen's entry to here, `platform` is the kernel that the crates ask for, `machine`
-//! gives the application its devices. To make another unikernel of it, replace the application.
+//! `arch` gets the processor from Xen's entry to here, `start` makes what every kernel needs, `platform` is the kernel that
+//! the crates ask for, `machine` gives the application its devices. To make another unikernel of it, replace the
+//! application.
 #![no_std]
 #![no_main]
 
@@ -13,32 +14,25 @@ mod devices;
 mod machine;
 mod mem;
 mod platform;
+mod start;
 
 use alloc::boxed::Box;
-use core::fmt;
 
 use webserver::config::Config;
 use webserver::{App, Request};
 use xen_evtchn::{EventChannels, Virq};
-use xen_hypercall::hvm::{HvmParam, callback_vector, set_param};
-use xen_hypercall::sched::{ShutdownReason, shutdown};
-use xen_hypercall::{Errno, SharedInfo, VcpuId, version};
+use xen_hypercall::sched::ShutdownReason;
+use xen_hypercall::{VcpuId, version};
 
 use crate::machine::XenMachine;
 use crate::platform::Kernel;
+use crate::start::crash;
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off.
 fn main(info: &arch::BootInfo) -> ! {
-    let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
-    platform::init_heap(info);
-    arch::seal(info);
-    arch::install();
-    console::init_log();
+    let (kernel, shared) = start::begin(info);
     // What runs from here on lives as long as the domain, so it is never freed.
     let command_line: &'static str = alloc::string::String::from(info.cmdline()).leak();
-    let kernel = kernel(call).unwrap_or_else(|error| crash(format_args!("Xen refuses the basics: {error}")));
-    let (kernel, shared) = kernel;
-    console::set_clock(kernel);
     let events = EventChannels::new(kernel, shared).unwrap_or_else(|error| crash(format_args!("{error}")));
     let events: &'static EventChannels<&'static Kernel> = Box::leak(Box::new(events));
     // The timer's event has nothing to tell but that it is time to look around.
@@ -56,9 +50,7 @@ fn main(info: &arch::BootInfo) -> ! {
         Request::PowerOff => ShutdownReason::POWEROFF,
         Request::Reboot => ShutdownReason::REBOOT,
     };
-    console::drain();
-    let _ = shutdown(&kernel, reason);
-    arch::halt()
+    start::end(kernel, reason)
 }
 
 /// The first line: who we are, on what.
@@ -68,27 +60,4 @@ fn greet(kernel: &Kernel, info: &arch::BootInfo) {
         version::extraversion(kernel).map_or_else(|_| Default::default(), |text| alloc::format!("{text}"));
     let ram: u64 = info.ram().iter().map(|range| range.end - range.start).sum();
     log::info!("unikernel {} on Xen {major}.{minor}{extra}, {} MiB", env!("CARGO_PKG_VERSION"), ram >> 20);
-}
-
-fn kernel(call: arch::Call) -> Result<(&'static Kernel, SharedInfo), Errno> {
-    let mut kernel = Kernel::new(call);
-    let shared = SharedInfo::map(&kernel)?;
-    kernel.set_shared_info(shared);
-    set_param(&kernel, HvmParam::CALLBACK_IRQ, callback_vector(arch::UPCALL_VECTOR))?;
-    Ok((Box::leak(Box::new(kernel)), shared))
-}
-
-/// Tells Xen's log and the console why, and ends the domain as crashed.
-fn crash(why: fmt::Arguments<'_>) -> ! {
-    console::last_words(why);
-    if let Some(call) = arch::call() {
-        let _ = shutdown(&call, ShutdownReason::CRASH);
-    }
-    arch::halt()
-}
-
-#[cfg(not(feature = "hosted"))]
-#[panic_handler]
-fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    crash(format_args!("{info}"))
 }
