@@ -65,8 +65,8 @@ impl<'g, P: Platform> OwnedPage<'g, P> {
     /// The page as memory that others might share, for code that works on both kinds.
     #[inline]
     pub fn mem(&mut self) -> SharedMem<'_> {
-        // SAFETY: PAGE_SIZE bytes, valid while `self` is, and borrowed exclusively for the result's lifetime.
-        unsafe { SharedMem::new(self.page.cast(), PAGE_SIZE) }
+        // SAFETY: a page, valid while `self` is, and borrowed exclusively for the result's lifetime.
+        unsafe { SharedMem::of(self.page) }
     }
 }
 
@@ -130,9 +130,9 @@ impl ExposedPage {
 
     #[inline]
     pub(crate) fn mem(&mut self) -> SharedMem<'_> {
-        // SAFETY: PAGE_SIZE bytes that stay allocated, for nobody else frees the page while this value exists; borrowed
-        // exclusively for the result's lifetime. What the peer does to them is what `SharedMem` is made for.
-        unsafe { SharedMem::new(self.0.cast(), PAGE_SIZE) }
+        // SAFETY: a page that stays allocated, for nobody else frees it while this value exists; borrowed exclusively for
+        // the result's lifetime. What the peer does to it is what `SharedMem` is made for.
+        unsafe { SharedMem::of(self.0) }
     }
 
     /// # Safety

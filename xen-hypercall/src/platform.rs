@@ -28,7 +28,7 @@ pub unsafe trait Hypercall {
 /// Whole pages of the guest's memory.
 ///
 /// # Implementation safety
-/// Pages given out are valid for reads and writes, are given to nobody else until they come back by
+/// Pages given out are aligned as a [`Page`] is, valid for reads and writes, are given to nobody else until they come back by
 /// `free_pages`, and stay where they are. `gfn` tells the frame that these bytes really live in.
 pub unsafe trait PageMemory {
     /// `count` zeroed pages in a row in the kernel's address space (their frames need not be in a row). None:

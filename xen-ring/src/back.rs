@@ -6,8 +6,8 @@ use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
 use crate::header::{
-    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, known, read_slots, slot_offset, slots_in, too_small,
-    write_slots,
+    InSlot, Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, known, read_slots, slot_units, slots_in,
+    too_small, write_slots,
 };
 use crate::mem::Backing;
 use crate::word::{SharedWord, arm, publish};
@@ -87,7 +87,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
             return Ok(None);
         }
         let slots = known::<P>(&self.mem, self.slots);
-        let request = self.mem.mem().read(slot_offset::<P>(slots, self.taken))?;
+        let request = self.mem.mem().read_at::<_, InSlot<P>>(slot_units::<P>(slots, self.taken))?;
         self.taken = self.taken.wrapping_add(1);
         Ok(Some(request))
     }
@@ -102,7 +102,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
             return Ok(false);
         }
         let slots = known::<P>(&self.mem, self.slots);
-        self.mem.mem().read_into(slot_offset::<P>(slots, self.taken), out)?;
+        self.mem.mem().read_into_at::<_, InSlot<P>>(slot_units::<P>(slots, self.taken), out)?;
         self.taken = self.taken.wrapping_add(1);
         Ok(true)
     }
@@ -143,7 +143,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
             return Err(self.refused());
         }
         let slots = known::<P>(&self.mem, self.slots);
-        self.mem.mem().write(slot_offset::<P>(slots, self.pushed), response)?;
+        self.mem.mem().write_at::<_, InSlot<P>>(slot_units::<P>(slots, self.pushed), response)?;
         self.pushed = self.pushed.wrapping_add(1);
         Ok(())
     }

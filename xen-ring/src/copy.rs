@@ -56,6 +56,22 @@ granules! {
     usize, AtomicUsize;
 }
 
+/// How the place of a record is counted: the processor multiplies and adds on its own, if what it is to do is known when the
+/// program is compiled.
+pub(crate) trait Place {
+    /// Bytes before the first.
+    const START: usize;
+    /// Bytes from one to the next: 1, 2, 4 or 8.
+    const UNIT: usize;
+}
+
+/// In bytes from the start.
+pub(crate) struct Bytes;
+impl Place for Bytes {
+    const START: usize = 0;
+    const UNIT: usize = 1;
+}
+
 /// Which way the bytes go.
 pub(crate) trait Direction {
     /// Moves one granule.
@@ -65,7 +81,7 @@ pub(crate) trait Direction {
     /// the direction does to it, and no part of the shared memory.
     unsafe fn step<G: Granule>(shared: *mut u8, private: *mut u8);
 
-    /// Moves one part of a record, `A` behind `base + offset` on the shared side and behind `private`.
+    /// Moves one part of a record, `A` behind so many units of its place on the shared side, and behind `private`.
     ///
     /// # Safety
     /// The bytes there are valid for atomic reads and writes; those at `private` for what the direction does to
@@ -214,15 +230,15 @@ pub(crate) unsafe fn bytes<D: Direction>(mut shared: *mut u8, mut private: *mut 
     }
 }
 
-/// Copies a `T`'s bytes without a loop, for a record that is small.
+/// Copies a `T`'s bytes without a loop, for a record that is small: so many units of `L` behind `base`.
 ///
 /// # Safety
 /// As for [`bytes`], with the size of `T` as the length.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
-pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, private: *mut u8) {
+pub(crate) unsafe fn record<D: Direction, T, L: Place>(base: *mut u8, offset: usize, private: *mut u8) {
     // SAFETY: the caller's promise.
-    unsafe { crate::x86_64::record::<D, T>(base, offset, private) };
+    unsafe { crate::x86_64::record::<D, T, L>(base, offset, private) };
 }
 
 /// Copies a `T`'s bytes, in the largest granules that divide its size if the shared side is aligned to them: without
@@ -232,7 +248,8 @@ pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, priva
 /// As for [`bytes`], with the size of `T` as the length.
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
 #[inline(always)]
-pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, private: *mut u8) {
+pub(crate) unsafe fn record<D: Direction, T, L: Place>(base: *mut u8, offset: usize, private: *mut u8) {
+    let offset = L::START + offset * L::UNIT;
     // SAFETY: the caller's promise.
     unsafe {
         match const { granule(size_of::<T>()) } {

@@ -6,10 +6,11 @@ use core::sync::atomic::Ordering;
 
 use crate::error::{RingError, Violation};
 use crate::header::{
-    Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, known, read_slots, slot_offset, slots_in, too_small,
-    write_slots,
+    InSlot, Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, known, read_slots, slot_units, slots_in,
+    too_small, write_slots,
 };
 use crate::mem::Backing;
+use crate::responses::Responses;
 use crate::word::{SharedWord, arm, publish};
 
 /// The front's end. What it wrote it remembers itself, and never reads back from memory that the peer can change.
@@ -118,7 +119,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
             self.make_room()?;
         }
         let slots = known::<P>(&self.mem, self.slots);
-        self.mem.mem().write(slot_offset::<P>(slots, index), request)?;
+        self.mem.mem().write_at::<_, InSlot<P>>(slot_units::<P>(slots, index), request)?;
         self.pushed = index.wrapping_add(1);
         Ok(index)
     }
@@ -151,8 +152,9 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         }
         let mem = self.mem.mem();
         let (producer, event) = (SharedWord::new(&mem, REQ_PROD), SharedWord::new(&mem, REQ_EVENT));
-        let notify = publish(&producer, &event, self.published, self.pushed)?;
-        self.published = self.pushed;
+        let pushed = self.pushed;
+        let notify = publish(&producer, &event, self.published, pushed)?;
+        self.published = pushed;
         Ok(notify)
     }
 
@@ -167,7 +169,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
             return Ok(None);
         }
         let slots = known::<P>(&self.mem, self.slots);
-        let response = self.mem.mem().read(slot_offset::<P>(slots, self.taken))?;
+        let response = self.mem.mem().read_at::<_, InSlot<P>>(slot_units::<P>(slots, self.taken))?;
         self.taken = self.taken.wrapping_add(1);
         Ok(Some(response))
     }
@@ -182,9 +184,21 @@ impl<P: Protocol, M: Backing> Front<P, M> {
             return Ok(false);
         }
         let slots = known::<P>(&self.mem, self.slots);
-        self.mem.mem().read_into(slot_offset::<P>(slots, self.taken), out)?;
+        self.mem.mem().read_into_at::<_, InSlot<P>>(slot_units::<P>(slots, self.taken), out)?;
         self.taken = self.taken.wrapping_add(1);
         Ok(true)
+    }
+
+    /// Looks once how many responses there are, and takes them one after the other: at the least cost for each, and without
+    /// a place for all.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    #[inline]
+    pub fn responses(&mut self) -> Result<Responses<'_, P>, RingError> {
+        self.look()?;
+        let slots = known::<P>(&self.mem, self.slots);
+        Ok(Responses::new(self.mem.mem(), slots, &mut self.taken, self.available)?)
     }
 
     /// The index that the next request will have, counted through and wrapping, as [`push`](Self::push) answers it.
@@ -243,8 +257,9 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         self.check()?;
         let mem = self.mem.mem();
         let (event, producer) = (SharedWord::new(&mem, RSP_EVENT), SharedWord::new(&mem, RSP_PROD));
+        let known = (self.taken, self.available, self.published);
         let index = arm(&event, &producer, self.taken.wrapping_add(skip))?;
-        self.accept(index)
+        self.accept(index, known)
     }
 
     /// The memory again.
@@ -266,19 +281,25 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     #[inline]
     fn look(&mut self) -> Result<bool, RingError> {
         self.check()?;
+        // Read before the peer's index, after which the compiler would read them anew.
+        let known = (self.taken, self.available, self.published);
         let index = self.mem.mem().load_u32(RSP_PROD, Ordering::Acquire)?;
-        self.accept(index)
+        self.accept(index, known)
     }
 
-    /// Believes the peer's index if there can be so many responses.
+    /// Believes the peer's index if there can be so many responses: with what was taken, available and published before.
     #[inline]
-    fn accept(&mut self, index: u32) -> Result<bool, RingError> {
-        let more = index.wrapping_sub(self.available);
+    fn accept(
+        &mut self,
+        index: u32,
+        (taken, available, published): (u32, u32, u32),
+    ) -> Result<bool, RingError> {
+        let more = index.wrapping_sub(available);
         if more == 0 {
-            return Ok(self.available != self.taken);
+            return Ok(available != taken);
         }
         // An index that goes back would take away what the peer has said to be there: then this is a large number.
-        if more > self.published.wrapping_sub(self.available) {
+        if more > published.wrapping_sub(available) {
             return Err(self.give_up(index));
         }
         self.available = index;

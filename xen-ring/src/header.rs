@@ -2,6 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use core::marker::PhantomData;
+
+use crate::copy::Place;
 use crate::error::RingError;
 use crate::mem::{Backing, OutOfRange, SharedMem};
 
@@ -57,6 +60,25 @@ pub(crate) fn known<P: Protocol>(mem: &impl Backing, slots: u32) -> u32 {
 #[inline]
 pub(crate) const fn slot_offset<P: Protocol>(slots: u32, index: u32) -> usize {
     HEADER_SIZE + (index & slots.wrapping_sub(1)) as usize * slot_size::<P>()
+}
+
+/// Where a slot is, for a record in it: in the largest units that a processor knows and of which a slot is few, if there is
+/// such a unit; what is many has to be multiplied anyway.
+pub(crate) struct InSlot<P>(PhantomData<P>);
+
+impl<P: Protocol> Place for InSlot<P> {
+    const START: usize = HEADER_SIZE;
+    const UNIT: usize = match slot_size::<P>() {
+        size if size % 8 == 0 && size / 8 < 10 => 8,
+        size if size % 4 == 0 && size / 4 < 10 => 4,
+        _ => 1,
+    };
+}
+
+/// A slot's [place](InSlot), in its units.
+#[inline]
+pub(crate) const fn slot_units<P: Protocol>(slots: u32, index: u32) -> usize {
+    (index & slots.wrapping_sub(1)) as usize * (slot_size::<P>() / <InSlot<P> as Place>::UNIT)
 }
 
 /// Splits `count` slots from `index` on where the ring's memory ends: so many, and then the rest from the first slot on.

@@ -14,6 +14,7 @@ mod layout;
 mod mem;
 #[cfg(feature = "mock")]
 pub mod mock;
+mod responses;
 mod stream;
 pub mod word;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -24,4 +25,5 @@ pub use error::{RingError, Violation};
 pub use front::Front;
 pub use header::{HEADER_SIZE, Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, slots_in};
 pub use mem::{Backing, OutOfRange, SharedMem};
+pub use responses::Responses;
 pub use stream::{ByteRing, ConsoleLayout, Reversed, StreamLayout, XenstoreLayout};

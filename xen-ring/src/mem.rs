@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::copy::{self, In, Out};
+use crate::copy::{self, Bytes, In, Out, Place};
 
 /// Bytes that another domain may change at any time.
 ///
@@ -96,6 +96,19 @@ impl<'a> SharedMem<'a> {
         Self { ptr, len, _owner: PhantomData }
     }
 
+    /// Takes the bytes of a `T`, as [`new`](Self::new). The compiler then knows how they are aligned, so that words in them
+    /// need not be looked at for that.
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new), with the size of `T` as the length; and `ptr` is aligned as a `T` is.
+    #[inline]
+    pub unsafe fn of<T>(ptr: NonNull<T>) -> Self {
+        // SAFETY: a pointer that is aligned to a power of two stays where it is when it is aligned to it.
+        unsafe { core::hint::assert_unchecked(ptr.is_aligned()) };
+        // SAFETY: the caller's promise.
+        unsafe { Self::new(ptr.cast(), size_of::<T>()) }
+    }
+
     /// How many bytes there are.
     #[inline]
     pub const fn len(&self) -> usize {
@@ -147,6 +160,12 @@ impl<'a> SharedMem<'a> {
         Ok(unsafe { self.ptr.add(offset) })
     }
 
+    /// Whether an access of `len` bytes at `offset` would be within.
+    #[inline]
+    pub(crate) fn check(&self, offset: usize, len: usize) -> Result<(), OutOfRange> {
+        self.at(offset, len).map(|_| ())
+    }
+
     /// Copies bytes out, each read exactly once.
     ///
     /// # Errors
@@ -190,10 +209,16 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it is not all within the memory.
     #[inline]
     pub fn read<T: FromBytes>(&self, offset: usize) -> Result<T, OutOfRange> {
-        self.at(offset, size_of::<T>())?;
+        self.read_at::<T, Bytes>(offset)
+    }
+
+    /// Copies a record out that is so many units of `L` from its start.
+    #[inline]
+    pub(crate) fn read_at<T: FromBytes, L: Place>(&self, units: usize) -> Result<T, OutOfRange> {
+        self.at(L::START + units * L::UNIT, size_of::<T>())?;
         let mut out = MaybeUninit::<T>::uninit();
-        // SAFETY: `from` is valid for a `T`'s bytes, `out` is room for one of our own.
-        unsafe { copy::record::<Out, T>(self.ptr.as_ptr(), offset, out.as_mut_ptr().cast()) };
+        // SAFETY: that place is valid for a `T`'s bytes, `out` is room for one of our own.
+        unsafe { copy::record::<Out, T, L>(self.ptr.as_ptr(), units, out.as_mut_ptr().cast()) };
         // SAFETY: all of its bytes were written just now, and `FromBytes` says that any bytes are a valid `T`.
         Ok(unsafe { out.assume_init() })
     }
@@ -204,10 +229,20 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it is not all within the memory; the place stays as it is then.
     #[inline]
     pub fn read_into<T: FromBytes>(&self, offset: usize, out: &mut T) -> Result<(), OutOfRange> {
-        self.at(offset, size_of::<T>())?;
-        // SAFETY: `from` is valid for a `T`'s bytes; `out` is a `T` of our own, and stays one whatever bytes it gets, as
+        self.read_into_at::<T, Bytes>(offset, out)
+    }
+
+    /// The same with so many units of `L` from its start.
+    #[inline]
+    pub(crate) fn read_into_at<T: FromBytes, L: Place>(
+        &self,
+        units: usize,
+        out: &mut T,
+    ) -> Result<(), OutOfRange> {
+        self.at(L::START + units * L::UNIT, size_of::<T>())?;
+        // SAFETY: that place is valid for a `T`'s bytes; `out` is a `T` of our own, and stays one whatever bytes it gets, as
         // `FromBytes` says.
-        unsafe { copy::record::<Out, T>(self.ptr.as_ptr(), offset, core::ptr::from_mut(out).cast()) };
+        unsafe { copy::record::<Out, T, L>(self.ptr.as_ptr(), units, core::ptr::from_mut(out).cast()) };
         Ok(())
     }
 
@@ -217,11 +252,21 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it does not all fit; nothing is written then.
     #[inline]
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Result<(), OutOfRange> {
-        self.at(offset, size_of::<T>())?;
+        self.write_at::<T, Bytes>(offset, value)
+    }
+
+    /// Copies a record in that is so many units of `L` from its start.
+    #[inline]
+    pub(crate) fn write_at<T: IntoBytes + Immutable, L: Place>(
+        &self,
+        units: usize,
+        value: &T,
+    ) -> Result<(), OutOfRange> {
+        self.at(L::START + units * L::UNIT, size_of::<T>())?;
         let from = value.as_bytes().as_ptr();
-        // SAFETY: `to` is valid for a `T`'s bytes; `from` has as many, which are initialised (`IntoBytes`) and only read.
+        // SAFETY: that place is valid for a `T`'s bytes; `from` has as many, which are initialised (`IntoBytes`) and only read.
         // They do not overlap, for there are no references to shared bytes.
-        unsafe { copy::record::<In, T>(self.ptr.as_ptr(), offset, from.cast_mut()) };
+        unsafe { copy::record::<In, T, L>(self.ptr.as_ptr(), units, from.cast_mut()) };
         Ok(())
     }
 
@@ -239,7 +284,7 @@ impl<'a> SharedMem<'a> {
         let to = self.at(offset, span(stride, size_of::<T>(), values.len()))?.as_ptr();
         for (i, value) in values.iter().enumerate() {
             // SAFETY: as in `write`, and all of the records are within (checked above).
-            unsafe { copy::record::<In, T>(to, i * stride, value.as_bytes().as_ptr().cast_mut()) };
+            unsafe { copy::record::<In, T, Bytes>(to, i * stride, value.as_bytes().as_ptr().cast_mut()) };
         }
         Ok(())
     }
@@ -259,7 +304,7 @@ impl<'a> SharedMem<'a> {
         for (i, place) in out.iter_mut().enumerate() {
             // SAFETY: `from` as in `read`, and all of the records are within (checked above); `place` is a `T` of our own,
             // and stays one whatever bytes it gets, as `FromBytes` says.
-            unsafe { copy::record::<Out, T>(from, i * stride, core::ptr::from_mut(place).cast()) };
+            unsafe { copy::record::<Out, T, Bytes>(from, i * stride, core::ptr::from_mut(place).cast()) };
         }
         Ok(())
     }

@@ -9,35 +9,39 @@ use core::arch::asm;
 use core::arch::x86_64::__m128i;
 use core::marker::PhantomData;
 
-use crate::copy::{self, Direction};
+use crate::copy::{self, Bytes, Direction, Place};
 
 /// How far behind an address.
 pub(crate) trait At {
-    /// In bytes.
+    /// In bytes, on both sides.
     const AT: usize;
+    /// Where it is on the shared side.
+    type Place: Place;
 }
 
 /// As far as it says.
-struct Fixed<const AT: usize>;
-impl<const AT: usize> At for Fixed<AT> {
+struct Fixed<L, const AT: usize>(PhantomData<L>);
+impl<L: Place, const AT: usize> At for Fixed<L, AT> {
     const AT: usize = AT;
+    type Place = L;
 }
 
 /// Behind all parts of a `T` that are larger than an `M`.
-struct Behind<M, T>(PhantomData<(M, T)>);
-impl<M, T> At for Behind<M, T> {
+struct Behind<L, M, T>(PhantomData<(L, M, T)>);
+impl<L: Place, M, T> At for Behind<L, M, T> {
     const AT: usize = size_of::<T>() & !(2 * size_of::<M>() - 1);
+    type Place = L;
 }
 
 /// What one instruction moves.
 pub(crate) trait Move: Copy {
-    /// Reads it at `from + offset`, and `A` behind that.
+    /// Reads it at so many units of `A`'s place behind `from` and its start, and `A` behind that.
     ///
     /// # Safety
     /// The bytes are valid for atomic reads.
     unsafe fn load_at<A: At>(from: *mut u8, offset: usize) -> Self;
 
-    /// Writes it at `to + offset`, and `A` behind that.
+    /// Writes it there behind `to`.
     ///
     /// # Safety
     /// The bytes are valid for atomic writes.
@@ -53,11 +57,12 @@ macro_rules! moves {
                 // SAFETY: reads what the caller promises to be valid, and changes nothing but the register.
                 unsafe {
                     asm!(
-                        concat!($instruction, " {value", $modifier, "}, [{from} + {offset} + {at}]"),
+                        concat!($instruction, " {value", $modifier, "}, [{from} + {offset}*{unit} + {at}]"),
                         value = out($class) value,
                         from = in(reg) from,
                         offset = in(reg) offset,
-                        at = const A::AT,
+                        unit = const A::Place::UNIT,
+                        at = const A::Place::START + A::AT,
                         options(nostack, preserves_flags, readonly),
                     );
                 }
@@ -69,11 +74,12 @@ macro_rules! moves {
                 // SAFETY: writes what the caller promises to be valid, and nothing else.
                 unsafe {
                     asm!(
-                        concat!($instruction, " [{to} + {offset} + {at}], {value", $modifier, "}"),
+                        concat!($instruction, " [{to} + {offset}*{unit} + {at}], {value", $modifier, "}"),
                         value = in($class) value,
                         to = in(reg) to,
                         offset = in(reg) offset,
-                        at = const A::AT,
+                        unit = const A::Place::UNIT,
+                        at = const A::Place::START + A::AT,
                         options(nostack, preserves_flags),
                     );
                 }
@@ -103,20 +109,20 @@ pub(crate) unsafe fn few<D: Direction>(shared: *mut u8, private: *mut u8, len: u
     // SAFETY: `done` is never more than `len`, and no part is longer than what is left of both sides behind it.
     unsafe {
         while len - done >= 32 {
-            record::<D, [u64; 4]>(shared, done, private.add(done));
+            record::<D, [u64; 4], Bytes>(shared, done, private.add(done));
             done += 32;
         }
         macro_rules! rest {
             ($($type:ty)*) => {$(
                 if (len - done) >= size_of::<$type>() {
-                    D::at::<$type, Fixed<0>>(shared, done, private.add(done));
+                    D::at::<$type, Fixed<Bytes, 0>>(shared, done, private.add(done));
                     done += size_of::<$type>();
                 }
             )*};
         }
         rest!(u64 u64 u64 u32 u16);
         if done < len {
-            D::at::<u8, Fixed<0>>(shared, done, private.add(done));
+            D::at::<u8, Fixed<Bytes, 0>>(shared, done, private.add(done));
         }
     }
 }
@@ -126,18 +132,18 @@ pub(crate) unsafe fn few<D: Direction>(shared: *mut u8, private: *mut u8, len: u
 /// # Safety
 /// As for [`copy::bytes`], with the size of `T` as the length.
 #[inline(always)]
-pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, private: *mut u8) {
+pub(crate) unsafe fn record<D: Direction, T, L: Place>(base: *mut u8, offset: usize, private: *mut u8) {
     macro_rules! each {
         ($type:ty: $($at:literal)*) => {$(
             if size_of::<T>() >= $at + size_of::<$type>() {
                 // SAFETY: these bytes are within both sides.
-                unsafe { D::at::<$type, Fixed<$at>>(base, offset, private) };
+                unsafe { D::at::<$type, Fixed<L, $at>>(base, offset, private) };
             }
         )*};
     }
     if size_of::<T>() > 128 {
         // SAFETY: the caller's promise.
-        unsafe { copy::bytes::<D>(base.add(offset), private, size_of::<T>()) };
+        unsafe { copy::bytes::<D>(base.add(L::START + offset * L::UNIT), private, size_of::<T>()) };
         return;
     }
     #[cfg(target_feature = "sse2")]
@@ -147,10 +153,10 @@ pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, priva
     // SAFETY: what is left lies behind all larger parts, and within both sides.
     unsafe {
         #[cfg(target_feature = "sse2")]
-        rest::<D, u64, T>(base, offset, private);
-        rest::<D, u32, T>(base, offset, private);
-        rest::<D, u16, T>(base, offset, private);
-        rest::<D, u8, T>(base, offset, private);
+        rest::<D, u64, T, L>(base, offset, private);
+        rest::<D, u32, T, L>(base, offset, private);
+        rest::<D, u16, T, L>(base, offset, private);
+        rest::<D, u8, T, L>(base, offset, private);
     }
 }
 
@@ -159,9 +165,9 @@ pub(crate) unsafe fn record<D: Direction, T>(base: *mut u8, offset: usize, priva
 /// # Safety
 /// As for [`record`].
 #[inline(always)]
-unsafe fn rest<D: Direction, M: Move, T>(base: *mut u8, offset: usize, private: *mut u8) {
+unsafe fn rest<D: Direction, M: Move, T, L: Place>(base: *mut u8, offset: usize, private: *mut u8) {
     if size_of::<T>() & size_of::<M>() != 0 {
         // SAFETY: the part lies within `T`'s bytes.
-        unsafe { D::at::<M, Behind<M, T>>(base, offset, private) };
+        unsafe { D::at::<M, Behind<L, M, T>>(base, offset, private) };
     }
 }

@@ -21,6 +21,7 @@ enum Act {
     Publish,
     Pop,
     PopBatch(u8),
+    PopEach(u8),
     Look,
     Arm(u32),
     Back(BackOp),
@@ -48,6 +49,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => Just(Act::Publish),
         3 => Just(Act::Pop),
         2 => (0..20_u8).prop_map(Act::PopBatch),
+        2 => (0..20_u8).prop_map(Act::PopEach),
         1 => Just(Act::Look),
         1 => numbers().prop_map(Act::Arm),
         3 => back_ops().prop_map(Act::Back),
@@ -146,9 +148,10 @@ proptest! {
                     }
                     there.map(drop)
                 }
-                Act::PopBatch(count) => {
+                Act::PopBatch(count) | Act::PopEach(count) => {
                     let known = belief.available.wrapping_sub(belief.taken);
-                    let there = match known < u32::from(count) {
+                    let each = matches!(act, Act::PopEach(_));
+                    let there = match each || known < u32::from(count) {
                         true => belief.judge(back.get(Field::RspProd)),
                         false => Ok(true),
                     };
@@ -160,10 +163,15 @@ proptest! {
                         };
                         (0..available.min(count.into())).map(first).collect::<Vec<[u8; 4]>>()
                     });
-                    let mut out = vec![[0; 4]; count.into()];
-                    let taken = front.pop_batch(&mut out);
-                    prop_assert_eq!(taken.map(|count| out[..count as usize].to_vec()), expected.clone());
-                    belief.taken = belief.taken.wrapping_add(taken.unwrap_or(0));
+                    let taken = if each {
+                        front.responses().map(|each| each.take(count.into()).collect())
+                    } else {
+                        let mut out = vec![[0; 4]; count.into()];
+                        front.pop_batch(&mut out).map(|count| out[..count as usize].to_vec())
+                    };
+                    prop_assert_eq!(&taken, &expected);
+                    let taken = taken.map_or(0, |taken| taken.len() as u32);
+                    belief.taken = belief.taken.wrapping_add(taken);
                     there.map(drop)
                 }
                 Act::Arm(skip) => {
@@ -341,6 +349,18 @@ fn the_index_is_read_once_for_all_that_it_allows_and_a_slot_is_copied_at_once() 
         assert_eq!(front.pop(), Ok(Some([n; 4])));
     }
     assert_eq!(accesses.get(), 6);
+    armed.set(false);
+    for i in 0..5 {
+        front.push(&[i; 12]).unwrap();
+    }
+    front.publish().unwrap();
+    back.set(Field::RspProd, 5);
+    back.answer(5);
+    armed.set(true);
+    accesses.set(0);
+    // And one by one of those that are there: the index, and the memory once for all of them.
+    assert_eq!(front.responses().unwrap().collect::<Vec<_>>(), [[2; 4]; 5]);
+    assert_eq!(accesses.get(), 2);
     assert!(front.pop().is_err());
     assert!(!format!("{:?}", front.into_inner()).is_empty());
 }
@@ -366,6 +386,7 @@ fn memory_that_is_lent_differently_each_time_is_an_error_and_no_more() {
     assert!(refused > 200);
     assert!(matches!(front.publish(), Err(RingError::TooSmall(_))));
     assert!(matches!(front.pop(), Err(RingError::TooSmall(_))));
+    assert!(matches!(front.responses().map(drop), Err(RingError::TooSmall(_))));
     assert!(!front.is_broken(), "that was not the peer");
 }
 

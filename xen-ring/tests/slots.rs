@@ -27,6 +27,8 @@ enum Act {
     BackArm,
     PushBatch(u16),
     PopBatch(u16),
+    /// Look once, and take so many responses of those that are there.
+    PopEach(u16),
     BackPopBatch(u16),
     BackPushBatch(u16),
 }
@@ -44,6 +46,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         Just(Act::BackArm),
         few().prop_map(Act::PushBatch),
         few().prop_map(Act::PopBatch),
+        few().prop_map(Act::PopEach),
         few().prop_map(Act::BackPopBatch),
         few().prop_map(Act::BackPushBatch),
     ];
@@ -236,6 +239,17 @@ fn check_in<const Q: usize, const S: usize>(
                 prop_assert_eq!(front.pop_batch(&mut out), Ok(expected.len() as u32));
                 prop_assert_eq!(&out[..expected.len()], &expected[..]);
                 prop_assert!(out[expected.len()..].iter().flatten().all(|&byte| byte == 0xee));
+            }
+            Act::PopEach(count) => {
+                let there = responses.shown.len();
+                let expected = responses.take_batch(count);
+                let mut each = front.responses().unwrap();
+                prop_assert_eq!(each.len(), there);
+                prop_assert_eq!(each.by_ref().take(count.into()).collect::<Vec<_>>(), &expected[..]);
+                prop_assert_eq!(each.size_hint().1, Some(there - expected.len()));
+                prop_assert_ne!(format!("{each:?}"), "");
+                drop(each);
+                prop_assert_eq!(front.response_index(), start.wrapping_add(responses.taken as u32));
             }
             Act::BackPopBatch(count) => {
                 let there = !requests.shown.is_empty();
