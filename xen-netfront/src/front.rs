@@ -173,6 +173,11 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// # Errors
     /// [`Error::Full`]; [`Error::Length`]; [`Error::Closed`], [`Error::Broken`].
     pub fn transmit(&mut self, frame: &[u8]) -> Result<(), Error> {
+        if (packet::ETHERNET..=PAGE_SIZE).contains(&frame.len()) {
+            self.check()?;
+            let sent = self.on_queue(frame, |queue, stats| queue.tx.copy_one(frame, stats));
+            return self.settle(sent);
+        }
         self.transmit_with(&[frame], TxMeta::default())
     }
 
@@ -264,6 +269,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 
     /// Runs `f` on the queue that a frame belongs to: all frames of a flow to the same, so that they stay in order.
+    #[inline]
     pub(crate) fn on_queue<R>(
         &mut self,
         head: &[u8],
@@ -298,22 +304,52 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// # Errors
     /// As [`receive`](Self::receive).
     pub fn receive_with(&mut self, buf: &mut [u8]) -> Result<Option<RxMeta>, Error> {
-        let received = self.receive_to(&mut Copy { buf, len: 0 })?;
+        if !self.has_frames()? {
+            return Ok(None);
+        }
+        let received = self.receive_to(Copy { buf, len: 0 })?;
         self.stats.copied_bytes += received.map_or(0, |meta| meta.len as u64);
         Ok(received)
     }
 
-    pub(crate) fn receive_to(&mut self, sink: &mut impl Sink<'x, P>) -> Result<Option<RxMeta>, Error> {
+    /// Whether any queue has something to receive: asked first, for the answer is often no.
+    #[inline]
+    pub(crate) fn has_frames(&mut self) -> Result<bool, Error> {
         self.check()?;
-        let features = self.config.receive;
-        let hashes = self.control.as_ref().is_some_and(|control| control.hashes);
-        let also = Also { hashes, headroom: self.headroom > 0 };
+        let mut queues = self.queues.iter_mut().flatten();
+        let any = queues.try_fold(false, |any, queue| Ok(any || queue.rx.has_frames()?));
+        self.settle(any)
+    }
+
+    /// The queue that is looked at next.
+    #[inline]
+    fn next_queue(&mut self) -> usize {
+        if QUEUES == 1 {
+            return 0;
+        }
+        let number = self.turn;
+        self.turn = (number + 1) % QUEUES.max(1);
+        number
+    }
+
+    #[inline]
+    pub(crate) fn receive_to(&mut self, mut sink: impl Sink<'x, P>) -> Result<Option<RxMeta>, Error> {
         for _ in 0..QUEUES {
-            let number = self.turn;
-            self.turn = (number + 1) % QUEUES.max(1);
+            let number = self.next_queue();
             let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { continue };
+            let first = match queue.rx.first() {
+                Ok(Some(first)) => first,
+                Ok(None) => continue,
+                Err(error) => return Err(self.failed(error)),
+            };
+            if let Some((len, checksum)) = queue.rx.receive_single(first, &mut sink, &mut self.stats) {
+                return Ok(Some(RxMeta { len, checksum, slots: 1, queue: number, ..RxMeta::default() }));
+            }
+            let features = self.config.receive;
+            let hashes = self.control.as_ref().is_some_and(|control| control.hashes);
+            let also = Also { hashes, headroom: self.headroom > 0 };
             let mut meta = RxMeta { queue: number, ..RxMeta::default() };
-            let received = queue.rx.receive(features, also, sink, &mut meta, &mut self.stats);
+            let received = queue.rx.receive(first, features, also, sink.lend(), &mut meta, &mut self.stats);
             if self.settle(received)? {
                 return Ok(Some(meta));
             }
@@ -369,20 +405,32 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         }
     }
 
+    #[inline]
     pub(crate) fn check(&self) -> Result<(), Error> {
+        if matches!(self.state, State::Connected) { Ok(()) } else { Err(self.ended()) }
+    }
+
+    /// Why the device is not at work.
+    #[cold]
+    fn ended(&self) -> Error {
         match self.state {
-            State::Connected => Ok(()),
-            State::Closed => Err(Error::Closed),
-            State::Broken(violation) => Err(Error::Broken(violation)),
+            State::Broken(violation) => Error::Broken(violation),
+            State::Closed | State::Connected => Error::Closed,
         }
     }
 
     /// Notes what a queue says of the backend.
+    #[inline]
     pub(crate) fn settle<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
-        if let Err(Error::Broken(violation)) = &result {
-            self.state = State::Broken(*violation);
+        result.map_err(|error| self.failed(error))
+    }
+
+    #[cold]
+    fn failed(&mut self, error: Error) -> Error {
+        if let Error::Broken(violation) = error {
+            self.state = State::Broken(violation);
         }
-        result
+        error
     }
 }
 
@@ -393,6 +441,12 @@ struct Copy<'b> {
 }
 
 impl<'x, P: Platform> Sink<'x, P> for Copy<'_> {
+    #[inline]
+    fn lend(&mut self) -> impl Sink<'x, P> {
+        Copy { buf: self.buf, len: 0 }
+    }
+
+    #[inline]
     fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool {
         let start = if part == 0 { 0 } else { self.len };
         self.len = start + len.min(PAGE_SIZE);

@@ -34,6 +34,26 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// [`Error::NotOffered`] also for a blank checksum that would have to be made here.
     pub fn transmit_pages(&mut self, frame: &mut [FramePage<'x, P>], meta: TxMeta) -> Result<(), Error> {
         self.check()?;
+        // Most frames are in one page, and then little is to be asked; whatever is not so goes the long way.
+        if let [part] = &mut *frame {
+            let fits = (ETHERNET..=PAGE_SIZE).contains(&part.len) && part.offset <= PAGE_SIZE - part.len;
+            let plain = meta.is_plain() && self.trusted && (QUEUES == 1 || self.queues() == 1);
+            if fits && plain && self.backend() == Some(part.page.peer()) {
+                let (offset, len) = (part.offset, part.len);
+                let queue = self.queues.first_mut().and_then(Option::as_mut).ok_or(Error::Closed)?;
+                let sent = queue.tx.send_one(offset, len, &mut self.stats, |page| {
+                    core::mem::swap(page, &mut part.page);
+                    Ok(())
+                });
+                return self.settle(sent);
+            }
+        }
+        self.transmit_parts(frame, meta)
+    }
+
+    /// [`transmit_pages`](Self::transmit_pages), the long way.
+    #[inline(never)]
+    fn transmit_parts(&mut self, frame: &mut [FramePage<'x, P>], meta: TxMeta) -> Result<(), Error> {
         let features = self.config.send;
         let most = if features.contains(Features::SCATTER_GATHER) { NR_SLOTS_MIN } else { 1 };
         let backend = self.backend().ok_or(Error::Closed)?;
@@ -51,19 +71,8 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         if !sound {
             return Err(Error::Page);
         }
-        let trusted = self.trusted;
         if meta.is_plain() && (QUEUES == 1 || self.queues() == 1) {
-            match frame {
-                [part] if trusted => {
-                    let sent = self.on_queue(&[], |queue, stats| {
-                        queue.tx.available(1, stats)?;
-                        let slot = Slot { offset: part.offset, len, page: Some(&mut part.page) };
-                        queue.tx.send_one(slot, stats)
-                    });
-                    return self.settle(sent);
-                }
-                _ => return self.hand_over(frame, &[], len, &Plan::default()),
-            }
+            return self.hand_over(frame, &[], len, &Plan::default());
         }
         let (first, mut head) = (frame.first_mut().ok_or(Error::Length(0))?, [0; HEAD]);
         let known = first.len.min(HEAD);
@@ -107,14 +116,22 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// change it meanwhile.
     ///
     /// # Errors
-    /// As [`receive`](Self::receive), and [`Error::Page`] when a spare page is not granted to the backend for writing.
+    /// As [`receive`](Self::receive), and [`Error::Page`] when there is a frame and a spare page is not granted to the
+    /// backend for writing: then the frame stays where it is.
+    #[inline]
     pub fn receive_pages(&mut self, spare: &mut [FramePage<'x, P>]) -> Result<Option<RxMeta>, Error> {
+        if self.has_frames()? { self.exchange_pages(spare) } else { Ok(None) }
+    }
+
+    #[inline(never)]
+    fn exchange_pages(&mut self, spare: &mut [FramePage<'x, P>]) -> Result<Option<RxMeta>, Error> {
+        let backend = self.backend();
         for part in spare.iter() {
-            if Some(part.page.peer()) != self.backend() || part.page.access() != Access::ReadWrite {
+            if Some(part.page.peer()) != backend || part.page.access() != Access::ReadWrite {
                 return Err(Error::Page);
             }
         }
-        self.receive_to(&mut Exchange(spare))
+        self.receive_to(Exchange(spare))
     }
 }
 
@@ -141,6 +158,12 @@ fn stage<P: Platform>(
 struct Exchange<'s, 'x, P: Platform>(&'s mut [FramePage<'x, P>]);
 
 impl<'x, P: Platform> Sink<'x, P> for Exchange<'_, 'x, P> {
+    #[inline]
+    fn lend(&mut self) -> impl Sink<'x, P> {
+        Exchange(self.0)
+    }
+
+    #[inline]
     fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool {
         let Some(spare) = self.0.get_mut(part) else { return false };
         core::mem::swap(page, &mut spare.page);

@@ -60,16 +60,23 @@ impl<'g, P: Platform> Pool<'g, P> {
         self.frame = frame.min(FRAMES - 1);
     }
 
+    /// The one that is meant.
+    #[inline]
+    fn frame(&self) -> usize {
+        if FRAMES == 1 { 0 } else { self.frame }
+    }
+
     /// How many pages there are for the frame.
     #[inline]
     pub(crate) fn available(&self) -> usize {
-        self.count + self.frames.get(self.frame).map_or(0, |frame| frame.count)
+        self.count + self.frames.get(self.frame()).map_or(0, |frame| frame.count)
     }
 
     /// The page for part `nth` of the frame.
     #[inline]
     pub(crate) fn nth(&mut self, nth: usize) -> Option<(u16, &mut GrantedPage<'g, P>)> {
-        let frame = self.frames.get_mut(self.frame)?;
+        let frame = self.frame();
+        let frame = self.frames.get_mut(frame)?;
         while frame.count <= nth {
             let last = self.count.checked_sub(1)?;
             *frame.ids.get_mut(frame.count)? = *self.here.get(last)?;
@@ -80,30 +87,32 @@ impl<'g, P: Platform> Pool<'g, P> {
         Some((id, self.pages.get_mut(usize::from(id))?.as_mut()?))
     }
 
-    /// The only page of the frame, which the backend has from now on.
+    /// The first page of the frame, which stays here until [`sent_first`](Self::sent_first).
     #[inline]
-    pub(crate) fn send_one(&mut self) -> Option<(u16, &mut GrantedPage<'g, P>)> {
-        let frame = self.frames.get_mut(self.frame)?;
-        let id = if frame.count == 0 {
-            let last = self.count.checked_sub(1)?;
-            self.count = last;
-            *self.here.get(last)?
-        } else {
-            frame.count -= 1;
-            let id = frame.ids[0];
-            if frame.count > 0 {
-                frame.ids.copy_within(1.., 0);
-            }
-            id
-        };
-        *self.away.get_mut(usize::from(id))? = true;
+    pub(crate) fn first(&mut self) -> Option<(u16, &mut GrantedPage<'g, P>)> {
+        let frame = self.frames.get(self.frame())?;
+        let id = if frame.count == 0 { *self.here.get(self.count.checked_sub(1)?)? } else { frame.ids[0] };
         Some((id, self.pages.get_mut(usize::from(id))?.as_mut()?))
+    }
+
+    /// Notes that the backend has the [first page](Self::first) of the frame, the only one.
+    #[inline]
+    pub(crate) fn sent_first(&mut self, id: u16) {
+        let frame = self.frame();
+        if self.frames.get(frame).is_some_and(|frame| frame.count > 0) {
+            return self.sent(1);
+        }
+        self.count = self.count.saturating_sub(1);
+        if let Some(away) = self.away.get_mut(usize::from(id)) {
+            *away = true;
+        }
     }
 
     /// Notes that the backend has the pages of the frame, so many; what follows is for another.
     #[inline]
     pub(crate) fn sent(&mut self, count: usize) {
-        let Some(frame) = self.frames.get_mut(self.frame) else { return };
+        let frame = self.frame();
+        let Some(frame) = self.frames.get_mut(frame) else { return };
         for id in frame.ids.iter().take(count) {
             if let Some(away) = self.away.get_mut(usize::from(*id)) {
                 *away = true;

@@ -45,8 +45,8 @@ impl<'x, P: Platform> Queue<'x, P> {
     /// Shows the backend what was queued, and notifies it at most once for each channel.
     pub(crate) fn flush(&mut self, stats: &mut Stats) -> Result<(), Error> {
         self.rx.refill()?;
-        let mut tx = self.tx.ring.publish().map_err(broken)?;
-        let rx = self.rx.ring.publish().map_err(broken)?;
+        let mut tx = self.tx.ring.has_unpublished() && self.tx.ring.publish().map_err(broken)?;
+        let rx = self.rx.ring.has_unpublished() && self.rx.ring.publish().map_err(broken)?;
         match &self.rx_channel {
             Some(channel) if rx => {
                 stats.notifications += 1;

@@ -18,8 +18,8 @@ use crate::{Checksum, Error, Features, Gso, Hash, RxMeta, Stats};
 pub(crate) struct RxQueue<'x, P: Platform> {
     pub(crate) ring: Front<Rx, GrantedPage<'x, P>>,
     pages: [Option<GrantedPage<'x, P>>; PAGES],
-    /// How many pages there are, a power of two.
-    count: u32,
+    /// How many pages there are, a power of two, less one.
+    mask: u32,
     /// Something arrived since the last event ended.
     pub(crate) worked: bool,
 }
@@ -35,6 +35,9 @@ pub(crate) struct Also {
 /// offset and length, and how many parts came before. It answers whether it took the part.
 pub(crate) trait Sink<'x, P: Platform> {
     fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool;
+
+    /// The same for a while. What is lent so, and not by reference, can stay in registers.
+    fn lend(&mut self) -> impl Sink<'x, P>;
 }
 
 impl<'x, P: Platform> RxQueue<'x, P> {
@@ -42,7 +45,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         let page = grants.share(backend, Access::ReadWrite)?;
         let ring = Front::init(page).map_err(|error| Error::Broken(Violation::Ring(error)))?;
         let count = 1 << pages.clamp(1, PAGES).ilog2();
-        let mut queue = Self { ring, pages: [const { None }; PAGES], count, worked: false };
+        let mut queue = Self { ring, pages: [const { None }; PAGES], mask: count - 1, worked: false };
         for page in queue.pages.iter_mut().take(count as usize) {
             *page = Some(grants.share(backend, Access::ReadWrite)?);
         }
@@ -55,31 +58,71 @@ impl<'x, P: Platform> RxQueue<'x, P> {
     }
 
     /// Gives the backend every page that it does not have.
+    #[inline]
     pub(crate) fn refill(&mut self) -> Result<(), Error> {
-        let there = self.ring.slots() - self.ring.free();
-        for _ in there..self.count {
-            let id = self.ring.request_index() & (self.count - 1);
+        let there = self.ring.request_index().wrapping_sub(self.ring.response_index());
+        for _ in there..=self.mask {
+            let id = self.ring.request_index() & self.mask;
             let Some(page) = self.pages.get(id as usize).and_then(Option::as_ref) else { return Ok(()) };
             self.ring.push(&RxRequest { id: id as u16, pad: 0, gref: page.gref().0 }).map_err(broken)?;
         }
         Ok(())
     }
 
-    /// Takes the next frame that is whole, and tells what it is by `meta`, where nothing is said but the queue; false when there is none. Frames that are not, or
-    /// that the sink does not take, are counted and dropped. Ends, since there are no more responses than requests, and no
-    /// request is made before.
+    /// Whether there is something to receive.
+    #[inline]
+    pub(crate) fn has_frames(&mut self) -> Result<bool, Error> {
+        self.ring.has_responses().map_err(broken)
+    }
+
+    /// Takes the first slot of what is to be received.
+    #[inline]
+    pub(crate) fn first(&mut self) -> Result<Option<RxResponse>, Error> {
+        let first = self.ring.pop().map_err(broken)?;
+        self.worked |= first.is_some();
+        Ok(first)
+    }
+
+    /// The short way for what most frames are: right, in one slot, and with nothing to be decided. Answers its length and
+    /// what is known of its checksum. None: it is not one of these, and nothing was done.
+    #[inline]
+    pub(crate) fn receive_single(
+        &mut self,
+        first: RxResponse,
+        sink: &mut impl Sink<'x, P>,
+        stats: &mut Stats,
+    ) -> Option<(usize, Checksum)> {
+        let id = self.ring.response_index().wrapping_sub(1) & self.mask;
+        // A length below zero is a large number here, and not within a page.
+        let (offset, len) = (usize::from(first.offset), usize::from(first.status as u16));
+        let plain = first.flags & !RxFlags::DATA_VALIDATED.bits() == 0;
+        if !plain || u32::from(first.id) != id || len == 0 || offset + len > PAGE_SIZE {
+            return None;
+        }
+        if !sink.take(0, self.pages.get_mut(id as usize)?.as_mut()?, offset, len) {
+            return None;
+        }
+        stats.rx_frames += 1;
+        stats.rx_bytes += len as u64;
+        stats.rx_slots += 1;
+        Some((len, if first.flags == 0 { Checksum::Complete } else { Checksum::Validated }))
+    }
+
+    /// Takes the next frame that is whole, beginning with this slot, and tells what it is by `meta`, where nothing is said but
+    /// the queue; false when there is none. Frames that are not, or that the sink does not take, are counted and dropped. Ends,
+    /// since there are no more responses than requests, and no request is made before.
+    #[inline(never)]
     pub(crate) fn receive(
         &mut self,
+        mut first: RxResponse,
         features: Features,
         also: Also,
-        sink: &mut impl Sink<'x, P>,
+        mut sink: impl Sink<'x, P>,
         meta: &mut RxMeta,
         stats: &mut Stats,
     ) -> Result<bool, Error> {
-        let mut first = RxResponse::default();
-        while self.ring.pop_into(&mut first).map_err(broken)? {
-            self.worked = true;
-            if self.frame(first, features, also, sink, meta)? {
+        loop {
+            if self.frame(first, features, also, &mut sink, meta)? {
                 stats.rx_frames += 1;
                 stats.rx_bytes += meta.len as u64;
                 stats.rx_slots += meta.slots as u64;
@@ -88,8 +131,9 @@ impl<'x, P: Platform> RxQueue<'x, P> {
             }
             stats.rx_dropped += 1;
             *meta = RxMeta { queue: meta.queue, ..RxMeta::default() };
+            let Some(next) = self.first()? else { return Ok(false) };
+            first = next;
         }
-        Ok(false)
     }
 
     /// Takes the rest of a frame, all of whose slots must be there. False: it is dropped.
@@ -115,7 +159,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         let mut extras = flags.contains(RxFlags::EXTRA_INFO);
         let mut room = 0;
         loop {
-            let id = index & (self.count - 1);
+            let id = index & self.mask;
             if u32::from(slot.id) != id {
                 return Err(Error::Broken(Violation::Id(slot.id)));
             }

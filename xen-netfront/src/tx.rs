@@ -5,9 +5,7 @@ use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_ring::{Front, RingError};
 use zerocopy::transmute;
 
-use crate::abi::{
-    ExtraInfo, MAX_TX_SIZE, NR_SLOTS_MIN, RSP_NULL, Tx, TxExtra, TxFlags, TxRequest, TxResponse,
-};
+use crate::abi::{ExtraInfo, MAX_TX_SIZE, NR_SLOTS_MIN, RSP_NULL, Tx, TxExtra, TxFlags, TxRequest};
 use crate::error::Violation;
 use crate::packet::{self, Packet, TCP};
 use crate::pool::Pool;
@@ -133,8 +131,7 @@ impl<'x, P: Platform> TxQueue<'x, P> {
     /// Takes the pages back that the backend has sent.
     #[inline(never)]
     pub(crate) fn reap(&mut self, stats: &mut Stats) -> Result<(), Error> {
-        let mut response = TxResponse::default();
-        while self.ring.pop_into(&mut response).map_err(broken)? {
+        for response in self.ring.responses().map_err(broken)? {
             self.worked = true;
             if response.status == RSP_NULL {
                 self.nulls = self.nulls.checked_sub(1).ok_or(Error::Broken(Violation::Null))?;
@@ -184,7 +181,7 @@ impl<'x, P: Platform> TxQueue<'x, P> {
     /// Queues the frame that was [staged](Self::stage): `len` bytes.
     pub(crate) fn send_staged(&mut self, len: usize, plan: &Plan, stats: &mut Stats) -> Result<(), Error> {
         if len <= PAGE_SIZE && plan.is_plain() {
-            return self.send_one(Slot { offset: 0, len, page: None }, stats);
+            return self.send_one(0, len, stats, |_| Ok(()));
         }
         let slots = (0..len.div_ceil(PAGE_SIZE)).map(|index| Slot {
             offset: 0,
@@ -194,21 +191,40 @@ impl<'x, P: Platform> TxQueue<'x, P> {
         self.send(len, plan, slots, stats)
     }
 
-    /// Queues a frame that is in one page, of which there is nothing to be said.
+    /// Queues a frame that is in one page, of which there is nothing to be said. `fill` is given that page, to put the frame
+    /// there. With an error nothing was queued.
     #[inline]
-    pub(crate) fn send_one(&mut self, slot: Slot<'_, 'x, P>, stats: &mut Stats) -> Result<(), Error> {
-        if self.ring.free() == 0 {
-            return Err(Error::Full);
+    pub(crate) fn send_one(
+        &mut self,
+        offset: usize,
+        len: usize,
+        stats: &mut Stats,
+        fill: impl FnOnce(&mut GrantedPage<'x, P>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.pool.available() == 0 || self.ring.free() == 0 {
+            self.reap(stats)?;
+            if self.ring.free() == 0 {
+                return Err(Error::Full);
+            }
         }
-        let (id, page) = self.pool.send_one().ok_or(Error::Full)?;
-        if let Some(own) = slot.page {
-            core::mem::swap(page, own);
-        }
-        let (offset, size) = (slot.offset as u16, slot.len as u16);
-        self.ring.push(&TxRequest { gref: page.gref().0, offset, flags: 0, id, size }).map_err(broken)?;
+        let (id, page) = self.pool.first().ok_or(Error::Full)?;
+        fill(page)?;
+        let (gref, offset, size) = (page.gref().0, offset as u16, len as u16);
+        self.ring.push(&TxRequest { gref, offset, flags: 0, id, size }).map_err(broken)?;
+        self.pool.sent_first(id);
         stats.tx_frames += 1;
-        stats.tx_bytes += slot.len as u64;
+        stats.tx_bytes += len as u64;
         stats.tx_slots += 1;
+        Ok(())
+    }
+
+    /// Copies such a frame of so many bytes, and queues it.
+    #[inline]
+    pub(crate) fn copy_one(&mut self, frame: &[u8], stats: &mut Stats) -> Result<(), Error> {
+        self.send_one(0, frame.len(), stats, |page| {
+            page.write_bytes(0, frame).map_err(|_| Error::Length(frame.len()))
+        })?;
+        stats.copied_bytes += frame.len() as u64;
         Ok(())
     }
 
@@ -265,6 +281,7 @@ impl<'x, P: Platform> TxQueue<'x, P> {
 }
 
 /// What a ring says, as an error of the device.
+#[cold]
 pub(crate) fn broken(error: RingError) -> Error {
     match error {
         RingError::Full => Error::Full,

@@ -205,6 +205,8 @@ fn pages_that_are_not_the_backends_are_refused() {
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let mut front = machine.connect(&mut xs).unwrap();
     let _other = machine.xen.domain(DomId(7));
+    machine.switch.send(frame(GUEST, HOST, 60, 0));
+    machine.run();
     for (to, access, offset, len) in [
         (DomId(7), Access::ReadWrite, 0, 60),
         (DomId(0), Access::ReadOnly, 4090, 60),
@@ -217,6 +219,11 @@ fn pages_that_are_not_the_backends_are_refused() {
         assert_eq!(front.transmit_pages(&mut part, TxMeta::default()), Err(Error::Page));
         assert_eq!(front.receive_pages(&mut part), Err(Error::Page));
     }
+    // The frame is still there for a page that is right.
+    let page = machine.grants.share(DomId(0), Access::ReadWrite).unwrap();
+    let mut part = [FramePage { page, offset: 0, len: 0 }];
+    assert_eq!(front.receive_pages(&mut part).unwrap().map(|meta| meta.len), Some(60));
+    assert_eq!(front.receive_pages(&mut part), Ok(None));
     let page = || machine.grants.share(DomId(0), Access::ReadOnly).unwrap();
     for (count, len) in [(0, 1), (2, 0), (19, 60), (1, 13)] {
         let mut parts: Vec<_> = (0..count).map(|_| FramePage { page: page(), offset: 0, len }).collect();
