@@ -28,7 +28,7 @@ impl Backing for Shared {
     #[inline]
     fn mem(&mut self) -> SharedMem<'_> {
         // SAFETY: a page that outlives the rings, which are used by one thread (`new`).
-        unsafe { SharedMem::new(self.0.cast(), size_of::<Page>()) }
+        unsafe { SharedMem::of(self.0) }
     }
 
     #[inline]
@@ -101,10 +101,9 @@ macro_rules! functions {
         #[inline(never)]
         pub fn $pop(front: &mut Front<$protocol, Shared>, out: &mut [$rsp]) -> (u32, bool) {
             let mut count = 0;
-            for place in out {
-                if !front.pop_into(place).expect("the peer keeps to the protocol") {
-                    break;
-                }
+            let responses = front.responses().expect("the peer keeps to the protocol");
+            for (place, response) in out.iter_mut().zip(responses) {
+                *place = response;
                 count += 1;
             }
             (count, final_check!(front, has_responses))
