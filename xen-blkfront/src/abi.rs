@@ -180,6 +180,30 @@ impl From<RequestIndirect> for Request {
 }
 
 impl Request {
+    /// A request to move data.
+    #[inline]
+    pub(crate) fn of_data(
+        operation: u8,
+        segments: u8,
+        handle: u16,
+        id: u64,
+        sector: u64,
+        segment: [Segment; MAX_SEGMENTS],
+    ) -> Self {
+        /// The same record with its first fields as one number, which they are written as.
+        #[repr(C)]
+        #[derive(IntoBytes, Immutable)]
+        struct Words {
+            first: u64,
+            id: u64,
+            sector: u64,
+            segment: [Segment; MAX_SEGMENTS],
+        }
+        let [low, high] = handle.to_ne_bytes();
+        let first = u64::from_ne_bytes([operation, segments, low, high, 0, 0, 0, 0]);
+        zerocopy::transmute!(Words { first, id, sector, segment })
+    }
+
     /// A slot that begins with these bytes.
     fn holding(bytes: &[u8]) -> Self {
         let mut request = Self::default();

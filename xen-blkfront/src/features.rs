@@ -6,8 +6,8 @@ use xen_hypercall::{Platform, Wait};
 use xen_xenstore::Xenstore;
 use xen_xenstore::xenbus::Frontend;
 
-use crate::Error;
 use crate::abi::{DiskInfo, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
+use crate::{Config, Error};
 
 /// Size and abilities of a disk.
 #[derive(Clone, Copy, Debug)]
@@ -111,11 +111,37 @@ impl Features {
         Ok(())
     }
 
-    /// Whether a request is about whole sectors of the disk. Counted in units of 512 bytes, as all here.
-    pub(crate) fn check_range(&self, lba: u64, sectors: u64) -> Result<(), Error> {
-        let each = u64::from(self.sector_size) / SECTOR as u64;
+    /// Whether a flush does anything.
+    #[inline]
+    pub(crate) fn can_flush(&self) -> bool {
+        self.flush || self.barrier
+    }
+
+    /// Most segments of one request.
+    pub(crate) fn max_segments(&self, config: &Config) -> usize {
+        let most = self.indirect.unwrap_or(MAX_SEGMENTS);
+        most.min(config.segments.max(MAX_SEGMENTS))
+    }
+
+    /// Whether numbers, all their bits taken together, are of whole sectors of the disk. Counted in units of 512 bytes.
+    #[inline]
+    pub(crate) fn check_grain(&self, bits: u64) -> Result<(), Error> {
+        let each = u64::from(self.sector_size / SECTOR as u32);
         // A power of two.
-        if sectors == 0 || (lba | sectors) & (each - 1) != 0 {
+        if bits & (each - 1) == 0 { Ok(()) } else { Err(Error::Unaligned) }
+    }
+
+    /// Whether a request is about whole sectors of the disk. Counted in units of 512 bytes, as all here.
+    #[inline]
+    pub(crate) fn check_range(&self, lba: u64, sectors: u64) -> Result<(), Error> {
+        self.check_grain(lba | sectors)?;
+        self.check_within(lba, sectors)
+    }
+
+    /// Whether there are some sectors, all of them on the disk.
+    #[inline]
+    pub(crate) fn check_within(&self, lba: u64, sectors: u64) -> Result<(), Error> {
+        if sectors == 0 {
             return Err(Error::Unaligned);
         }
         match lba.checked_add(sectors) {

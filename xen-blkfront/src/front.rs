@@ -106,7 +106,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     pub fn submit_read(&mut self, lba: u64, sectors: u64) -> Result<Ticket, Error> {
         let len = self.check(lba, sectors)?;
         let pages = self.pool.alloc(len)?;
-        self.add(Kind::Read, lba, sectors, pages)
+        self.add(Kind::Read, lba, sectors, pages, false)
     }
 
     /// Writes sectors: `data` is copied now, the backend sees the request with the next [`publish`](Self::publish).
@@ -150,7 +150,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             return Err(Error::TooLong);
         }
         self.stats.bytes_copied += data.len() as u64;
-        self.add(kind, lba, sectors, pages)
+        self.add(kind, lba, sectors, pages, false)
     }
 
     /// Reads sectors into the caller's own pages, without a copy. The pages are taken out of `pieces` once everything is
@@ -192,25 +192,20 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if !self.features.trusted {
             return Err(Error::Untrusted);
         }
-        let mut sectors = 0;
+        let (mut sectors, mut grain) = (0, 0);
         for piece in pieces.iter() {
             let piece = piece.as_ref().filter(|piece| self.pool.accepts(&piece.page));
-            let len = piece.ok_or(Error::ForeignPage)?.len();
-            if len & (self.features.sector_size as usize - 1) != 0 {
-                return Err(Error::Unaligned);
-            }
-            sectors += (len / SECTOR) as u64;
+            let each = u64::from(piece.ok_or(Error::ForeignPage)?.sectors());
+            (sectors, grain) = (sectors + each, grain | each);
         }
-        self.check(lba, sectors)?;
+        self.check_state()?;
+        self.features.check_grain(lba | grain)?;
+        self.features.check_within(lba, sectors)?;
         if self.ops.free() == 0 {
             return Err(Error::Busy);
         }
         let pages = self.pool.lend(pieces)?;
-        let ticket = self.add(kind, lba, sectors, pages)?;
-        if let Some(op) = self.ops.find(ticket) {
-            op.lent = true;
-        }
-        Ok(ticket)
+        self.add(kind, lba, sectors, pages, true)
     }
 
     /// Asks that all writes answered so far survive a loss of power. When the backend offers no such thing the
@@ -221,7 +216,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     pub fn submit_flush(&mut self) -> Result<Ticket, Error> {
         self.check_state()?;
         if self.can_flush() {
-            return self.add(Kind::Flush, 0, 0, Chain::EMPTY);
+            return self.add(Kind::Flush, 0, 0, Chain::EMPTY, false);
         }
         self.nothing(Kind::Flush)
     }
@@ -236,7 +231,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         let discard = self.check_discard(lba, sectors)?;
         match discard.within(lba, sectors) {
             (_, 0) => self.nothing(Kind::Discard),
-            (lba, sectors) => self.add(Kind::Discard, lba, sectors, Chain::EMPTY),
+            (lba, sectors) => self.add(Kind::Discard, lba, sectors, Chain::EMPTY, false),
         }
     }
 
@@ -252,7 +247,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if discard.within(lba, sectors) != (lba, sectors) {
             return Err(Error::Unaligned);
         }
-        self.add(Kind::SecureDiscard, lba, sectors, Chain::EMPTY)
+        self.add(Kind::SecureDiscard, lba, sectors, Chain::EMPTY, false)
     }
 
     fn check_discard(&self, lba: u64, sectors: u64) -> Result<Discard, Error> {
@@ -297,12 +292,12 @@ impl<'x, P: Platform> BlkFront<'x, P> {
 
     /// The most that one operation can move, in sectors of 512 bytes: as much as there are pages.
     pub fn max_sectors(&self) -> u64 {
-        (self.pool.len() * PAGE_SIZE / SECTOR) as u64
+        (self.pool.len() * (PAGE_SIZE / SECTOR)) as u64
     }
 
     /// The most that one request of the ring moves, in sectors of 512 bytes. A longer operation is several of them.
     pub fn request_sectors(&self) -> u64 {
-        (self.max_segments() * PAGE_SIZE / SECTOR) as u64
+        (self.features.max_segments(&self.config) * PAGE_SIZE / SECTOR) as u64
     }
 
     /// How many operations can be submitted at this moment, if there are pages for them.
@@ -332,7 +327,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
 
     /// Whether a flush does anything. Where the backend has barriers and no flushes, an empty barrier is one.
     pub fn can_flush(&self) -> bool {
-        self.features.flush || self.features.barrier
+        self.features.can_flush()
     }
 
     /// Whether there are [barriers](Self::submit_barrier).
@@ -396,6 +391,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         self.grants
     }
 
+    #[inline]
     fn check(&self, lba: u64, sectors: u64) -> Result<usize, Error> {
         self.check_state()?;
         self.features.check_range(lba, sectors)?;
@@ -405,8 +401,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         Ok(sectors as usize * SECTOR)
     }
 
-    fn add(&mut self, kind: Kind, lba: u64, sectors: u64, pages: Chain) -> Result<Ticket, Error> {
-        let Some(ticket) = self.ops.add(kind, lba, sectors, pages) else {
+    #[inline]
+    fn add(&mut self, kind: Kind, lba: u64, sectors: u64, pages: Chain, lent: bool) -> Result<Ticket, Error> {
+        let Some(ticket) = self.ops.add(kind, lba, sectors, pages, lent) else {
             self.pool.release(pages);
             return Err(Error::Busy);
         };
@@ -421,21 +418,28 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         Ok(ticket)
     }
 
+    #[inline]
     pub(crate) fn check_state(&self) -> Result<(), Error> {
-        match self.state {
-            State::Connected => Ok(()),
-            State::Closing | State::Gone => Err(Error::Closing),
-            State::Broken(violation) => Err(Error::Broken(violation)),
-        }
+        if matches!(self.state, State::Connected) { Ok(()) } else { Err(self.ended()) }
     }
 
+    #[inline]
     pub(crate) fn check_broken(&self) -> Result<(), Error> {
+        if matches!(self.state, State::Broken(_)) { Err(self.ended()) } else { Ok(()) }
+    }
+
+    /// Why nothing more can be asked.
+    #[cold]
+    #[inline(never)]
+    fn ended(&self) -> Error {
         match self.state {
-            State::Broken(violation) => Err(Error::Broken(violation)),
-            _ => Ok(()),
+            State::Broken(violation) => Error::Broken(violation),
+            _ => Error::Closing,
         }
     }
 
+    #[cold]
+    #[inline(never)]
     pub(crate) fn broke(&mut self, violation: Violation) -> Error {
         self.state = State::Broken(violation);
         Error::Broken(violation)

@@ -120,7 +120,7 @@ fn check_again(features: &Features, op: &Op, ordered: bool) -> Option<Result<(),
     let result = match op.kind {
         // Nobody is there to take what it reads.
         Kind::Read if !op.is_wanted() => Ok(()),
-        Kind::Flush if !(features.flush || features.barrier) => Ok(()),
+        Kind::Flush if !features.can_flush() => Ok(()),
         Kind::Barrier if !features.barrier || !ordered => Err(Error::Unsupported),
         kind if kind.writes() && features.read_only => Err(Error::ReadOnly),
         Kind::Discard if features.discard.is_none() => Err(Error::Unsupported),

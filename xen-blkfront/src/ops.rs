@@ -6,17 +6,20 @@
 
 use xen_hypercall::Platform;
 
+use crate::abi::{MAX_SEGMENTS, OP_BARRIER, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, SECTOR};
 use crate::pool::{Chain, NONE};
 use crate::table::Table;
-use crate::{Error, Ticket};
+use crate::{Error, Stats, Ticket};
 
+/// As a number it is the request's operation, but for the last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub(crate) enum Kind {
-    Read,
-    Write,
-    Barrier,
-    Flush,
-    Discard,
+    Read = OP_READ,
+    Write = OP_WRITE,
+    Barrier = OP_BARRIER,
+    Flush = OP_FLUSH,
+    Discard = OP_DISCARD,
     SecureDiscard,
 }
 
@@ -64,7 +67,7 @@ pub(crate) struct Op {
     /// To be sent once more when nothing of it is in the ring.
     pub(crate) again: bool,
     /// The next in the queue (as it was when this one left), or of the free ones.
-    next: u16,
+    pub(crate) next: u16,
 }
 
 pub(crate) struct Ops<'x, P: Platform> {
@@ -107,45 +110,62 @@ impl<'x, P: Platform> Ops<'x, P> {
         self.ops.iter().filter(pending).count()
     }
 
+    #[inline]
     pub(crate) fn at(&mut self, index: u16) -> Option<&mut Op> {
         self.ops.get_mut(usize::from(index))
     }
 
+    #[inline]
     pub(crate) fn get(&self, index: u16) -> Option<&Op> {
         self.ops.get(usize::from(index))
     }
 
     /// The operation of a ticket, as long as the ticket is good.
+    #[inline]
     pub(crate) fn find(&mut self, ticket: Ticket) -> Option<&mut Op> {
         let op = self.at(ticket.index)?;
-        (op.generation == ticket.generation && op.stage != Stage::Free && op.wanted).then_some(op)
+        (op.generation == ticket.generation && op.stage != Stage::Free).then_some(op)
     }
 
-    /// Puts an operation at the queue's end.
-    pub(crate) fn add(&mut self, kind: Kind, lba: u64, sectors: u64, pages: Chain) -> Option<Ticket> {
-        let ticket = self.begin(Op { kind, lba, sectors, pages, stage: Stage::Queued, ..Op::FREE })?;
+    /// Puts an operation at the queue's end. `lent` says that its pages are the caller's.
+    #[inline(always)]
+    pub(crate) fn add(
+        &mut self,
+        kind: Kind,
+        lba: u64,
+        sectors: u64,
+        pages: Chain,
+        lent: bool,
+    ) -> Option<Ticket> {
+        let (ticket, op) = self.begin(kind, Stage::Queued, pages)?;
+        (op.lba, op.sectors, op.lent) = (lba, sectors, lent);
         self.enqueue(ticket.index);
         Some(ticket)
     }
 
     /// An operation that is done already.
     pub(crate) fn settled(&mut self, kind: Kind) -> Option<Ticket> {
-        self.begin(Op { kind, stage: Stage::Done, ..Op::FREE })
+        let (ticket, op) = self.begin(kind, Stage::Done, Chain::EMPTY)?;
+        (op.lba, op.sectors, op.lent) = (0, 0, false);
+        Some(ticket)
     }
 
-    fn begin(&mut self, new: Op) -> Option<Ticket> {
+    /// Takes a free place. What the operation is about is for the caller to say.
+    #[inline(always)]
+    fn begin(&mut self, kind: Kind, stage: Stage, pages: Chain) -> Option<(Ticket, &mut Op)> {
         let (index, order) = (self.free, self.made);
-        let op = self.at(index)?;
+        let op = self.ops.get_mut(usize::from(index))?;
         let generation = op.generation.wrapping_add(1);
-        let free = op.next;
-        *op = Op { generation, order, wanted: true, ..new };
-        op.restart();
-        self.free = free;
+        self.free = op.next;
         self.free_count -= 1;
-        self.made += 1;
-        Some(Ticket { index, generation })
+        self.made = order + 1;
+        (op.generation, op.order, op.kind, op.stage) = (generation, order, kind, stage);
+        (op.pages, op.wanted, op.alone, op.next) = (pages, true, false, NONE);
+        op.restart();
+        Some((Ticket { index, generation }, op))
     }
 
+    #[inline]
     fn enqueue(&mut self, index: u16) {
         let tail = core::mem::replace(&mut self.tail, index);
         match self.at(tail) {
@@ -159,39 +179,51 @@ impl<'x, P: Platform> Ops<'x, P> {
         self.published = self.made;
     }
 
-    /// The first of the queue that the backend may see.
-    pub(crate) fn head(&self) -> Option<u16> {
-        self.get(self.head).filter(|op| op.order < self.published).map(|_| self.head)
+    /// The first of the queue, if the backend may see it.
+    #[inline]
+    pub(crate) fn head(&mut self) -> Option<(u16, &mut Op)> {
+        let (index, published) = (self.head, self.published);
+        let op = self.at(index)?;
+        (op.order < published).then_some((index, op))
     }
 
     /// The one after it, if the two are of a kind, follow each other on the disk, and may go together.
-    pub(crate) fn follower(&self, index: u16) -> Option<u16> {
-        let op = self.get(index)?;
+    #[inline]
+    pub(crate) fn follower(&self, op: &Op) -> Option<&Op> {
         let next = self.get(op.next)?;
-        let fits = next.kind == op.kind
+        let fits = op.lba.checked_add(op.sectors) == Some(next.lba)
+            && next.kind == op.kind
             && next.order < self.published
-            && !(op.alone || next.alone)
-            && op.lba.checked_add(op.sectors) == Some(next.lba);
-        fits.then_some(op.next)
+            && !(op.alone || next.alone);
+        fits.then_some(next)
     }
 
-    /// The one after another that left the queue with it.
-    pub(crate) fn next(&self, index: u16) -> u16 {
-        self.get(index).map_or(NONE, |op| op.next)
+    /// Whether what is left of an operation is a request by itself: it fits one, and nothing is to go with it.
+    #[inline]
+    pub(crate) fn is_plain(&self, index: u16) -> bool {
+        let op = self.get(index);
+        op.is_some_and(|op| usize::from(op.left) <= MAX_SEGMENTS && self.follower(op).is_none())
     }
 
     /// Takes the first out of the queue: all of it was sent, or it is done.
-    pub(crate) fn leave(&mut self, stage: Stage) {
-        let index = self.head;
-        let Some(op) = self.at(index) else { return };
-        op.stage = stage;
-        self.head = op.next;
-        if self.head == NONE {
+    pub(crate) fn leave(&mut self) {
+        let Some(op) = self.at(self.head) else { return };
+        op.stage = Stage::Sent;
+        let next = op.next;
+        self.left(next);
+    }
+
+    /// The first left the queue, and was followed by another or none.
+    #[inline]
+    pub(crate) fn left(&mut self, next: u16) {
+        self.head = next;
+        if next == NONE {
             self.tail = NONE;
         }
     }
 
     /// Puts an operation that was sent back at the queue's front, to be sent from its beginning.
+    #[cold]
     pub(crate) fn again(&mut self, index: u16) {
         let head = self.head;
         let Some(op) = self.at(index) else { return };
@@ -208,27 +240,29 @@ impl<'x, P: Platform> Ops<'x, P> {
         }
     }
 
-    /// A result. The place is free when nobody wants it: then true, and its pages go back.
-    pub(crate) fn finish(&mut self, index: u16, result: Result<(), Error>) -> bool {
-        let Some(op) = self.at(index) else { return false };
-        (op.stage, op.result) = (Stage::Done, result);
-        !op.wanted
+    /// The result of an operation that failed.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn failure(&self, index: u16) -> Option<Result<(), Error>> {
+        self.get(index).map(|op| op.result)
     }
 
     /// Nobody wants the result any more: true when the place is free and its pages go back.
     pub(crate) fn forget(&mut self, ticket: Ticket) -> bool {
         let Some(op) = self.find(ticket) else { return false };
         op.wanted = false;
+        // The ticket is not good any more.
+        op.generation = op.generation.wrapping_add(1);
         op.stage == Stage::Done
     }
 
     /// Gives the place back.
+    #[inline]
     pub(crate) fn release(&mut self, index: u16) -> Chain {
-        let next = self.free;
-        let Some(op) = self.at(index) else { return Chain::EMPTY };
-        (op.stage, op.next) = (Stage::Free, next);
+        let Some(op) = self.ops.get_mut(usize::from(index)) else { return Chain::EMPTY };
+        op.stage = Stage::Free;
+        op.next = core::mem::replace(&mut self.free, index);
         let pages = core::mem::replace(&mut op.pages, Chain::EMPTY);
-        self.free = index;
         self.free_count += 1;
         pages
     }
@@ -297,11 +331,36 @@ impl Op {
         next: NONE,
     };
 
+    #[inline]
     fn restart(&mut self) {
         (self.cursor, self.left, self.sent) = (self.pages.first, self.pages.count, 0);
         (self.in_flight, self.result, self.again) = (0, Ok(()), false);
     }
 
+    /// Nothing of it is in the ring any more, and nothing of it is left to be sent: it is done, and counted. False if there
+    /// is more to do: it is to be sent once more, or nobody wants its result.
+    #[inline]
+    pub(crate) fn conclude(&mut self, stats: &mut Stats) -> bool {
+        if self.again && self.result.is_ok() {
+            return false;
+        }
+        self.stage = Stage::Done;
+        let bytes = self.sectors * SECTOR as u64;
+        if self.result.is_err() {
+            stats.errors += 1;
+        } else if self.kind == Kind::Read {
+            stats.bytes_read += bytes;
+        } else {
+            match self.kind {
+                Kind::Discard | Kind::SecureDiscard => stats.bytes_discarded += bytes,
+                Kind::Flush => stats.flushes += 1,
+                _ => stats.bytes_written += bytes,
+            }
+        }
+        self.wanted
+    }
+
+    #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
         self.wanted
     }

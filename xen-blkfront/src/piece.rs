@@ -71,6 +71,7 @@ impl<'x, P: Platform> Piece<'x, P> {
         self.page
     }
 
+    #[inline]
     pub(crate) fn sectors(&self) -> u8 {
         self.last - self.first + 1
     }

@@ -32,12 +32,10 @@ pub(crate) struct Pool<'x, P: Platform> {
 }
 
 struct Entry<'x, P: Platform> {
-    page: Option<GrantedPage<'x, P>>,
+    /// A page, and the sectors of it that are meant.
+    piece: Option<Piece<'x, P>>,
     /// The next page of the same request, or of the same list of free places.
     next: u16,
-    /// The sectors of the page that are meant, both inclusive.
-    first: u8,
-    last: u8,
     /// The page is the caller's.
     lent: bool,
 }
@@ -61,8 +59,7 @@ impl<'x, P: Platform> Pool<'x, P> {
         let mut pool = Self { grants, backend, entries, ready: NONE, empty: NONE, free: 0 };
         for _ in 0..count {
             let next = core::mem::replace(&mut pool.empty, pool.entries.len() as u16);
-            let entry = Entry { page: None, next, first: 0, last: 0, lent: false };
-            let _ = pool.entries.push(entry);
+            let _ = pool.entries.push(Entry { piece: None, next, lent: false });
         }
         pool.free = count;
         let reserve = pool.alloc(RESERVE * PAGE_SIZE)?;
@@ -81,10 +78,12 @@ impl<'x, P: Platform> Pool<'x, P> {
     }
 
     /// Whether the backend can use a page of the caller's as it may want to.
+    #[inline]
     pub(crate) fn accepts(&self, page: &GrantedPage<'x, P>) -> bool {
         page.peer() == self.backend && page.access() == Access::ReadWrite
     }
 
+    #[inline]
     fn entry(&mut self, index: u16) -> Option<&mut Entry<'x, P>> {
         self.entries.get_mut(usize::from(index))
     }
@@ -100,7 +99,7 @@ impl<'x, P: Platform> Pool<'x, P> {
         for index in (0..count).rev() {
             let sectors = ((bytes - index * PAGE_SIZE) / SECTOR).clamp(1, SECTORS);
             match self.take() {
-                Ok(place) => self.put_first(&mut chain, place, 0, sectors as u8 - 1),
+                Ok(place) => self.put_first(&mut chain, place, sectors as u8 - 1),
                 Err(error) => {
                     self.release(chain);
                     // Pages come back with the results that were not taken yet.
@@ -122,84 +121,97 @@ impl<'x, P: Platform> Pool<'x, P> {
         let index = self.empty;
         let page = self.grants.share(self.backend, Access::ReadWrite)?;
         let entry = self.entry(index).ok_or(Error::Busy)?;
-        entry.page = Some(page);
+        entry.piece = Some(Piece::whole(page));
         self.empty = entry.next;
         self.free -= 1;
         Ok(index)
     }
 
-    fn put_first(&mut self, chain: &mut Chain, index: u16, first: u8, last: u8) {
-        let next = chain.first;
-        if let Some(entry) = self.entry(index) {
-            (entry.next, entry.first, entry.last) = (next, first, last);
-            *chain = Chain { first: index, count: chain.count + 1 };
+    fn put_first(&mut self, chain: &mut Chain, index: u16, last: u8) {
+        let Some(entry) = self.entry(index) else { return };
+        entry.next = chain.first;
+        if let Some(piece) = &mut entry.piece {
+            (piece.first, piece.last) = (0, last);
         }
+        *chain = Chain { first: index, count: chain.count + 1 };
     }
 
     /// Takes the caller's pages; `pieces` are looked at from the last to the first, and all there.
+    #[inline]
     pub(crate) fn lend(&mut self, pieces: &mut [Option<Piece<'x, P>>]) -> Result<Chain, Error> {
         if pieces.len() > self.free {
-            return Err(Error::Busy);
+            return Err(if pieces.len() > self.len() { Error::TooLong } else { Error::Busy });
         }
-        let mut chain = Chain::EMPTY;
+        self.free -= pieces.len();
+        let mut chain = Chain { first: NONE, count: pieces.len() as u16 };
         for piece in pieces.iter_mut().rev() {
-            let from = if self.empty != NONE { &mut self.empty } else { &mut self.ready };
-            let index = *from;
-            let (Some(entry), Some(Piece { page, first, last })) =
-                (self.entries.get_mut(usize::from(index)), piece.take())
-            else {
-                continue;
-            };
-            *from = entry.next;
-            // A page of our own that was here makes room.
-            (entry.page, entry.lent) = (Some(page), true);
-            self.free -= 1;
-            self.put_first(&mut chain, index, first, last);
+            if self.empty == NONE {
+                self.make_room();
+            }
+            let index = self.empty;
+            let Some(entry) = self.entries.get_mut(usize::from(index)) else { break };
+            self.empty = core::mem::replace(&mut entry.next, chain.first);
+            chain.first = index;
+            entry.lent = true;
+            let before = core::mem::replace(&mut entry.piece, piece.take());
+            debug_assert!(before.is_none(), "the place is an empty one");
+            // Nothing, which the compiler does not know, and would look for something to drop.
+            core::mem::forget(before);
         }
         Ok(chain)
     }
 
-    /// Gives pages back. The caller's are dropped; see [`take_lent`](Self::take_lent).
+    /// Gives up a page that is not in use, so that its place is free for one of the caller's.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self) {
+        let index = self.ready;
+        if let Some(entry) = self.entries.get_mut(usize::from(index)) {
+            entry.piece = None;
+            self.ready = core::mem::replace(&mut entry.next, self.empty);
+            self.empty = index;
+        }
+    }
+
+    /// Gives pages back. The caller's are dropped.
+    #[inline(never)]
     pub(crate) fn release(&mut self, chain: Chain) {
-        // From the first to the last, and then the first must be on top: so the chain is put there as it is.
+        self.release_to(chain, drop);
+    }
+
+    /// Gives pages back, and the caller's to `each`, in order.
+    #[inline]
+    pub(crate) fn release_to(&mut self, chain: Chain, mut each: impl FnMut(Piece<'x, P>)) {
         let mut index = chain.first;
         for _ in 0..chain.count {
             let Some(entry) = self.entries.get_mut(usize::from(index)) else { return };
             let next = entry.next;
-            if core::mem::take(&mut entry.lent) {
-                entry.page = None;
-            }
-            let list = if entry.page.is_some() { &mut self.ready } else { &mut self.empty };
-            entry.next = core::mem::replace(list, index);
             self.free += 1;
+            if entry.lent {
+                entry.lent = false;
+                entry.next = core::mem::replace(&mut self.empty, index);
+                if let Some(piece) = entry.piece.take() {
+                    each(piece);
+                }
+            } else {
+                let list = if entry.piece.is_some() { &mut self.ready } else { &mut self.empty };
+                entry.next = core::mem::replace(list, index);
+            }
             index = next;
         }
     }
 
-    /// The caller's pages of a request, in order, before it is released.
-    pub(crate) fn take_lent(&mut self, chain: Chain, mut each: impl FnMut(Piece<'x, P>)) {
-        let mut index = chain.first;
-        while let Some(entry) = self.entry(index) {
-            if entry.lent {
-                let (first, last) = (entry.first, entry.last);
-                if let Some(page) = entry.page.take() {
-                    each(Piece { page, first, last });
-                }
-            }
-            index = entry.next;
-        }
-    }
-
     /// What the backend is told about a page, and the next one's place.
+    #[inline]
     pub(crate) fn segment(&self, index: u16) -> Option<(Segment, u16)> {
         let entry = self.entries.get(usize::from(index))?;
-        let gref = entry.page.as_ref()?.gref().0;
-        Some((Segment { gref, first: entry.first, last: entry.last, pad: 0 }, entry.next))
+        let Piece { page, first, last } = entry.piece.as_ref()?;
+        Some((Segment { gref: page.gref().0, first: *first, last: *last, pad: 0 }, entry.next))
     }
 
     /// The bytes of a page.
     pub(crate) fn mem(&mut self, index: u16) -> Option<SharedMem<'_>> {
-        Some(self.entry(index)?.page.as_mut()?.mem())
+        Some(self.entry(index)?.piece.as_mut()?.page.mem())
     }
 
     /// The page after another.
@@ -238,23 +250,25 @@ impl<'x, P: Platform> Pool<'x, P> {
         // Those not in use are made anew when they are needed.
         while let Some(entry) = self.entries.get_mut(usize::from(self.ready)) {
             let after = core::mem::replace(&mut entry.next, self.empty);
-            entry.page = None;
+            entry.piece = None;
             self.empty = core::mem::replace(&mut self.ready, after);
         }
         for (chain, keep) in under_way {
             let mut index = chain.first;
             while let Some(entry) = self.entries.get_mut(usize::from(index)) {
                 let mut fresh = self.grants.alloc_page()?;
-                match &mut entry.page {
+                let (first, last) = entry.piece.as_ref().map_or((0, 0), |piece| (piece.first, piece.last));
+                match &mut entry.piece {
                     Some(old) if keep => {
-                        let copied = old.read_bytes(0, fresh.bytes_mut());
+                        let copied = old.page.read_bytes(0, fresh.bytes_mut());
                         copied.map_err(|_| Error::BufferLength)?;
                     }
                     _ => fresh.bytes_mut().fill(0),
                 }
                 // Drops the old one: it goes back if the backend has let go, otherwise to the quarantine.
                 let granted = self.grants.grant(fresh, backend, Access::ReadWrite);
-                entry.page = Some(granted.map_err(|rejected| rejected.error)?);
+                let page = granted.map_err(|rejected| rejected.error)?;
+                entry.piece = Some(Piece { page, first, last });
                 index = entry.next;
             }
         }

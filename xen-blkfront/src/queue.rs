@@ -3,9 +3,9 @@
 use xen_evtchn::{Channel, EventChannels};
 use xen_gnttab::{GrantRef, GrantTable};
 use xen_hypercall::{DomId, Platform};
-use xen_ring::Front;
+use xen_ring::{Front, RingError};
 
-use crate::abi::{Blkif, OP_INDIRECT, Response};
+use crate::abi::{Blkif, OP_INDIRECT, Request, Response};
 use crate::error::Violation;
 use crate::pool::{Chain, NONE};
 use crate::table::Table;
@@ -17,23 +17,27 @@ pub(crate) struct Queue<'x, P: Platform> {
     pub(crate) channel: Channel<'x, P>,
     slots: Table<'x, P, Slot>,
     free: u16,
+    /// Counts requests: the next one's number.
+    next: u64,
 }
 
 /// A request in the ring, or room for one.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
+    /// The number that the backend sends back, or [`NO_ID`]. The slot's index is in it, and a count of all requests: so a
+    /// response that comes twice, or far too late, is one to no request.
+    id: u64,
     /// The operations that it is for: the first, and how many that follow.
     pub(crate) first: u16,
     pub(crate) count: u16,
     /// The pages that its segments are in.
     pub(crate) indirect: Chain,
-    /// Changes with each use, and is in the number that the backend sends back: so a response that comes twice, or far
-    /// too late, is one to no request.
-    generation: u32,
     pub(crate) operation: u8,
-    under_way: bool,
     next: u16,
 }
+
+/// No request: there is no slot with the index in this number.
+const NO_ID: u64 = u64::MAX;
 
 impl<'x, P: Platform> Queue<'x, P> {
     pub(crate) fn new(
@@ -49,20 +53,13 @@ impl<'x, P: Platform> Queue<'x, P> {
         let mut free = NONE;
         for index in 0..ring.slots() as u16 {
             let next = core::mem::replace(&mut free, index);
-            let _ = slots.push(Slot {
-                first: NONE,
-                count: 0,
-                indirect: Chain::EMPTY,
-                generation: 0,
-                operation: 0,
-                under_way: false,
-                next,
-            });
+            let (first, indirect) = (NONE, Chain::EMPTY);
+            let _ = slots.push(Slot { id: NO_ID, first, count: 0, indirect, operation: 0, next });
         }
         let channel = events.alloc_unbound(backend)?;
         // A backend that sends events without answers is listened to less and less often.
         channel.set_late_eoi(true);
-        Ok(Self { ring, channel, slots, free })
+        Ok(Self { ring, channel, slots, free, next: 1 })
     }
 
     /// The grants of the ring's pages.
@@ -70,47 +67,56 @@ impl<'x, P: Platform> Queue<'x, P> {
         self.ring.get_ref().grefs()
     }
 
-    /// Takes a slot; answers the request's number.
-    pub(crate) fn begin(&mut self, operation: u8, first: u16, count: u16, indirect: Chain) -> Option<u64> {
+    /// Puts a request into the ring, which has room: `make` makes it, with the number that it is to have. It is for `count`
+    /// operations, and the response is to name `operation`.
+    #[inline(always)]
+    pub(crate) fn send(
+        &mut self,
+        operation: u8,
+        first: u16,
+        count: u16,
+        indirect: Chain,
+        make: impl FnOnce(u64) -> Request,
+    ) -> Result<(), Violation> {
         let index = self.free;
-        let slot = self.slots.get_mut(usize::from(index))?;
+        // There is a slot for each request that the ring has room for.
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return Err(Violation::Ring(RingError::Full));
+        };
+        let id = self.next << 16 | u64::from(index);
+        self.ring.push(&make(id)).map_err(Violation::Ring)?;
+        self.next += 1;
         self.free = slot.next;
-        let generation = slot.generation.wrapping_add(1);
-        *slot = Slot { first, count, indirect, generation, operation, under_way: true, next: NONE };
-        Some(u64::from(generation) << 16 | u64::from(index))
+        *slot = Slot { id, first, count, indirect, operation, next: NONE };
+        Ok(())
     }
 
-    /// Finds the request of a response, which is believed only if that request is under way and of the same operation.
-    /// The slot is free then.
-    pub(crate) fn answer(&mut self, response: &Response) -> Result<Slot, Violation> {
-        let violation = Violation::Id(response.id);
-        let index = response.id as u16;
-        let slot = self.slots.get_mut(usize::from(index)).ok_or(violation)?;
-        if !slot.under_way || u64::from(slot.generation) != response.id >> 16 {
-            return Err(violation);
+    /// Takes the next response, and finds its request: it is believed only if that request is under way and of the same
+    /// operation. The slot is free then. The backend's status comes with it.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Result<Option<(Slot, i16)>, Violation> {
+        let mut response = Response::default();
+        if !self.ring.pop_into(&mut response).map_err(Violation::Ring)? {
+            return Ok(None);
         }
+        let index = response.id as u16;
+        let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|slot| slot.id == response.id) else {
+            return Err(Violation::Id(response.id));
+        };
         // Backends differ in which operation an indirect request's response names.
         let same = response.operation == slot.operation
             || slot.indirect != Chain::EMPTY && response.operation == OP_INDIRECT;
         if !same {
             return Err(Violation::Operation { asked: slot.operation, answered: response.operation });
         }
-        slot.under_way = false;
+        slot.id = NO_ID;
         slot.next = core::mem::replace(&mut self.free, index);
-        Ok(*slot)
-    }
-
-    /// Gives up a slot whose request was not sent after all.
-    pub(crate) fn cancel(&mut self, id: u64) {
-        if let Some(slot) = self.slots.get_mut(usize::from(id as u16)) {
-            slot.under_way = false;
-            slot.next = core::mem::replace(&mut self.free, id as u16);
-        }
+        Ok(Some((*slot, response.status)))
     }
 
     /// The pages that the segments of all requests under way are in: the disk takes them back when the ring is gone.
     pub(crate) fn indirect(&self) -> impl Iterator<Item = Chain> {
-        self.slots.iter().filter(|slot| slot.under_way).map(|slot| slot.indirect)
+        self.slots.iter().filter(|slot| slot.id != NO_ID).map(|slot| slot.indirect)
     }
 }
 

@@ -6,10 +6,11 @@ use xen_evtchn::Progress;
 use xen_hypercall::Platform;
 
 use crate::abi::*;
-use crate::error::Violation;
-use crate::ops::{Kind, Stage};
+use crate::features::Features;
+use crate::ops::{Kind, Op, Ops, Stage};
+use crate::pool::Pool;
 use crate::queue::Slot;
-use crate::{BlkFront, Error, Piece, State, Ticket};
+use crate::{BlkFront, Error, Piece, State, Stats, Ticket};
 
 /// How often a task looks again before it lets others run.
 const TURNS: usize = 4;
@@ -24,107 +25,42 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// [`Error::Broken`]; [`Error::Event`] when Xen does not send an event.
     pub fn poll(&mut self) -> Result<usize, Error> {
         self.check_broken()?;
+        let Some(link) = &mut self.link else { return Ok(0) };
         let mut count = 0;
-        for queue in 0..self.link.as_ref().map_or(0, |link| link.queues.len()) {
+        for queue in link.queues.iter_mut() {
             let before = count;
             // Ends, since a ring has no more responses than there were requests.
-            while let Some((slot, status)) = self.pop(queue)? {
-                self.answered(slot, status);
+            loop {
+                let (slot, status) = match queue.take() {
+                    Ok(Some(answer)) => answer,
+                    Ok(None) => break,
+                    Err(violation) => return Err(self.broke(violation)),
+                };
                 count += 1;
+                self.stats.responses += 1;
+                if status != RSP_OKAY {
+                    refused(&mut self.ops, &mut self.features, slot, status);
+                }
+                if slot.indirect.count > 0 {
+                    self.pool.release(slot.indirect);
+                }
+                let mut index = slot.first;
+                for _ in 0..slot.count {
+                    let Some(op) = self.ops.at(index) else { break };
+                    let next = op.next;
+                    op.in_flight = op.in_flight.saturating_sub(1);
+                    if op.in_flight == 0 && op.stage == Stage::Sent && !op.conclude(&mut self.stats) {
+                        go_on(&mut self.ops, &mut self.pool, &mut self.stats, index);
+                    }
+                    index = next;
+                }
             }
-            if let Some(queue) = self.link.as_ref().and_then(|link| link.queues.get(queue)) {
-                queue.channel.done(if count > before { Progress::Work } else { Progress::Spurious });
-            }
+            queue.channel.done(if count > before { Progress::Work } else { Progress::Spurious });
         }
         if count > 0 && self.ops.head().is_some() {
             self.push_out()?;
         }
         Ok(count)
-    }
-
-    fn pop(&mut self, queue: usize) -> Result<Option<(Slot, i16)>, Error> {
-        let Some(queue) = self.link.as_mut().and_then(|link| link.queues.get_mut(queue)) else {
-            return Ok(None);
-        };
-        let mut response = Response::default();
-        let popped = match queue.ring.pop_into(&mut response) {
-            Ok(false) => return Ok(None),
-            Ok(true) => queue.answer(&response).map(|slot| (slot, response.status)),
-            Err(error) => Err(Violation::Ring(error)),
-        };
-        popped.map(Some).map_err(|violation| self.broke(violation))
-    }
-
-    /// A request was answered, and each operation in it with it.
-    fn answered(&mut self, slot: Slot, status: i16) {
-        self.stats.responses += 1;
-        let result = match status {
-            RSP_OKAY => Ok(()),
-            RSP_ERROR => Err(Error::Io),
-            RSP_EOPNOTSUPP => Err(Error::Unsupported),
-            status => Err(Error::Status(status)),
-        };
-        let indirect = slot.indirect.count > 0;
-        self.pool.release(slot.indirect);
-        if result == Err(Error::Unsupported) {
-            self.withdraw(&slot);
-        }
-        let mut index = slot.first;
-        for _ in 0..slot.count {
-            let next = self.ops.next(index);
-            let Some(op) = self.ops.at(index) else { break };
-            op.in_flight = op.in_flight.saturating_sub(1);
-            match result {
-                Ok(()) => {}
-                // What was in an indirect request is tried in others, from now on.
-                Err(Error::Unsupported) if indirect => op.again = true,
-                Err(Error::Unsupported) if op.kind == Kind::Flush && self.features.barrier => op.again = true,
-                // One of them failed; each by itself will tell which.
-                Err(_) if slot.count > 1 => (op.again, op.alone) = (true, true),
-                Err(error) => op.result = op.result.and(Err(error)),
-            }
-            if op.in_flight == 0 && op.stage == Stage::Sent {
-                self.conclude(index);
-            }
-            index = next;
-        }
-    }
-
-    /// What the backend does not do after all is not asked for again.
-    fn withdraw(&mut self, slot: &Slot) {
-        let secure = self.ops.get(slot.first).is_some_and(|op| op.kind == Kind::SecureDiscard);
-        match slot.operation {
-            OP_FLUSH => self.features.flush = false,
-            OP_BARRIER => self.features.barrier = false,
-            OP_DISCARD => match &mut self.features.discard {
-                Some(discard) if secure && discard.secure => discard.secure = false,
-                discard => *discard = None,
-            },
-            _ if slot.indirect.count > 0 => self.features.indirect = None,
-            _ => {}
-        }
-    }
-
-    /// Nothing of an operation is in the ring any more, and nothing of it is left to be sent.
-    pub(crate) fn conclude(&mut self, index: u16) {
-        let Some(op) = self.ops.at(index) else { return };
-        if op.again && op.result.is_ok() {
-            self.stats.retries += 1;
-            self.ops.again(index);
-            return;
-        }
-        let result = op.result;
-        let bytes = op.sectors.saturating_mul(SECTOR as u64);
-        match (op.kind, result) {
-            (Kind::Read, Ok(())) => self.stats.bytes_read += bytes,
-            (Kind::Write | Kind::Barrier, Ok(())) => self.stats.bytes_written += bytes,
-            (Kind::Discard | Kind::SecureDiscard, Ok(())) => self.stats.bytes_discarded += bytes,
-            (Kind::Flush, Ok(())) => self.stats.flushes += 1,
-            (_, Err(_)) => self.stats.errors += 1,
-        }
-        if self.ops.finish(index, result) {
-            self.release(index);
-        }
     }
 
     /// Gives a place and its pages back.
@@ -143,14 +79,12 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// # Errors
     /// The inner result is the operation's own. [`Error::BufferLength`] leaves the result to be taken again.
     pub fn take(&mut self, ticket: Ticket, out: &mut [u8]) -> Option<Result<(), Error>> {
-        let result = match self.done(ticket) {
-            Some(Ok(result)) => result,
-            Some(Err(error)) => return Some(Err(error)),
-            None => return None,
+        let op = match self.done(ticket)? {
+            Ok(op) => op,
+            Err(error) => return Some(Err(error)),
         };
-        let op = self.ops.find(ticket)?;
-        let (pages, copies) = (op.pages, op.kind == Kind::Read && result.is_ok() && !op.lent);
-        if copies {
+        let (pages, result) = (op.pages, op.result);
+        if op.kind == Kind::Read && result.is_ok() && !op.lent {
             if out.len() as u64 != op.sectors * SECTOR as u64 {
                 return Some(Err(Error::BufferLength));
             }
@@ -173,23 +107,22 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         ticket: Ticket,
         each: impl FnMut(Piece<'x, P>),
     ) -> Option<Result<(), Error>> {
-        let result = match self.done(ticket) {
-            Some(Ok(result)) => result,
-            Some(Err(error)) => return Some(Err(error)),
-            None => return None,
+        let good = match self.done(ticket)? {
+            Ok(op) => op.result.is_ok(),
+            Err(error) => return Some(Err(error)),
         };
-        let pages = self.ops.find(ticket)?.pages;
-        self.pool.take_lent(pages, each);
-        self.release(ticket.index);
-        Some(result)
+        let pages = self.ops.release(ticket.index);
+        self.pool.release_to(pages, each);
+        // Errors are large, and copied only if there is one.
+        if good { Some(Ok(())) } else { self.ops.failure(ticket.index) }
     }
 
-    /// The result of a ticket's operation, which stays where it is; the outer error is the ticket's.
-    fn done(&mut self, ticket: Ticket) -> Option<Result<Result<(), Error>, Error>> {
-        let state = self.state;
+    /// The operation of a ticket, if it is done; the error is the ticket's.
+    #[inline]
+    fn done(&mut self, ticket: Ticket) -> Option<Result<&mut Op, Error>> {
         let Some(op) = self.ops.find(ticket) else { return Some(Err(Error::StaleTicket)) };
-        match (op.stage, state) {
-            (Stage::Done, _) => Some(Ok(op.result)),
+        match (op.stage, self.state) {
+            (Stage::Done, _) => Some(Ok(op)),
             (_, State::Broken(violation)) => Some(Err(Error::Broken(violation))),
             (_, State::Gone) => Some(Err(Error::Closing)),
             _ => None,
@@ -258,5 +191,73 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             }
         }
         ready
+    }
+}
+
+/// The backend did not do what a request asks for: says so to each of its operations, or has it tried in another way.
+#[cold]
+#[inline(never)]
+fn refused<P: Platform>(ops: &mut Ops<'_, P>, features: &mut Features, slot: Slot, status: i16) {
+    let error = match status {
+        RSP_ERROR => Error::Io,
+        RSP_EOPNOTSUPP => Error::Unsupported,
+        status => Error::Status(status),
+    };
+    let indirect = slot.indirect.count > 0;
+    if error == Error::Unsupported {
+        let secure = ops.get(slot.first).is_some_and(|op| op.kind == Kind::SecureDiscard);
+        withdraw(features, slot.operation, indirect, secure);
+    }
+    let mut index = slot.first;
+    for _ in 0..slot.count {
+        let Some(op) = ops.at(index) else { return };
+        match error {
+            // What was in an indirect request is tried in others, from now on.
+            Error::Unsupported if indirect => op.again = true,
+            Error::Unsupported if op.kind == Kind::Flush && features.barrier => op.again = true,
+            // One of them failed; each by itself will tell which.
+            _ if slot.count > 1 => (op.again, op.alone) = (true, true),
+            error => op.result = op.result.and(Err(error)),
+        }
+        index = op.next;
+    }
+}
+
+/// What the backend does not do after all is not asked for again.
+fn withdraw(features: &mut Features, operation: u8, indirect: bool, secure: bool) {
+    match operation {
+        OP_FLUSH => features.flush = false,
+        OP_BARRIER => features.barrier = false,
+        OP_DISCARD => match &mut features.discard {
+            Some(discard) if secure && discard.secure => discard.secure = false,
+            discard => *discard = None,
+        },
+        _ if indirect => features.indirect = None,
+        _ => {}
+    }
+}
+
+/// Nothing of an operation is in the ring any more, and nothing of it is left to be sent.
+#[inline(never)]
+pub(crate) fn conclude<P: Platform>(
+    ops: &mut Ops<'_, P>,
+    pool: &mut Pool<'_, P>,
+    stats: &mut Stats,
+    index: u16,
+) {
+    if ops.at(index).is_some_and(|op| !op.conclude(stats)) {
+        go_on(ops, pool, stats, index);
+    }
+}
+
+/// An operation is to be sent once more, or its place is to be given back.
+#[cold]
+#[inline(never)]
+fn go_on<P: Platform>(ops: &mut Ops<'_, P>, pool: &mut Pool<'_, P>, stats: &mut Stats, index: u16) {
+    if ops.get(index).is_some_and(|op| op.stage == Stage::Done) {
+        pool.release(ops.release(index));
+    } else {
+        stats.retries += 1;
+        ops.again(index);
     }
 }

@@ -1,54 +1,51 @@
 //! From the queue of operations to requests in the rings: long ones are cut, those that follow each other are merged.
 
 use xen_hypercall::{PAGE_SIZE, Platform};
-use xen_ring::RingError;
 
 use crate::abi::*;
 use crate::error::Violation;
-use crate::ops::{Kind, Op, Stage};
-use crate::pool::Chain;
-use crate::{BlkFront, Error};
+use crate::features::Features;
+use crate::ops::{Kind, Ops, Stage};
+use crate::pool::{Chain, Pool};
+use crate::queue::Queue;
+use crate::receive::conclude;
+use crate::{BlkFront, Error, Stats};
 
-/// What goes into one request.
+/// What goes into one request: so many segments, of the first operation and of those that follow.
 #[derive(Clone, Copy)]
 struct Plan {
     segments: usize,
-    /// The first operation, and how many that follow.
-    first: u16,
     count: u16,
-}
-
-/// Where the segments of a request go.
-struct Target {
-    request: Request,
-    /// For an indirect request its pages, and the one that is filled.
-    indirect: Chain,
-    page: u16,
 }
 
 impl<'x, P: Platform> BlkFront<'x, P> {
     /// Fills the rings from the queue as far as they have room, and shows the backends' side what is new.
     pub(crate) fn push_out(&mut self) -> Result<(), Error> {
-        while let Some(first) = self.ops.head() {
-            let Some(op) = self.ops.at(first) else { break };
+        while let Some((first, op)) = self.ops.head() {
             if op.again || op.result.is_err() {
-                // The rest of it would be in vain.
-                let waits = op.in_flight > 0;
-                self.ops.leave(Stage::Sent);
-                if !waits {
-                    self.conclude(first);
-                }
+                give_up(&mut self.ops, &mut self.pool, &mut self.stats);
                 continue;
             }
             let kind = op.kind;
-            if self.is_withdrawn(kind) {
-                if let Some(op) = self.ops.at(first) {
-                    op.result = Err(Error::Unsupported);
-                }
+            let data = matches!(kind, Kind::Read | Kind::Write);
+            if !data && is_withdrawn(&self.features, kind) {
+                op.result = Err(Error::Unsupported);
                 continue;
             }
-            let Some(queue) = self.roomiest() else { break };
-            self.send(queue, first, kind)?;
+            let Some(queue) = self.link.as_mut().and_then(|link| roomiest(&mut link.queues)) else { break };
+            let handle = self.index as u16;
+            let sent = if data && self.ops.is_plain(first) {
+                whole(queue, &mut self.ops, &self.pool, &mut self.stats, first, handle)
+            } else if data || kind == Kind::Barrier {
+                let most = self.features.max_segments(&self.config);
+                transfer(queue, &mut self.ops, &mut self.pool, &mut self.stats, first, handle, most)
+            } else {
+                without_data(queue, &mut self.ops, first, handle, self.features.flush)
+            };
+            if let Err(violation) = sent {
+                return Err(self.broke(violation));
+            }
+            self.stats.requests += 1;
         }
         let Some(link) = &mut self.link else { return Ok(()) };
         for queue in link.queues.iter_mut() {
@@ -63,199 +60,213 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         }
         Ok(())
     }
+}
 
-    /// Whether it turned out, since an operation was submitted, that the backend does not do it.
-    fn is_withdrawn(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Read | Kind::Write => false,
-            Kind::Barrier => !self.features.barrier,
-            Kind::Flush => !self.can_flush(),
-            Kind::Discard => self.features.discard.is_none(),
-            Kind::SecureDiscard => !self.features.discard.is_some_and(|discard| discard.secure),
-        }
-    }
-
-    /// The ring with the most room, if one has any.
-    fn roomiest(&self) -> Option<usize> {
-        let queues = self.link.as_ref()?.queues.iter().enumerate();
-        // The first of several, so that one queue does while there is little to do.
-        let (index, free) = queues
-            .map(|(index, queue)| (index, queue.ring.free()))
-            .reduce(|most, next| if next.1 > most.1 { next } else { most })?;
-        (free > 0).then_some(index)
-    }
-
-    /// Puts the first of the queue, or a part of it, or more than it, into a ring that has room.
-    fn send(&mut self, queue: usize, first: u16, kind: Kind) -> Result<(), Error> {
-        let handle = self.index as u16;
-        let Some(Op { lba, sectors, sent, .. }) = self.ops.get(first) else { return Ok(()) };
-        let (sector, sectors) = (lba + sent, *sectors);
-        match kind {
-            Kind::Read | Kind::Write | Kind::Barrier => self.transfer(queue, first, kind, sector),
-            Kind::Flush => {
-                // A barrier without data does as much, where it is all there is.
-                let operation = if self.features.flush { OP_FLUSH } else { OP_BARRIER };
-                let request = Request { operation, handle, ..Request::default() };
-                self.push(queue, request, Plan { segments: 0, first, count: 1 }, Chain::EMPTY)
-            }
-            Kind::Discard | Kind::SecureDiscard => {
-                let flag = if kind == Kind::SecureDiscard { DISCARD_SECURE } else { 0 };
-                let operation = OP_DISCARD;
-                let request =
-                    RequestDiscard { operation, flag, handle, sector, sectors, ..RequestDiscard::default() };
-                self.push(queue, request.into(), Plan { segments: 0, first, count: 1 }, Chain::EMPTY)
-            }
-        }
-    }
-
-    /// Most segments of one request.
-    pub(crate) fn max_segments(&self) -> usize {
-        let most = self.features.indirect.unwrap_or(MAX_SEGMENTS);
-        most.min(self.config.segments.max(MAX_SEGMENTS))
-    }
-
-    /// How much of the queue goes into a request of at most `limit` segments.
-    fn plan(&self, first: u16, limit: usize) -> Plan {
-        let mut plan = Plan { segments: 0, first, count: 0 };
-        let mut next = Some(first);
-        while let Some((index, op)) = next.and_then(|index| Some((index, self.ops.get(index)?))) {
-            let room = limit - plan.segments;
-            if room == 0 {
-                break;
-            }
-            plan.count += 1;
-            plan.segments += room.min(op.left.into());
-            if usize::from(op.left) > room || op.kind == Kind::Barrier {
-                break;
-            }
-            next = self.ops.follower(index);
-        }
-        plan
-    }
-
-    fn transfer(&mut self, queue: usize, first: u16, kind: Kind, sector: u64) -> Result<(), Error> {
-        let operation = match kind {
-            Kind::Read => OP_READ,
-            Kind::Write => OP_WRITE,
-            _ => OP_BARRIER,
-        };
-        let limit = if kind == Kind::Barrier { MAX_SEGMENTS } else { self.max_segments() };
-        let mut plan = self.plan(first, limit);
-        let mut indirect = Chain::EMPTY;
-        if plan.segments > MAX_SEGMENTS {
-            let pages = plan.segments.div_ceil(SEGMENTS_PER_PAGE);
-            match self.pool.alloc(pages * PAGE_SIZE) {
-                Ok(chain) => indirect = chain,
-                // Without pages for them it is more requests.
-                Err(_) => plan = self.plan(first, MAX_SEGMENTS),
-            }
-        }
-        let mut target = Target { request: Request::default(), indirect, page: indirect.first };
-        let mut index = first;
-        let mut place = 0;
-        for _ in 0..plan.count {
-            let Some(op) = self.ops.at(index) else { break };
-            while op.left > 0 && place < plan.segments {
-                let Some((segment, after)) = self.pool.segment(op.cursor) else { break };
-                target.put(&mut self.pool, place, segment)?;
-                (op.cursor, op.left) = (after, op.left - 1);
-                op.sent += u64::from(segment.last - segment.first) + 1;
-                place += 1;
-            }
-            op.in_flight += 1;
-            let (whole, next) = (op.left == 0, self.ops.next(index));
-            if whole {
-                self.ops.leave(Stage::Sent);
-            }
-            index = next;
-        }
-        let request = if indirect == Chain::EMPTY {
-            let mut request = target.request;
-            (request.operation, request.segments, request.sector) = (operation, place as u8, sector);
-            request
-        } else {
-            let mut request = RequestIndirect {
-                operation: OP_INDIRECT,
-                indirect_op: operation,
-                segments: place as u16,
-                sector,
-                handle: self.index as u16,
-                ..RequestIndirect::default()
-            };
-            let mut page = indirect.first;
-            for gref in request.grefs.iter_mut().take(indirect.count.into()) {
-                let Some((segment, next)) = self.pool.segment(page) else { break };
-                (*gref, page) = (segment.gref, next);
-            }
-            self.stats.indirect += 1;
-            request.into()
-        };
-        self.stats.segments += place as u64;
-        self.stats.merged += u64::from(plan.count - 1);
-        self.put(queue, request, plan, indirect, operation)
-    }
-
-    /// A request without data, for the first of the queue, which leaves it.
-    fn push(&mut self, queue: usize, request: Request, plan: Plan, indirect: Chain) -> Result<(), Error> {
-        if let Some(op) = self.ops.at(plan.first) {
-            op.in_flight += 1;
-        }
-        self.ops.leave(Stage::Sent);
-        self.put(queue, request, plan, indirect, request.operation)
-    }
-
-    fn put(
-        &mut self,
-        queue: usize,
-        mut request: Request,
-        plan: Plan,
-        indirect: Chain,
-        operation: u8,
-    ) -> Result<(), Error> {
-        let Plan { first, count, .. } = plan;
-        let Some(queue) = self.link.as_mut().and_then(|link| link.queues.get_mut(queue)) else {
-            return Ok(());
-        };
-        // The ring had room, and has a slot for each request.
-        let Some(id) = queue.begin(operation, first, count, indirect) else {
-            return Err(self.broke(Violation::Ring(RingError::Full)));
-        };
-        request.id = id;
-        if request.operation != OP_INDIRECT && request.operation != OP_DISCARD {
-            // Longer numbers than the protocol's exist; the backend knows the device by its ring.
-            request.handle = self.index as u16;
-        }
-        match queue.ring.push(&request) {
-            Ok(_) => {
-                self.stats.requests += 1;
-                Ok(())
-            }
-            Err(error) => {
-                queue.cancel(id);
-                Err(self.broke(Violation::Ring(error)))
-            }
-        }
+/// Leaves the rest of the first of the queue, which would be in vain.
+#[cold]
+#[inline(never)]
+fn give_up<P: Platform>(ops: &mut Ops<'_, P>, pool: &mut Pool<'_, P>, stats: &mut Stats) {
+    let Some((first, op)) = ops.head() else { return };
+    let waits = op.in_flight > 0;
+    ops.leave();
+    if !waits {
+        conclude(ops, pool, stats, first);
     }
 }
 
-impl Target {
-    fn put<P: Platform>(
-        &mut self,
-        pool: &mut crate::pool::Pool<'_, P>,
-        place: usize,
-        segment: Segment,
-    ) -> Result<(), Error> {
-        if self.indirect == Chain::EMPTY {
-            if let Some(to) = self.request.segment.get_mut(place) {
-                *to = segment;
-            }
-            return Ok(());
-        }
-        let index = place % SEGMENTS_PER_PAGE;
-        if index == 0 && place > 0 {
-            self.page = pool.next(self.page);
-        }
-        let mem = pool.mem(self.page).ok_or(Error::Busy)?;
-        mem.write(index * size_of::<Segment>(), &segment).map_err(|_| Error::TooLong)
+/// Whether it turned out, since an operation was submitted, that the backend does not do it.
+#[inline(never)]
+fn is_withdrawn(features: &Features, kind: Kind) -> bool {
+    match kind {
+        Kind::Read | Kind::Write => false,
+        Kind::Barrier => !features.barrier,
+        Kind::Flush => !features.can_flush(),
+        Kind::Discard => features.discard.is_none(),
+        Kind::SecureDiscard => !features.discard.is_some_and(|discard| discard.secure),
     }
+}
+
+/// The ring with the most room, if one has any.
+#[inline]
+fn roomiest<'q, 'x, P: Platform>(queues: &'q mut [Queue<'x, P>]) -> Option<&'q mut Queue<'x, P>> {
+    let queue = match queues {
+        [only] => only,
+        several => several.get_mut(best(several))?,
+    };
+    (queue.ring.free() > 0).then_some(queue)
+}
+
+/// Which of several has the most room.
+#[inline(never)]
+fn best<P: Platform>(queues: &[Queue<'_, P>]) -> usize {
+    let queues = queues.iter().map(|queue| queue.ring.free()).enumerate();
+    // The first of several, so that one queue does while there is little to do.
+    queues.reduce(|most, next| if next.1 > most.1 { next } else { most }).map_or(0, |(index, _)| index)
+}
+
+/// How much of the queue goes into a request of at most `limit` segments.
+fn plan<P: Platform>(ops: &Ops<'_, P>, first: u16, limit: usize) -> Plan {
+    let mut plan = Plan { segments: 0, count: 0 };
+    let mut next = ops.get(first);
+    while let Some(op) = next {
+        let room = limit - plan.segments;
+        if room == 0 {
+            break;
+        }
+        plan.count += 1;
+        plan.segments += room.min(op.left.into());
+        if usize::from(op.left) > room || op.kind == Kind::Barrier {
+            break;
+        }
+        next = ops.follower(op);
+    }
+    plan
+}
+
+/// Puts the first of the queue, all that is left of it, into a ring that has room.
+#[inline(always)]
+fn whole<'x, P: Platform>(
+    queue: &mut Queue<'x, P>,
+    ops: &mut Ops<'x, P>,
+    pool: &Pool<'x, P>,
+    stats: &mut Stats,
+    first: u16,
+    handle: u16,
+) -> Result<(), Violation> {
+    let Some(op) = ops.at(first) else { return Ok(()) };
+    let mut segment = [Segment::default(); MAX_SEGMENTS];
+    let (mut segments, mut cursor) = (0, op.cursor);
+    for place in segment.iter_mut().take(op.left.into()) {
+        let Some((next, after)) = pool.segment(cursor) else { break };
+        (*place, cursor) = (next, after);
+        segments += 1;
+    }
+    stats.segments += u64::from(segments);
+    let (operation, sector) = (op.kind as u8, op.lba + op.sent);
+    (op.left, op.stage) = (0, Stage::Sent);
+    op.in_flight += 1;
+    let next = op.next;
+    ops.left(next);
+    queue.send(operation, first, 1, Chain::EMPTY, |id| {
+        Request::of_data(operation, segments, handle, id, sector, segment)
+    })
+}
+
+/// Puts the first of the queue, or a part of it, or more than it, into a ring that has room. `most` is how many segments
+/// a request can have.
+#[inline(never)]
+fn transfer<'x, P: Platform>(
+    queue: &mut Queue<'x, P>,
+    ops: &mut Ops<'x, P>,
+    pool: &mut Pool<'x, P>,
+    stats: &mut Stats,
+    first: u16,
+    handle: u16,
+    most: usize,
+) -> Result<(), Violation> {
+    let Some(op) = ops.get(first) else { return Ok(()) };
+    let (operation, sector) = (op.kind as u8, op.lba + op.sent);
+    let mut plan = self::plan(ops, first, if op.kind == Kind::Barrier { MAX_SEGMENTS } else { most });
+    let mut indirect = Chain::EMPTY;
+    if plan.segments > MAX_SEGMENTS {
+        match pool.alloc(plan.segments.div_ceil(SEGMENTS_PER_PAGE) * PAGE_SIZE) {
+            Ok(pages) => indirect = pages,
+            // Without pages for them it is more requests.
+            Err(_) => plan = self::plan(ops, first, MAX_SEGMENTS),
+        }
+    }
+    let mut segment = [Segment::default(); MAX_SEGMENTS];
+    let (mut index, mut place, mut page) = (first, 0, indirect.first);
+    for _ in 0..plan.count {
+        let Some(op) = ops.at(index) else { break };
+        while op.left > 0 && place < plan.segments {
+            let Some((next, after)) = pool.segment(op.cursor) else { break };
+            if indirect == Chain::EMPTY {
+                if let Some(to) = segment.get_mut(place) {
+                    *to = next;
+                }
+            } else {
+                let within = place % SEGMENTS_PER_PAGE;
+                if within == 0 && place > 0 {
+                    page = pool.next(page);
+                }
+                // The page is there, and has room.
+                if let Some(mem) = pool.mem(page) {
+                    let _ = mem.write(within * size_of::<Segment>(), &next);
+                }
+            }
+            (op.cursor, op.left) = (after, op.left - 1);
+            op.sent += u64::from(next.last - next.first) + 1;
+            place += 1;
+        }
+        op.in_flight += 1;
+        index = op.next;
+        if op.left == 0 {
+            ops.leave();
+        }
+    }
+    stats.segments += place as u64;
+    stats.merged += u64::from(plan.count - 1);
+    stats.indirect += u64::from(indirect != Chain::EMPTY);
+    queue.send(operation, first, plan.count, indirect, |id| {
+        if indirect == Chain::EMPTY {
+            Request::of_data(operation, place as u8, handle, id, sector, segment)
+        } else {
+            indirect_request(pool, indirect, operation, place as u16, sector, handle, id)
+        }
+    })
+}
+
+/// The request whose segments are in these pages.
+fn indirect_request<P: Platform>(
+    pool: &Pool<'_, P>,
+    pages: Chain,
+    operation: u8,
+    segments: u16,
+    sector: u64,
+    handle: u16,
+    id: u64,
+) -> Request {
+    let mut request = RequestIndirect {
+        operation: OP_INDIRECT,
+        indirect_op: operation,
+        segments,
+        sector,
+        handle,
+        id,
+        ..RequestIndirect::default()
+    };
+    let mut page = pages.first;
+    for gref in request.grefs.iter_mut().take(pages.count.into()) {
+        let Some((segment, next)) = pool.segment(page) else { break };
+        (*gref, page) = (segment.gref, next);
+    }
+    request.into()
+}
+
+/// A request without data, for the first of the queue, which leaves it. `flush` tells whether the backend has flushes.
+#[inline(never)]
+fn without_data<'x, P: Platform>(
+    queue: &mut Queue<'x, P>,
+    ops: &mut Ops<'x, P>,
+    first: u16,
+    handle: u16,
+    flush: bool,
+) -> Result<(), Violation> {
+    let Some(op) = ops.at(first) else { return Ok(()) };
+    let (kind, sector, sectors) = (op.kind, op.lba, op.sectors);
+    op.in_flight += 1;
+    ops.leave();
+    if matches!(kind, Kind::Discard | Kind::SecureDiscard) {
+        let flag = if kind == Kind::SecureDiscard { DISCARD_SECURE } else { 0 };
+        let operation = OP_DISCARD;
+        return queue.send(operation, first, 1, Chain::EMPTY, |id| {
+            RequestDiscard { operation, flag, handle, id, sector, sectors, ..RequestDiscard::default() }
+                .into()
+        });
+    }
+    // A barrier without data does as much, where it is all there is.
+    let operation = if flush { OP_FLUSH } else { OP_BARRIER };
+    let none = [Segment::default(); MAX_SEGMENTS];
+    queue.send(operation, first, 1, Chain::EMPTY, |id| Request::of_data(operation, 0, handle, id, 0, none))
 }

@@ -50,16 +50,18 @@ impl<'x, P: Platform, T> Table<'x, P, T> {
 impl<P: Platform, T> Deref for Table<'_, P, T> {
     type Target = [T];
 
+    #[inline]
     fn deref(&self) -> &[T] {
         // SAFETY: the first `len` places hold values, which are this table's alone.
-        unsafe { core::slice::from_raw_parts(self.first.cast::<T>().as_ptr(), self.len) }
+        unsafe { NonNull::slice_from_raw_parts(self.first.cast::<T>(), self.len).as_ref() }
     }
 }
 
 impl<P: Platform, T> DerefMut for Table<'_, P, T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`; `&mut self` excludes other references.
-        unsafe { core::slice::from_raw_parts_mut(self.first.cast::<T>().as_ptr(), self.len) }
+        unsafe { NonNull::slice_from_raw_parts(self.first.cast::<T>(), self.len).as_mut() }
     }
 }
 

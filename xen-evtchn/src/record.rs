@@ -105,6 +105,7 @@ impl Record {
     }
 
     /// The reasons why the port is masked.
+    #[inline]
     pub(crate) fn held(&self) -> u8 {
         self.held.load(SeqCst)
     }
@@ -149,6 +150,7 @@ impl Record {
     }
 
     /// The owner found work.
+    #[inline]
     pub(crate) fn progressed(&self) {
         // A plain load first: drivers say so all the time.
         if self.streak.load(Relaxed) != 0 {
@@ -177,6 +179,7 @@ impl Record {
         set
     }
 
+    #[inline]
     pub(crate) fn is_throttled(&self) -> bool {
         self.due.load(Relaxed) != 0
     }
@@ -194,10 +197,12 @@ impl Record {
     }
 
     /// Ends the throttling. False if it was not throttled.
+    #[inline]
     pub(crate) fn unthrottle(&self) -> bool {
         self.due.load(Relaxed) != 0 && self.due.swap(0, AcqRel) != 0
     }
 
+    #[inline]
     pub(crate) fn notified(&self) {
         self.notifications.fetch_add(1, Relaxed);
     }
