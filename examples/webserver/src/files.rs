@@ -163,7 +163,7 @@ impl<D: Disk> Files<D> {
     /// Calls `each` with name, whether it is a directory, and size of every entry of a directory.
     pub(crate) fn list(&self, path: &str, mut each: impl FnMut(&str, bool, u32)) -> Result<(), Failure<D>> {
         self.within(&format!("{path}/."), |dir, _| {
-            self.scan(dir, &mut |entry, name| {
+            self.scan(dir, |entry, name| {
                 if !name.starts_with('.') {
                     each(name, entry.attributes.is_directory(), entry.size);
                 }
@@ -270,7 +270,6 @@ impl<D: Disk> Files<D> {
         to.figure("files_open", self.readers.borrow().len() as u64);
     }
 
-    #[inline(never)]
     fn ended(&self, result: Result<(), Failure<D>>) {
         if let Err(e) = result {
             log::warn!("disk: {e}");
@@ -281,32 +280,31 @@ impl<D: Disk> Files<D> {
         if self.read_only() { Err(Error::ReadOnly) } else { Ok(()) }
     }
 
-    /// Does something in the directory that holds the last name of `path`.
+    /// Walks to the directory that holds the last name of `path`.
     fn within<R>(
         &self,
         path: &str,
         f: impl FnOnce(RawDirectory, &str) -> Result<R, Failure<D>>,
     ) -> Result<R, Failure<D>> {
-        let (dir, name) = self.walk(path)?;
-        let result = f(dir, name);
+        let mut dir = self.volumes.open_root_dir(self.volume)?;
+        let mut names = path.split('/').filter(|name| !name.is_empty()).peekable();
+        let result = loop {
+            let Some(name) = names.next() else {
+                break f(dir, ".");
+            };
+            if names.peek().is_none() {
+                break f(dir, name);
+            }
+            let inner = self
+                .entry(dir, name)
+                .and_then(|entry| self.volumes.open_dir(dir, entry.ok_or(Error::NotFound)?.name));
+            match inner {
+                Ok(inner) => self.ended(self.volumes.close_dir(core::mem::replace(&mut dir, inner))),
+                Err(e) => break Err(e),
+            }
+        };
         self.ended(self.volumes.close_dir(dir));
         result
-    }
-
-    /// Opens the directory that holds the last name of `path`, which is answered, too. Many callers, so once in the image.
-    #[inline(never)]
-    fn walk<'p>(&self, path: &'p str) -> Result<(RawDirectory, &'p str), Failure<D>> {
-        let mut dir = self.volumes.open_root_dir(self.volume)?;
-        let mut names = path.split('/').filter(|name| !name.is_empty());
-        let mut last = names.next().unwrap_or(".");
-        for name in names {
-            let inner = self
-                .entry(dir, last)
-                .and_then(|entry| self.volumes.open_dir(dir, entry.ok_or(Error::NotFound)?.name));
-            self.ended(self.volumes.close_dir(dir));
-            (dir, last) = (inner?, name);
-        }
-        Ok((dir, last))
     }
 
     /// The entry of a name, long or short, in any case; none for "." (the directory itself).
@@ -315,7 +313,7 @@ impl<D: Disk> Files<D> {
             return Ok(None);
         }
         let mut found = None;
-        self.scan(dir, &mut |entry, other| {
+        self.scan(dir, |entry, other| {
             if !other.eq_ignore_ascii_case(name) {
                 return ControlFlow::Continue(());
             }
@@ -328,7 +326,7 @@ impl<D: Disk> Files<D> {
     fn scan(
         &self,
         dir: RawDirectory,
-        each: &mut dyn FnMut(&DirEntry, &str) -> ControlFlow<()>,
+        mut each: impl FnMut(&DirEntry, &str) -> ControlFlow<()>,
     ) -> Result<(), Failure<D>> {
         let mut storage = [0; 780];
         let mut long = LfnBuffer::new(&mut storage);
