@@ -14,7 +14,6 @@ use crate::config::NODES;
 use crate::control::Control;
 use crate::front::LARGE;
 use crate::link::Link;
-use crate::mac::NotAMac;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
 use crate::queue::Queue;
@@ -232,87 +231,76 @@ fn agree<P: Platform + Wait>(
     config: &Config,
     most: usize,
 ) -> Result<Terms, Error> {
-    let [mac, mtu, trusted] = device.read_frontend_all(xs, ["mac", "mtu", "trusted"])?;
-    let Some(Own::Mac(mac)) = sensible(mac)? else { return Err(Error::NoMac) };
-    let own = |value| match value {
-        Ok(Some(Own::Number(number))) => Some(number),
-        _ => None,
-    };
+    let (mut mac, mut own, mut read) = (None, [None; 2], Ok(()));
+    xs.read_each(device.frontend_path(), &["mtu", "trusted", "mac"], |index, value| match (index, value) {
+        (2, Ok(value)) => mac = sense(value),
+        (2, Err(error)) if !error.is_not_found() => read = Err(error),
+        (_, Ok(value)) => own.iter_mut().skip(index).take(1).for_each(|place| *place = sense(value)),
+        _ => {}
+    })?;
+    read?;
+    let (mac, [mtu, trusted]) = (mac.ok_or(Error::NoMac)?, own);
     let [n0, n1, n2, n3, n4] = NODES.map(|(node, ..)| node);
-    let [copy, f0, f1, f2, f3, f4, queues, split, multicast, dynamic, control, headroom] = device
-        .read_backend_all::<P, u32, 12>(
-            xs,
-            [
-                "feature-rx-copy",
-                n0,
-                n1,
-                n2,
-                n3,
-                n4,
-                "multi-queue-max-queues",
-                "feature-split-event-channels",
-                "feature-multicast-control",
-                "feature-dynamic-multicast-control",
-                "feature-ctrl-ring",
-                "feature-xdp-headroom",
-            ],
-        )?
-        .map(sensible);
-    if copy? != Some(1) {
+    let nodes = [
+        "feature-rx-copy",
+        n0,
+        n1,
+        n2,
+        n3,
+        n4,
+        "multi-queue-max-queues",
+        "feature-split-event-channels",
+        "feature-multicast-control",
+        "feature-dynamic-multicast-control",
+        "feature-ctrl-ring",
+        "feature-xdp-headroom",
+    ];
+    let mut values: [Option<u32>; 12] = [None; 12];
+    xs.read_each(device.backend_path(), &nodes, |index, value| match (values.get_mut(index), value) {
+        (Some(place), Ok(value)) => *place = sense(value),
+        (_, Err(error)) if !error.is_not_found() => read = Err(error),
+        _ => {}
+    })?;
+    read?;
+    let [copy, offers @ .., queues, split, multicast, dynamic, control, headroom] = values;
+    if copy != Some(1) {
         return Err(Error::NoRxCopy);
     }
     let mut offered = Features::empty();
-    for ((_, feature, positive), value) in NODES.into_iter().zip([f0, f1, f2, f3, f4]) {
-        offered.set(feature, (value?.unwrap_or(0) != 0) == positive);
+    for ((_, feature, positive), value) in NODES.into_iter().zip(offers) {
+        offered.set(feature, (value.unwrap_or(0) != 0) == positive);
     }
     // A frame of several slots needs as many pages.
     if config.tx_pages < LARGE {
         offered.remove(Features::SCATTER_GATHER);
     }
-    let queues = queues?.unwrap_or(1) as usize;
-    let split = config.split_channels && split? == Some(1);
-    let multicast = match (multicast?, dynamic?) {
+    let queues = queues.unwrap_or(1) as usize;
+    let split = config.split_channels && split == Some(1);
+    let multicast = match (multicast, dynamic) {
         (_, Some(1)) => Multicast::Dynamic,
         (Some(1), _) => Multicast::Static,
         _ => Multicast::Unfiltered,
     };
-    let control = config.control_ring && control? == Some(1);
-    let headroom = if headroom? == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
+    let control = config.control_ring && control == Some(1);
+    let headroom = if headroom == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
     let limit = if config.receive.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE };
     let limit = (limit - ETHERNET - usize::from(headroom)) as u32;
     Ok(Terms {
         mac,
-        mtu: own(mtu).filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit),
+        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit),
         send: (offered & config.send).consistent(),
         queues: queues.min(config.queues).min(most).max(1),
         split,
-        trusted: own(trusted) != Some(0),
+        trusted: trusted != Some(0),
         multicast,
         control,
         headroom,
     })
 }
 
-/// What is written in our own directory.
-enum Own {
-    Mac(Mac),
-    Number(u32),
-}
-
-impl FromStr for Own {
-    type Err = NotAMac;
-
-    fn from_str(text: &str) -> Result<Self, NotAMac> {
-        text.parse().map(Self::Number).or_else(|_| text.parse().map(Self::Mac))
-    }
-}
-
-/// What makes no sense is not there.
-fn sensible<T>(value: Result<Option<T>, xen_xenstore::Error>) -> Result<Option<T>, xen_xenstore::Error> {
-    match value {
-        Err(xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText) => Ok(None),
-        value => value,
-    }
+/// What a node says; what makes no sense is not there.
+fn sense<T: FromStr>(value: &[u8]) -> Option<T> {
+    core::str::from_utf8(value).ok()?.trim().parse().ok()
 }
 
 fn open<P: Platform + Wait>(
