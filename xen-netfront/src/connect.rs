@@ -7,7 +7,7 @@ use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::{PAGE_SIZE, Platform, Wait};
 use xen_xenstore::wire::Refusal;
-use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, XenbusState};
+use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 use xen_xenstore::{Path, Transaction, Xenstore};
 
 use crate::config::NODES;
@@ -38,6 +38,42 @@ struct Terms {
     multicast: Multicast,
     control: bool,
     headroom: u16,
+}
+
+/// A device whose backend is about to connect ([`NetFront::begin`]).
+///
+/// One that is dropped instead of finished leaves the backend alone with it: its pages go to the grant table's quarantine.
+#[must_use = "the backend waits for the other half"]
+#[derive(Debug)]
+pub struct Connecting<'x, P: Platform, const QUEUES: usize = 1> {
+    front: NetFront<'x, P, QUEUES>,
+    device: Frontend<Published>,
+}
+
+impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
+    /// Waits until the backend has connected.
+    ///
+    /// # Errors
+    /// As [`NetFront::connect_with`].
+    pub fn finish(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: Duration,
+    ) -> Result<NetFront<'x, P, QUEUES>, Error> {
+        let Self { mut front, device } = self;
+        let state = device.frontend_path().join("state")?;
+        let device = device.wait_connected(xs, deadline).map_err(|error| give_up(xs, &state, error))?;
+        front.link = Link::new(xs, &device);
+        (front.device, front.state) = (Some(device), State::Connected);
+        let started = front.flush().and_then(|()| front.service(xs).map(drop));
+        match started {
+            Ok(()) => Ok(front),
+            Err(error) => {
+                let _ = front.close(xs, deadline);
+                Err(error)
+            }
+        }
+    }
 }
 
 impl<'x, P: Platform + Wait> NetFront<'x, P> {
@@ -71,6 +107,22 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         deadline: Duration,
         config: Config,
     ) -> Result<Self, Error> {
+        Self::begin(xs, events, grants, index, deadline, config)?.finish(xs, deadline)
+    }
+
+    /// The first half of [`connect_with`](Self::connect_with): up to where the backend has all that it needs to connect.
+    /// While it does that other devices can be begun, too: [`Connecting::finish`] waits for it.
+    ///
+    /// # Errors
+    /// As [`connect_with`](Self::connect_with).
+    pub fn begin(
+        xs: &mut Xenstore<'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        deadline: Duration,
+        config: Config,
+    ) -> Result<Connecting<'x, P, QUEUES>, Error> {
         let config = Config { receive: config.receive.consistent(), ..config };
         let device = open(xs, index, deadline)?;
         let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
@@ -92,7 +144,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
                 return Err(error);
             }
         };
-        let device = publish(xs, device, deadline, |transaction, path| {
+        let device = publish(xs, device, |transaction, path| {
             announce(transaction, path, config.receive)?;
             let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
             put(transaction, path, "request-multicast-control", filter.into())?;
@@ -110,10 +162,9 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             }
             Ok(())
         })?;
-        let link = Link::new(xs, &device);
-        let mut front = Self {
+        let front = Self {
             index,
-            device: Some(device),
+            device: None,
             grants,
             events,
             queues,
@@ -124,20 +175,13 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             wanted: config.send,
             trusted: terms.trusted,
             headroom: terms.headroom,
-            link,
+            link: Link::unknown(),
             mac: terms.mac,
             mtu: terms.mtu,
-            state: State::Connected,
+            state: State::Closed,
             stats: Stats::default(),
         };
-        let started = front.flush().and_then(|()| front.service(xs).map(drop));
-        match started {
-            Ok(()) => Ok(front),
-            Err(error) => {
-                let _ = front.close(xs, deadline);
-                Err(error)
-            }
-        }
+        Ok(Connecting { front, device })
     }
 
     /// Begins anew in the same place: for a device that was closed by the backend, whose backend was started again
@@ -313,17 +357,14 @@ fn open<P: Platform + Wait>(
     device.wait_for_backend(xs, deadline).map_err(|error| give_up(xs, &state, error))
 }
 
-/// Tells the backend what it needs, and waits for it.
+/// Tells the backend what it needs.
 fn publish<'x, P: Platform + Wait>(
     xs: &mut Xenstore<'x, P>,
     device: Frontend<BackendReady>,
-    deadline: Duration,
     tell: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), xen_xenstore::Error>,
-) -> Result<Frontend<Connected>, Error> {
+) -> Result<Frontend<Published>, Error> {
     let state = device.frontend_path().join("state")?;
-    let published = device.publish(xs, XenbusState::CONNECTED, tell);
-    let connected = published.and_then(|device| device.wait_connected(xs, deadline));
-    connected.map_err(|error| give_up(xs, &state, error))
+    device.publish(xs, XenbusState::CONNECTED, tell).map_err(|error| give_up(xs, &state, error))
 }
 
 /// The backend must not go on with pages that are about to be taken away. The handshake has ended its watch.

@@ -30,6 +30,7 @@ mod stats;
 mod tx;
 
 pub use config::{Config, Features};
+pub use connect::Connecting;
 pub use control::ControlRing;
 pub use error::{Error, Violation};
 pub use front::{NetFront, State};

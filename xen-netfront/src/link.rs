@@ -11,6 +11,11 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    /// Of a device that is not at work.
+    pub(crate) fn unknown() -> Self {
+        Self { watches: [None; 2], up: true }
+    }
+
     /// Begins to watch. Without a place for a watch the link counts as up, as it does without the nodes.
     pub(crate) fn new<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, device: &Frontend<Connected>) -> Self {
         let paths = [device.backend_path().join("carrier"), device.frontend_path().join("disconnect")];

@@ -2,9 +2,13 @@
 
 use xen_hypercall::{Platform, Wait};
 
+use crate::link::Sink;
+use crate::wire::Operation;
 use crate::{Error, Watch, Xenstore};
 
 const NODE: &str = "control/shutdown";
+/// The nodes that tell the toolstack which requests are obeyed.
+const FEATURES: [&[u8]; 2] = [b"control/feature-poweroff", b"control/feature-reboot"];
 
 /// A request of the toolstack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,13 +36,23 @@ impl ShutdownWatch {
     /// # Errors
     /// When xenstore refuses.
     pub fn new<P: Platform + Wait>(xs: &mut Xenstore<'_, P>) -> Result<Self, Error> {
-        let watch = xs.watch(NODE)?;
-        for feature in ["control/feature-poweroff", "control/feature-reboot"] {
-            match xs.write(feature, b"1") {
-                // Some toolstacks keep the directory to themselves; requests still arrive.
-                Ok(()) | Err(Error::Refused(..)) => {}
-                Err(error) => return Err(error),
+        let watch = xs.take_place(NODE)?;
+        let mut watched = Ok(());
+        // Some toolstacks keep the directory to themselves, and refuse the rest; requests still arrive.
+        let sink: &mut Sink<'_> = &mut |tag, answer| {
+            if tag == 0 {
+                watched = answer.map(drop);
             }
+        };
+        xs.link.give_up();
+        let mut asked = xs.post_watch(watch, NODE, 0, sink);
+        for feature in FEATURES {
+            asked = asked.and_then(|()| xs.post(Operation::WRITE, 0, &[feature, b"\0", b"1"], 1, sink));
+        }
+        let asked = asked.and_then(|()| xs.settle(sink));
+        if let Err(error) = asked.and(watched) {
+            xs.give_watch_up(watch, error);
+            return Err(error);
         }
         Ok(Self(watch))
     }
@@ -60,18 +74,29 @@ impl ShutdownWatch {
 }
 
 fn take_request<P: Platform + Wait>(xs: &mut Xenstore<'_, P>) -> Result<Option<Request>, Error> {
+    // Most of the time there is none, as when the watch fires at its beginning.
+    if request(xs.read(NODE))?.is_none() {
+        return Ok(None);
+    }
     xs.transaction(|transaction| {
-        let request = match transaction.read(NODE) {
-            Ok(b"poweroff") => Request::PowerOff,
-            Ok(b"halt") => Request::Halt,
-            Ok(b"reboot") => Request::Reboot,
-            Ok(b"suspend") => Request::Suspend,
-            Ok(b"crash") => Request::Crash,
-            Ok(_) => return Ok(None),
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        transaction.write(NODE, b"")?;
-        Ok(Some(request))
+        let request = request(transaction.read(NODE))?;
+        if request.is_some() {
+            transaction.write(NODE, b"")?;
+        }
+        Ok(request)
     })
+}
+
+/// What a node's value asks for.
+fn request(value: Result<&[u8], Error>) -> Result<Option<Request>, Error> {
+    Ok(Some(match value {
+        Ok(b"poweroff") => Request::PowerOff,
+        Ok(b"halt") => Request::Halt,
+        Ok(b"reboot") => Request::Reboot,
+        Ok(b"suspend") => Request::Suspend,
+        Ok(b"crash") => Request::Crash,
+        Ok(_) => return Ok(None),
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(error),
+    }))
 }

@@ -62,7 +62,7 @@ fn a_request_is_not_lost_when_it_cannot_be_taken() {
     machine.store.write(NODE, "reboot");
     machine.settle();
     machine.store.stall(true);
-    assert_eq!(watch.poll(&mut xs), Err(Error::TimedOut(Operation::TRANSACTION_START)));
+    assert_eq!(watch.poll(&mut xs), Err(Error::TimedOut(Operation::READ)));
     machine.store.stall(false);
     machine.store.clash(usize::MAX);
     assert_eq!(watch.poll(&mut xs), Err(Error::Contended));

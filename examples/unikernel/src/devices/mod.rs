@@ -53,15 +53,18 @@ pub(crate) fn open(store: Store, events: Events) -> Devices {
         }
     };
     let deadline = kernel.now() + PATIENCE;
+    // While its backend connects, so does the disk's.
     #[cfg(feature = "net")]
-    {
-        devices.nic = nic::open_nic(store, events, grants, deadline);
-    }
+    let nic = nic::begin(store, events, grants, deadline);
     #[cfg(feature = "disk")]
     {
         let slot = crate::machine::leak(Slot::new(store, events, grants));
         devices.disk = slot.first(deadline);
         devices.slot = Some(slot);
+    }
+    #[cfg(feature = "net")]
+    {
+        devices.nic = nic.and_then(|nic| nic.finish(store, deadline));
     }
     devices
 }

@@ -10,7 +10,7 @@ use smoltcp::time::Instant;
 use webserver::report::Report;
 use xen_hypercall::DomId;
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
-use xen_netfront::{Config, FRAME_MAX, Features, NetFront, State, packet};
+use xen_netfront::{Config, Connecting, FRAME_MAX, Features, NetFront, State, packet};
 
 use super::Grants;
 use crate::machine::{Events, Store};
@@ -25,8 +25,11 @@ pub(crate) struct Nic {
     state: State,
 }
 
-/// Connects the first network card; without one, or when it does not come, says so and goes without.
-pub(super) fn open_nic(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Nic> {
+/// A card whose backend is about to connect.
+pub(super) struct Begun(Connecting<'static, &'static Kernel>);
+
+/// Begins with the first network card; without one, or when it does not come, says so and goes without.
+pub(super) fn begin(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Begun> {
     let mut xs = store.borrow_mut();
     if xs.read("device/vif/0/backend").is_err() {
         log::warn!("net: this domain has no network card (vif)");
@@ -34,19 +37,23 @@ pub(super) fn open_nic(store: Store, events: Events, grants: Grants, deadline: D
     }
     // Large packets both ways: a few of them do for a page of the site.
     let config = Config { receive: Features::all(), ..Config::default() };
-    match NetFront::connect_with(&mut xs, events, grants, 0, deadline, config) {
-        Ok(front) => {
+    let begun = NetFront::begin(&mut xs, events, grants, 0, deadline, config);
+    begun.map(Begun).inspect_err(|error| log::error!("net: {error}; carrying on without")).ok()
+}
+
+impl Begun {
+    /// Waits for the backend.
+    pub(super) fn finish(self, store: Store, deadline: Duration) -> Option<Nic> {
+        let front = self.0.finish(&mut store.borrow_mut(), deadline);
+        let nic = front.map(|front| {
             let backend = front.backend().unwrap_or(DomId::INVALID);
             log::info!("net: vif/0 {} connected to {backend}, MTU {}", front.mac(), front.mtu());
             let buffer = |len| vec![0; len].into_boxed_slice();
             let (state, longest) = (front.state(), front.mtu() as usize + packet::ETHERNET);
             let device = Box::new(SmoltcpDevice::new(front, buffer(FRAME_MAX), buffer(longest)));
-            Some(Nic { state, device, store })
-        }
-        Err(error) => {
-            log::error!("net: {error}; carrying on without");
-            None
-        }
+            Nic { state, device, store }
+        });
+        nic.inspect_err(|error| log::error!("net: {error}; carrying on without")).ok()
     }
 }
 
