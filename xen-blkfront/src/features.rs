@@ -1,7 +1,5 @@
 //! What the backend tells about the disk and can do, checked before anything relies on it.
 
-use core::str::FromStr;
-
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::Xenstore;
 use xen_xenstore::xenbus::Frontend;
@@ -47,39 +45,20 @@ impl Features {
         xs: &mut Xenstore<'_, P>,
         device: &Frontend<S>,
     ) -> Result<Self, Error> {
-        let mut names = NODES.into_iter();
-        let values = device.read_backend_all(xs, NODES)?;
-        let [
-            sectors,
-            sector_size,
-            physical,
-            info,
-            mode,
-            discards,
-            granularity,
-            alignment,
-            secure,
-            indirect,
-            flush,
-            barrier,
-            persistent,
-        ] = values.map(|value| Node { name: names.next().unwrap_or_default(), value });
-        let (sectors, sector_size) = check(sectors.large()?, sector_size.number()?)?;
-        let physical = physical.number()?;
-        let info = DiskInfo::from_bits_retain(info.number()?.unwrap_or(0));
-        let read_only = mode.read_only()?;
-        let discard = if discards.flag()? {
-            let (granularity, alignment) = (granularity.number()?, alignment.number()?);
-            let secure = secure.flag()?;
-            extents(sector_size, granularity, alignment).map(|(granularity, alignment)| Discard {
-                granularity,
-                alignment,
-                secure,
-            })
+        let said = Said::read(xs, device)?;
+        let (sectors, sector_size) = check(said.large(Node::Sectors)?, said.number(Node::SectorSize)?)?;
+        let physical = said.number(Node::PhysicalSectorSize)?;
+        let info = DiskInfo::from_bits_retain(said.number(Node::Info)?.unwrap_or(0));
+        said.large(Node::Mode)?;
+        let discard = if said.flag(Node::Discard)? {
+            let granularity = said.number(Node::DiscardGranularity)?;
+            let extents = extents(sector_size, granularity, said.number(Node::DiscardAlignment)?);
+            let secure = said.flag(Node::DiscardSecure)?;
+            extents.map(|(granularity, alignment)| Discard { granularity, alignment, secure })
         } else {
             None
         };
-        let indirect = indirect.number()?;
+        let indirect = said.number(Node::Indirect)?;
         let trusted: Option<u32> = device.read_frontend(xs, "trusted").map_err(bad("trusted"))?;
         Ok(Self {
             sectors,
@@ -88,11 +67,11 @@ impl Features {
                 .filter(|physical| *physical != 0 && physical % sector_size == 0)
                 .unwrap_or(sector_size),
             info,
-            read_only: info.contains(DiskInfo::READONLY) || read_only,
-            flush: flush.flag()?,
-            barrier: barrier.flag()?,
+            read_only: info.contains(DiskInfo::READONLY) || said.read_only,
+            flush: said.flag(Node::Flush)?,
+            barrier: said.flag(Node::Barrier)?,
             discard,
-            persistent: persistent.flag()?,
+            persistent: said.flag(Node::Persistent)?,
             indirect: indirect
                 .map(|most| (most as usize).min(MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE))
                 .filter(|most| *most > MAX_SEGMENTS),
@@ -194,7 +173,25 @@ pub(crate) fn bad(node: &'static str) -> impl Fn(xen_xenstore::Error) -> Error {
     }
 }
 
-/// What a backend says about its disk.
+/// A node of the backend's.
+#[derive(Clone, Copy)]
+enum Node {
+    Sectors,
+    SectorSize,
+    PhysicalSectorSize,
+    Info,
+    Mode,
+    Discard,
+    DiscardGranularity,
+    DiscardAlignment,
+    DiscardSecure,
+    Indirect,
+    Flush,
+    Barrier,
+    Persistent,
+}
+
+/// Their names.
 const NODES: [&str; 13] = [
     "sectors",
     "sector-size",
@@ -211,54 +208,54 @@ const NODES: [&str; 13] = [
     "feature-persistent",
 ];
 
-/// A node that was read, and is looked at only if what it says matters.
-struct Node {
-    name: &'static str,
-    value: Result<Option<Value>, xen_xenstore::Error>,
+/// What a backend says about its disk. What makes no sense is an error only if it matters.
+#[derive(Default)]
+struct Said {
+    numbers: [Option<u64>; NODES.len()],
+    /// A bit for each node that makes no sense.
+    bad: u16,
+    /// The toolstack's `mode` is `r`, not `w` with whatever follows it.
+    read_only: bool,
 }
 
-impl Node {
-    fn large(self) -> Result<Option<u64>, Error> {
-        match self.value.map_err(bad(self.name))? {
-            None => Ok(None),
-            Some(Value::Number(number)) => Ok(Some(number)),
-            Some(_) => Err(Error::BadNode(self.name)),
+impl Said {
+    fn read<S, P: Platform + Wait>(xs: &mut Xenstore<'_, P>, device: &Frontend<S>) -> Result<Self, Error> {
+        let (mut said, mut read) = (Self::default(), Ok(()));
+        xs.read_each(device.backend_path(), &NODES, |index, value| match value {
+            Ok(value) => said.take(index, core::str::from_utf8(value).unwrap_or_default().trim()),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => read = Err(error),
+        })?;
+        read?;
+        Ok(said)
+    }
+
+    fn take(&mut self, index: usize, text: &str) {
+        let sense = if index == Node::Mode as usize {
+            self.read_only = text == "r";
+            self.read_only || text.contains('w')
+        } else {
+            let number = text.parse().ok();
+            self.numbers.iter_mut().skip(index).take(1).for_each(|place| *place = number);
+            number.is_some()
+        };
+        self.bad |= u16::from(!sense) << index;
+    }
+
+    fn large(&self, node: Node) -> Result<Option<u64>, Error> {
+        if self.bad & 1 << node as usize != 0 {
+            return Err(Error::BadNode(NODES[node as usize]));
         }
+        Ok(self.numbers[node as usize])
     }
 
-    fn number(self) -> Result<Option<u32>, Error> {
-        let name = self.name;
-        self.large()?.map(u32::try_from).transpose().map_err(|_| Error::BadNode(name))
+    fn number(&self, node: Node) -> Result<Option<u32>, Error> {
+        let number = self.large(node)?.map(u32::try_from).transpose();
+        number.map_err(|_| Error::BadNode(NODES[node as usize]))
     }
 
-    fn flag(self) -> Result<bool, Error> {
-        Ok(self.number()?.is_some_and(|value| value != 0))
-    }
-
-    fn read_only(self) -> Result<bool, Error> {
-        match self.value.map_err(bad(self.name))? {
-            Some(Value::Number(_)) => Err(Error::BadNode(self.name)),
-            mode => Ok(matches!(mode, Some(Value::ReadOnly))),
-        }
-    }
-}
-
-/// A number, or the toolstack's `mode`: `r`, or `w` with whatever follows it.
-enum Value {
-    Number(u64),
-    ReadOnly,
-    Writable,
-}
-
-impl FromStr for Value {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "r" => Ok(Self::ReadOnly),
-            text if text.contains('w') => Ok(Self::Writable),
-            text => text.parse().map(Self::Number).map_err(drop),
-        }
+    fn flag(&self, node: Node) -> Result<bool, Error> {
+        Ok(self.number(node)?.is_some_and(|value| value != 0))
     }
 }
 
