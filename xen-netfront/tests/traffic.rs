@@ -4,8 +4,9 @@
 mod common;
 
 use common::{GUEST, HOST, Machine, frame};
-use xen_netfront::mock::Options;
-use xen_netfront::{Error, FRAME_MAX, Mac, State};
+use xen_hypercall::mock::MockDomain;
+use xen_netfront::mock::{MockNetback, Options};
+use xen_netfront::{Config, Connecting, Error, FRAME_MAX, Mac, NetFront, State};
 use xen_xenstore::Xenstore;
 
 #[test]
@@ -253,4 +254,59 @@ fn a_guest_that_waits_for_pages_is_woken_for_many() {
     machine.run();
     assert!(front.channel(0).unwrap().take(), "an event when half of them are sent");
     assert_eq!((front.arm(), front.can_transmit()), (Ok(true), Ok(256)));
+}
+
+fn begin<'x>(
+    machine: &'x Machine,
+    xs: &mut Xenstore<'x, MockDomain>,
+    index: u32,
+) -> Connecting<'x, MockDomain> {
+    let (soon, config) = (machine.soon(), Config::default());
+    NetFront::begin(xs, &machine.events, &machine.grants, index, soon, config).unwrap()
+}
+
+#[test]
+fn a_device_connects_while_the_guest_does_something_else() {
+    let machine = Machine::new();
+    let _back = machine.vif(Options::default());
+    let other = Options { mac: Mac([0, 22, 62, 0, 0, 2]), ..Options::default() };
+    let _other_back = MockNetback::new(&machine.switch, &machine.store, &machine.guest, 1, other);
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let (first, second) = (begin(&machine, &mut xs, 0), begin(&machine, &mut xs, 1));
+    machine.run();
+    // Both backends are connected by now, and nobody waits.
+    let now = machine.xen.now();
+    let mut fronts = [second, first].map(|begun| begun.finish(&mut xs, machine.soon()).unwrap());
+    assert_eq!(machine.xen.now(), now);
+    for front in &mut fronts {
+        assert_eq!(front.state(), State::Connected);
+        front.transmit(&frame(HOST, front.mac().0, 60, 0)).unwrap();
+        front.flush().unwrap();
+    }
+    machine.run();
+    assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 2);
+
+    // One that is not finished leaves the pages to the backend, and nothing to anybody else.
+    let [_, first] = fronts;
+    first.close(&mut xs, machine.soon()).unwrap();
+    let begun = begin(&machine, &mut xs, 0);
+    machine.run();
+    drop(begun);
+    assert_eq!(machine.grants.stats().quarantined, 2, "both rings");
+}
+
+#[test]
+fn a_backend_that_ends_before_the_second_half_is_an_error_and_no_more() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let begun = begin(&machine, &mut xs, 0);
+    machine.run();
+    back.close();
+    machine.run();
+    let error = begun.finish(&mut xs, machine.soon()).unwrap_err();
+    assert!(matches!(error, Error::Store(xen_xenstore::Error::BackendGone(_))), "{error:?}");
+    machine.run();
+    assert_eq!(back.front("state").as_deref(), Some("6"));
+    assert_eq!(machine.grants.stats().quarantined, 0);
 }
