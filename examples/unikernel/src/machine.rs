@@ -1,6 +1,6 @@
 //! The application's machine: clock, console and requests of the toolstack, by xenstore and event channels.
 
-use core::cell::RefCell;
+use core::cell::{OnceCell, RefCell};
 use core::fmt;
 use core::time::Duration;
 
@@ -24,7 +24,8 @@ pub(crate) struct XenMachine {
     events: Events,
     control: Option<(Store, control::ShutdownWatch)>,
     slot: Option<&'static Slot>,
-    name: alloc::string::String,
+    /// The domain's name, once somebody has asked.
+    name: OnceCell<alloc::string::String>,
 }
 
 impl fmt::Debug for XenMachine {
@@ -37,8 +38,7 @@ impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
     pub(crate) fn new(events: Events, mut config: Config) -> (Self, Devices, Config) {
         let kernel = *events.platform();
-        let mut machine =
-            Self { kernel, events, control: None, slot: None, name: alloc::string::String::new() };
+        let mut machine = Self { kernel, events, control: None, slot: None, name: OnceCell::new() };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
             Err(error) => {
@@ -48,7 +48,6 @@ impl XenMachine {
         };
         {
             let mut xs = store.borrow_mut();
-            machine.name = xs.read_str("name").unwrap_or_default().into();
             match control::ShutdownWatch::new(&mut xs) {
                 Ok(watch) => machine.control = Some((store, watch)),
                 Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
@@ -118,7 +117,11 @@ impl Machine for XenMachine {
 
     fn report(&self, to: &mut dyn Report) {
         to.section("Domain");
-        to.fact("name", &self.name);
+        if let Some((store, _)) = &self.control
+            && let Ok(mut store) = store.try_borrow_mut()
+        {
+            to.fact("name", self.name.get_or_init(|| store.read_str("name").unwrap_or_default().into()));
+        }
         if let Ok(uuid) = version::guest_handle(self.kernel) {
             to.fact("uuid", &uuid);
         }
