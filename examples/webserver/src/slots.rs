@@ -39,23 +39,18 @@ impl Slots {
 
     /// Sees to it that whoever comes next gets large buffers, as long as there are some. To fill them takes a while.
     pub(crate) fn prepare(&mut self, sockets: &mut SocketSet<'static>) {
-        let large = |c: &&Connection| sockets.get::<tcp::Socket<'_>>(c.handle).send_capacity() == FAST_SEND;
-        let mut count = 0;
-        if self.connections.iter().filter(large).inspect(|_| count += 1).any(|c| listens(c, sockets))
-            || count >= FAST
-        {
+        let large = self.connections.iter().filter(|connection| is_large(connection, sockets));
+        let (mut count, mut free) = (0, false);
+        large.for_each(|connection| {
+            count += 1;
+            free |= listens(connection, sockets);
+        });
+        if free || count >= FAST {
             return;
         }
         let Some(buffers) = buffer(FAST_RECEIVE).zip(buffer(FAST_SEND)) else { return };
-        // The stack gives a connection to the first that listens.
-        self.connections.retain(|connection| {
-            let stays = !listens(connection, sockets);
-            if !stays {
-                sockets.remove(connection.handle);
-            }
-            stays
-        });
         self.add(sockets, Some(buffers));
+        self.trim(sockets);
     }
 
     fn add(
@@ -70,19 +65,26 @@ impl Slots {
         }
     }
 
-    /// Gives places back that nobody needs.
+    /// Gives places back that nobody needs: all small ones while a large one is free, for the stack takes whichever is first.
     pub(crate) fn trim(&mut self, sockets: &mut SocketSet<'static>) {
+        let free_large = self.connections.iter().any(|c| listens(c, sockets) && is_large(c, sockets));
         let mut free = 0;
         self.connections.retain(|connection| {
-            let socket = sockets.get::<tcp::Socket<'_>>(connection.handle);
-            if !socket.is_listening() || free < FREE {
-                free += usize::from(socket.is_listening());
+            if !listens(connection, sockets) {
                 return true;
             }
-            sockets.remove(connection.handle);
-            false
+            let stays = free < FREE && (!free_large || is_large(connection, sockets));
+            free += usize::from(stays);
+            if !stays {
+                sockets.remove(connection.handle);
+            }
+            stays
         });
     }
+}
+
+fn is_large(connection: &Connection, sockets: &SocketSet<'static>) -> bool {
+    sockets.get::<tcp::Socket<'_>>(connection.handle).send_capacity() == FAST_SEND
 }
 
 fn listens(connection: &Connection, sockets: &SocketSet<'static>) -> bool {
