@@ -1,6 +1,6 @@
 //! The application's machine: clock, console and requests of the toolstack, by xenstore and event channels.
 
-use core::cell::{OnceCell, RefCell};
+use core::cell::RefCell;
 use core::fmt;
 use core::time::Duration;
 
@@ -24,8 +24,6 @@ pub(crate) struct XenMachine {
     events: Events,
     control: Option<(Store, control::ShutdownWatch)>,
     slot: Option<&'static Slot>,
-    /// The domain's name, once somebody has asked.
-    name: OnceCell<alloc::string::String>,
 }
 
 impl fmt::Debug for XenMachine {
@@ -38,7 +36,7 @@ impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
     pub(crate) fn new(events: Events, mut config: Config) -> (Self, Devices, Config) {
         let kernel = *events.platform();
-        let mut machine = Self { kernel, events, control: None, slot: None, name: OnceCell::new() };
+        let mut machine = Self { kernel, events, control: None, slot: None };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
             Err(error) => {
@@ -120,7 +118,7 @@ impl Machine for XenMachine {
         if let Some((store, _)) = &self.control
             && let Ok(mut store) = store.try_borrow_mut()
         {
-            to.fact("name", self.name.get_or_init(|| store.read_str("name").unwrap_or_default().into()));
+            to.fact("name", &store.read_str("name").unwrap_or_default());
         }
         if let Ok(uuid) = version::guest_handle(self.kernel) {
             to.fact("uuid", &uuid);

@@ -167,6 +167,9 @@ impl<M: Machine> App<M> {
             if let Some(request) = stop {
                 break request;
             }
+            // Whatever asks and waits comes before the card's look: an event that arrives during a wait is not there any more to end
+            // the sleep.
+            let disk_changed = self.follow_disk();
             let now = self.machine.now();
             if M::Disk::PRESENT
                 && let Some(files) = &self.files
@@ -174,7 +177,7 @@ impl<M: Machine> App<M> {
                 files.set_time(self.machine.unix_time());
             }
             let deadline = self.turn(now);
-            if !self.follow_disk() && deadline.is_none_or(|at| at > now) {
+            if !disk_changed && deadline.is_none_or(|at| at > now) {
                 self.machine.sleep(deadline);
             }
         };

@@ -39,13 +39,8 @@ impl Slots {
 
     /// Sees to it that whoever comes next gets large buffers, as long as there are some. To fill them takes a while.
     pub(crate) fn prepare(&mut self, sockets: &mut SocketSet<'static>) {
-        let large = self.connections.iter().filter(|connection| is_large(connection, sockets));
-        let (mut count, mut free) = (0, false);
-        large.for_each(|connection| {
-            count += 1;
-            free |= listens(connection, sockets);
-        });
-        if free || count >= FAST {
+        let large = || self.connections.iter().filter(|connection| is_large(connection, sockets));
+        if large().count() >= FAST || large().any(|connection| listens(connection, sockets)) {
             return;
         }
         let Some(buffers) = buffer(FAST_RECEIVE).zip(buffer(FAST_SEND)) else { return };
