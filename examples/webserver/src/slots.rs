@@ -1,5 +1,6 @@
 //! Places for connections, which come and go with them: the stack looks at each for every packet that it sends.
 
+use alloc::vec;
 use alloc::vec::Vec;
 
 use smoltcp::iface::SocketSet;
@@ -33,7 +34,7 @@ impl Slots {
     /// is at the door already.
     pub(crate) fn listen(&mut self, sockets: &mut SocketSet<'static>) {
         if !self.connections.iter().any(|connection| listens(connection, sockets)) {
-            self.add(sockets, buffer(RECEIVE).zip(buffer(SEND)));
+            self.add(sockets, RECEIVE, SEND);
         }
     }
 
@@ -43,21 +44,22 @@ impl Slots {
         if large().count() >= FAST || large().any(|connection| listens(connection, sockets)) {
             return;
         }
-        let Some(buffers) = buffer(FAST_RECEIVE).zip(buffer(FAST_SEND)) else { return };
-        self.add(sockets, Some(buffers));
-        self.trim(sockets);
+        if self.add(sockets, FAST_RECEIVE, FAST_SEND) {
+            self.trim(sockets);
+        }
     }
 
-    fn add(
-        &mut self,
-        sockets: &mut SocketSet<'static>,
-        buffers: Option<(tcp::SocketBuffer<'static>, tcp::SocketBuffer<'static>)>,
-    ) {
-        if let Some((receive, send)) = buffers.filter(|_| self.connections.len() < SERVED + REFUSED) {
-            let mut connection = Connection::new(sockets.add(tcp::Socket::new(receive, send)));
-            connection.listen(sockets.get_mut(connection.handle));
-            self.connections.push(connection);
+    /// Adds a place with buffers of these sizes, if there may be one more and there is memory for it.
+    fn add(&mut self, sockets: &mut SocketSet<'static>, receive: usize, send: usize) -> bool {
+        // Asked before a byte is filled: in a small domain the answer is no in every round.
+        if self.connections.len() >= SERVED + REFUSED || !has_memory(receive + send) {
+            return false;
         }
+        let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
+        let mut connection = Connection::new(sockets.add(tcp::Socket::new(buffer(receive), buffer(send))));
+        connection.listen(sockets.get_mut(connection.handle));
+        self.connections.push(connection);
+        true
     }
 
     /// Gives places back that nobody needs: all small ones while a large one is free, for the stack takes whichever is first.
@@ -86,12 +88,8 @@ fn listens(connection: &Connection, sockets: &SocketSet<'static>) -> bool {
     sockets.get::<tcp::Socket<'_>>(connection.handle).is_listening()
 }
 
-/// A buffer, if as much again stays free: others need memory, too, and cannot do without.
-fn buffer(size: usize) -> Option<tcp::SocketBuffer<'static>> {
-    let mut bytes: Vec<u8> = Vec::new();
-    bytes.try_reserve_exact(size).ok()?;
-    let mut more: Vec<u8> = Vec::new();
-    more.try_reserve_exact(size).ok()?;
-    bytes.resize(size, 0);
-    Some(tcp::SocketBuffer::new(bytes))
+/// Whether there are so many bytes, and as many again: others need memory, too, and cannot do without.
+fn has_memory(bytes: usize) -> bool {
+    let (mut these, mut more): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
+    these.try_reserve_exact(bytes).and_then(|()| more.try_reserve_exact(bytes)).is_ok()
 }
