@@ -231,6 +231,11 @@ impl<P: Platform> EventChannels<P> {
     /// Takes pending events; if there are none, and none were dispatched by an interrupt handler since the last `wait`,
     /// leaves the waiting to the platform. For one waiter at a time.
     ///
+    /// An event ends one wait only. A loop that looks at several devices and then sleeps must not wait for anything between
+    /// the look at a device and the sleep, and a question to xenstore or a blocking read is such a wait: it would take the
+    /// event that the device was [armed](Channel::done) for. Whoever cannot order it so compares
+    /// [`stats`](Self::stats)`().events` with what it was before the first look, and looks again instead of sleeping if it has grown.
+    ///
     /// When the platform's interrupt handler itself calls [`dispatch`](Self::dispatch), an event may come and be taken
     /// between the look here and the platform going to sleep. [`Wait::wait`] of such a platform must see to that, by
     /// returning if its handler ran since the last return, checked with interrupts off. A handler that only acknowledges

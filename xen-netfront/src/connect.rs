@@ -42,7 +42,8 @@ struct Terms {
 
 /// A device whose backend is about to connect ([`NetFront::begin`]).
 ///
-/// One that is dropped instead of finished leaves the backend alone with it: its pages go to the grant table's quarantine.
+/// To give it up, finish it with a deadline that has passed: the backend is told then. One that is dropped leaves the backend
+/// alone with it; its pages go to the grant table's quarantine, and a watch of xenstore stays taken.
 #[must_use = "the backend waits for the other half"]
 #[derive(Debug)]
 pub struct Connecting<'x, P: Platform, const QUEUES: usize = 1> {

@@ -371,7 +371,8 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// The end of a look at the device, before sleeping: gives the backend the pages whose frames were taken, asks for an
     /// event at the next frame and, when pages for sending are short, when half of those under way have come back: few at a
     /// time would be an event for each. Answers whether there is something to do at once: then no event will come for it,
-    /// and sleeping would be wrong.
+    /// and sleeping would be wrong. Nothing that waits, for xenstore or another device, may come between this and the sleep
+    /// (`EventChannels::wait`).
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].

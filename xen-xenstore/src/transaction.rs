@@ -22,7 +22,7 @@ const TRIES: usize = 64;
 /// any number of changes takes hardly longer than one. These calls answer at once only what is wrong with the call itself:
 /// [`Error::BadPath`], [`Error::TooLong`]. The answers are there when the transaction reads something or ends. If a
 /// change was refused, the transaction comes to nothing: the next call on it that finds out answers the first refusal, so do
-/// all after it, and [`Xenstore::transaction`] does, whatever the closure makes of it.
+/// all after it, and so does [`Xenstore::transaction`] if the closure passes over it; an error of the closure's own comes first.
 pub struct Transaction<'s, 'x, P: Platform> {
     store: &'s mut Xenstore<'x, P>,
     id: u32,

@@ -167,8 +167,8 @@ impl<M: Machine> App<M> {
             if let Some(request) = stop {
                 break request;
             }
-            // Whatever asks and waits comes before the card's look: an event that arrives during a wait is not there any more to end
-            // the sleep.
+            // Whatever asks and waits comes before the look at the card: an event that arrives during a wait is not there any
+            // more to end the sleep.
             let disk_changed = self.follow_disk();
             let now = self.machine.now();
             if M::Disk::PRESENT
