@@ -1,8 +1,8 @@
 //! What the backend tells about the disk and can do, checked before anything relies on it.
 
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::Xenstore;
 use xen_xenstore::xenbus::Frontend;
+use xen_xenstore::{Xenstore, parse};
 
 use crate::abi::{DiskInfo, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
 use crate::{Config, Error};
@@ -222,7 +222,7 @@ impl Said {
     fn read<S, P: Platform + Wait>(xs: &mut Xenstore<'_, P>, device: &Frontend<S>) -> Result<Self, Error> {
         let (mut said, mut read) = (Self::default(), Ok(()));
         xs.read_each(device.backend_path(), &NODES, |index, value| match value {
-            Ok(value) => said.take(index, core::str::from_utf8(value).unwrap_or_default().trim()),
+            Ok(value) => said.take(index, value),
             Err(error) if error.is_not_found() => {}
             Err(error) => read = Err(error),
         })?;
@@ -230,12 +230,13 @@ impl Said {
         Ok(said)
     }
 
-    fn take(&mut self, index: usize, text: &str) {
+    fn take(&mut self, index: usize, value: &[u8]) {
         let sense = if index == Node::Mode as usize {
+            let text = core::str::from_utf8(value).unwrap_or_default().trim();
             self.read_only = text == "r";
             self.read_only || text.contains('w')
         } else {
-            let number = text.parse().ok();
+            let number = parse(value).ok();
             self.numbers.iter_mut().skip(index).take(1).for_each(|place| *place = number);
             number.is_some()
         };

@@ -233,7 +233,7 @@ impl<P: Platform> EventChannels<P> {
     ///
     /// An event ends one wait only. A loop that looks at several devices and then sleeps must not wait for anything between
     /// the look at a device and the sleep, and a question to xenstore or a blocking read is such a wait: it would take the
-    /// event that the device was [armed](Channel::done) for. Whoever cannot order it so compares
+    /// event that the device was armed for. Whoever cannot order it so compares
     /// [`stats`](Self::stats)`().events` with what it was before the first look, and looks again instead of sleeping if it has grown.
     ///
     /// When the platform's interrupt handler itself calls [`dispatch`](Self::dispatch), an event may come and be taken

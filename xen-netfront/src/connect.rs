@@ -1,6 +1,5 @@
 //! Coming up, and going down.
 
-use core::str::FromStr;
 use core::time::Duration;
 
 use xen_evtchn::EventChannels;
@@ -8,7 +7,7 @@ use xen_gnttab::GrantTable;
 use xen_hypercall::{PAGE_SIZE, Platform, Wait};
 use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Transaction, Xenstore};
+use xen_xenstore::{Path, Transaction, Xenstore, parse};
 
 use crate::config::NODES;
 use crate::control::Control;
@@ -42,8 +41,8 @@ struct Terms {
 
 /// A device whose backend is about to connect ([`NetFront::begin`]).
 ///
-/// To give it up, finish it with a deadline that has passed: the backend is told then. One that is dropped leaves the backend
-/// alone with it; its pages go to the grant table's quarantine, and a watch of xenstore stays taken.
+/// To give it up, finish it with a deadline that has passed, and close it if it has connected: so the backend is told. One that
+/// is dropped leaves the backend alone with it; its pages go to the grant table's quarantine, and a watch of xenstore stays taken.
 #[must_use = "the backend waits for the other half"]
 #[derive(Debug)]
 pub struct Connecting<'x, P: Platform, const QUEUES: usize = 1> {
@@ -276,11 +275,12 @@ fn agree<P: Platform + Wait>(
     config: &Config,
     most: usize,
 ) -> Result<Terms, Error> {
+    // What makes no sense is not there.
     let (mut mac, mut own, mut read) = (None, [None; 2], Ok(()));
     xs.read_each(device.frontend_path(), &["mtu", "trusted", "mac"], |index, value| match (index, value) {
-        (2, Ok(value)) => mac = sense(value),
+        (2, Ok(value)) => mac = parse(value).ok(),
         (2, Err(error)) if !error.is_not_found() => read = Err(error),
-        (_, Ok(value)) => own.iter_mut().skip(index).take(1).for_each(|place| *place = sense(value)),
+        (_, Ok(value)) => own.iter_mut().skip(index).take(1).for_each(|place| *place = parse(value).ok()),
         _ => {}
     })?;
     read?;
@@ -302,7 +302,7 @@ fn agree<P: Platform + Wait>(
     ];
     let mut values: [Option<u32>; 12] = [None; 12];
     xs.read_each(device.backend_path(), &nodes, |index, value| match (values.get_mut(index), value) {
-        (Some(place), Ok(value)) => *place = sense(value),
+        (Some(place), Ok(value)) => *place = parse(value).ok(),
         (_, Err(error)) if !error.is_not_found() => read = Err(error),
         _ => {}
     })?;
@@ -341,11 +341,6 @@ fn agree<P: Platform + Wait>(
         control,
         headroom,
     })
-}
-
-/// What a node says; what makes no sense is not there.
-fn sense<T: FromStr>(value: &[u8]) -> Option<T> {
-    core::str::from_utf8(value).ok()?.trim().parse().ok()
 }
 
 fn open<P: Platform + Wait>(

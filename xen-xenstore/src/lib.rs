@@ -25,6 +25,7 @@ pub mod xenbus;
 
 pub use client::{ServerFeatures, Stats, Xenstore};
 pub use error::{Error, Violation};
+pub use nodes::parse;
 pub use path::Path;
 pub use transaction::Transaction;
 pub use watch::Watch;

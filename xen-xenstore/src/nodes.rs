@@ -36,7 +36,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// # Errors
     /// As [`read_str`](Self::read_str), and [`Error::BadValue`].
     pub fn read_parsed<T: FromStr>(&mut self, path: &str) -> Result<T, Error> {
-        parsed(self.read(path)?)
+        parse(self.read(path)?)
     }
 
     /// Like [`read_parsed`](Self::read_parsed), for a node that need not exist.
@@ -61,7 +61,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         let mut values = core::array::from_fn(|_| Err(Error::TimedOut(Operation::READ)));
         self.read_each(directory, &names, |index, value| {
             if let Some(place) = values.get_mut(index) {
-                *place = value.and_then(parsed);
+                *place = value.and_then(parse);
             }
         })?;
         Ok(values)
@@ -283,7 +283,12 @@ pub(crate) fn text(value: &[u8]) -> Result<&str, Error> {
     core::str::from_utf8(value).map_err(|_| Error::NotText)
 }
 
-pub(crate) fn parsed<T: FromStr>(value: &[u8]) -> Result<T, Error> {
+/// A node's value as a number, or whatever else is written as text: what [`Xenstore::read_parsed`] makes of the bytes, for
+/// those that [`Xenstore::read_each`] gives. Blanks around it do not matter.
+///
+/// # Errors
+/// [`Error::NotText`], [`Error::BadValue`].
+pub fn parse<T: FromStr>(value: &[u8]) -> Result<T, Error> {
     text(value)?.trim().parse().map_err(|_| Error::BadValue)
 }
 

@@ -7,7 +7,7 @@ use xen_hypercall::{DomId, Platform, Wait};
 
 use crate::ask::check_path;
 use crate::link::number;
-use crate::nodes::{optional, parsed, text};
+use crate::nodes::{optional, parse, text};
 use crate::text::Text;
 use crate::wire::Operation;
 use crate::{Error, Xenstore};
@@ -100,7 +100,7 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     /// # Errors
     /// As [`Xenstore::read_parsed`].
     pub fn read_parsed<T: FromStr>(&mut self, path: &str) -> Result<T, Error> {
-        parsed(self.read(path)?)
+        parse(self.read(path)?)
     }
 
     /// Like [`read_parsed`](Self::read_parsed), for a node that need not exist.

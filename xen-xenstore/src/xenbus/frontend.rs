@@ -9,7 +9,7 @@ use xen_hypercall::{DomId, Platform, Wait};
 
 use super::XenbusState;
 use crate::link::Sink;
-use crate::nodes::{optional, parsed, text};
+use crate::nodes::{optional, parse, text};
 use crate::text::Text;
 use crate::wire::Operation;
 use crate::{Error, Path, Transaction, Watch, Xenstore};
@@ -183,7 +183,7 @@ impl Frontend<Initialising> {
 
 /// What a node says of a side; one that is not there, or makes no sense, says that the side is not there.
 fn state_of(answer: Result<&[u8], Error>) -> Result<XenbusState, Error> {
-    match optional(answer.and_then(parsed)) {
+    match optional(answer.and_then(parse)) {
         Err(Error::BadValue | Error::NotText) => Ok(XenbusState::UNKNOWN),
         state => Ok(state?.unwrap_or(XenbusState::UNKNOWN)),
     }
@@ -196,7 +196,7 @@ fn find_backend<P: Platform + Wait>(
     let (mut backend, mut id) = (Err(Error::BadPath), Err(Error::BadValue));
     xs.read_each(frontend, &["backend", "backend-id"], |index, value| match index {
         0 => backend = value.and_then(text).and_then(Path::new),
-        _ => id = value.and_then(parsed),
+        _ => id = value.and_then(parse),
     })?;
     Ok((backend?, DomId(id?)))
 }
