@@ -82,17 +82,20 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         grants: &'x GrantTable<P>,
         deadline: Duration,
     ) -> Result<Self, Error> {
+        let first = Self::first_index(xs)?.ok_or(Error::NoDevice)?;
+        Self::connect(xs, events, grants, first, deadline)
+    }
+
+    /// The lowest number of a disk that the toolstack has given the domain (`device/vbd`); none when there is no disk.
+    ///
+    /// # Errors
+    /// [`Error::Xenstore`] when xenstore cannot be asked.
+    pub fn first_index(xs: &mut Xenstore<'_, P>) -> Result<Option<u32>, Error> {
         let mut first: Option<u32> = None;
-        let listed = xs.directory("device/vbd", |name| {
-            if let Ok(index) = name.parse() {
-                first = Some(first.map_or(index, |first| first.min(index)));
-            }
-        });
-        match listed {
-            Err(error) if error.is_not_found() => return Err(Error::NoDevice),
-            other => other?,
+        match xs.directory("device/vbd", |name| first = first.into_iter().chain(name.parse()).min()) {
+            Err(error) if error.is_not_found() => Ok(None),
+            listed => Ok(listed.map(|()| first)?),
         }
-        Self::connect(xs, events, grants, first.ok_or(Error::NoDevice)?, deadline)
     }
 
     /// [`connect`](Self::connect) with another [`Config`].

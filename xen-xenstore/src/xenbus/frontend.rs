@@ -403,18 +403,6 @@ impl<S> Frontend<S> {
         Ok(xs.read_all(&self.backend, keys)?.map(optional))
     }
 
-    /// Several values of the device's own directory at once, as [`Xenstore::read_all`]; none for a node that is not there.
-    ///
-    /// # Errors
-    /// As [`Xenstore::read_all`].
-    pub fn read_frontend_all<P: Platform + Wait, T: FromStr, const N: usize>(
-        &self,
-        xs: &mut Xenstore<'_, P>,
-        keys: [&str; N],
-    ) -> Result<[Result<Option<T>, Error>; N], Error> {
-        Ok(xs.read_all(&self.frontend, keys)?.map(optional))
-    }
-
     /// Gives a device up without a handshake; its watch ends.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ impl Slot {
 
     /// Connects the disk that is there when the domain starts; without one, or when it does not come, says so.
     pub(super) fn first(&'static self, deadline: Duration) -> Option<Disk> {
-        let Some(index) = lowest(&mut self.store.borrow_mut()) else {
+        let Some(index) = BlkFront::first_index(&mut self.store.borrow_mut()).ok().flatten() else {
             log::warn!("disk: this domain has no disk (vbd)");
             return None;
         };
@@ -67,7 +67,7 @@ impl Slot {
         if fired == 0 {
             return None;
         }
-        let index = lowest(xs);
+        let index = BlkFront::first_index(xs).ok().flatten();
         if self.avoided.get() != index {
             self.avoided.set(None);
         }
@@ -105,16 +105,6 @@ impl Slot {
 
 /// The directory of the disks.
 const DISKS: &str = "device/vbd";
-
-/// The lowest number of a disk.
-fn lowest(xs: &mut Xenstore<'static, &'static Kernel>) -> Option<u32> {
-    let mut lowest: Option<u32> = None;
-    // Where there is no directory there is no disk.
-    let _ = xs.directory(DISKS, |name| {
-        lowest = lowest.into_iter().chain(name.parse()).min();
-    });
-    lowest
-}
 
 #[derive(Debug)]
 pub(crate) struct Disk {
