@@ -42,13 +42,27 @@ pub(super) fn a_card_is_unplugged_and_plugged_in(lab: &mut Lab) -> Result<()> {
 }
 
 pub(super) fn without_a_disk_it_carries_on(lab: &mut Lab) -> Result<()> {
-    let (_guest, mut console) = lab.start(&Spec { disk: None, ..lab.spec() })?;
+    let (guest, mut console) = lab.start(&Spec { disk: None, ..lab.spec() })?;
     let text = console.wait_for("ready; type help", PATIENCE)?;
     ensure!(text.contains("disk: this domain has no disk (vbd)"), "it does not say so:\n{text}");
     let site = lab.site()?;
     let answer = site.get("/hello.txt")?.expect(503)?.text()?;
     ensure!(answer.contains("has no disk"), "{answer}");
     site.get("/-/status")?.expect(200)?;
+    // Whatever happens to the disks' directory makes it ask. Who comes meanwhile must not be slept over: nothing else would wake
+    // it before the next change.
+    let script = format!(
+        "node=/local/domain/$(xl domid {})/device/vbd; exec 3<>/dev/tcp/10.0.0.2/80 || exit 1\n\
+         (for n in 1 2 3 4 5 6 7 8; do xenstore-write $node ''; sleep 3.5; done; : >/asked) &\n\
+         until [ -e /asked ]; do\n\
+           printf 'HEAD /-/bytes/1 HTTP/1.1\\r\\nHost: guest\\r\\n\\r\\n' >&3\n\
+           while read -r -t 2.5 -u 3 line; [ \"$line\" != $'\\r' ]; do\n\
+             [ -n \"$line\" ] || {{ echo 'a request was not answered in time'; exit 1; }}\n\
+           done\n\
+         done",
+        guest.name()
+    );
+    lab.dom0.run(&script, PATIENCE)?;
     Ok(())
 }
 
