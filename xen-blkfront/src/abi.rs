@@ -218,3 +218,21 @@ impl Request {
         Some(T::read_from_prefix(self.as_bytes()).ok()?.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_made_of_words_is_the_one_of_its_fields() {
+        let mut segment = [Segment::default(); MAX_SEGMENTS];
+        for (place, gref) in segment.iter_mut().zip(100..) {
+            *place = Segment { gref, first: 1, last: 6, pad: 0 };
+        }
+        let (operation, segments, handle, id, sector) = (OP_WRITE, 11, 0x1234, u64::MAX - 1, 1 << 40);
+        assert_eq!(
+            Request::of_data(operation, segments, handle, id, sector, segment),
+            Request { operation, segments, handle, pad: 0, id, sector, segment }
+        );
+    }
+}
