@@ -159,7 +159,7 @@ pub(crate) fn bring_up<'x, P: Platform + Wait>(
     };
     let device = transport.publish(xs, device, &queues, config.persistent)?;
     let device = wait_connected(xs, device, deadline)?;
-    let features = match Features::read(xs, &device) {
+    let features = match Features::read(xs, &device, transport.trusted) {
         Ok(features) => features,
         Err(error) => {
             let _ = device.close(xs, deadline);

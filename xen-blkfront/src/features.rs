@@ -40,10 +40,12 @@ pub struct Discard {
 }
 
 impl Features {
-    /// Reads it from a backend that is connected: before that not all of it need be there.
+    /// Reads it from a backend that is connected: before that not all of it need be there. `trusted` is what the toolstack
+    /// says.
     pub(crate) fn read<S, P: Platform + Wait>(
         xs: &mut Xenstore<'_, P>,
         device: &Frontend<S>,
+        trusted: bool,
     ) -> Result<Self, Error> {
         let said = Said::read(xs, device)?;
         let (sectors, sector_size) = check(said.large(Node::Sectors)?, said.number(Node::SectorSize)?)?;
@@ -59,7 +61,6 @@ impl Features {
             None
         };
         let indirect = said.number(Node::Indirect)?;
-        let trusted: Option<u32> = device.read_frontend(xs, "trusted").map_err(bad("trusted"))?;
         Ok(Self {
             sectors,
             sector_size,
@@ -75,7 +76,7 @@ impl Features {
             indirect: indirect
                 .map(|most| (most as usize).min(MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE))
                 .filter(|most| *most > MAX_SEGMENTS),
-            trusted: trusted != Some(0),
+            trusted,
         })
     }
 

@@ -23,20 +23,18 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             return Ok(self.state);
         }
         let Some(link) = &self.link else { return Ok(self.state) };
-        if !xs.fired(link.device.watch())? {
-            return Ok(self.state);
-        }
-        let found = match link.device.backend_state(xs) {
-            Ok(XenbusState::CONNECTED) if self.state == State::Connected => {
+        let found = match link.device.changed(xs) {
+            Ok(None) => return Ok(self.state),
+            Ok(Some(XenbusState::CONNECTED)) if self.state == State::Connected => {
                 // Linux and QEMU write their state once more after they have written a new size.
                 self.features.reread_size(xs, &link.device).map(|()| State::Connected)
             }
-            Ok(XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED) => {
+            Ok(Some(XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED)) => {
                 Ok(self.state)
             }
-            Ok(XenbusState::CLOSING) => Ok(State::Closing),
+            Ok(Some(XenbusState::CLOSING)) => Ok(State::Closing),
             // Closed, or beginning anew.
-            Ok(_) => Ok(State::Gone),
+            Ok(Some(_)) => Ok(State::Gone),
             Err(error) => Err(error.into()),
         };
         self.state = match found {

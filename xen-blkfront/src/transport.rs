@@ -4,7 +4,7 @@ use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable, GrantedPages};
 use xen_hypercall::{DomId, Platform, Wait};
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Transaction, Xenstore};
+use xen_xenstore::{Path, Transaction, Xenstore, names, parse};
 
 use crate::abi::{ABI, MAX_RING_ORDER};
 use crate::features::bad;
@@ -38,6 +38,8 @@ pub(crate) struct Transport {
     pub(crate) queues: usize,
     /// An earlier frontend left a choice of its own.
     leftovers: bool,
+    /// The toolstack trusts the backend.
+    pub(crate) trusted: bool,
 }
 
 impl Transport {
@@ -46,24 +48,47 @@ impl Transport {
         device: &Frontend<BackendReady>,
         config: &Config,
     ) -> Result<Self, Error> {
-        let [order, pages, queues] = device.read_backend_all::<P, u32, 3>(
-            xs,
-            ["max-ring-page-order", "max-ring-pages", "multi-queue-max-queues"],
+        // The last one is in our own directory.
+        const NODES: [&str; 4] =
+            ["max-ring-page-order", "max-ring-pages", "multi-queue-max-queues", "trusted"];
+        let (mut numbers, mut leftovers, mut read) = ([None; NODES.len()], false, Ok(()));
+        xs.together(
+            |ask| {
+                for (tag, name) in NODES.iter().enumerate() {
+                    let own = tag + 1 == NODES.len();
+                    ask.read(tag, if own { device.frontend_path() } else { device.backend_path() }, name)?;
+                }
+                ask.directory(NODES.len(), device.frontend_path())
+            },
+            |tag, answer| {
+                let answer = match NODES.get(tag) {
+                    Some(node) => {
+                        answer.and_then(parse).map(|number| numbers[tag] = Some(number)).map_err(bad(node))
+                    }
+                    None => {
+                        let noted =
+                            answer.map(|list| leftovers = names(list).any(|name| OPTIONAL.contains(&name)));
+                        noted.map_err(Error::from)
+                    }
+                };
+                match answer {
+                    Err(Error::Xenstore(error)) if error.is_not_found() => {}
+                    Err(error) => read = Err(error),
+                    Ok(()) => {}
+                }
+            },
         )?;
-        let order = order.map_err(bad("max-ring-page-order"))?;
-        let pages = pages.map_err(bad("max-ring-pages"))?;
-        let queues = queues.map_err(bad("multi-queue-max-queues"))?;
+        read?;
+        let [order, pages, queues, trusted] = numbers;
         // Two ways to say the same; a backend that knows one of them is content with it.
         let offered = order.unwrap_or(0).max(pages.and_then(u32::checked_ilog2).unwrap_or(0));
         let wanted = config.ring_pages.max(1).ilog2();
         let queues = (queues.unwrap_or(1) as usize).clamp(1, MAX_QUEUES);
-        let mut leftovers = false;
-        let path = *device.frontend_path();
-        xs.directory(&path, |name| leftovers |= OPTIONAL.contains(&name))?;
         Ok(Self {
             order: offered.min(wanted).min(MAX_RING_ORDER),
             queues: config.queues.clamp(1, queues),
             leftovers,
+            trusted: trusted != Some(0_u32),
         })
     }
 

@@ -317,6 +317,9 @@ fn another_size_is_noticed() {
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let mut disk = machine.connect(&mut xs).unwrap();
     assert_eq!((disk.capacity(), disk.read(2048, &mut [0; 4096])), (2048, Err(Error::OutOfRange)));
+    // What the handshake has seen is not looked at again.
+    let requests = xs.stats().requests;
+    assert_eq!((disk.service(&mut xs), xs.stats().requests - requests), (Ok(State::Connected), 0));
     back.resize(4096);
     machine.xen.run_until_idle(10);
     assert_eq!((disk.service(&mut xs), disk.capacity()), (Ok(State::Connected), 4096));

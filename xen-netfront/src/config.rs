@@ -67,6 +67,10 @@ pub struct Config {
     /// Linux' backend leaves it in every slot of a frame, but does not count it when it looks for free pages: do not let it
     /// send large frames then, or have many pages for receiving.
     pub headroom: u16,
+    /// Whether to follow what the backend and the toolstack say of the link
+    /// ([`is_link_up`](crate::NetFront::is_link_up)), which takes two watches and two trips to xenstore. A link that is not
+    /// followed counts as up.
+    pub follow_link: bool,
     /// Whether to use an event channel for each direction (`feature-split-event-channels`), so that two tasks may
     /// wait, each for its own.
     pub split_channels: bool,
@@ -83,6 +87,7 @@ impl Default for Config {
             multicast_filter: false,
             control_ring: false,
             headroom: 0,
+            follow_link: true,
             split_channels: false,
         }
     }

@@ -7,7 +7,7 @@ use xen_gnttab::GrantTable;
 use xen_hypercall::{PAGE_SIZE, Platform, Wait};
 use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Transaction, Xenstore, parse};
+use xen_xenstore::{Path, Transaction, Xenstore, names, parse};
 
 use crate::config::NODES;
 use crate::control::Control;
@@ -37,6 +37,41 @@ struct Terms {
     multicast: Multicast,
     control: bool,
     headroom: u16,
+    left: Leftovers,
+}
+
+/// Nodes that a frontend writes, if not always. A backend refuses keys of another number of queues than it is told.
+const OPTIONAL: [&str; 15] = [
+    "multi-queue-num-queues",
+    "tx-ring-ref",
+    "rx-ring-ref",
+    "event-channel",
+    "event-channel-tx",
+    "event-channel-rx",
+    "ctrl-ring-ref",
+    "event-channel-ctrl",
+    "feature-sg",
+    "feature-no-csum-offload",
+    "feature-ipv6-csum-offload",
+    "feature-gso-tcpv4",
+    "feature-gso-tcpv6",
+    "request-multicast-control",
+    "xdp-headroom",
+];
+
+/// Which of these an earlier kernel of this domain left in the device's directory, a bit for each.
+#[derive(Clone, Copy, Default)]
+struct Leftovers(u16);
+
+impl Leftovers {
+    fn note(&mut self, list: &[u8]) {
+        let places = names(list).filter_map(|name| OPTIONAL.iter().position(|node| *node == name));
+        self.0 = places.fold(0, |all, place| all | 1 << place);
+    }
+
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        OPTIONAL.iter().enumerate().filter(move |(place, _)| self.0 & 1 << place != 0).map(|(_, node)| *node)
+    }
 }
 
 /// A device whose backend is about to connect ([`NetFront::begin`]).
@@ -63,7 +98,9 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
         let Self { mut front, device } = self;
         let state = device.frontend_path().join("state")?;
         let device = device.wait_connected(xs, deadline).map_err(|error| give_up(xs, &state, error))?;
-        front.link = Link::new(xs, &device);
+        if front.config.follow_link {
+            front.link = Link::new(xs, &device);
+        }
         (front.device, front.state) = (Some(device), State::Connected);
         let started = front.flush().and_then(|()| front.service(xs).map(drop));
         match started {
@@ -145,7 +182,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             }
         };
         let device = publish(xs, device, |transaction, path| {
-            announce(transaction, path, config.receive)?;
+            announce(transaction, path, config.receive, terms.left)?;
             let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
             put(transaction, path, "request-multicast-control", filter.into())?;
             put(transaction, path, "xdp-headroom", terms.headroom.into())?;
@@ -275,16 +312,6 @@ fn agree<P: Platform + Wait>(
     config: &Config,
     most: usize,
 ) -> Result<Terms, Error> {
-    // What makes no sense is not there.
-    let (mut mac, mut own, mut read) = (None, [None; 2], Ok(()));
-    xs.read_each(device.frontend_path(), &["mtu", "trusted", "mac"], |index, value| match (index, value) {
-        (2, Ok(value)) => mac = parse(value).ok(),
-        (2, Err(error)) if !error.is_not_found() => read = Err(error),
-        (_, Ok(value)) => own.iter_mut().skip(index).take(1).for_each(|place| *place = parse(value).ok()),
-        _ => {}
-    })?;
-    read?;
-    let (mac, [mtu, trusted]) = (mac.ok_or(Error::NoMac)?, own);
     let [n0, n1, n2, n3, n4] = NODES.map(|(node, ..)| node);
     let nodes = [
         "feature-rx-copy",
@@ -300,13 +327,33 @@ fn agree<P: Platform + Wait>(
         "feature-ctrl-ring",
         "feature-xdp-headroom",
     ];
-    let mut values: [Option<u32>; 12] = [None; 12];
-    xs.read_each(device.backend_path(), &nodes, |index, value| match (values.get_mut(index), value) {
-        (Some(place), Ok(value)) => *place = parse(value).ok(),
-        (_, Err(error)) if !error.is_not_found() => read = Err(error),
-        _ => {}
-    })?;
+    const OWN: [&str; 2] = ["mtu", "trusted"];
+    let mut values: [Option<u32>; 14] = [None; 14];
+    let (mut mac, mut left, mut read) = (None, Leftovers::default(), Ok(()));
+    let (mac_tag, directory_tag) = (values.len(), values.len() + 1);
+    xs.together(
+        |ask| {
+            for (tag, name) in OWN.iter().enumerate() {
+                ask.read(tag, device.frontend_path(), name)?;
+            }
+            ask.read(mac_tag, device.frontend_path(), "mac")?;
+            ask.directory(directory_tag, device.frontend_path())?;
+            let mut nodes = nodes.iter().enumerate();
+            nodes.try_for_each(|(tag, name)| ask.read(OWN.len() + tag, device.backend_path(), name))
+        },
+        // What makes no sense is not there.
+        |tag, answer| match answer {
+            Ok(list) if tag == directory_tag => left.note(list),
+            Ok(value) if tag == mac_tag => mac = parse(value).ok(),
+            Ok(value) => values.iter_mut().skip(tag).take(1).for_each(|place| *place = parse(value).ok()),
+            // Of our own nodes only the address is needed.
+            Err(error) if tag >= OWN.len() && !error.is_not_found() => read = Err(error),
+            Err(_) => {}
+        },
+    )?;
     read?;
+    let mac = mac.ok_or(Error::NoMac)?;
+    let [mtu, trusted, values @ ..] = values;
     let [copy, offers @ .., queues, split, multicast, dynamic, control, headroom] = values;
     if copy != Some(1) {
         return Err(Error::NoRxCopy);
@@ -340,6 +387,7 @@ fn agree<P: Platform + Wait>(
         multicast,
         control,
         headroom,
+        left,
     })
 }
 
@@ -369,13 +417,14 @@ fn give_up<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, state: &Path, error: xe
     error.into()
 }
 
+/// Zero is what a node that is not there says.
 fn put<P: Platform + Wait>(
     transaction: &mut Transaction<'_, '_, P>,
     path: &Path,
     node: &str,
     value: u32,
 ) -> Result<(), xen_xenstore::Error> {
-    transaction.write_display(&path.join(node)?, value)
+    if value == 0 { Ok(()) } else { transaction.write_display(&path.join(node)?, value) }
 }
 
 /// Writes what the backend may do, and that it is to copy and to tell of each frame by the event channel.
@@ -383,23 +432,16 @@ fn announce<P: Platform + Wait>(
     transaction: &mut Transaction<'_, '_, P>,
     path: &Path,
     receive: Features,
+    left: Leftovers,
 ) -> Result<(), xen_xenstore::Error> {
-    for (node, there) in [("request-rx-copy", true), ("feature-rx-notify", true)]
-        .into_iter()
-        .chain(NODES.iter().map(|(node, feature, positive)| (*node, receive.contains(*feature) == *positive)))
-    {
-        put(transaction, path, node, there.into())?;
-    }
-    // An earlier kernel may have left the keys of another number of queues, which a backend refuses.
-    for node in ["multi-queue-num-queues", "tx-ring-ref", "rx-ring-ref", "event-channel"].into_iter().chain([
-        "event-channel-tx",
-        "event-channel-rx",
-        "ctrl-ring-ref",
-        "event-channel-ctrl",
-    ]) {
+    for node in left.names() {
         transaction.remove(&path.join(node)?)?;
     }
-    Ok(())
+    put(transaction, path, "request-rx-copy", 1)?;
+    put(transaction, path, "feature-rx-notify", 1)?;
+    NODES.iter().try_for_each(|(node, feature, positive)| {
+        put(transaction, path, node, (receive.contains(*feature) == *positive).into())
+    })
 }
 
 fn tell<P: Platform + Wait>(

@@ -10,7 +10,7 @@ use common::{GUEST, HOST, Machine, bytes, frame, tcp, udp};
 use xen_gnttab::Access;
 use xen_hypercall::DomId;
 use xen_netfront::mock::Options;
-use xen_netfront::{Config, Error, FRAME_MAX, FramePage, State, TxMeta};
+use xen_netfront::{Config, Error, FRAME_MAX, Features, FramePage, State, TxMeta};
 use xen_xenstore::Xenstore;
 
 #[test]
@@ -281,7 +281,38 @@ fn a_link_goes_down_and_up() {
     // It is known from the start, too.
     front.close(&mut xs, machine.soon()).unwrap();
     back.set_back("carrier", "0");
-    assert!(!machine.connect(&mut xs).unwrap().is_link_up());
+    let down = machine.connect(&mut xs).unwrap();
+    assert!(!down.is_link_up());
+    down.close(&mut xs, machine.soon()).unwrap();
+    // Who does not ask after it is told nothing, and it costs nothing.
+    let (watches, config) =
+        (machine.store.watches(DomId(1)), Config { follow_link: false, ..Config::default() });
+    let front = machine.connect_with::<1>(&mut xs, config).unwrap();
+    assert!(front.is_link_up());
+    assert_eq!(machine.store.watches(DomId(1)), watches + 1);
+}
+
+#[test]
+fn what_an_earlier_kernel_left_is_removed_and_nothing_else_is_written() {
+    let machine = Machine::new();
+    let back = machine.vif(Options { queues: 2, ..Options::default() });
+    let left =
+        ["multi-queue-num-queues", "event-channel-rx", "ctrl-ring-ref", "feature-gso-tcpv4", "xdp-headroom"];
+    left.iter().for_each(|node| back.set_front(node, Some("9")));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { queues: 1, receive: Features::CHECKSUM_V4, ..Config::default() };
+    let front = machine.connect_with::<1>(&mut xs, config).unwrap();
+    assert_eq!(left.map(|node| back.front(node)), left.map(|_| None));
+    // Zero is what a node that is not there says.
+    assert_eq!(back.front("feature-no-csum-offload"), None);
+    assert_eq!(back.complaints(), [""; 0]);
+    front.close(&mut xs, machine.soon()).unwrap();
+    // A card that cannot do anything says so, and is asked for nothing it cannot do.
+    let front = machine.connect(&mut xs).unwrap();
+    assert_eq!(back.front("feature-no-csum-offload").as_deref(), Some("1"));
+    assert_eq!(["feature-sg", "feature-ipv6-csum-offload"].map(|node| back.front(node)), [None, None]);
+    assert_eq!(back.complaints(), [""; 0]);
+    front.close(&mut xs, machine.soon()).unwrap();
 }
 
 #[test]

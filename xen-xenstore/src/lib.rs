@@ -25,7 +25,7 @@ pub mod xenbus;
 
 pub use client::{ServerFeatures, Stats, Xenstore};
 pub use error::{Error, Violation};
-pub use nodes::parse;
+pub use nodes::{Together, names, parse};
 pub use path::Path;
 pub use transaction::Transaction;
 pub use watch::Watch;

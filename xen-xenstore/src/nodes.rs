@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use xen_hypercall::{DomId, Platform, Wait};
 
+use crate::ask::check_path;
 use crate::link::Sink;
 use crate::text::Text;
 use crate::wire::{Operation, Refusal, strings};
@@ -14,7 +15,13 @@ use crate::{Error, Path, Xenstore};
 /// Messages that one very large directory may take; the daemon's own limits are far lower.
 const MOST_PARTS: usize = 1024;
 
-impl<P: Platform + Wait> Xenstore<'_, P> {
+/// Questions that are asked at once, by [`Xenstore::together`].
+pub struct Together<'s, 'x, P: Platform> {
+    store: &'s mut Xenstore<'x, P>,
+    sink: &'s mut Sink<'s>,
+}
+
+impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// A node's value.
     ///
     /// # Errors
@@ -82,10 +89,36 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     }
 
     fn read_into(&mut self, directory: &str, names: &[&str], sink: &mut Sink<'_>) -> Result<(), Error> {
+        self.ask_together(
+            &mut |ask| {
+                names.iter().enumerate().try_for_each(|(index, name)| ask.read(index, directory, name))
+            },
+            sink,
+        )
+    }
+
+    /// Asks for values and directories of any places at once: `ask` asks, and `each` is called with a question's tag and its
+    /// answer, once for each question, as the answers come. A directory's answer is a list of [`names`].
+    ///
+    /// # Errors
+    /// Each question has its own, as [`read`](Self::read), and [`Error::BadPath`]; a directory whose list is too long for a
+    /// message is [`Refusal::TooBig`]. What `ask` answers otherwise, and what is one for all as with
+    /// [`read_all`](Self::read_all), ends all: `each` has seen a part of the questions then.
+    pub fn together(
+        &mut self,
+        mut ask: impl FnMut(&mut Together<'_, 'x, P>) -> Result<(), Error>,
+        mut each: impl FnMut(usize, Result<&[u8], Error>),
+    ) -> Result<(), Error> {
+        self.ask_together(&mut ask, &mut each)
+    }
+
+    fn ask_together(
+        &mut self,
+        ask: &mut dyn FnMut(&mut Together<'_, 'x, P>) -> Result<(), Error>,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Error> {
         self.link.give_up();
-        for (index, name) in names.iter().enumerate() {
-            self.post_read(directory, name, index, sink)?;
-        }
+        ask(&mut Together { store: self, sink })?;
         self.settle(sink)
     }
 
@@ -163,7 +196,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             Err(Error::Refused(_, Refusal::TooBig)) => {}
             other => {
                 let len = other?;
-                return names(self.answered(len), &mut each);
+                return tell_names(self.answered(len), &mut each);
             }
         }
         let transaction = self.begin()?;
@@ -182,7 +215,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             Err(Error::Refused(_, Refusal::TooBig)) => self.directory_parts(transaction, path, each),
             other => {
                 let len = other?;
-                names(self.answered(len), each)
+                tell_names(self.answered(len), each)
             }
         }
     }
@@ -208,7 +241,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             let ends = list.is_empty() || list == b"\0" || list.ends_with(b"\0\0");
             let list = if ends { list.strip_suffix(b"\0").unwrap_or(list) } else { list };
             generation = Some(Text::from_bytes(tag)?);
-            names(list, each)?;
+            tell_names(list, each)?;
             if ends {
                 return Ok(());
             }
@@ -279,6 +312,39 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     }
 }
 
+impl<P: Platform + Wait> Together<'_, '_, P> {
+    /// Asks for the value of a node below a directory, or of a path if that is empty.
+    ///
+    /// # Errors
+    /// What is one for all questions.
+    pub fn read(&mut self, tag: usize, directory: &str, name: &str) -> Result<(), Error> {
+        self.store.post_read(directory, name, tag, self.sink)
+    }
+
+    /// Asks for the names of what is right below a path.
+    ///
+    /// # Errors
+    /// What is one for all questions.
+    pub fn directory(&mut self, tag: usize, path: &str) -> Result<(), Error> {
+        if let Err(error) = check_path("", path) {
+            (self.sink)(tag, Err(error));
+            return Ok(());
+        }
+        self.store.post(Operation::DIRECTORY, 0, &[path.as_bytes(), b"\0"], tag, self.sink)
+    }
+}
+
+impl<P: Platform> fmt::Debug for Together<'_, '_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Together")
+    }
+}
+
+/// The names in a directory's answer, as [`Xenstore::together`] gives it. What is not text is left out.
+pub fn names(list: &[u8]) -> impl Iterator<Item = &str> {
+    strings(list).filter_map(|name| core::str::from_utf8(name).ok())
+}
+
 pub(crate) fn text(value: &[u8]) -> Result<&str, Error> {
     core::str::from_utf8(value).map_err(|_| Error::NotText)
 }
@@ -301,7 +367,7 @@ pub(crate) fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> 
     }
 }
 
-fn names(list: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), Error> {
+fn tell_names(list: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), Error> {
     for name in strings(list) {
         each(text(name)?);
     }

@@ -9,7 +9,7 @@ use common::{ID, Machine, data, refused, timed_out};
 use xen_hypercall::mock::{Chance, Dice};
 use xen_xenstore::mock::{Faults, Limits};
 use xen_xenstore::wire::{Header, Operation, Refusal};
-use xen_xenstore::{Error, Violation};
+use xen_xenstore::{Error, Violation, names};
 
 const NUMBERS: [&str; 12] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"];
 
@@ -225,6 +225,47 @@ fn an_answer_of_another_kind_among_many_breaks_the_connection() {
     tell_truth(&machine);
     xs.reconnect().unwrap();
     assert_eq!(xs.read_all::<u32, 1>("data", ["1"]), Ok([Ok(1)]));
+}
+
+#[test]
+fn values_and_names_of_any_places_are_asked_for_in_one_go() {
+    let machine = machine();
+    let mut xs = machine.client();
+    let (before, requests) = (xs.channel().stats().notifications, xs.stats().requests);
+    let (mut values, mut listed, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    xs.together(
+        |ask| {
+            ask.read(0, "data", "7")?;
+            ask.directory(10, "/local/domain/1/data")?;
+            ask.read(1, "", "name")?;
+            ask.directory(11, "nowhere")?;
+            ask.directory(12, "a//b")?;
+            ask.read(2, "nowhere", "9")
+        },
+        |tag, answer| match answer {
+            Ok(list) if tag >= 10 => listed = names(list).map(str::to_owned).collect(),
+            Ok(value) => values.push((tag, value.to_vec())),
+            Err(error) => errors.push((tag, error)),
+        },
+    )
+    .unwrap();
+    assert_eq!(values, [(0, b"7".to_vec()), (1, b"d1".to_vec())]);
+    listed.sort_by_key(|name| name.parse().unwrap_or(0));
+    assert_eq!(listed, (0..100).map(|number: u32| number.to_string()).collect::<Vec<_>>());
+    // What cannot be asked for is told at once.
+    let missing = |operation| Error::Refused(operation, Refusal::NotFound);
+    assert_eq!(
+        errors,
+        [(12, Error::BadPath), (11, missing(Operation::DIRECTORY)), (2, missing(Operation::READ))]
+    );
+    assert_eq!(xs.channel().stats().notifications - before, 1);
+    assert_eq!(xs.stats().requests - requests, 5);
+    // What the closure answers ends it, and the next question is not disturbed by what was asked before.
+    assert_eq!(
+        xs.together(|ask| ask.read(0, "data", "7").and(Err(Error::BadValue)), |_, _| ()),
+        Err(Error::BadValue)
+    );
+    assert_eq!(xs.read_str("data/8"), Ok("8"));
 }
 
 #[test]

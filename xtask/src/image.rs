@@ -78,6 +78,21 @@ const SMALLER: [&str; 6] = [
     "llvm-args=-enable-machine-outliner=always",
 ];
 
+/// Of what a registry gave, the image's messages and symbols name the package, not where this machine keeps it: the same
+/// image comes out of every machine, and a smaller one.
+fn without_paths() -> std::ffi::OsString {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+    let registries = home.and_then(|home| fs::read_dir(home.join("registry/src")).ok());
+    let mut flags = std::env::var_os("RUSTFLAGS").unwrap_or_default().into_string().unwrap_or_default();
+    flags = flags.split_whitespace().collect::<Vec<_>>().join("\x1f");
+    for registry in registries.into_iter().flatten().flatten() {
+        let separator = if flags.is_empty() { "" } else { "\x1f" };
+        flags += &format!("{separator}--remap-path-prefix={}/=", registry.path().display());
+    }
+    flags.into()
+}
+
 /// Builds an image; cargo sees to it that nothing old is served.
 pub fn build(options: &Options) -> Result<Image> {
     let target =
@@ -92,7 +107,7 @@ pub fn build(options: &Options) -> Result<Image> {
     if let Some(features) = &options.features {
         cargo.args(["--no-default-features", "--features", &features.join(",")]);
     }
-    cargo.arg("--").args(SMALLER);
+    cargo.arg("--").args(SMALLER).env("CARGO_ENCODED_RUSTFLAGS", without_paths());
     match &options.cmdline {
         Some(words) => cargo.env("UNIKERNEL_CMDLINE", words),
         None => cargo.env_remove("UNIKERNEL_CMDLINE"),

@@ -294,7 +294,10 @@ impl Frontend<Connected> {
         &self,
         xs: &mut Xenstore<'_, P>,
     ) -> Result<Option<XenbusState>, Error> {
-        if !xs.fired(&self.watch)? {
+        if !xs.fired(&self.watch)?
+            || self.seen.is_some_and(|(_, at)| at == xs.link.watches.events(self.watch))
+        {
+            // That event came before the handshake looked last.
             return Ok(None);
         }
         let state = self.backend_state(xs);

@@ -39,6 +39,7 @@ const EVERYTHING: Config = Config {
     multicast_filter: true,
     control_ring: true,
     headroom: 256,
+    follow_link: true,
     split_channels: true,
 };
 /// What the first cards could do.
@@ -51,6 +52,7 @@ const LITTLE: Config = Config {
     multicast_filter: false,
     control_ring: false,
     headroom: 0,
+    follow_link: false,
     split_channels: false,
 };
 

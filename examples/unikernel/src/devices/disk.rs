@@ -1,6 +1,6 @@
 //! Blkfront as the application's disk, which can go and come back, as itself or as another.
 
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use core::time::Duration;
 
 use embedded_sdmmc::{Block, BlockCount, BlockDevice, BlockIdx};
@@ -24,8 +24,9 @@ pub(crate) struct Slot {
     store: Store,
     events: Events,
     grants: Grants,
-    /// Fires when the toolstack adds a disk or takes one away.
-    devices: Option<Watch>,
+    /// Fires when the toolstack adds a disk or takes one away. There is none as long as there is a disk, which would tell
+    /// it of its own nodes as well.
+    devices: OnceCell<Option<Watch>>,
     /// Fires when the first disk's backend becomes ready.
     backend: RefCell<Option<(Path, Watch)>>,
     /// A disk that cannot be used, and is not tried again as long as it is there.
@@ -34,9 +35,8 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub(super) fn new(store: Store, events: Events, grants: Grants) -> Self {
-        let watched = store.borrow_mut().watch(DISKS);
-        let devices = watched.inspect_err(|error| log::warn!("disk: {error}; none will be seen coming")).ok();
-        Self { store, events, grants, devices, backend: RefCell::default(), avoided: Cell::default() }
+        let (devices, backend) = (OnceCell::new(), RefCell::default());
+        Self { store, events, grants, devices, backend, avoided: Cell::default() }
     }
 
     /// Connects the disk that is there when the domain starts; without one, or when it does not come, says so.
@@ -61,7 +61,10 @@ impl Slot {
     /// The number of the first disk, if its backend is ready to connect, and whether it is may have changed.
     fn ready(&self, xs: &mut Xenstore<'static, &'static Kernel>) -> Option<u32> {
         let mut backend = self.backend.borrow_mut();
-        let watches = [self.devices, backend.as_ref().map(|(_, watch)| *watch)];
+        let devices = self.devices.get_or_init(|| {
+            xs.watch(DISKS).inspect_err(|error| log::warn!("disk: {error}; none will be seen coming")).ok()
+        });
+        let watches = [*devices, backend.as_ref().map(|(_, watch)| *watch)];
         // All are asked, for the next to sleep must find none that has fired.
         let fired = watches.iter().flatten().filter(|watch| xs.fired(watch) == Ok(true)).count();
         if fired == 0 {

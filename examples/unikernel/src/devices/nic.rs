@@ -35,8 +35,8 @@ pub(super) fn begin(store: Store, events: Events, grants: Grants, deadline: Dura
         log::warn!("net: this domain has no network card (vif)");
         return None;
     }
-    // Large packets both ways: a few of them do for a page of the site.
-    let config = Config { receive: Features::all(), ..Config::default() };
+    // Large packets both ways: a few of them do for a page of the site. Nobody asks after the link.
+    let config = Config { receive: Features::all(), follow_link: false, ..Config::default() };
     let begun = NetFront::begin(&mut xs, events, grants, 0, deadline, config);
     begun.map(Begun).inspect_err(|error| log::error!("net: {error}; carrying on without")).ok()
 }
