@@ -67,6 +67,9 @@ pub struct Config {
     /// Linux' backend leaves it in every slot of a frame, but does not count it when it looks for free pages: do not let it
     /// send large frames then, or have many pages for receiving.
     pub headroom: u16,
+    /// Whether to wait for a device that is not there, or whose nodes the toolstack is still writing. Those that the domain
+    /// was made with are there from the beginning.
+    pub await_device: bool,
     /// Whether to follow what the backend and the toolstack say of the link
     /// ([`is_link_up`](crate::NetFront::is_link_up)), which takes two watches and two trips to xenstore. A link that is not
     /// followed counts as up.
@@ -87,6 +90,7 @@ impl Default for Config {
             multicast_filter: false,
             control_ring: false,
             headroom: 0,
+            await_device: true,
             follow_link: true,
             split_channels: false,
         }

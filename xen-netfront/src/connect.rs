@@ -161,7 +161,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         config: Config,
     ) -> Result<Connecting<'x, P, QUEUES>, Error> {
         let config = Config { receive: config.receive.consistent(), ..config };
-        let device = open(xs, index, deadline)?;
+        let device = open(xs, index, deadline, config.await_device)?;
         let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
             let mut queues = [const { None }; QUEUES];
             for queue in queues.iter_mut().take(terms.queues) {
@@ -395,8 +395,13 @@ fn open<P: Platform + Wait>(
     xs: &mut Xenstore<'_, P>,
     index: u32,
     deadline: Duration,
+    awaited: bool,
 ) -> Result<Frontend<BackendReady>, Error> {
-    let device = Frontend::open(xs, "vif", index, deadline)?;
+    let device = if awaited {
+        Frontend::open(xs, "vif", index, deadline)?
+    } else {
+        Frontend::open_present(xs, "vif", index, deadline)?
+    };
     let state = device.frontend_path().join("state")?;
     device.wait_for_backend(xs, deadline).map_err(|error| give_up(xs, &state, error))
 }

@@ -119,6 +119,7 @@ fn config() -> impl Strategy<Value = Config> {
             rx_pages: rx,
             queues: QUEUES,
             split_channels: split,
+            await_device: split,
             follow_link: true,
             control_ring: control,
             multicast_filter: control,

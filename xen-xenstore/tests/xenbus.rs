@@ -158,10 +158,18 @@ fn a_device_that_is_not_there_is_an_error_at_the_deadline() {
     let mut xs = machine.client();
     assert_eq!(refused(machine.open(&mut xs)), Refusal::NotFound);
     assert_eq!(machine.xen.now(), Duration::from_secs(5));
+    // Who knows that it would be there asks once.
+    let requests = xs.stats().requests;
+    let deadline = machine.xen.now() + Duration::from_secs(5);
+    assert_eq!(refused(Frontend::open_present(&mut xs, "test", 0, deadline)), Refusal::NotFound);
+    assert_eq!((xs.stats().requests - requests, machine.xen.now()), (2, Duration::from_secs(5)));
     // One that has had its deadline already is looked for once.
     assert_eq!(refused(Frontend::open(&mut xs, "test", 0, Duration::ZERO)), Refusal::NotFound);
     assert_eq!(machine.xen.now(), Duration::from_secs(5));
     assert_eq!(machine.store.watches(ID), 0);
+    machine.device();
+    let deadline = machine.xen.now() + Duration::from_secs(5);
+    assert!(Frontend::open_present(&mut xs, "test", 0, deadline).is_ok());
 }
 
 #[test]

@@ -62,10 +62,38 @@ impl Frontend<Initialising> {
         deadline: Duration,
     ) -> Result<Self, Error> {
         let frontend = Path::format(format_args!("device/{kind}/{index}"))?;
-        let (backend, backend_id) = match find_backend(xs, &frontend) {
-            Err(error) if error.is_not_found() => await_backend(xs, &frontend, deadline)?,
-            other => other?,
-        };
+        match find_backend(xs, &frontend) {
+            Err(error) if error.is_not_found() => {
+                let found = await_backend(xs, &frontend, deadline)?;
+                Self::start(xs, frontend, found, index, deadline)
+            }
+            found => Self::start(xs, frontend, found?, index, deadline),
+        }
+    }
+
+    /// Like [`open`](Self::open) for a device that is there, as those are that the domain was made with: one whose nodes are
+    /// not there is not waited for.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), at once.
+    pub fn open_present<P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        kind: &str,
+        index: u32,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
+        let frontend = Path::format(format_args!("device/{kind}/{index}"))?;
+        let found = find_backend(xs, &frontend)?;
+        Self::start(xs, frontend, found, index, deadline)
+    }
+
+    fn start<P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        frontend: Path,
+        (backend, backend_id): (Path, DomId),
+        index: u32,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
         let state = backend.join("state")?;
         let watch = xs.take_place(&state)?;
         let mut device =

@@ -39,6 +39,7 @@ const EVERYTHING: Config = Config {
     multicast_filter: true,
     control_ring: true,
     headroom: 256,
+    await_device: true,
     follow_link: true,
     split_channels: true,
 };
@@ -52,6 +53,7 @@ const LITTLE: Config = Config {
     multicast_filter: false,
     control_ring: false,
     headroom: 0,
+    await_device: false,
     follow_link: false,
     split_channels: false,
 };

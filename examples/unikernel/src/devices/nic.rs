@@ -10,7 +10,7 @@ use smoltcp::time::Instant;
 use webserver::report::Report;
 use xen_hypercall::DomId;
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
-use xen_netfront::{Config, Connecting, FRAME_MAX, Features, NetFront, State, packet};
+use xen_netfront::{Config, Connecting, Error, FRAME_MAX, Features, NetFront, State, packet};
 
 use super::Grants;
 use crate::machine::{Events, Store};
@@ -30,15 +30,17 @@ pub(super) struct Begun(Connecting<'static, &'static Kernel>);
 
 /// Begins with the first network card; without one, or when it does not come, says so and goes without.
 pub(super) fn begin(store: Store, events: Events, grants: Grants, deadline: Duration) -> Option<Begun> {
-    let mut xs = store.borrow_mut();
-    if xs.read("device/vif/0/backend").is_err() {
-        log::warn!("net: this domain has no network card (vif)");
-        return None;
-    }
     // Large packets both ways: a few of them do for a page of the site. Nobody asks after the link.
-    let config = Config { receive: Features::all(), follow_link: false, ..Config::default() };
-    let begun = NetFront::begin(&mut xs, events, grants, 0, deadline, config);
-    begun.map(Begun).inspect_err(|error| log::error!("net: {error}; carrying on without")).ok()
+    let config =
+        Config { receive: Features::all(), await_device: false, follow_link: false, ..Config::default() };
+    match NetFront::begin(&mut store.borrow_mut(), events, grants, 0, deadline, config) {
+        Ok(begun) => return Some(Begun(begun)),
+        Err(Error::Store(error)) if error.is_not_found() => {
+            log::warn!("net: this domain has no network card (vif)");
+        }
+        Err(error) => log::error!("net: {error}; carrying on without"),
+    }
+    None
 }
 
 impl Begun {
