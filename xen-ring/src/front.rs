@@ -140,6 +140,14 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(fit.len() as u32)
     }
 
+    /// Takes the last request back, which the peer was not shown yet; false if there is none.
+    #[inline]
+    pub fn unpush(&mut self) -> bool {
+        let any = self.has_unpublished() && !self.is_broken();
+        self.pushed = self.pushed.wrapping_sub(any.into());
+        any
+    }
+
     /// Shows the peer all requests pushed so far, and answers whether it must be notified.
     ///
     /// # Errors

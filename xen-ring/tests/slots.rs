@@ -18,6 +18,8 @@ impl<const REQUEST: usize, const RESPONSE: usize> Protocol for Of<REQUEST, RESPO
 enum Act {
     /// Push so many requests, or as many as fit.
     Push(u16),
+    /// Take back so many.
+    Unpush(u16),
     Publish,
     Pop(u16),
     Arm(u8),
@@ -37,6 +39,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let few = || prop_oneof![4 => 1..4_u16, 1 => 0..600_u16];
     let act = prop_oneof![
         few().prop_map(Act::Push),
+        few().prop_map(Act::Unpush),
         Just(Act::Publish),
         few().prop_map(Act::Pop),
         prop_oneof![3 => Just(0), 1 => 0..5_u8].prop_map(Act::Arm),
@@ -172,6 +175,13 @@ fn check_in<const Q: usize, const S: usize>(
                     pushed += 1;
                 }
                 prop_assert_eq!(front.has_unpublished(), !requests.hidden.is_empty());
+            }
+            Act::Unpush(count) => {
+                for _ in 0..count {
+                    let any = requests.hidden.pop_back().is_some();
+                    prop_assert_eq!(front.unpush(), any);
+                    pushed -= u64::from(any);
+                }
             }
             Act::Publish => {
                 prop_assert_eq!(front.publish(), Ok(requests.publish()));
