@@ -182,19 +182,27 @@ impl<'e, P: Platform> Channel<'e, P> {
     ///
     /// The time passes in [`EventChannels::wait`]; who waits by other means asks [`EventChannels::next_unmask`] how long that
     /// may be, then calls [`EventChannels::unmask_due`].
+    #[inline]
     pub fn done(&self, progress: Progress) {
         match progress {
             Progress::Work => {
-                self.record.progressed();
-                self.end();
+                if !self.record.is_quiet() {
+                    self.record.progressed();
+                    self.end();
+                }
             }
-            Progress::Spurious if self.record.held() & UNFINISHED == 0 || self.record.is_throttled() => {
-                // No event is under way, or its end has been told already: a driver that polls without reason.
-            }
-            Progress::Spurious => match self.record.went_in_vain() {
-                None => self.end(),
-                Some(pause) => self.events.throttle(self.record, pause),
-            },
+            Progress::Spurious => self.done_in_vain(),
+        }
+    }
+
+    fn done_in_vain(&self) {
+        if self.record.held() & UNFINISHED == 0 || self.record.is_throttled() {
+            // No event is under way, or its end has been told already: a driver that polls without reason.
+            return;
+        }
+        match self.record.went_in_vain() {
+            None => self.end(),
+            Some(pause) => self.events.throttle(self.record, pause),
         }
     }
 

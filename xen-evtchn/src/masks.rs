@@ -18,8 +18,7 @@ impl<P: Platform> EventChannels<P> {
 
     /// Takes reasons to mask a port away; with the last one it is unmasked.
     pub(crate) fn let_go(&self, port: Port, record: &Record, reasons: u8) {
-        // A plain look first: drivers say that they are done all the time.
-        if record.held() & reasons != 0 && record.let_go(reasons) & reasons != 0 {
+        if record.let_go(reasons) & reasons != 0 {
             self.settle(port, record);
         }
     }

@@ -150,12 +150,14 @@ impl Record {
     }
 
     /// The owner found work.
-    #[inline]
     pub(crate) fn progressed(&self) {
-        // A plain load first: drivers say so all the time.
-        if self.streak.load(Relaxed) != 0 {
-            self.streak.store(0, Relaxed);
-        }
+        self.streak.store(0, Relaxed);
+    }
+
+    /// Whether there is nothing to end when the owner found work: by plain loads, for drivers say so all the time.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.streak.load(Relaxed) == 0 && !self.is_throttled() && self.held() & UNFINISHED == 0
     }
 
     /// The owner found no work. Answers how long the port is to stay masked: not at all the first time, because the work of
