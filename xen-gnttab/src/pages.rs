@@ -166,10 +166,15 @@ impl<'g, P: Platform> GrantedPages<'g, P> {
     }
 
     /// The bytes of all pages, in a row, which the peer may change at any time.
+    #[inline]
     pub fn mem(&mut self) -> SharedMem<'_> {
+        let len = self.count * PAGE_SIZE;
+        // SAFETY: there is one page at least, of an allocation that is not larger than memory, and it begins where a page does.
+        // So the compiler knows of the first words that they are there and aligned.
+        unsafe { core::hint::assert_unchecked(self.first.is_aligned() && len >= PAGE_SIZE) };
         // SAFETY: the pages are in a row and stay allocated, for nobody else frees them while this value exists; borrowed
         // exclusively for the result's lifetime. What the peer does to them is what `SharedMem` is made for.
-        unsafe { SharedMem::new(self.first.cast(), self.count * PAGE_SIZE) }
+        unsafe { SharedMem::new(self.first.cast(), len) }
     }
 
     /// Copies bytes out of the pages.
