@@ -83,15 +83,9 @@ fn lent(c: &mut Criterion) {
         b.iter(|| {
             let ticket = disk.submit_write_from(2048, &mut pieces).unwrap();
             disk.publish().unwrap();
-            let mut places = pieces.iter_mut();
             loop {
                 disk.poll().unwrap();
-                let taken = disk.take_pages(ticket, |piece| {
-                    if let Some(place) = places.next() {
-                        *place = Some(piece);
-                    }
-                });
-                if let Some(result) = taken {
+                if let Some(result) = disk.take_pages(ticket, &mut pieces) {
                     break result.unwrap();
                 }
                 grants.platform().xen().step();

@@ -61,6 +61,9 @@ pub struct Segment {
     pub pad: u16,
 }
 
+/// The pages of a request.
+pub type Segments = [Segment; MAX_SEGMENTS];
+
 /// A request (`blkif_request`).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -78,7 +81,7 @@ pub struct Request {
     /// First sector on the disk.
     pub sector: u64,
     /// The pages.
-    pub segment: [Segment; MAX_SEGMENTS],
+    pub segment: Segments,
 }
 
 /// A request with [`OP_DISCARD`] (`blkif_request_discard`); the rest of its slot means nothing.
@@ -188,7 +191,7 @@ impl Request {
         handle: u16,
         id: u64,
         sector: u64,
-        segment: [Segment; MAX_SEGMENTS],
+        segment: Segments,
     ) -> Self {
         /// The same record with its first fields as one number, which they are written as.
         #[repr(C)]
@@ -197,7 +200,7 @@ impl Request {
             first: u64,
             id: u64,
             sector: u64,
-            segment: [Segment; MAX_SEGMENTS],
+            segment: Segments,
         }
         let [low, high] = handle.to_ne_bytes();
         let first = u64::from_ne_bytes([operation, segments, low, high, 0, 0, 0, 0]);

@@ -111,19 +111,19 @@ impl Features {
         if bits & (each - 1) == 0 { Ok(()) } else { Err(Error::Unaligned) }
     }
 
-    /// Whether a request is about whole sectors of the disk. Counted in units of 512 bytes, as all here.
+    /// Whether a request is about whole sectors of the disk, and some. Counted in units of 512 bytes, as all here.
     #[inline]
     pub(crate) fn check_range(&self, lba: u64, sectors: u64) -> Result<(), Error> {
+        if sectors == 0 {
+            return Err(Error::Unaligned);
+        }
         self.check_grain(lba | sectors)?;
         self.check_within(lba, sectors)
     }
 
-    /// Whether there are some sectors, all of them on the disk.
+    /// Whether sectors are all on the disk.
     #[inline]
     pub(crate) fn check_within(&self, lba: u64, sectors: u64) -> Result<(), Error> {
-        if sectors == 0 {
-            return Err(Error::Unaligned);
-        }
         match lba.checked_add(sectors) {
             Some(end) if end <= self.sectors => Ok(()),
             _ => Err(Error::OutOfRange),

@@ -3,14 +3,14 @@
 use core::fmt;
 
 use xen_evtchn::{Channel, EventChannels};
-use xen_gnttab::GrantTable;
+use xen_gnttab::{GrantTable, GrantedPage};
 use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 
 use crate::abi::*;
 use crate::connect::{Config, Link};
 use crate::error::Violation;
 use crate::features::{Discard, Features};
-use crate::ops::{Kind, Ops};
+use crate::ops::{Kind, Ops, Stage};
 use crate::pool::{Chain, Pool};
 use crate::{Error, Piece, Ticket};
 
@@ -189,23 +189,55 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         lba: u64,
         pieces: &mut [Option<Piece<'x, P>>],
     ) -> Result<Ticket, Error> {
+        let [place] = pieces else { return self.submit_several(kind, lba, pieces) };
+        let Some(piece) = place.as_ref().filter(|piece| self.lendable(&piece.page)) else {
+            return self.submit_several(kind, lba, pieces);
+        };
+        let (sectors, segment) = (piece.sectors().into(), piece.segment());
+        self.check_sectors(lba, sectors, sectors)?;
+        self.begin(kind, lba, sectors, segment, place).ok_or(Error::Busy)
+    }
+
+    /// The same with more pieces, or with none, or with one that cannot be lent.
+    #[inline(never)]
+    fn submit_several(
+        &mut self,
+        kind: Kind,
+        lba: u64,
+        pieces: &mut [Option<Piece<'x, P>>],
+    ) -> Result<Ticket, Error> {
         if !self.features.trusted {
             return Err(Error::Untrusted);
         }
         let (mut sectors, mut grain) = (0, 0);
         for piece in pieces.iter() {
-            let piece = piece.as_ref().filter(|piece| self.pool.accepts(&piece.page));
+            let piece = piece.as_ref().filter(|piece| self.lendable(&piece.page));
             let each = u64::from(piece.ok_or(Error::ForeignPage)?.sectors());
             (sectors, grain) = (sectors + each, grain | each);
         }
-        self.check_state()?;
-        self.features.check_grain(lba | grain)?;
-        self.features.check_within(lba, sectors)?;
+        if sectors == 0 {
+            return Err(Error::Unaligned);
+        }
+        self.check_sectors(lba, sectors, grain)?;
         if self.ops.free() == 0 {
             return Err(Error::Busy);
         }
         let pages = self.pool.lend(pieces)?;
         self.add(kind, lba, sectors, pages, true)
+    }
+
+    /// Whether a page of the caller's may be lent.
+    #[inline]
+    fn lendable(&self, page: &GrantedPage<'x, P>) -> bool {
+        self.features.trusted && self.pool.accepts(page)
+    }
+
+    /// Whether some sectors can be moved, in parts of which `grain` has the bits of all lengths.
+    #[inline]
+    fn check_sectors(&self, lba: u64, sectors: u64, grain: u64) -> Result<(), Error> {
+        self.check_state()?;
+        self.features.check_grain(lba | grain)?;
+        self.features.check_within(lba, sectors)
     }
 
     /// Asks that all writes answered so far survive a loss of power. When the backend offers no such thing the
@@ -267,7 +299,10 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     pub fn publish(&mut self) -> Result<(), Error> {
         self.check_broken()?;
         self.ops.publish();
-        self.push_out()
+        if !self.ops.is_empty() {
+            self.fill();
+        }
+        self.show()
     }
 
     /// How the disk is, as far as was found out.
@@ -401,19 +436,22 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         Ok(sectors as usize * SECTOR)
     }
 
-    #[inline]
+    #[inline(never)]
     fn add(&mut self, kind: Kind, lba: u64, sectors: u64, pages: Chain, lent: bool) -> Result<Ticket, Error> {
-        let Some(ticket) = self.ops.add(kind, lba, sectors, pages, lent) else {
+        let Some((ticket, op)) = self.ops.begin(kind, lba, sectors, lent) else {
             self.pool.release(pages);
             return Err(Error::Busy);
         };
+        op.pages = pages;
         self.stats.operations += 1;
+        self.join(ticket.place());
         Ok(ticket)
     }
 
     /// An operation that is done without the backend.
     fn nothing(&mut self, kind: Kind) -> Result<Ticket, Error> {
-        let ticket = self.ops.settled(kind).ok_or(Error::Busy)?;
+        let (ticket, op) = self.ops.begin(kind, 0, 0, false).ok_or(Error::Busy)?;
+        op.stage = Stage::Done;
         self.stats.operations += 1;
         Ok(ticket)
     }

@@ -96,7 +96,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Ends what there is with a backend, whatever it is up to.
     fn unlink(&mut self, xs: &mut Xenstore<'x, P>, was: State, deadline: Duration) -> Result<(), Error> {
         let Some(Link { device, queues }) = self.link.take() else { return Ok(()) };
-        for chain in queues.iter().flat_map(|queue| queue.indirect()) {
+        for chain in queues.iter().flat_map(|queue| queue.slots.indirect()) {
             self.pool.release(chain);
         }
         let ended = match was {
@@ -114,7 +114,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 }
 
 /// What becomes of an operation on a disk that may be another: nothing, or a result.
-fn check_again(features: &Features, op: &Op, ordered: bool) -> Option<Result<(), Error>> {
+fn check_again<P: Platform>(features: &Features, op: &Op<'_, P>, ordered: bool) -> Option<Result<(), Error>> {
     let result = match op.kind {
         // Nobody is there to take what it reads.
         Kind::Read if !op.is_wanted() => Ok(()),

@@ -6,10 +6,14 @@
 
 use xen_hypercall::Platform;
 
-use crate::abi::{MAX_SEGMENTS, OP_BARRIER, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, SECTOR};
+use crate::abi::{
+    MAX_SEGMENTS, OP_BARRIER, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, RSP_OKAY, Response, SECTOR,
+};
+use crate::error::Violation;
 use crate::pool::{Chain, NONE};
+use crate::queue::{FIRST_SLOT, Slot};
 use crate::table::Table;
-use crate::{Error, Stats, Ticket};
+use crate::{Error, Piece, Stats, Ticket};
 
 /// As a number it is the request's operation, but for the last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,74 +28,102 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether it moves data, and nothing else.
+    #[inline]
+    pub(crate) fn moves(self) -> bool {
+        matches!(self, Self::Read | Self::Write)
+    }
+
     /// Whether it changes the disk.
     pub(crate) fn writes(self) -> bool {
         !matches!(self, Self::Read | Self::Flush)
     }
 }
 
+/// How far it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Free,
     /// In the queue, at least in part.
     Queued,
-    /// Wholly in the ring.
+    /// Wholly in the ring, in requests that are recorded there.
     Sent,
+    /// In the ring as a request by itself, which has the operation's number.
+    Whole,
     Done,
 }
 
-pub(crate) struct Op {
+impl Stage {
+    fn is_pending(self) -> bool {
+        matches!(self, Self::Queued | Self::Sent | Self::Whole)
+    }
+}
+
+pub(crate) struct Op<'x, P: Platform> {
+    /// Counts through all operations, by [`EACH`]; the place is in the low bits.
+    pub(crate) id: u64,
+    pub(crate) lba: u64,
+    /// Of 512 bytes.
+    pub(crate) sectors: u64,
+    /// The only page, which is the caller's.
+    pub(crate) piece: Option<Piece<'x, P>>,
+    /// The pages, if that is none.
+    pub(crate) pages: Chain,
     pub(crate) kind: Kind,
     pub(crate) stage: Stage,
     /// Somebody has a ticket for the result.
     wanted: bool,
-    /// Its pages are the caller's.
+    /// The pages are the caller's.
     pub(crate) lent: bool,
     /// Is not sent together with others.
     pub(crate) alone: bool,
-    /// Changes with each use.
-    generation: u32,
-    /// Counts through all operations.
-    order: u64,
-    pub(crate) lba: u64,
-    /// Of 512 bytes.
-    pub(crate) sectors: u64,
-    pub(crate) pages: Chain,
+    /// To be sent once more when nothing of it is in the ring.
+    pub(crate) again: bool,
+    /// The next in the queue (as it was when this one left), or of the free ones.
+    pub(crate) next: u16,
+    pub(crate) result: Result<(), Error>,
+    // What follows has a meaning once the operation was in the queue.
     /// The first page that was not sent, and how many were not, and how many sectors were.
     pub(crate) cursor: u16,
     pub(crate) left: u16,
     pub(crate) sent: u64,
     /// Requests of the ring that it is in.
     pub(crate) in_flight: u16,
-    pub(crate) result: Result<(), Error>,
-    /// To be sent once more when nothing of it is in the ring.
-    pub(crate) again: bool,
-    /// The next in the queue (as it was when this one left), or of the free ones.
-    pub(crate) next: u16,
 }
 
+/// From one operation's number to the next one's: the place is below.
+const EACH: u64 = 1 << 16;
+/// Where no operation begins.
+const NOWHERE: u64 = u64::MAX;
+
 pub(crate) struct Ops<'x, P: Platform> {
-    ops: Table<'x, P, Op>,
+    ops: Table<'x, P, Op<'x, P>>,
     free: u16,
     free_count: usize,
     head: u16,
     tail: u16,
-    /// How many were made, and how many of those the backend may see.
+    /// The last one that went into the ring without having been in the queue, and where it ends on the disk; not once the
+    /// backend was shown it.
+    last: u16,
+    end: u64,
+    /// The next one's number, and what those are before that the backend may see.
     made: u64,
     published: u64,
 }
 
 impl<'x, P: Platform> Ops<'x, P> {
     pub(crate) fn new(platform: &'x P, count: usize) -> Result<Self, Error> {
-        let count = count.clamp(1, usize::from(NONE) - 1);
+        let count = count.clamp(1, usize::from(FIRST_SLOT));
         let mut all = Self {
             ops: Table::new(platform, count)?,
             free: NONE,
             free_count: count,
             head: NONE,
             tail: NONE,
-            made: 0,
-            published: 0,
+            last: NONE,
+            end: NOWHERE,
+            made: EACH,
+            published: EACH,
         };
         for index in 0..count as u16 {
             let next = core::mem::replace(&mut all.free, index);
@@ -106,103 +138,150 @@ impl<'x, P: Platform> Ops<'x, P> {
 
     /// How many are not done.
     pub(crate) fn pending(&self, is: impl Fn(Kind) -> bool) -> usize {
-        let pending = |op: &&Op| matches!(op.stage, Stage::Queued | Stage::Sent) && is(op.kind);
+        let pending = |op: &&Op<'x, P>| op.stage.is_pending() && is(op.kind);
         self.ops.iter().filter(pending).count()
     }
 
     #[inline]
-    pub(crate) fn at(&mut self, index: u16) -> Option<&mut Op> {
+    pub(crate) fn at(&mut self, index: u16) -> Option<&mut Op<'x, P>> {
         self.ops.get_mut(usize::from(index))
     }
 
     #[inline]
-    pub(crate) fn get(&self, index: u16) -> Option<&Op> {
+    pub(crate) fn get(&self, index: u16) -> Option<&Op<'x, P>> {
         self.ops.get(usize::from(index))
     }
 
     /// The operation of a ticket, as long as the ticket is good.
-    #[inline]
-    pub(crate) fn find(&mut self, ticket: Ticket) -> Option<&mut Op> {
-        let op = self.at(ticket.index)?;
-        (op.generation == ticket.generation && op.stage != Stage::Free).then_some(op)
+    pub(crate) fn find(&mut self, ticket: Ticket) -> Option<&mut Op<'x, P>> {
+        let op = self.at(ticket.place())?;
+        (op.id == ticket.id && op.stage != Stage::Free && op.wanted).then_some(op)
     }
 
-    /// Puts an operation at the queue's end. `lent` says that its pages are the caller's.
+    /// The operation of a ticket, if it has its result. One whose result nobody wants is not kept so long.
+    #[inline]
+    pub(crate) fn settled(&mut self, ticket: Ticket) -> Option<&mut Op<'x, P>> {
+        let op = self.at(ticket.place())?;
+        (op.id == ticket.id && op.stage == Stage::Done).then_some(op)
+    }
+
+    /// The operation that a request was by itself, if that is under way: the number is of no request before or after it,
+    /// since each operation has its own and is such a request once in a ring; and the backend was shown it.
+    #[inline]
+    pub(crate) fn whole(&mut self, id: u64) -> Option<&mut Op<'x, P>> {
+        let published = self.published;
+        let op = self.at(id as u16)?;
+        (op.id == id && op.stage == Stage::Whole && is_before(id, published)).then_some(op)
+    }
+
+    /// Takes a free place for an operation, without pages yet, that goes into a [ring](Self::went) or the
+    /// [queue](Self::enqueue) then. `lent` says that its pages will be the caller's.
     #[inline(always)]
-    pub(crate) fn add(
+    pub(crate) fn begin(
         &mut self,
         kind: Kind,
         lba: u64,
         sectors: u64,
-        pages: Chain,
         lent: bool,
-    ) -> Option<Ticket> {
-        let (ticket, op) = self.begin(kind, Stage::Queued, pages)?;
-        (op.lba, op.sectors, op.lent) = (lba, sectors, lent);
-        self.enqueue(ticket.index);
-        Some(ticket)
-    }
-
-    /// An operation that is done already.
-    pub(crate) fn settled(&mut self, kind: Kind) -> Option<Ticket> {
-        let (ticket, op) = self.begin(kind, Stage::Done, Chain::EMPTY)?;
-        (op.lba, op.sectors, op.lent) = (0, 0, false);
-        Some(ticket)
-    }
-
-    /// Takes a free place. What the operation is about is for the caller to say.
-    #[inline(always)]
-    fn begin(&mut self, kind: Kind, stage: Stage, pages: Chain) -> Option<(Ticket, &mut Op)> {
-        let (index, order) = (self.free, self.made);
+    ) -> Option<(Ticket, &mut Op<'x, P>)> {
+        let (index, made) = (self.free, self.made);
         let op = self.ops.get_mut(usize::from(index))?;
-        let generation = op.generation.wrapping_add(1);
+        let id = made | u64::from(index);
         self.free = op.next;
         self.free_count -= 1;
-        self.made = order + 1;
-        (op.generation, op.order, op.kind, op.stage) = (generation, order, kind, stage);
-        (op.pages, op.wanted, op.alone, op.next) = (pages, true, false, NONE);
-        op.restart();
-        Some((Ticket { index, generation }, op))
+        self.made = made.wrapping_add(EACH);
+        (op.id, op.lba, op.sectors, op.kind) = (id, lba, sectors, kind);
+        (op.wanted, op.lent, op.alone, op.again) = (true, lent, false, false);
+        op.result = Ok(());
+        Some((Ticket { id }, op))
     }
 
+    /// Whether an operation that begins here need not wait in the queue: nothing does, and it does not follow what could
+    /// be one request with it.
     #[inline]
-    fn enqueue(&mut self, index: u16) {
+    pub(crate) fn may_go(&self, lba: u64) -> bool {
+        self.is_empty() && self.end != lba
+    }
+
+    /// An operation went into the ring as it is, and ends here.
+    #[inline]
+    pub(crate) fn went(&mut self, index: u16, end: u64) {
+        (self.last, self.end) = (index, end);
+    }
+
+    /// The last that [went](Self::went) into the ring, if it is to be one request with this one: it is in the queue then,
+    /// and has to be taken out of the ring. False if there is none.
+    pub(crate) fn call_back(&mut self, index: u16) -> bool {
+        let (Some(op), Some(last)) = (self.get(index), self.get(self.last)) else { return false };
+        let follows = op.lba == self.end && op.kind == last.kind;
+        if follows {
+            self.end = NOWHERE;
+            self.enqueue(self.last);
+        }
+        follows
+    }
+
+    /// Puts an operation at the queue's end.
+    pub(crate) fn enqueue(&mut self, index: u16) {
         let tail = core::mem::replace(&mut self.tail, index);
         match self.at(tail) {
             Some(last) => last.next = index,
             None => self.head = index,
         }
+        if let Some(op) = self.at(index) {
+            op.restart();
+            (op.stage, op.next) = (Stage::Queued, NONE);
+        }
     }
 
     /// Lets the backend see all there are.
+    #[inline]
     pub(crate) fn publish(&mut self) {
-        self.published = self.made;
+        (self.published, self.end) = (self.made, NOWHERE);
+    }
+
+    /// The ring is shown to the backend, with what is in it already.
+    pub(crate) fn publish_sent(&mut self) {
+        if self.end != NOWHERE {
+            // What was made after it waits in the queue.
+            let last = self.get(self.last).map(|op| op.id.wrapping_add(1));
+            self.published = last.unwrap_or(self.published);
+            self.end = NOWHERE;
+        }
+    }
+
+    /// Whether the queue is empty.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head == NONE
     }
 
     /// The first of the queue, if the backend may see it.
     #[inline]
-    pub(crate) fn head(&mut self) -> Option<(u16, &mut Op)> {
+    pub(crate) fn head(&mut self) -> Option<(u16, &mut Op<'x, P>)> {
         let (index, published) = (self.head, self.published);
         let op = self.at(index)?;
-        (op.order < published).then_some((index, op))
+        is_before(op.id, published).then_some((index, op))
     }
 
     /// The one after it, if the two are of a kind, follow each other on the disk, and may go together.
     #[inline]
-    pub(crate) fn follower(&self, op: &Op) -> Option<&Op> {
+    pub(crate) fn follower(&self, op: &Op<'x, P>) -> Option<&Op<'x, P>> {
         let next = self.get(op.next)?;
         let fits = op.lba.checked_add(op.sectors) == Some(next.lba)
             && next.kind == op.kind
-            && next.order < self.published
+            && is_before(next.id, self.published)
             && !(op.alone || next.alone);
         fits.then_some(next)
     }
 
-    /// Whether what is left of an operation is a request by itself: it fits one, and nothing is to go with it.
+    /// Whether an operation is a request by itself: nothing of it was sent, it fits one, and nothing is to go with it.
     #[inline]
     pub(crate) fn is_plain(&self, index: u16) -> bool {
         let op = self.get(index);
-        op.is_some_and(|op| usize::from(op.left) <= MAX_SEGMENTS && self.follower(op).is_none())
+        op.is_some_and(|op| {
+            op.sent == 0 && usize::from(op.left) <= MAX_SEGMENTS && self.follower(op).is_none()
+        })
     }
 
     /// Takes the first out of the queue: all of it was sent, or it is done.
@@ -214,7 +293,6 @@ impl<'x, P: Platform> Ops<'x, P> {
     }
 
     /// The first left the queue, and was followed by another or none.
-    #[inline]
     pub(crate) fn left(&mut self, next: u16) {
         self.head = next;
         if next == NONE {
@@ -240,44 +318,41 @@ impl<'x, P: Platform> Ops<'x, P> {
         }
     }
 
-    /// The result of an operation that failed.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn failure(&self, index: u16) -> Option<Result<(), Error>> {
-        self.get(index).map(|op| op.result)
-    }
-
     /// Nobody wants the result any more: true when the place is free and its pages go back.
     pub(crate) fn forget(&mut self, ticket: Ticket) -> bool {
         let Some(op) = self.find(ticket) else { return false };
         op.wanted = false;
-        // The ticket is not good any more.
-        op.generation = op.generation.wrapping_add(1);
         op.stage == Stage::Done
     }
 
-    /// Gives the place back.
-    #[inline]
+    /// Gives a place back, and answers what pages there are but the only one.
     pub(crate) fn release(&mut self, index: u16) -> Chain {
-        let Some(op) = self.ops.get_mut(usize::from(index)) else { return Chain::EMPTY };
+        let Some(op) = self.at(index) else { return Chain::EMPTY };
+        op.piece = None;
+        let pages = core::mem::replace(&mut op.pages, Chain::EMPTY);
+        self.vacate(index);
+        pages
+    }
+
+    /// Gives a place back that has no pages any more.
+    #[inline]
+    pub(crate) fn vacate(&mut self, index: u16) {
+        let Some(op) = self.ops.get_mut(usize::from(index)) else { return };
         op.stage = Stage::Free;
         op.next = core::mem::replace(&mut self.free, index);
-        let pages = core::mem::replace(&mut op.pages, Chain::EMPTY);
         self.free_count += 1;
-        pages
     }
 
     /// The rings are gone with what was in them: everything that is not done is in the queue again, in the order in
     /// which it was asked for, unless `check` has a result for it.
-    pub(crate) fn restart(&mut self, check: impl Fn(&Op) -> Option<Result<(), Error>>) -> usize {
-        (self.head, self.tail) = (NONE, NONE);
-        let mut from = 0;
+    pub(crate) fn restart(&mut self, check: impl Fn(&Op<'x, P>) -> Option<Result<(), Error>>) -> usize {
+        (self.head, self.tail, self.end) = (NONE, NONE, NOWHERE);
+        let mut before = u64::MAX;
         let mut count = 0;
-        while let Some(index) = self.oldest(from) {
+        while let Some((age, index)) = self.oldest(before) {
             let Some(op) = self.at(index) else { break };
-            from = op.order + 1;
-            op.restart();
-            (op.stage, op.next, op.alone) = (Stage::Queued, NONE, false);
+            before = age;
+            op.alone = false;
             if let Some(result) = check(op) {
                 (op.stage, op.result) = (Stage::Done, result);
                 continue;
@@ -288,13 +363,11 @@ impl<'x, P: Platform> Ops<'x, P> {
         count
     }
 
-    fn oldest(&self, from: u64) -> Option<u16> {
-        let pending = self
-            .ops
-            .iter()
-            .enumerate()
-            .filter(|(_, op)| matches!(op.stage, Stage::Queued | Stage::Sent) && op.order >= from);
-        pending.min_by_key(|(_, op)| op.order).map(|(index, _)| index as u16)
+    /// The oldest of those that are younger than this and not done. An age counts the operations made since.
+    fn oldest(&self, than: u64) -> Option<(u64, u16)> {
+        let pending = self.ops.iter().filter(|op| op.stage.is_pending());
+        let ages = pending.map(|op| (self.made.wrapping_sub(op.id), op.id as u16));
+        ages.filter(|(age, _)| *age < than).max()
     }
 
     /// Places whose results nobody wants.
@@ -303,61 +376,87 @@ impl<'x, P: Platform> Ops<'x, P> {
         found.map(|index| index as u16)
     }
 
-    /// The pages of what is not done, and whether they hold data.
-    pub(crate) fn under_way(&self) -> impl Iterator<Item = (Chain, bool)> {
-        let pending = |op: &&Op| matches!(op.stage, Stage::Queued | Stage::Sent);
-        self.ops.iter().filter(pending).map(|op| (op.pages, op.kind.writes()))
+    /// What is not done.
+    pub(crate) fn under_way(&mut self) -> impl Iterator<Item = &mut Op<'x, P>> {
+        self.ops.iter_mut().filter(|op| op.stage.is_pending())
     }
 }
 
-impl Op {
+/// Whether one number was given before another: they start anew some time.
+#[inline]
+fn is_before(id: u64, other: u64) -> bool {
+    (id.wrapping_sub(other) as i64) < 0
+}
+
+impl<'x, P: Platform> Op<'x, P> {
     const FREE: Self = Self {
+        id: 0,
+        lba: 0,
+        sectors: 0,
+        piece: None,
+        pages: Chain::EMPTY,
         kind: Kind::Read,
         stage: Stage::Free,
         wanted: false,
         lent: false,
         alone: false,
-        generation: 0,
-        order: 0,
-        lba: 0,
-        sectors: 0,
-        pages: Chain::EMPTY,
+        again: false,
+        next: NONE,
         cursor: NONE,
         left: 0,
         sent: 0,
         in_flight: 0,
         result: Ok(()),
-        again: false,
-        next: NONE,
     };
 
-    #[inline]
+    /// How many pages it has.
+    pub(crate) fn count(&self) -> u16 {
+        if self.piece.is_some() { 1 } else { self.pages.count }
+    }
+
     fn restart(&mut self) {
-        (self.cursor, self.left, self.sent) = (self.pages.first, self.pages.count, 0);
+        (self.cursor, self.left, self.sent) = (self.pages.first, self.count(), 0);
         (self.in_flight, self.result, self.again) = (0, Ok(()), false);
+    }
+
+    /// A response to the request that it is by itself, if it is one: to go on as if a slot had recorded it.
+    pub(crate) fn recorded(&mut self, response: Response) -> Result<Slot, Violation> {
+        let asked = self.kind as u8;
+        if response.operation != asked {
+            return Err(Violation::Operation { asked, answered: response.operation });
+        }
+        (self.stage, self.in_flight) = (Stage::Sent, 1);
+        Ok(Slot::of_one(self.id as u16, asked))
     }
 
     /// Nothing of it is in the ring any more, and nothing of it is left to be sent: it is done, and counted. False if there
     /// is more to do: it is to be sent once more, or nobody wants its result.
-    #[inline]
     pub(crate) fn conclude(&mut self, stats: &mut Stats) -> bool {
         if self.again && self.result.is_ok() {
             return false;
         }
         self.stage = Stage::Done;
-        let bytes = self.sectors * SECTOR as u64;
-        if self.result.is_err() {
-            stats.errors += 1;
-        } else if self.kind == Kind::Read {
-            stats.bytes_read += bytes;
-        } else {
-            match self.kind {
-                Kind::Discard | Kind::SecureDiscard => stats.bytes_discarded += bytes,
-                Kind::Flush => stats.flushes += 1,
-                _ => stats.bytes_written += bytes,
-            }
+        match self.kind {
+            _ if self.result.is_err() => stats.errors += 1,
+            Kind::Discard | Kind::SecureDiscard => stats.bytes_discarded += self.sectors * SECTOR as u64,
+            Kind::Flush => stats.flushes += 1,
+            _ => self.moved(stats),
         }
         self.wanted
+    }
+
+    /// It is done, and counted: a read or a write.
+    #[inline]
+    pub(crate) fn moved(&mut self, stats: &mut Stats) {
+        self.stage = Stage::Done;
+        let bytes = if self.kind == Kind::Read { &mut stats.bytes_read } else { &mut stats.bytes_written };
+        *bytes += self.sectors * SECTOR as u64;
+    }
+
+    /// Whether a response to the request that it is by itself says that it is done, and somebody wants to know.
+    #[inline]
+    pub(crate) fn is_success(&self, response: Response) -> bool {
+        response.operation == self.kind as u8 && response.status == RSP_OKAY && self.wanted
     }
 
     #[inline]

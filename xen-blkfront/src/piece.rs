@@ -6,7 +6,7 @@ use xen_gnttab::GrantedPage;
 use xen_hypercall::{PAGE_SIZE, Platform};
 
 use crate::Error;
-use crate::abi::SECTOR;
+use crate::abi::{SECTOR, Segment};
 
 /// A granted page of the caller's, with the bytes of it that a request reads into or writes from: they travel without
 /// being copied. The page is lent to the disk with the request, and comes back with its result.
@@ -69,6 +69,12 @@ impl<'x, P: Platform> Piece<'x, P> {
     /// The page again.
     pub fn into_page(self) -> GrantedPage<'x, P> {
         self.page
+    }
+
+    /// What the backend is told about it.
+    #[inline]
+    pub(crate) fn segment(&self) -> Segment {
+        Segment { gref: self.page.gref().0, first: self.first, last: self.last, pad: 0 }
     }
 
     #[inline]

@@ -10,6 +10,7 @@ use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_ring::SharedMem;
 
 use crate::abi::{SECTOR, Segment};
+use crate::ops::Op;
 use crate::table::Table;
 use crate::{Error, Piece};
 
@@ -205,8 +206,7 @@ impl<'x, P: Platform> Pool<'x, P> {
     #[inline]
     pub(crate) fn segment(&self, index: u16) -> Option<(Segment, u16)> {
         let entry = self.entries.get(usize::from(index))?;
-        let Piece { page, first, last } = entry.piece.as_ref()?;
-        Some((Segment { gref: page.gref().0, first: *first, last: *last, pad: 0 }, entry.next))
+        Some((entry.piece.as_ref()?.segment(), entry.next))
     }
 
     /// The bytes of a page.
@@ -240,12 +240,16 @@ impl<'x, P: Platform> Pool<'x, P> {
     }
 
     /// Other pages in place of all, granted to another backend: the one before may still have these, so they are not
-    /// used again. `keep` tells of each request under way whether its pages' content is needed.
-    pub(crate) fn renew(
+    /// used again. The operations are those under way.
+    pub(crate) fn renew<'o>(
         &mut self,
         backend: DomId,
-        under_way: impl Iterator<Item = (Chain, bool)>,
-    ) -> Result<(), Error> {
+        under_way: impl Iterator<Item = &'o mut Op<'x, P>>,
+    ) -> Result<(), Error>
+    where
+        'x: 'o,
+        P: 'o,
+    {
         self.backend = backend;
         // Those not in use are made anew when they are needed.
         while let Some(entry) = self.entries.get_mut(usize::from(self.ready)) {
@@ -253,25 +257,37 @@ impl<'x, P: Platform> Pool<'x, P> {
             entry.piece = None;
             self.empty = core::mem::replace(&mut self.ready, after);
         }
-        for (chain, keep) in under_way {
-            let mut index = chain.first;
-            while let Some(entry) = self.entries.get_mut(usize::from(index)) {
-                let mut fresh = self.grants.alloc_page()?;
-                let (first, last) = entry.piece.as_ref().map_or((0, 0), |piece| (piece.first, piece.last));
-                match &mut entry.piece {
-                    Some(old) if keep => {
-                        let copied = old.page.read_bytes(0, fresh.bytes_mut());
-                        copied.map_err(|_| Error::BufferLength)?;
-                    }
-                    _ => fresh.bytes_mut().fill(0),
-                }
-                // Drops the old one: it goes back if the backend has let go, otherwise to the quarantine.
-                let granted = self.grants.grant(fresh, backend, Access::ReadWrite);
-                let page = granted.map_err(|rejected| rejected.error)?;
-                entry.piece = Some(Piece { page, first, last });
-                index = entry.next;
+        for op in under_way {
+            let keep = op.kind.writes();
+            if let Some(piece) = &mut op.piece {
+                renew(self.grants, backend, piece, keep)?;
+            }
+            let mut index = op.pages.first;
+            while let Some(Entry { piece: Some(piece), next, .. }) = self.entries.get_mut(usize::from(index))
+            {
+                renew(self.grants, backend, piece, keep)?;
+                index = *next;
             }
         }
         Ok(())
     }
+}
+
+/// Another page in place of one, with its content if that is needed.
+fn renew<'x, P: Platform>(
+    grants: &'x GrantTable<P>,
+    backend: DomId,
+    piece: &mut Piece<'x, P>,
+    keep: bool,
+) -> Result<(), Error> {
+    let mut fresh = grants.alloc_page()?;
+    if keep {
+        piece.page.read_bytes(0, fresh.bytes_mut()).map_err(|_| Error::BufferLength)?;
+    } else {
+        fresh.bytes_mut().fill(0);
+    }
+    let granted = grants.grant(fresh, backend, Access::ReadWrite);
+    // Drops the old one: it goes back if the backend has let go, otherwise to the quarantine.
+    piece.page = granted.map_err(|rejected| rejected.error)?;
+    Ok(())
 }

@@ -1,9 +1,9 @@
-//! One ring with its event channel, and a record of each request in it.
+//! One ring with its event channel, and a record of each request in it that is not an operation by itself.
 
 use xen_evtchn::{Channel, EventChannels};
 use xen_gnttab::{GrantRef, GrantTable};
 use xen_hypercall::{DomId, Platform};
-use xen_ring::{Front, RingError};
+use xen_ring::Front;
 
 use crate::abi::{Blkif, OP_INDIRECT, Request, Response};
 use crate::error::Violation;
@@ -15,6 +15,11 @@ use crate::{Error, abi};
 pub(crate) struct Queue<'x, P: Platform> {
     pub(crate) ring: Front<Blkif, RingMemory<'x, P>>,
     pub(crate) channel: Channel<'x, P>,
+    pub(crate) slots: Slots<'x, P>,
+}
+
+/// Records of requests that are not just one operation.
+pub(crate) struct Slots<'x, P: Platform> {
     slots: Table<'x, P, Slot>,
     free: u16,
     /// Counts requests: the next one's number.
@@ -36,6 +41,10 @@ pub(crate) struct Slot {
     next: u16,
 }
 
+/// The place that the first slot has in the number of a request. Those before it are operations', each of which can be a
+/// request by itself.
+pub(crate) const FIRST_SLOT: u16 = NONE - MAX_SLOTS;
+const MAX_SLOTS: u16 = (abi::RING_SLOTS << abi::MAX_RING_ORDER) as u16;
 /// No request: there is no slot with the index in this number.
 const NO_ID: u64 = u64::MAX;
 
@@ -59,7 +68,7 @@ impl<'x, P: Platform> Queue<'x, P> {
         let channel = events.alloc_unbound(backend)?;
         // A backend that sends events without answers is listened to less and less often.
         channel.set_late_eoi(true);
-        Ok(Self { ring, channel, slots, free, next: 1 })
+        Ok(Self { ring, channel, slots: Slots { slots, free, next: 1 } })
     }
 
     /// The grants of the ring's pages.
@@ -67,42 +76,51 @@ impl<'x, P: Platform> Queue<'x, P> {
         self.ring.get_ref().grefs()
     }
 
-    /// Puts a request into the ring, which has room: `make` makes it, with the number that it is to have. It is for `count`
-    /// operations, and the response is to name `operation`.
-    #[inline(always)]
+    /// Puts a request into the ring, which has room, and records it; it gets its number here. It is for `count` operations,
+    /// and the response is to name `operation`.
+    #[inline(never)]
     pub(crate) fn send(
         &mut self,
         operation: u8,
         first: u16,
         count: u16,
         indirect: Chain,
-        make: impl FnOnce(u64) -> Request,
-    ) -> Result<(), Violation> {
-        let index = self.free;
+        mut request: Request,
+    ) {
+        let Slots { slots, free, next } = &mut self.slots;
+        let index = *free;
         // There is a slot for each request that the ring has room for.
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return Err(Violation::Ring(RingError::Full));
-        };
-        let id = self.next << 16 | u64::from(index);
-        self.ring.push(&make(id)).map_err(Violation::Ring)?;
-        self.next += 1;
-        self.free = slot.next;
+        let Some(slot) = slots.get_mut(usize::from(index)) else { return };
+        let id = *next << 16 | u64::from(FIRST_SLOT + index);
+        *next += 1;
+        *free = slot.next;
         *slot = Slot { id, first, count, indirect, operation, next: NONE };
-        Ok(())
+        request.id = id;
+        self.push(&request);
     }
 
-    /// Takes the next response, and finds its request: it is believed only if that request is under way and of the same
-    /// operation. The slot is free then. The backend's status comes with it.
-    #[inline]
-    pub(crate) fn take(&mut self) -> Result<Option<(Slot, i16)>, Violation> {
-        let mut response = Response::default();
-        if !self.ring.pop_into(&mut response).map_err(Violation::Ring)? {
-            return Ok(None);
-        }
-        let index = response.id as u16;
-        let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|slot| slot.id == response.id) else {
-            return Err(Violation::Id(response.id));
-        };
+    /// Puts a request into the ring, which has room.
+    #[inline(never)]
+    pub(crate) fn push(&mut self, request: &Request) {
+        let pushed = self.ring.push(request);
+        debug_assert!(pushed.is_ok(), "the ring has room");
+    }
+}
+
+impl Slot {
+    /// What a slot would say of an operation that is a request by itself.
+    pub(crate) fn of_one(op: u16, operation: u8) -> Self {
+        Self { id: NO_ID, first: op, count: 1, indirect: Chain::EMPTY, operation, next: NONE }
+    }
+}
+
+impl<P: Platform> Slots<'_, P> {
+    /// The request that a response is to, whose slot is free then. It is believed only if that request is under way and of
+    /// the same operation.
+    pub(crate) fn take(&mut self, response: &Response) -> Result<Slot, Violation> {
+        let index = (response.id as u16).wrapping_sub(FIRST_SLOT);
+        let slot = self.slots.get_mut(usize::from(index)).filter(|slot| slot.id == response.id);
+        let slot = slot.ok_or(Violation::Id(response.id))?;
         // Backends differ in which operation an indirect request's response names.
         let same = response.operation == slot.operation
             || slot.indirect != Chain::EMPTY && response.operation == OP_INDIRECT;
@@ -111,7 +129,7 @@ impl<'x, P: Platform> Queue<'x, P> {
         }
         slot.id = NO_ID;
         slot.next = core::mem::replace(&mut self.free, index);
-        Ok(Some((*slot, response.status)))
+        Ok(*slot)
     }
 
     /// The pages that the segments of all requests under way are in: the disk takes them back when the ring is gone.
@@ -119,5 +137,3 @@ impl<'x, P: Platform> Queue<'x, P> {
         self.slots.iter().filter(|slot| slot.id != NO_ID).map(|slot| slot.indirect)
     }
 }
-
-static_assertions::const_assert!(abi::RING_SLOTS << abi::MAX_RING_ORDER < NONE as usize);

@@ -6,10 +6,11 @@ use xen_evtchn::Progress;
 use xen_hypercall::Platform;
 
 use crate::abi::*;
+use crate::error::Violation;
 use crate::features::Features;
-use crate::ops::{Kind, Op, Ops, Stage};
+use crate::ops::{Kind, Ops, Stage};
 use crate::pool::Pool;
-use crate::queue::Slot;
+use crate::queue::{Queue, Slot, Slots};
 use crate::{BlkFront, Error, Piece, State, Stats, Ticket};
 
 /// How often a task looks again before it lets others run.
@@ -28,35 +29,13 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         let Some(link) = &mut self.link else { return Ok(0) };
         let mut count = 0;
         for queue in link.queues.iter_mut() {
-            let before = count;
-            // Ends, since a ring has no more responses than there were requests.
-            loop {
-                let (slot, status) = match queue.take() {
-                    Ok(Some(answer)) => answer,
-                    Ok(None) => break,
-                    Err(violation) => return Err(self.broke(violation)),
-                };
-                count += 1;
-                self.stats.responses += 1;
-                if status != RSP_OKAY {
-                    refused(&mut self.ops, &mut self.features, slot, status);
-                }
-                if slot.indirect.count > 0 {
-                    self.pool.release(slot.indirect);
-                }
-                let mut index = slot.first;
-                for _ in 0..slot.count {
-                    let Some(op) = self.ops.at(index) else { break };
-                    let next = op.next;
-                    op.in_flight = op.in_flight.saturating_sub(1);
-                    if op.in_flight == 0 && op.stage == Stage::Sent && !op.conclude(&mut self.stats) {
-                        go_on(&mut self.ops, &mut self.pool, &mut self.stats, index);
-                    }
-                    index = next;
-                }
+            let Self { ops, pool, features, stats, .. } = self;
+            match receive(queue, ops, pool, features, stats) {
+                Ok(found) => count += found,
+                Err(violation) => return Err(self.broke(violation)),
             }
-            queue.channel.done(if count > before { Progress::Work } else { Progress::Spurious });
         }
+        self.stats.responses += count as u64;
         if count > 0 && self.ops.head().is_some() {
             self.push_out()?;
         }
@@ -79,10 +58,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// # Errors
     /// The inner result is the operation's own. [`Error::BufferLength`] leaves the result to be taken again.
     pub fn take(&mut self, ticket: Ticket, out: &mut [u8]) -> Option<Result<(), Error>> {
-        let op = match self.done(ticket)? {
-            Ok(op) => op,
-            Err(error) => return Some(Err(error)),
-        };
+        let Some(op) = self.ops.settled(ticket) else { return self.unsettled(ticket) };
         let (pages, result) = (op.pages, op.result);
         if op.kind == Kind::Read && result.is_ok() && !op.lent {
             if out.len() as u64 != op.sectors * SECTOR as u64 {
@@ -93,38 +69,68 @@ impl<'x, P: Platform> BlkFront<'x, P> {
                 return Some(Err(Error::BufferLength));
             }
         }
-        self.release(ticket.index);
+        self.release(ticket.place());
         Some(result)
     }
 
-    /// Like [`take`](Self::take) for an operation on pages that were lent: gives them back, in order, to `each`, whatever
-    /// the result is.
+    /// Like [`take`](Self::take) for an operation on pages that were lent: gives them back, in order, whatever the result is.
+    /// There are to be as many `places` as pages were lent; what is in them is dropped.
     ///
     /// # Errors
-    /// The inner result is the operation's own.
+    /// The inner result is the operation's own. [`Error::BufferLength`] leaves the result to be taken again.
+    #[inline]
     pub fn take_pages(
         &mut self,
         ticket: Ticket,
-        each: impl FnMut(Piece<'x, P>),
+        places: &mut [Option<Piece<'x, P>>],
     ) -> Option<Result<(), Error>> {
-        let good = match self.done(ticket)? {
-            Ok(op) => op.result.is_ok(),
-            Err(error) => return Some(Err(error)),
-        };
-        let pages = self.ops.release(ticket.index);
-        self.pool.release_to(pages, each);
-        // Errors are large, and copied only if there is one.
-        if good { Some(Ok(())) } else { self.ops.failure(ticket.index) }
+        match (self.ops.settled(ticket), places) {
+            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() => {
+                *place = op.piece.take();
+                self.ops.vacate(ticket.place());
+                Some(Ok(()))
+            }
+            (_, places) => self.take_several(ticket, places),
+        }
     }
 
-    /// The operation of a ticket, if it is done; the error is the ticket's.
-    #[inline]
-    fn done(&mut self, ticket: Ticket) -> Option<Result<&mut Op, Error>> {
-        let Some(op) = self.ops.find(ticket) else { return Some(Err(Error::StaleTicket)) };
-        match (op.stage, self.state) {
-            (Stage::Done, _) => Some(Ok(op)),
-            (_, State::Broken(violation)) => Some(Err(Error::Broken(violation))),
-            (_, State::Gone) => Some(Err(Error::Closing)),
+    /// [`take_pages`](Self::take_pages) of more pages than one, and of what failed.
+    #[inline(never)]
+    fn take_several(
+        &mut self,
+        ticket: Ticket,
+        places: &mut [Option<Piece<'x, P>>],
+    ) -> Option<Result<(), Error>> {
+        let Some(op) = self.ops.settled(ticket) else { return self.unsettled(ticket) };
+        let (pages, result) = (op.pages, op.result);
+        let lent = if op.lent { op.count() } else { 0 };
+        if places.len() != usize::from(lent) {
+            return Some(Err(Error::BufferLength));
+        }
+        let mut places = places.iter_mut();
+        let mut each = |piece| {
+            if let Some(place) = places.next() {
+                *place = Some(piece);
+            }
+        };
+        if let Some(piece) = op.piece.take() {
+            each(piece);
+        }
+        self.pool.release_to(pages, each);
+        self.ops.release(ticket.place());
+        Some(result)
+    }
+
+    /// Why there is no result: the ticket is not good, or there will be none, or there is none yet.
+    #[cold]
+    #[inline(never)]
+    fn unsettled(&mut self, ticket: Ticket) -> Option<Result<(), Error>> {
+        if self.ops.find(ticket).is_none() {
+            return Some(Err(Error::StaleTicket));
+        }
+        match self.state {
+            State::Broken(violation) => Some(Err(Error::Broken(violation))),
+            State::Gone => Some(Err(Error::Closing)),
             _ => None,
         }
     }
@@ -158,7 +164,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// Gives up an operation's result. The operation itself goes on.
     pub fn forget(&mut self, ticket: Ticket) {
         if self.ops.forget(ticket) {
-            self.release(ticket.index);
+            self.release(ticket.place());
         }
     }
 
@@ -192,6 +198,60 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         }
         ready
     }
+}
+
+/// Takes the responses that are in a ring.
+#[inline]
+fn receive<'x, P: Platform>(
+    queue: &mut Queue<'x, P>,
+    ops: &mut Ops<'x, P>,
+    pool: &mut Pool<'x, P>,
+    features: &mut Features,
+    stats: &mut Stats,
+) -> Result<usize, Violation> {
+    let responses = queue.ring.responses().map_err(Violation::Ring)?;
+    let count = responses.len();
+    for response in responses {
+        match ops.whole(response.id) {
+            Some(op) if op.is_success(response) => op.moved(stats),
+            _ => answer(response, &mut queue.slots, ops, pool, features, stats)?,
+        }
+    }
+    queue.channel.done(Progress::of(count > 0));
+    Ok(count)
+}
+
+/// Takes a response that is not just the success of an operation by itself. It is believed only if it is to a request under
+/// way, and of the same operation.
+#[cold]
+#[inline(never)]
+fn answer<P: Platform>(
+    response: Response,
+    slots: &mut Slots<'_, P>,
+    ops: &mut Ops<'_, P>,
+    pool: &mut Pool<'_, P>,
+    features: &mut Features,
+    stats: &mut Stats,
+) -> Result<(), Violation> {
+    let slot = match ops.whole(response.id) {
+        Some(op) => op.recorded(response)?,
+        None => slots.take(&response)?,
+    };
+    if response.status != RSP_OKAY {
+        refused(ops, features, slot, response.status);
+    }
+    pool.release(slot.indirect);
+    let mut index = slot.first;
+    for _ in 0..slot.count {
+        let Some(op) = ops.at(index) else { break };
+        let next = op.next;
+        op.in_flight = op.in_flight.saturating_sub(1);
+        if op.in_flight == 0 && op.stage == Stage::Sent && !op.conclude(stats) {
+            go_on(ops, pool, stats, index);
+        }
+        index = next;
+    }
+    Ok(())
 }
 
 /// The backend did not do what a request asks for: says so to each of its operations, or has it tried in another way.

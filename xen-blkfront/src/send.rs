@@ -1,15 +1,16 @@
-//! From the queue of operations to requests in the rings: long ones are cut, those that follow each other are merged.
+//! From operations to requests in the rings: long ones are cut, those that follow each other are merged. For that they wait in
+//! a queue, but for the page that need not.
 
 use xen_hypercall::{PAGE_SIZE, Platform};
 
 use crate::abi::*;
 use crate::error::Violation;
 use crate::features::Features;
-use crate::ops::{Kind, Ops, Stage};
-use crate::pool::{Chain, Pool};
+use crate::ops::{Kind, Op, Ops, Stage};
+use crate::pool::{Chain, NONE, Pool};
 use crate::queue::Queue;
 use crate::receive::conclude;
-use crate::{BlkFront, Error, Stats};
+use crate::{BlkFront, Error, Piece, Stats, Ticket};
 
 /// What goes into one request: so many segments, of the first operation and of those that follow.
 #[derive(Clone, Copy)]
@@ -19,34 +20,92 @@ struct Plan {
 }
 
 impl<'x, P: Platform> BlkFront<'x, P> {
-    /// Fills the rings from the queue as far as they have room, and shows the backends' side what is new.
+    /// Begins an operation on one page of the caller's: it goes into the ring at once if it need not wait for others, or with
+    /// others.
+    #[inline(always)]
+    pub(crate) fn begin(
+        &mut self,
+        kind: Kind,
+        lba: u64,
+        sectors: u64,
+        segment: Segment,
+        place: &mut Option<Piece<'x, P>>,
+    ) -> Option<Ticket> {
+        let may_go = self.ops.may_go(lba);
+        let (ticket, op) = self.ops.begin(kind, lba, sectors, true)?;
+        let before = core::mem::replace(&mut op.piece, place.take());
+        debug_assert!(before.is_none(), "a free place has no page");
+        // Nothing, which the compiler does not know, and would look for something to drop.
+        core::mem::forget(before);
+        self.stats.operations += 1;
+        // Of several rings the one with the most room is chosen when all is published.
+        if may_go && let Some([queue]) = self.link.as_mut().map(|link| &mut link.queues[..]) {
+            let mut segments = Segments::default();
+            segments[0] = segment;
+            let request = Request::of_data(kind as u8, 1, self.index as u16, op.id, lba, segments);
+            if queue.ring.push(&request).is_ok() {
+                op.stage = Stage::Whole;
+                self.stats.requests += 1;
+                self.stats.segments += 1;
+                self.ops.went(ticket.place(), lba + sectors);
+                return Some(ticket);
+            }
+        }
+        // A ring that is full, or broken, says so again when all is published.
+        self.join(ticket.place());
+        Some(ticket)
+    }
+
+    /// Puts an operation into the queue, after the one before it in the ring, if the two are to be one request.
+    #[inline(never)]
+    pub(crate) fn join(&mut self, index: u16) {
+        let queue = self.link.as_mut().and_then(|link| link.queues.first_mut());
+        if let (true, Some(queue)) = (self.ops.call_back(index), queue) {
+            queue.ring.unpush();
+            self.stats.requests -= 1;
+            self.stats.segments -= 1;
+        }
+        self.ops.enqueue(index);
+    }
+
+    /// Sends what waits and may be sent, as far as the rings have room, and shows the backend's side what is new.
     pub(crate) fn push_out(&mut self) -> Result<(), Error> {
+        self.ops.publish_sent();
+        self.fill();
+        self.show()
+    }
+
+    /// Fills the rings from the queue as far as they have room. One that is broken has none, and says so when it is
+    /// [shown](Self::show).
+    #[inline(never)]
+    pub(crate) fn fill(&mut self) {
         while let Some((first, op)) = self.ops.head() {
             if op.again || op.result.is_err() {
                 give_up(&mut self.ops, &mut self.pool, &mut self.stats);
                 continue;
             }
             let kind = op.kind;
-            let data = matches!(kind, Kind::Read | Kind::Write);
-            if !data && is_withdrawn(&self.features, kind) {
+            if !kind.moves() && is_withdrawn(&self.features, kind) {
                 op.result = Err(Error::Unsupported);
                 continue;
             }
             let Some(queue) = self.link.as_mut().and_then(|link| roomiest(&mut link.queues)) else { break };
             let handle = self.index as u16;
-            let sent = if data && self.ops.is_plain(first) {
-                whole(queue, &mut self.ops, &self.pool, &mut self.stats, first, handle)
-            } else if data || kind == Kind::Barrier {
+            if kind.moves() && self.ops.is_plain(first) {
+                whole(queue, &mut self.ops, &self.pool, &mut self.stats, handle);
+            } else if kind.moves() || kind == Kind::Barrier {
                 let most = self.features.max_segments(&self.config);
-                transfer(queue, &mut self.ops, &mut self.pool, &mut self.stats, first, handle, most)
+                transfer(queue, &mut self.ops, &mut self.pool, &mut self.stats, first, handle, most);
             } else {
-                without_data(queue, &mut self.ops, first, handle, self.features.flush)
-            };
-            if let Err(violation) = sent {
-                return Err(self.broke(violation));
+                self.stats.requests += 1;
+                without_data(queue, &mut self.ops, first, handle, self.features.flush);
             }
-            self.stats.requests += 1;
         }
+    }
+
+    /// Shows the backend's side what is in the rings.
+    #[inline]
+    pub(crate) fn show(&mut self) -> Result<(), Error> {
         let Some(link) = &mut self.link else { return Ok(()) };
         for queue in link.queues.iter_mut() {
             let notify = match queue.ring.publish() {
@@ -86,22 +145,11 @@ fn is_withdrawn(features: &Features, kind: Kind) -> bool {
     }
 }
 
-/// The ring with the most room, if one has any.
-#[inline]
+/// The ring with the most room, if one has any; of several the first, so that one does while there is little to do.
 fn roomiest<'q, 'x, P: Platform>(queues: &'q mut [Queue<'x, P>]) -> Option<&'q mut Queue<'x, P>> {
-    let queue = match queues {
-        [only] => only,
-        several => several.get_mut(best(several))?,
-    };
-    (queue.ring.free() > 0).then_some(queue)
-}
-
-/// Which of several has the most room.
-#[inline(never)]
-fn best<P: Platform>(queues: &[Queue<'_, P>]) -> usize {
-    let queues = queues.iter().map(|queue| queue.ring.free()).enumerate();
-    // The first of several, so that one queue does while there is little to do.
-    queues.reduce(|most, next| if next.1 > most.1 { next } else { most }).map_or(0, |(index, _)| index)
+    let queues = queues.iter_mut();
+    let most = queues.reduce(|most, next| if next.ring.free() > most.ring.free() { next } else { most });
+    most.filter(|queue| queue.ring.free() > 0)
 }
 
 /// How much of the queue goes into a request of at most `limit` segments.
@@ -123,33 +171,29 @@ fn plan<P: Platform>(ops: &Ops<'_, P>, first: u16, limit: usize) -> Plan {
     plan
 }
 
-/// Puts the first of the queue, all that is left of it, into a ring that has room.
-#[inline(always)]
+/// Puts the first of the queue into a ring that has room, as a request by itself, which has the operation's number and needs
+/// no other record.
 fn whole<'x, P: Platform>(
     queue: &mut Queue<'x, P>,
     ops: &mut Ops<'x, P>,
     pool: &Pool<'x, P>,
     stats: &mut Stats,
-    first: u16,
     handle: u16,
-) -> Result<(), Violation> {
-    let Some(op) = ops.at(first) else { return Ok(()) };
-    let mut segment = [Segment::default(); MAX_SEGMENTS];
-    let (mut segments, mut cursor) = (0, op.cursor);
-    for place in segment.iter_mut().take(op.left.into()) {
-        let Some((next, after)) = pool.segment(cursor) else { break };
+) {
+    let Some((_, op)) = ops.head() else { return };
+    let mut segments = Segments::default();
+    let (mut count, mut cursor) = (0, op.cursor);
+    for place in segments.iter_mut().take(op.left.into()) {
+        let Some((next, after)) = segment_at(op, pool, cursor) else { break };
         (*place, cursor) = (next, after);
-        segments += 1;
+        count += 1;
     }
-    stats.segments += u64::from(segments);
-    let (operation, sector) = (op.kind as u8, op.lba + op.sent);
-    (op.left, op.stage) = (0, Stage::Sent);
-    op.in_flight += 1;
+    queue.push(&Request::of_data(op.kind as u8, count, handle, op.id, op.lba, segments));
+    op.stage = Stage::Whole;
+    stats.requests += 1;
+    stats.segments += u64::from(count);
     let next = op.next;
     ops.left(next);
-    queue.send(operation, first, 1, Chain::EMPTY, |id| {
-        Request::of_data(operation, segments, handle, id, sector, segment)
-    })
 }
 
 /// Puts the first of the queue, or a part of it, or more than it, into a ring that has room. `most` is how many segments
@@ -163,8 +207,8 @@ fn transfer<'x, P: Platform>(
     first: u16,
     handle: u16,
     most: usize,
-) -> Result<(), Violation> {
-    let Some(op) = ops.get(first) else { return Ok(()) };
+) {
+    let Some(op) = ops.get(first) else { return };
     let (operation, sector) = (op.kind as u8, op.lba + op.sent);
     let mut plan = self::plan(ops, first, if op.kind == Kind::Barrier { MAX_SEGMENTS } else { most });
     let mut indirect = Chain::EMPTY;
@@ -175,14 +219,14 @@ fn transfer<'x, P: Platform>(
             Err(_) => plan = self::plan(ops, first, MAX_SEGMENTS),
         }
     }
-    let mut segment = [Segment::default(); MAX_SEGMENTS];
+    let mut segments = Segments::default();
     let (mut index, mut place, mut page) = (first, 0, indirect.first);
     for _ in 0..plan.count {
         let Some(op) = ops.at(index) else { break };
         while op.left > 0 && place < plan.segments {
-            let Some((next, after)) = pool.segment(op.cursor) else { break };
+            let Some((next, after)) = segment_at(op, pool, op.cursor) else { break };
             if indirect == Chain::EMPTY {
-                if let Some(to) = segment.get_mut(place) {
+                if let Some(to) = segments.get_mut(place) {
                     *to = next;
                 }
             } else {
@@ -205,16 +249,24 @@ fn transfer<'x, P: Platform>(
             ops.leave();
         }
     }
+    stats.requests += 1;
     stats.segments += place as u64;
     stats.merged += u64::from(plan.count - 1);
     stats.indirect += u64::from(indirect != Chain::EMPTY);
-    queue.send(operation, first, plan.count, indirect, |id| {
-        if indirect == Chain::EMPTY {
-            Request::of_data(operation, place as u8, handle, id, sector, segment)
-        } else {
-            indirect_request(pool, indirect, operation, place as u16, sector, handle, id)
-        }
-    })
+    let request = if indirect == Chain::EMPTY {
+        Request::of_data(operation, place as u8, handle, 0, sector, segments)
+    } else {
+        indirect_request(pool, indirect, operation, place as u16, sector, handle)
+    };
+    queue.send(operation, first, plan.count, indirect, request);
+}
+
+/// What the backend is told about a page of an operation, and the next one's place.
+fn segment_at<P: Platform>(op: &Op<'_, P>, pool: &Pool<'_, P>, place: u16) -> Option<(Segment, u16)> {
+    match &op.piece {
+        Some(piece) => Some((piece.segment(), NONE)),
+        None => pool.segment(place),
+    }
 }
 
 /// The request whose segments are in these pages.
@@ -225,7 +277,6 @@ fn indirect_request<P: Platform>(
     segments: u16,
     sector: u64,
     handle: u16,
-    id: u64,
 ) -> Request {
     let mut request = RequestIndirect {
         operation: OP_INDIRECT,
@@ -233,7 +284,6 @@ fn indirect_request<P: Platform>(
         segments,
         sector,
         handle,
-        id,
         ..RequestIndirect::default()
     };
     let mut page = pages.first;
@@ -252,21 +302,21 @@ fn without_data<'x, P: Platform>(
     first: u16,
     handle: u16,
     flush: bool,
-) -> Result<(), Violation> {
-    let Some(op) = ops.at(first) else { return Ok(()) };
+) {
+    let Some(op) = ops.at(first) else { return };
     let (kind, sector, sectors) = (op.kind, op.lba, op.sectors);
     op.in_flight += 1;
     ops.leave();
     if matches!(kind, Kind::Discard | Kind::SecureDiscard) {
         let flag = if kind == Kind::SecureDiscard { DISCARD_SECURE } else { 0 };
         let operation = OP_DISCARD;
-        return queue.send(operation, first, 1, Chain::EMPTY, |id| {
-            RequestDiscard { operation, flag, handle, id, sector, sectors, ..RequestDiscard::default() }
-                .into()
-        });
+        let request =
+            RequestDiscard { operation, flag, handle, sector, sectors, ..RequestDiscard::default() };
+        queue.send(operation, first, 1, Chain::EMPTY, request.into());
+        return;
     }
     // A barrier without data does as much, where it is all there is.
     let operation = if flush { OP_FLUSH } else { OP_BARRIER };
-    let none = [Segment::default(); MAX_SEGMENTS];
-    queue.send(operation, first, 1, Chain::EMPTY, |id| Request::of_data(operation, 0, handle, id, 0, none))
+    let request = Request { operation, handle, ..Request::default() };
+    queue.send(operation, first, 1, Chain::EMPTY, request);
 }

@@ -4,7 +4,13 @@
 #[must_use = "the operation's result stays until it is taken or forgotten"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket {
-    pub(crate) index: u16,
-    /// How often its place was used.
-    pub(crate) generation: u32,
+    /// The operation's number, which no other has, with its place in the low bits.
+    pub(crate) id: u64,
+}
+
+impl Ticket {
+    #[inline]
+    pub(crate) fn place(self) -> u16 {
+        self.id as u16
+    }
 }

@@ -378,8 +378,10 @@ fn what_is_in_the_callers_pages_travels_without_a_copy() {
     disk.publish().unwrap();
     machine.xen.run_until_idle(10);
     assert_eq!(disk.poll(), Ok(1));
-    let mut pieces = Vec::new();
-    assert_eq!(disk.take_pages(ticket, |piece| pieces.push(Some(piece))), Some(Ok(())));
+    // Not with places for less.
+    assert_eq!(disk.take_pages(ticket, &mut pieces[1..]), Some(Err(Error::BufferLength)));
+    assert_eq!(disk.take_pages(ticket, &mut pieces), Some(Ok(())));
+    assert!(pieces.iter().all(Option::is_some));
     assert!(back.disk()[3 * 512..4 * 512] == pattern(4096, 0)[1024..1536]);
     assert!(back.disk()[4 * 512..][..4096] == pattern(4096, 1));
     assert!(back.disk()[(4 + 18 * 8) * 512..][..4096] == pattern(4096, 19));
@@ -389,16 +391,16 @@ fn what_is_in_the_callers_pages_travels_without_a_copy() {
     disk.publish().unwrap();
     machine.xen.run_until_idle(10);
     disk.poll().unwrap();
+    assert_eq!(disk.take_pages(ticket, &mut pieces), Some(Ok(())));
     let mut got = Vec::new();
-    let mut take = |mut piece: Piece<'_, _>| {
+    for mut piece in pieces.into_iter().flatten() {
         let mut bytes = vec![0; piece.len()];
         let offset = piece.offset();
         piece.page_mut().read_bytes(offset, &mut bytes).unwrap();
         got.extend(bytes);
         // The backend has let go, and so it is ours again.
         assert!(matches!(piece.into_page().end(), Ended::Page(_)));
-    };
-    assert_eq!(disk.take_pages(ticket, &mut take), Some(Ok(())));
+    }
     assert!(got == back.disk()[3 * 512..][..got.len()] && got.len() == 19 * 4096 + 512);
     assert_eq!((disk.stats().bytes_copied, disk.stats().requests), (0, 2));
     assert_eq!((disk.stats().bytes_read, disk.stats().bytes_written), (got.len() as u64, got.len() as u64));

@@ -8,7 +8,9 @@ use std::time::Duration;
 use common::{Machine, pattern};
 use xen_blkfront::abi::{OP_READ, OP_WRITE};
 use xen_blkfront::mock::{Fault, Faults, MockBlkback, Options};
-use xen_blkfront::{BlkFront, Config, Error, State, Violation};
+use xen_blkfront::{BlkFront, Config, Error, Piece, State, Violation};
+use xen_gnttab::Access;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
 use xen_xenstore::Xenstore;
 
@@ -48,8 +50,12 @@ fn assert_broken(disk: &mut BlkFront<'_, MockDomain>, violation: Violation) {
 
 #[test]
 fn an_answer_to_nothing_breaks_the_disk() {
-    // The first request is the first use of the last of 32 places: not that place before or later, nor another.
-    for id in [u64::MAX, 0, 31, 1 << 16, 1 << 16 | 30, 1 << 16 | 32, 2 << 16 | 31, 1 << 48 | 1 << 16 | 31] {
+    // The first request is the first operation, in the last of 8 places: not one in that place before or later, nor in another.
+    let first = 1 << 16 | 7;
+    let others = [first - 1, first + 1, first + (1 << 16), first + (1 << 48), first + (1 << 63)];
+    // Nor one that is several operations, or a part of one: those have the last 512 places.
+    let several = [1 << 16 | 0xfdff, 1 << 16 | 0xfe1e, 1 << 16 | 0xfffe, 1 << 16 | 0xffff];
+    for id in [u64::MAX, 0, 7, 1 << 16].into_iter().chain(others).chain(several) {
         with_disk(|_, back, disk| {
             back.fault(Fault::Id(id));
             let violation = Violation::Id(id);
@@ -57,6 +63,61 @@ fn an_answer_to_nothing_breaks_the_disk() {
             assert_broken(disk, violation);
         });
     }
+}
+
+#[test]
+fn an_answer_to_what_was_not_shown_yet_breaks_the_disk() {
+    with_disk(|machine, back, disk| {
+        let grants = disk.grants();
+        let lend = || Some(Piece::whole(grants.share(DomId(0), Access::ReadWrite).unwrap()));
+        let first = disk.submit_read_into(0, &mut [lend()]).unwrap();
+        disk.publish().unwrap();
+        // It is in the ring, where the backend can read it, and guess its number.
+        let mut pieces = [lend()];
+        let second = disk.submit_read_into(16, &mut pieces).unwrap();
+        let id = 2 << 16 | 6;
+        back.fault(Fault::Id(id));
+        machine.xen.run_until_idle(10);
+        let violation = Violation::Id(id);
+        assert_eq!(disk.poll(), Err(Error::Broken(violation)));
+        for ticket in [first, second] {
+            assert_eq!(disk.take_pages(ticket, &mut pieces), Some(Err(Error::Broken(violation))));
+        }
+        assert_broken(disk, violation);
+    });
+}
+
+#[test]
+fn a_page_that_was_lent_comes_back_from_a_request_that_fails() {
+    with_disk(|machine, back, disk| {
+        let grants = disk.grants();
+        let page = grants.share(DomId(0), Access::ReadWrite).unwrap();
+        let mut pieces = [Some(Piece::whole(page))];
+        for (status, error) in [(-1, Error::Io), (-2, Error::Unsupported), (9, Error::Status(9))] {
+            back.fault(Fault::Status(status));
+            let ticket = disk.submit_read_into(0, &mut pieces).unwrap();
+            assert!(pieces[0].is_none());
+            assert_eq!(disk.take_pages(ticket, &mut pieces), None);
+            disk.publish().unwrap();
+            machine.xen.run_until_idle(10);
+            assert_eq!(disk.poll(), Ok(1));
+            assert_eq!(disk.take_pages(ticket, &mut []), Some(Err(Error::BufferLength)));
+            assert_eq!(disk.take_pages(ticket, &mut pieces), Some(Err(error)));
+            assert!(pieces[0].is_some());
+            assert_eq!(disk.take_pages(ticket, &mut pieces), Some(Err(Error::StaleTicket)));
+        }
+        // One that nobody wants is freed, whether its request fails or not.
+        for fault in [None, Some(Fault::Status(-1))] {
+            let page = grants.share(DomId(0), Access::ReadWrite).unwrap();
+            let ticket = disk.submit_write_from(0, &mut [Some(Piece::whole(page))]).unwrap();
+            disk.publish().unwrap();
+            disk.forget(ticket);
+            fault.into_iter().for_each(|fault| back.fault(fault));
+            machine.xen.run_until_idle(10);
+            assert_eq!((disk.poll(), disk.free_requests()), (Ok(1), 8));
+        }
+        assert_eq!(disk.stats().errors, 4);
+    });
 }
 
 #[test]

@@ -96,7 +96,8 @@ struct Flight {
     ticket: Ticket,
     id: usize,
     len: usize,
-    lent: bool,
+    /// Pages that were lent.
+    lent: usize,
 }
 
 struct Run<'x> {
@@ -119,7 +120,7 @@ impl<'x> Run<'x> {
         }
     }
 
-    fn begin(&mut self, submitted: Result<Ticket, Error>, id: usize, len: usize, lent: bool) {
+    fn begin(&mut self, submitted: Result<Ticket, Error>, id: usize, len: usize, lent: usize) {
         match submitted {
             Ok(ticket) => self.flights.push(Flight { ticket, id, len, lent }),
             Err(error) => {
@@ -156,15 +157,11 @@ impl<'x> Run<'x> {
     fn take(&mut self, index: usize) {
         let Some(flight) = self.flights.get(index) else { return };
         let mut bytes = vec![0xEE; flight.len];
-        let result = if flight.lent {
-            let mut got = Vec::new();
-            let result = self.disk.take_pages(flight.ticket, |mut piece| {
-                let mut page = [0; 4096];
-                piece.page_mut().read_bytes(0, &mut page).unwrap();
-                got.extend(page);
-            });
-            if flight.len > 0 {
-                bytes = got;
+        let result = if flight.lent > 0 {
+            let mut pieces: Vec<_> = (0..flight.lent).map(|_| None).collect();
+            let result = self.disk.take_pages(flight.ticket, &mut pieces);
+            for (piece, bytes) in pieces.iter_mut().flatten().zip(bytes.chunks_mut(4096)) {
+                piece.page_mut().read_bytes(0, bytes).unwrap();
             }
             result
         } else {
@@ -222,17 +219,17 @@ impl<'x> Run<'x> {
             Step::SubmitRead { at, count } => {
                 let id = self.model.read(at, count);
                 let submitted = self.disk.submit_read(at, count);
-                self.begin(submitted, id, count as usize * 512, false);
+                self.begin(submitted, id, count as usize * 512, 0);
             }
             Step::SubmitWrite { at, count } => {
                 let (id, tag) = self.model.write(at, count);
                 let submitted = self.disk.submit_write(at, &encode(at, count, tag));
-                self.begin(submitted, id, 0, false);
+                self.begin(submitted, id, 0, 0);
             }
             Step::SubmitBarrier { at, count } => {
                 let (id, tag) = self.model.write(at, count);
                 let submitted = self.disk.submit_barrier(at, &encode(at, count, tag));
-                self.begin(submitted, id, 0, false);
+                self.begin(submitted, id, 0, 0);
             }
             Step::Lend { at, pages, write } => {
                 let (id, tag) =
@@ -252,7 +249,7 @@ impl<'x> Run<'x> {
                 } else {
                     self.disk.submit_read_into(at, &mut pieces)
                 };
-                self.begin(submitted, id, if write { 0 } else { pages as usize * 4096 }, true);
+                self.begin(submitted, id, if write { 0 } else { pages as usize * 4096 }, pages as usize);
             }
             Step::SubmitFlush => {
                 if let Ok(ticket) = self.disk.submit_flush() {

@@ -6,9 +6,11 @@ mod common;
 use std::task::{Context, Waker};
 
 use common::{Machine, pattern, small};
+use xen_blkfront::abi::{OP_BARRIER, OP_READ, OP_WRITE};
 use xen_blkfront::mock::{Fault, Options};
-use xen_blkfront::{Config, Error};
-use xen_hypercall::VcpuId;
+use xen_blkfront::{Config, Error, Piece};
+use xen_gnttab::Access;
+use xen_hypercall::{DomId, VcpuId};
 use xen_xenstore::Xenstore;
 
 /// Requests that a ring of one page holds.
@@ -42,6 +44,101 @@ fn what_is_not_published_does_not_go_with_what_is() {
         disk.wait(ticket, &mut []).unwrap();
     }
     assert!(back.disk()[(SLOTS * 4 + 1) * 512..][..512] == pattern(512, 99));
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
+fn pages_that_are_lent_go_at_once_but_where_they_can_be_one_request() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { sectors: 2000, ..Options::default() });
+    back.load(&pattern(2000 * 512, 3));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    let lend = || [Some(Piece::whole(machine.grants.share(DomId(0), Access::ReadWrite).unwrap()))];
+    let mut pages = [(); 6].map(|()| lend());
+    // The second follows the first, the fourth the third, but is a write, and the last two follow that.
+    let writes = [false, false, false, true, true, true];
+    let tickets: Vec<_> = [0, 8, 800, 808, 816, 824]
+        .into_iter()
+        .zip(writes)
+        .zip(&mut pages)
+        .map(|((lba, write), page)| {
+            if write { disk.submit_write_from(lba, page) } else { disk.submit_read_into(lba, page) }.unwrap()
+        })
+        .collect();
+    machine.xen.run_until_idle(10);
+    assert_eq!((disk.poll(), back.served().len()), (Ok(0), 0), "nothing was published");
+    disk.publish().unwrap();
+    machine.xen.run_until_idle(10);
+    assert_eq!(disk.poll(), Ok(3));
+    let asked: Vec<_> = back.served().iter().map(|request| (request.operation, request.segments)).collect();
+    assert_eq!(asked, [(OP_READ, 2), (OP_READ, 1), (OP_WRITE, 3)]);
+    let stats = disk.stats();
+    assert_eq!((stats.requests, stats.segments, stats.merged), (3, 6, 3));
+    for (ticket, page) in tickets.into_iter().zip(&mut pages) {
+        assert_eq!(disk.take_pages(ticket, page), Some(Ok(())));
+    }
+    for (page, lba) in pages[..3].iter_mut().flatten().flatten().zip([0, 8, 800]) {
+        let mut bytes = [0; 4096];
+        page.page_mut().read_bytes(0, &mut bytes).unwrap();
+        assert!(bytes == pattern(2000 * 512, 3)[lba * 512..][..4096]);
+    }
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
+fn what_is_asked_for_again_takes_along_what_is_in_the_ring_and_nothing_else() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { sectors: 2000, barrier: true, ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    let flush = disk.submit_flush().unwrap();
+    disk.publish().unwrap();
+    // One page that is in the ring already, and a write that waits.
+    let mut pages = [Some(Piece::whole(machine.grants.share(DomId(0), Access::ReadWrite).unwrap()))];
+    let read = disk.submit_read_into(0, &mut pages).unwrap();
+    let write = disk.submit_write(800, &[7; 512]).unwrap();
+    back.fault(Fault::Status(-2));
+    machine.xen.run_until_idle(10);
+    assert_eq!(disk.poll(), Ok(1));
+    machine.xen.run_until_idle(10);
+    assert_eq!(disk.poll(), Ok(2));
+    let asked: Vec<_> = back.served().iter().map(|request| request.operation).collect();
+    assert_eq!(asked, [OP_READ, OP_BARRIER], "the flush was refused");
+    assert_eq!(disk.take(flush, &mut []), Some(Ok(())));
+    assert_eq!(disk.take_pages(read, &mut pages), Some(Ok(())));
+    assert_eq!(disk.take(write, &mut []), None);
+    assert_eq!(disk.wait(write, &mut []), Ok(()));
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_ring_that_is_full_of_lent_pages_takes_the_rest_later() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { sectors: 2000, ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect_with(&mut xs, Config { requests: 2 * SLOTS, ..small() }).unwrap();
+    for _ in 0..2 {
+        let mut tickets: Vec<_> = (0..2 * SLOTS)
+            .map(|i| {
+                let mut page = machine.grants.share(DomId(0), Access::ReadWrite).unwrap();
+                page.write_bytes(0, &pattern(4096, i as u8)).unwrap();
+                disk.submit_write_from(i as u64 * 16, &mut [Some(Piece::whole(page))]).unwrap()
+            })
+            .collect();
+        disk.publish().unwrap();
+        while let Some(&ticket) = tickets.last() {
+            machine.xen.run_until_idle(10);
+            disk.poll().unwrap();
+            let mut pieces = [None];
+            if let Some(result) = disk.take_pages(ticket, &mut pieces) {
+                assert_eq!((result, pieces[0].is_some()), (Ok(()), true));
+                tickets.pop();
+            }
+        }
+        assert!((0..2 * SLOTS).all(|i| back.disk()[i * 16 * 512..][..4096] == pattern(4096, i as u8)));
+    }
+    assert_eq!((disk.stats().requests, disk.stats().merged), (4 * SLOTS as u64, 0));
     assert_eq!(back.complaints(), [""; 0]);
 }
 

@@ -71,7 +71,6 @@ fn measure(
             } else {
                 disk.submit_read_into(at, &mut buffer)?
             };
-            buffer.clear();
             busy.push((ticket, buffer));
             asked += 1;
         }
@@ -79,7 +78,7 @@ fn measure(
         place.response(disk, busy.len() as u32 / 2)?;
         let mut index = 0;
         while let Some((ticket, buffer)) = busy.get_mut(index) {
-            match disk.take_pages(*ticket, |piece| buffer.push(Some(piece))) {
+            match disk.take_pages(*ticket, buffer) {
                 None => index += 1,
                 Some(result) => {
                     idle.push(busy.swap_remove(index).1);

@@ -342,7 +342,7 @@ fn xen_read_end(
     disk.poll().expect("the backend keeps to the protocol");
     for (place, ticket) in pieces.iter_mut().zip(tickets) {
         let ticket = ticket.expect("of the beginning");
-        disk.take_pages(ticket, |piece| *place = Some(piece)).expect("answered").expect("read");
+        disk.take_pages(ticket, std::slice::from_mut(place)).expect("answered").expect("read");
     }
 }
 

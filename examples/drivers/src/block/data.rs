@@ -121,13 +121,11 @@ fn merged(disk: &mut Disk, model: &mut Model) -> Result<(), Failure> {
 type Pieces = Vec<Option<Piece<'static, Xen>>>;
 
 /// Waits until an operation's pages are back.
-fn back(place: &Place, disk: &mut Disk, ticket: Ticket) -> Result<Pieces, Failure> {
-    let mut pieces = Vec::new();
+fn back(place: &Place, disk: &mut Disk, ticket: Ticket, pieces: &mut Pieces) -> Result<(), Failure> {
     disk.publish()?;
     loop {
-        if let Some(result) = disk.take_pages(ticket, |piece| pieces.push(Some(piece))) {
-            result?;
-            return Ok(pieces);
+        if let Some(result) = disk.take_pages(ticket, pieces) {
+            return Ok(result?);
         }
         place.response(disk, 0)?;
     }
@@ -150,13 +148,14 @@ fn own_pages(place: &Place, disk: &mut Disk, model: &mut Model) -> Result<(), Fa
     }
     let before = disk.stats();
     let ticket = disk.submit_write_from(lba, &mut pieces)?;
-    let mut pieces = back(place, disk, ticket)?;
-    ensure!(pieces.len() == COUNT, "{} pages came back", pieces.len());
+    back(place, disk, ticket, &mut pieces)?;
+    let there = pieces.iter().flatten().count();
+    ensure!(there == COUNT, "{there} pages came back");
     for piece in pieces.iter_mut().flatten() {
         piece.page_mut().write_bytes(0, &[0xee; PAGE_SIZE])?;
     }
     let ticket = disk.submit_read_into(lba, &mut pieces)?;
-    let mut pieces = back(place, disk, ticket)?;
+    back(place, disk, ticket, &mut pieces)?;
     let after = disk.stats();
     ensure!(after.bytes_copied == before.bytes_copied, "bytes were copied");
     ensure!(after.requests - before.requests == 2, "{} requests", after.requests - before.requests);
@@ -180,7 +179,8 @@ fn parts(place: &Place, disk: &mut Disk, model: &mut Model) -> Result<(), Failur
     }
     let ticket = disk.submit_read_into(lba, &mut pieces)?;
     let mut at = lba;
-    for piece in back(place, disk, ticket)?.iter_mut().flatten() {
+    back(place, disk, ticket, &mut pieces)?;
+    for piece in pieces.iter_mut().flatten() {
         let (offset, len) = (piece.offset(), piece.len());
         let mut bytes = vec![0; PAGE_SIZE];
         piece.page_mut().read_bytes(0, &mut bytes)?;
