@@ -253,6 +253,13 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.settle(sent)
     }
 
+    /// Shows the backend what was sent by the queue that this frame belongs to.
+    #[cfg(feature = "smoltcp-v0-14-segmentation")]
+    pub(crate) fn show_sent(&mut self, head: &[u8]) -> Result<(), Error> {
+        let shown = self.on_queue(head, |queue, stats| queue.flush_transmit(stats));
+        self.settle(shown)
+    }
+
     /// Cuts a frame here.
     fn transmit_cut(&mut self, frame: &[u8], gso: Gso) -> Result<(), Error> {
         let segments = Segments::new(frame, gso).ok_or(Error::Headers)?;

@@ -1,11 +1,13 @@
 //! A TCP/IP stack on the device: what it leaves to the backend, and that nothing gets lost or changed by that.
-#![cfg(all(feature = "mock", feature = "smoltcp-v0-14"))]
+#![cfg(all(feature = "mock", feature = "smoltcp-v0-14-segmentation"))]
 
 mod common;
 
+use std::num::NonZeroU16;
+
 use common::{GUEST, HOST, Machine, bytes, frame, tcp, udp};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, RxToken, TxToken};
+use smoltcp::phy::{Device, PacketMeta, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
@@ -48,13 +50,14 @@ fn move_data(socket: &mut Socket<'_>, out: &mut &[u8], into: &mut Vec<u8>) {
 }
 
 /// A guest and the host send each other so much by TCP. Answers the backend and how many frames each way.
-fn exchange(options: Options, v6: bool, len: usize) -> (MockNetback, xen_netfront::Stats) {
+/// `buffer` bytes are for a frame that the guest sends.
+fn exchange(options: Options, v6: bool, len: usize, buffer: usize) -> (MockNetback, xen_netfront::Stats) {
     let machine = Machine::new();
     let back = machine.vif(options);
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let config = Config { receive: Features::all(), ..Config::default() };
     let front = machine.connect_with::<1>(&mut xs, config).unwrap();
-    let mut device = SmoltcpDevice::new(front, vec![0; FRAME_MAX], vec![0; 1514]);
+    let mut device = SmoltcpDevice::new(front, vec![0; FRAME_MAX], vec![0; buffer]);
     let mut host_device = HostDevice::new(&machine.switch);
     let (mut guest, mut host) = (interface(&mut device, GUEST, 2), interface(&mut host_device, HOST, 1));
     let (mut guest_sockets, mut host_sockets) = (SocketSet::new(vec![]), SocketSet::new(vec![]));
@@ -91,7 +94,9 @@ fn exchange(options: Options, v6: bool, len: usize) -> (MockNetback, xen_netfron
 #[test]
 fn a_stream_is_the_same_with_and_without_offloads() {
     const LEN: usize = 1_000_000;
-    for v6 in [false, true] {
+    // Put together here, and left whole by the stack.
+    for (v6, buffer) in [(false, 1514), (true, 1514), (false, FRAME_MAX), (false, 9000), (true, FRAME_MAX)] {
+        let exchange = |options, v6, len| exchange(options, v6, len, buffer);
         let (back, stats) = exchange(Options::default(), v6, LEN);
         assert!(stats.tx_gso > 0 && back.stats().blank_from_guest > 0, "{stats:?}");
         let plain = Options { gso_v4: false, gso_v6: false, ..Options::default() };
@@ -103,6 +108,30 @@ fn a_stream_is_the_same_with_and_without_offloads() {
         let bare = Options { sg: false, csum_v4: false, csum_v6: false, ..plain };
         let (back, _) = exchange(bare, v6, LEN);
         assert_eq!(back.stats().blank_from_guest, 0);
+    }
+}
+
+#[test]
+fn the_stack_leaves_a_stream_whole_if_the_backend_cuts_it() {
+    for (options, buffer, wanted) in [
+        // As many whole segments as fit.
+        (Options::default(), FRAME_MAX, Some(54 + 44 * 1460)),
+        (Options::default(), 9000, Some(54 + 6 * 1460)),
+        (Options { gso_v4: false, ..Options::default() }, FRAME_MAX, None),
+        (Options::default(), 54 + 2 * 1460 - 1, None),
+        (Options::default(), 1514, None),
+        (Options::default(), 54, None),
+        (Options::default(), 10, None),
+    ] {
+        let machine = Machine::new();
+        let _back = machine.vif(options);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let front = machine.connect(&mut xs).unwrap();
+        let device = SmoltcpDevice::new(front, vec![0; 1514], vec![0; buffer]);
+        let capabilities = device.capabilities();
+        assert_eq!(capabilities.max_transmission_unit, buffer.min(1514));
+        assert_eq!(capabilities.segmentation.tcpv4.map(usize::from), wanted, "{buffer}");
+        assert_eq!(capabilities.segmentation.tcpv6, None);
     }
 }
 
@@ -313,5 +342,37 @@ fn the_backend_is_at_work_while_the_stack_goes_on() {
     device.flush().unwrap();
     machine.run();
     assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 1);
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_large_packet_of_the_stack_goes_at_once_after_what_waited() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let front = machine.connect(&mut xs).unwrap();
+    machine.run();
+    let mut device = SmoltcpDevice::new(front, vec![0; 1514], vec![0; FRAME_MAX]);
+    let events = back.stats().events;
+    for (sequence, len, size) in [(0, 1400, None), (1400, 30_000, NonZeroU16::new(1400))] {
+        let mut frame = tcp(false, true, sequence, &bytes(len));
+        let packet = Packet::parse(&frame).unwrap();
+        frame[packet.transport + 13] = 16;
+        let mut token = device.transmit(Instant::ZERO).unwrap();
+        let mut meta = PacketMeta::default();
+        meta.segmentation_offload_size = size;
+        token.set_meta(meta);
+        token.consume(frame.len(), |room| room.copy_from_slice(&frame));
+    }
+    machine.run();
+    assert_eq!(back.stats().events - events, 1);
+    let got: Vec<Frame> = std::iter::from_fn(|| machine.switch.receive()).collect();
+    let told = |frame: &Frame| (frame.bytes.len() - 54, frame.gso.map(|gso| gso.size));
+    assert_eq!(got.iter().map(told).collect::<Vec<_>>(), [(1400, None), (30_000, Some(1400))]);
+    assert!(
+        got.iter()
+            .flat_map(|frame| frame.to_wire().unwrap())
+            .all(|frame| { packet::verify(&frame, &Packet::parse(&frame).unwrap()) })
+    );
     assert_eq!(back.complaints(), [""; 0]);
 }

@@ -2,7 +2,9 @@
 //!
 //! TCP's checksums are left to the backend when a frame is sent, and are verified here, not by the stack, when the
 //! backend does not vouch for a frame that arrived. Consecutive segments of a stream, also where others' are between
-//! them, go to the backend as one large packet, and the stack gets what arrives as one in one piece, if that was agreed on and the buffer is large enough.
+//! them, go to the backend as one large packet; with the feature `smoltcp-v0-14-segmentation` the stack does not cut the stream
+//! at all in IPv4, which costs it less. It gets what arrives as one packet in one piece, if that was agreed on and the buffer is large
+//! enough.
 //! All other checksums are the stack's.
 
 use core::fmt;
@@ -15,6 +17,8 @@ use super::coalesce::Coalescer;
 use super::vet::vet;
 use crate::packet::ETHERNET;
 use crate::{Error, Features, NetFront, RxMeta};
+#[cfg(feature = "smoltcp-v0-14-segmentation")]
+use crate::{FRAME_MAX, Gso, GsoKind, TxMeta, front::LARGE};
 
 /// A network device with two private buffers: the stack reads and writes these, the backend never sees them change.
 pub struct SmoltcpDevice<'x, P: Platform, B, const QUEUES: usize = 1> {
@@ -29,7 +33,8 @@ pub struct SmoltcpDevice<'x, P: Platform, B, const QUEUES: usize = 1> {
 impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> SmoltcpDevice<'x, P, B, QUEUES> {
     /// Wraps a device. The buffers hold a frame each: one that arrived, and one that is to be sent, of the MTU and 14
     /// bytes at least. With [`FRAME_MAX`](crate::FRAME_MAX) bytes for frames that arrive, large ones can, if
-    /// [`Config::receive`](crate::Config::receive) allows them.
+    /// [`Config::receive`](crate::Config::receive) allows them. With as many for those that are sent, and the feature
+    /// `smoltcp-v0-14-segmentation`, the stack sends large ones, if the backend cuts them.
     pub fn new(front: NetFront<'x, P, QUEUES>, received: B, to_send: B) -> Self {
         Self { front, received, to_send, coalescer: Coalescer::default(), wrong: 0 }
     }
@@ -78,6 +83,32 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Smoltcp
         self.front.has_room_beside(self.coalescer.slots(), wanted)
     }
 
+    /// The same for a large one, which the stack may send by itself. It sends none in answer to a frame.
+    fn has_room_for_large(&mut self) -> bool {
+        #[cfg(feature = "smoltcp-v0-14-segmentation")]
+        if self.large().is_some() {
+            return self.front.has_room_beside(self.coalescer.slots(), LARGE);
+        }
+        self.has_room()
+    }
+
+    /// The longest frame that is not large.
+    fn longest(&self) -> usize {
+        (self.front.mtu() as usize + ETHERNET).min(self.to_send.as_ref().len())
+    }
+
+    /// The longest frame that the stack may have cut: as many whole segments as the buffer has room for. None if the backend
+    /// does not cut, or there is no room for more than one. In IPv4 alone: smoltcp 0.14.0 drops those of IPv6.
+    #[cfg(feature = "smoltcp-v0-14-segmentation")]
+    fn large(&self) -> Option<core::num::NonZeroUsize> {
+        const HEADERS: usize = ETHERNET + 40;
+        let most = FRAME_MAX.min(self.to_send.as_ref().len());
+        let segment = self.longest().checked_sub(HEADERS)?;
+        let segments = most.checked_sub(HEADERS)?.checked_div(segment).filter(|count| *count > 1)?;
+        let cuts = self.front.features().contains(Features::GSO_V4);
+        if cuts { core::num::NonZeroUsize::new(HEADERS + segments * segment) } else { None }
+    }
+
     fn check(&mut self, meta: RxMeta) -> bool {
         let frame = self.received.as_mut().get_mut(..meta.len);
         frame.is_some_and(|frame| vet(frame, meta.checksum))
@@ -105,6 +136,40 @@ pub struct ToSend<'a, 'x, P: Platform, const QUEUES: usize = 1> {
     front: &'a mut NetFront<'x, P, QUEUES>,
     coalescer: &'a mut Coalescer,
     frame: &'a mut [u8],
+    /// How long the segments are that it is to be cut in.
+    #[cfg(feature = "smoltcp-v0-14-segmentation")]
+    size: Option<core::num::NonZeroU16>,
+}
+
+impl<'a, 'x, P: Platform, const QUEUES: usize> ToSend<'a, 'x, P, QUEUES> {
+    fn new(
+        front: &'a mut NetFront<'x, P, QUEUES>,
+        coalescer: &'a mut Coalescer,
+        frame: &'a mut [u8],
+    ) -> Self {
+        Self {
+            front,
+            coalescer,
+            frame,
+            #[cfg(feature = "smoltcp-v0-14-segmentation")]
+            size: None,
+        }
+    }
+
+    fn send(self, len: usize) -> Result<(), Error> {
+        let Self { front, coalescer, frame, .. } = self;
+        let frame = frame.get(..len).unwrap_or_default();
+        #[cfg(feature = "smoltcp-v0-14-segmentation")]
+        if let Some(size) = self.size {
+            // What was sent before it goes first.
+            coalescer.push(front)?;
+            let gso = Some(Gso { kind: GsoKind::TcpV4, size: size.get() });
+            front.transmit_with(&[frame], TxMeta { checksum: crate::Checksum::Blank, gso })?;
+            // The backend can be at work on it while the next one is made.
+            return front.show_sent(frame);
+        }
+        coalescer.send(front, frame)
+    }
 }
 
 impl<P: Platform, const QUEUES: usize> fmt::Debug for ToSend<'_, '_, P, QUEUES> {
@@ -116,11 +181,15 @@ impl<P: Platform, const QUEUES: usize> fmt::Debug for ToSend<'_, '_, P, QUEUES> 
 impl<P: Platform, const QUEUES: usize> TxToken for ToSend<'_, '_, P, QUEUES> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let len = len.min(self.frame.len());
-        let frame = &mut self.frame[..len];
-        let result = f(frame);
+        let result = f(&mut self.frame[..len]);
         // There was room when the token was made. A device that broke since loses frames, as networks do.
-        let _ = self.coalescer.send(self.front, frame);
+        let _ = self.send(len);
         result
+    }
+
+    #[cfg(feature = "smoltcp-v0-14-segmentation")]
+    fn set_meta(&mut self, meta: smoltcp::phy::PacketMeta) {
+        self.size = meta.segmentation_offload_size;
     }
 }
 
@@ -151,21 +220,24 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Device
         };
         let received = Received(self.received.as_ref().get(..meta.len)?);
         let Self { front, coalescer, to_send, .. } = self;
-        Some((received, ToSend { front, coalescer, frame: to_send.as_mut() }))
+        Some((received, ToSend::new(front, coalescer, to_send.as_mut())))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
-        let room = self.has_room();
+        let room = self.has_room_for_large();
         let Self { front, coalescer, to_send, .. } = self;
-        room.then_some(ToSend { front, coalescer, frame: to_send.as_mut() })
+        room.then_some(ToSend::new(front, coalescer, to_send.as_mut()))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit =
-            (self.front.mtu() as usize + ETHERNET).min(self.to_send.as_ref().len());
+        capabilities.max_transmission_unit = self.longest();
         capabilities.checksum.tcp = Checksum::None;
+        #[cfg(feature = "smoltcp-v0-14-segmentation")]
+        {
+            capabilities.segmentation.tcpv4 = self.large();
+        }
         capabilities
     }
 }

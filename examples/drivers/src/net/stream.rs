@@ -23,8 +23,7 @@ const BUFFER: usize = 256 << 10;
 #[inline(never)]
 pub(super) fn run(place: &mut Place, first: Box<First>, report: &mut Report) {
     let buffer = |len| vec![0; len].into_boxed_slice();
-    let longest = first.mtu() as usize + 14;
-    let mut device = Box::new(SmoltcpDevice::new(*first, buffer(FRAME_MAX), buffer(longest)));
+    let mut device = Box::new(SmoltcpDevice::new(*first, buffer(FRAME_MAX), buffer(FRAME_MAX)));
     let before = device.front().stats();
     report.check("net/stream-to-dom0-and-back", || echo(place, &mut device));
     let first = Box::new(device.into_inner());
