@@ -62,13 +62,11 @@ impl Frontend<Initialising> {
         deadline: Duration,
     ) -> Result<Self, Error> {
         let frontend = Path::format(format_args!("device/{kind}/{index}"))?;
-        match find_backend(xs, &frontend) {
-            Err(error) if error.is_not_found() => {
-                let found = await_backend(xs, &frontend, deadline)?;
-                Self::start(xs, frontend, found, index, deadline)
-            }
-            found => Self::start(xs, frontend, found?, index, deadline),
-        }
+        let found = match find_backend(xs, &frontend) {
+            Err(error) if error.is_not_found() => await_backend(xs, &frontend, deadline),
+            found => found,
+        };
+        Self::start(xs, frontend, found?, index, deadline)
     }
 
     /// Like [`open`](Self::open) for a device that is there, as those are that the domain was made with: one whose nodes are
