@@ -156,6 +156,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// Reads sectors into the caller's own pages, without a copy. The pages are taken out of `pieces` once everything is
     /// right with all of them, and come back by [`take_pages`](Self::take_pages).
     ///
+    /// The backend sees the request with the next [`publish`](Self::publish) at the latest: a [`poll`](Self::poll) that sends what
+    /// waited for room may show it before.
+    ///
     /// # Errors
     /// As [`submit_read`](Self::submit_read). [`Error::Untrusted`] when the toolstack says so of the backend;
     /// [`Error::ForeignPage`] for a page that is granted to somebody else, or not for writing, and for a place that is

@@ -18,7 +18,7 @@ use super::vet::vet;
 use crate::packet::ETHERNET;
 use crate::{Error, Features, NetFront, RxMeta};
 #[cfg(feature = "smoltcp-v0-14-segmentation")]
-use crate::{FRAME_MAX, Gso, GsoKind, TxMeta, front::LARGE};
+use crate::{Gso, GsoKind, TxMeta, front::LARGE};
 
 /// A network device with two private buffers: the stack reads and writes these, the backend never sees them change.
 pub struct SmoltcpDevice<'x, P: Platform, B, const QUEUES: usize = 1> {
@@ -102,7 +102,7 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Smoltcp
     #[cfg(feature = "smoltcp-v0-14-segmentation")]
     fn large(&self) -> Option<core::num::NonZeroUsize> {
         const HEADERS: usize = ETHERNET + 40;
-        let most = FRAME_MAX.min(self.to_send.as_ref().len());
+        let most = crate::FRAME_MAX.min(self.to_send.as_ref().len());
         let segment = self.longest().checked_sub(HEADERS)?;
         let segments = most.checked_sub(HEADERS)?.checked_div(segment).filter(|count| *count > 1)?;
         let cuts = self.front.features().contains(Features::GSO_V4);
