@@ -78,19 +78,19 @@ const SMALLER: [&str; 6] = [
     "llvm-args=-enable-machine-outliner=always",
 ];
 
-/// Of what a registry gave, the image's messages and symbols name the package, not where this machine keeps it: the same
-/// image comes out of every machine, and a smaller one.
-fn without_paths() -> std::ffi::OsString {
+/// The compiler's flags with which the image's messages and symbols name of what a registry gave the package, not where this
+/// machine keeps it, beside those that the user has in `RUSTFLAGS`.
+fn without_paths() -> Result<String> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
     let registries = home.and_then(|home| fs::read_dir(home.join("registry/src")).ok());
-    let mut flags = std::env::var_os("RUSTFLAGS").unwrap_or_default().into_string().unwrap_or_default();
-    flags = flags.split_whitespace().collect::<Vec<_>>().join("\x1f");
-    for registry in registries.into_iter().flatten().flatten() {
-        let separator = if flags.is_empty() { "" } else { "\x1f" };
-        flags += &format!("{separator}--remap-path-prefix={}/=", registry.path().display());
-    }
-    flags.into()
+    let own = match std::env::var("RUSTFLAGS") {
+        Err(std::env::VarError::NotPresent) => String::new(),
+        own => own.context("RUSTFLAGS")?,
+    };
+    let remap = |registry: fs::DirEntry| format!("--remap-path-prefix={}/=", registry.path().display());
+    let remaps = registries.into_iter().flatten().flatten().map(remap);
+    Ok(own.split_whitespace().map(str::to_owned).chain(remaps).collect::<Vec<_>>().join("\x1f"))
 }
 
 /// Builds an image; cargo sees to it that nothing old is served.
@@ -107,7 +107,7 @@ pub fn build(options: &Options) -> Result<Image> {
     if let Some(features) = &options.features {
         cargo.args(["--no-default-features", "--features", &features.join(",")]);
     }
-    cargo.arg("--").args(SMALLER).env("CARGO_ENCODED_RUSTFLAGS", without_paths());
+    cargo.arg("--").args(SMALLER).env("CARGO_ENCODED_RUSTFLAGS", without_paths()?);
     match &options.cmdline {
         Some(words) => cargo.env("UNIKERNEL_CMDLINE", words),
         None => cargo.env_remove("UNIKERNEL_CMDLINE"),
