@@ -320,6 +320,23 @@ fn segments_of_several_streams_in_turns_become_a_packet_each() {
     }
 }
 
+/// Gives the device a part of a stream as the stack does, to be cut in segments of this size if there is one.
+fn give(
+    device: &mut SmoltcpDevice<'_, MockDomain, Vec<u8>>,
+    sequence: u32,
+    len: usize,
+    size: Option<NonZeroU16>,
+) {
+    let mut frame = tcp(false, true, sequence, &bytes(len));
+    let packet = Packet::parse(&frame).unwrap();
+    frame[packet.transport + 13] = 16;
+    let mut token = device.transmit(Instant::ZERO).unwrap();
+    let mut meta = PacketMeta::default();
+    meta.segmentation_offload_size = size;
+    token.set_meta(meta);
+    token.consume(frame.len(), |room| room.copy_from_slice(&frame));
+}
+
 #[test]
 fn the_backend_is_at_work_while_the_stack_goes_on() {
     let machine = Machine::new();
@@ -330,11 +347,7 @@ fn the_backend_is_at_work_while_the_stack_goes_on() {
     let mut device = SmoltcpDevice::new(front, vec![0; 1514], vec![0; 1514]);
     let events = back.stats().events;
     for sequence in (0..100).map(|index| index * 1400) {
-        let mut frame = tcp(false, true, sequence, &bytes(1400));
-        let packet = Packet::parse(&frame).unwrap();
-        frame[packet.transport + 13] = 16;
-        let token = device.transmit(Instant::ZERO).unwrap();
-        token.consume(frame.len(), |room| room.copy_from_slice(&frame));
+        give(&mut device, sequence, 1400, None);
     }
     machine.run();
     let got = std::iter::from_fn(|| machine.switch.receive()).count();
@@ -355,14 +368,7 @@ fn a_large_packet_of_the_stack_goes_at_once_after_what_waited() {
     let mut device = SmoltcpDevice::new(front, vec![0; 1514], vec![0; FRAME_MAX]);
     let events = back.stats().events;
     for (sequence, len, size) in [(0, 1400, None), (1400, 30_000, NonZeroU16::new(1400))] {
-        let mut frame = tcp(false, true, sequence, &bytes(len));
-        let packet = Packet::parse(&frame).unwrap();
-        frame[packet.transport + 13] = 16;
-        let mut token = device.transmit(Instant::ZERO).unwrap();
-        let mut meta = PacketMeta::default();
-        meta.segmentation_offload_size = size;
-        token.set_meta(meta);
-        token.consume(frame.len(), |room| room.copy_from_slice(&frame));
+        give(&mut device, sequence, len, size);
     }
     machine.run();
     assert_eq!(back.stats().events - events, 1);
