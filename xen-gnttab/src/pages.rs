@@ -32,7 +32,7 @@ impl<'g, P: Platform> OwnedPages<'g, P> {
     }
 
     /// # Safety
-    /// The pages are of one allocation of `memory`, exclusively the caller's, who gives them up, and no grant leads to
+    /// The pages, one at least, are of one allocation of `memory`, exclusively the caller's, who gives them up, and no grant leads to
     /// them any more.
     pub(crate) unsafe fn from_raw(memory: &'g P, first: NonNull<Page>, count: usize) -> Self {
         Self { memory, first, count }

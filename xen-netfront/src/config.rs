@@ -68,7 +68,8 @@ pub struct Config {
     /// send large frames then, or have many pages for receiving.
     pub headroom: u16,
     /// Whether to wait for a device that is not there, or whose nodes the toolstack is still writing. Those that the domain
-    /// was made with are there from the beginning.
+    /// was made with are there from the beginning; one that is not is an error at once then
+    /// ([`is_not_found`](xen_xenstore::Error::is_not_found)).
     pub await_device: bool,
     /// Whether to follow what the backend and the toolstack say of the link
     /// ([`is_link_up`](crate::NetFront::is_link_up)), which takes two watches and two trips to xenstore. A link that is not

@@ -313,7 +313,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
 }
 
 impl<P: Platform + Wait> Together<'_, '_, P> {
-    /// Asks for the value of a node below a directory, or of a path if that is empty.
+    /// Asks for the value of a node below a directory, or of a path if that is empty. Its answer comes with `tag`, any number.
     ///
     /// # Errors
     /// What is one for all questions.
@@ -321,7 +321,7 @@ impl<P: Platform + Wait> Together<'_, '_, P> {
         self.store.post_read(directory, name, tag, self.sink)
     }
 
-    /// Asks for the names of what is right below a path.
+    /// Asks for the [`names`] of what is right below a path. They come with `tag`, any number.
     ///
     /// # Errors
     /// What is one for all questions.

@@ -35,6 +35,8 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Smoltcp
     /// bytes at least. With [`FRAME_MAX`](crate::FRAME_MAX) bytes for frames that arrive, large ones can, if
     /// [`Config::receive`](crate::Config::receive) allows them. With as many for those that are sent, and the feature
     /// `smoltcp-v0-14-segmentation`, the stack sends large ones, if the backend cuts them.
+    /// It asks for that once, when its `Interface` is made: after a [`reconnect`](NetFront::reconnect) to a backend that does not
+    /// cut, they are cut here, which needs pages for all segments (`Config::tx_pages` of 64 or more) until it is made anew.
     pub fn new(front: NetFront<'x, P, QUEUES>, received: B, to_send: B) -> Self {
         Self { front, received, to_send, coalescer: Coalescer::default(), wrong: 0 }
     }

@@ -310,7 +310,8 @@ impl Frontend<Connected> {
         Ok(closing)
     }
 
-    /// The backend's state, if it may have changed since this or [`is_closing`](Self::is_closing) was called last.
+    /// The backend's state, if it may have changed since this or [`is_closing`](Self::is_closing) was called last, or since
+    /// the handshake looked at it.
     /// A backend that changes something about a connected device does it by way of
     /// [`Reconfiguring`](XenbusState::RECONFIGURING) and [`Reconfigured`](XenbusState::RECONFIGURED).
     ///

@@ -24,8 +24,8 @@ pub(crate) struct Slot {
     store: Store,
     events: Events,
     grants: Grants,
-    /// Fires when the toolstack adds a disk or takes one away. There is none as long as there is a disk, which would tell
-    /// it of its own nodes as well.
+    /// Fires when the toolstack adds a disk or takes one away. There is none before a disk is missed for the
+    /// first time: it would tell the kernel of the nodes that it writes itself when it starts.
     devices: OnceCell<Option<Watch>>,
     /// Fires when the first disk's backend becomes ready.
     backend: RefCell<Option<(Path, Watch)>>,
