@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::tally::Tally;
-use crate::{abi, bare, e2e, fuzz, host, image};
+use crate::{abi, bare, e2e, fuzz, host, image, size};
 
 /// Run all tests: format, lints, documentation, unit, property, loom and doc tests, images, then real Xen
 #[derive(Debug, clap::Args)]
@@ -230,6 +230,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     checks.bare_metal(&libraries)?;
     checks.images()?;
     let mut tally = checks.0;
+    println!("== the image's size");
+    tally += size::check()?;
     println!("== the interface against Xen's own headers");
     tally.add(abi::check(false)?);
     println!("== the application as a process, on the mocks");

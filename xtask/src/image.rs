@@ -6,6 +6,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
+use crate::elf;
+
 /// Build the unikernel to target/xen/unikernel
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -128,10 +130,17 @@ pub fn build(options: &Options) -> Result<Image> {
         .with_context(|| format!("cannot copy {} to {}", built.display(), image.debug.display()))?;
     let strip = Command::new("strip").arg("-o").arg(&image.path).arg(&image.debug).status();
     match strip {
-        Ok(status) if status.success() => Ok(image),
+        Ok(status) if status.success() => {}
         Ok(status) => bail!("strip {} failed: {status}", image.debug.display()),
         Err(error) => bail!("cannot run strip ({error}); install it: apt-get install binutils"),
     }
+    let cut = elf::cut_sections(read(&image.path)?).with_context(|| format!("{}", image.path.display()))?;
+    fs::write(&image.path, cut).with_context(|| format!("cannot write {}", image.path.display()))?;
+    Ok(image)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// A file's size in bytes.

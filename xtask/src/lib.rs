@@ -11,6 +11,7 @@ pub mod check;
 pub mod deb;
 pub mod dom0;
 pub mod e2e;
+mod elf;
 pub mod fat;
 pub mod fuzz;
 pub mod guest;

@@ -6,21 +6,26 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::image::{self, Options, kib};
+use crate::image::{self, Image, Options, kib};
+use crate::tally::Tally;
 
 /// Show what each part and each crate costs in the image
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
+/// What of the image is chosen: a name, and the parts.
+type Choice = (&'static str, Option<&'static [&'static str]>);
+
+const SMALLEST: Choice = ("console only", Some(&[]));
+const WHOLE: Choice = ("all", None);
+
 /// Builds the image with each choice of parts, then counts the symbols of the whole one by crate.
 pub fn run(_: &Args) -> Result<ExitCode> {
-    let choices: [(&str, Option<&[&str]>); 4] =
-        [("console only", Some(&[])), ("+ net", Some(&["net"])), ("+ disk", Some(&["disk"])), ("all", None)];
+    let choices = [SMALLEST, ("+ net", Some(&["net"][..])), ("+ disk", Some(&["disk"][..])), WHOLE];
     println!("{:<14} {:>12}", "image", "stripped");
     let mut whole = None;
     for (name, features) in choices {
-        let features = features.map(|list| list.iter().map(|name| (*name).to_owned()).collect());
-        let image = image::build(&Options { features, quiet: true, ..Options::default() })?;
+        let image = build(features)?;
         println!("{name:<14} {:>12}", kib(image::size(&image.path)?));
         whole = Some(image);
     }
@@ -32,6 +37,23 @@ pub fn run(_: &Args) -> Result<ExitCode> {
         println!("Code that was inlined counts for the crate it ended up in.");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the image is as small as the README says, with all parts and with the least.
+pub(crate) fn check() -> Result<Tally> {
+    let mut tally = Tally::default();
+    for ((name, features), limit) in [(WHOLE, 300 << 10), (SMALLEST, 64 << 10)] {
+        let size = image::size(&build(features)?.path)?;
+        let word = if size <= limit { "is" } else { "should be" };
+        println!("   {name}: {} bytes, which {word} at most {}", size, kib(limit));
+        tally.add(size <= limit);
+    }
+    Ok(tally)
+}
+
+fn build(features: Option<&[&str]>) -> Result<Image> {
+    let features = features.map(|list| list.iter().map(|name| (*name).to_owned()).collect());
+    image::build(&Options { features, quiet: true, ..Options::default() })
 }
 
 /// Sums the sizes of the symbols by the crate that their names begin with.
