@@ -65,19 +65,20 @@ impl Coalescer {
             && packet.payload <= HEADERS
             && front.features().contains(gso.feature());
         let flow = |open: &Option<Open>| open.as_ref().is_some_and(|open| open.is_of_flow(frame, &packet));
-        let place = self.open.iter().position(flow);
+        let found = self.open.iter().position(flow);
         if !joins {
-            place.map_or(Ok(()), |place| self.push_one(front, place))?;
+            found.map_or(Ok(()), |place| self.push_one(front, place))?;
             return front.transmit_with(&[frame], TxMeta { checksum: Checksum::Blank, gso: None });
         }
-        let place = place.unwrap_or_else(|| {
+        let of_flow = found.and_then(|place| self.open.get(place)?.as_ref());
+        let goes_on = of_flow.is_some_and(|open| open.goes_on_with(frame, &packet));
+        let place = found.unwrap_or_else(|| {
             self.open.iter().position(Option::is_none).unwrap_or_else(|| {
                 self.next = (self.next + 1) % FLOWS;
                 self.next
             })
         });
-        let open = self.open.get(place).and_then(Option::as_ref);
-        if !open.is_some_and(|open| open.goes_on_with(frame, &packet)) {
+        if !goes_on {
             self.push_one(front, place)?;
             let mut head = [0; HEADERS];
             if let (Some(to), Some(from)) = (head.get_mut(..packet.payload), frame.get(..packet.payload)) {
@@ -123,16 +124,20 @@ impl Coalescer {
         front: &mut NetFront<'_, P, QUEUES>,
         place: usize,
     ) -> Result<(), Error> {
-        let Some(mut open) = self.open.get_mut(place).and_then(Option::take) else { return Ok(()) };
-        if open.len == open.packet.payload {
-            return Ok(());
+        // Looked at where it is: to take it out would move it, also when there is none, which is how it is for most frames.
+        let Some(at) = self.open.get_mut(place) else { return Ok(()) };
+        let Some(open) = at else { return Ok(()) };
+        let mut outcome = Ok(());
+        if open.len > open.packet.payload {
+            open.finish_headers();
+            let kind = if open.packet.v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
+            // A segment fits the MTU, which is of 16 bits.
+            let gso = Some(Gso { kind, size: open.size as u16 });
+            let head = open.head.get(..open.packet.payload).unwrap_or_default();
+            outcome = front.send_staged(place + 1, head, open.len, TxMeta { checksum: Checksum::Blank, gso });
         }
-        open.finish_headers();
-        let kind = if open.packet.v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
-        // A segment fits the MTU, which is of 16 bits.
-        let gso = Some(Gso { kind, size: open.size as u16 });
-        let head = open.head.get(..open.packet.payload).unwrap_or_default();
-        front.send_staged(place + 1, head, open.len, TxMeta { checksum: Checksum::Blank, gso })
+        *at = None;
+        outcome
     }
 }
 
@@ -147,12 +152,16 @@ impl Open {
                 == frame.get(transport..transport + 4)
     }
 
-    /// Whether the frame is the next segment of the same stream.
+    /// Whether the frame, which [is of the flow](Self::is_of_flow), is the next segment of the same stream.
     fn goes_on_with(&self, frame: &[u8], packet: &Packet) -> bool {
         let Packet { v6, transport, payload, end, .. } = *packet;
-        // Everything but IP's length, number and checksum, TCP's sequence number, flags and checksum.
-        let ip: &[_] = if v6 { &[(0, 18), (20, transport)] } else { &[(0, 16), (20, 24), (26, transport)] };
-        let tcp = [(0, 4), (8, 13), (14, 16), (18, payload - transport)];
+        // Everything but what makes the flow, IP's length, number and checksum, TCP's sequence number, flags and checksum.
+        let ip: &[_] = if v6 {
+            &[(0, 18), (20, ETHERNET + 8), (ETHERNET + 40, transport)]
+        } else {
+            &[(0, 16), (20, 24), (ETHERNET + 20, transport)]
+        };
+        let tcp = [(8, 13), (14, 16), (18, payload - transport)];
         let same = |from: usize, to: usize| self.head.get(from..to) == frame.get(from..to);
         self.packet.payload == payload
             && self.packet.transport == transport
