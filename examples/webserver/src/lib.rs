@@ -163,21 +163,25 @@ impl<M: Machine> App<M> {
     /// Serves until the machine is asked to stop; then everything is on stable storage.
     pub fn run(mut self) -> (M, Request) {
         let request = loop {
-            let stop = self.machine.poll().or_else(|| self.commands());
-            if let Some(request) = stop {
-                break request;
-            }
-            // Whatever asks and waits comes before the look at the card: an event that arrives during a wait is not there any
-            // more to end the sleep.
-            let disk_changed = self.follow_disk();
             let now = self.machine.now();
             if M::Disk::PRESENT
                 && let Some(files) = &self.files
             {
                 files.set_time(self.machine.unix_time());
             }
-            let deadline = self.turn(now);
-            if !disk_changed && deadline.is_none_or(|at| at > now) {
+            // The card comes first, for somebody waits for an answer. All else can wait until it is out.
+            let busy = self.turn(now);
+            let stop = self.machine.poll().or_else(|| self.commands());
+            if let Some(request) = stop {
+                break request;
+            }
+            // Whatever asks and waits comes before the card is armed: an event that arrives during a wait is not there any
+            // more to end the sleep.
+            if self.follow_disk() || busy {
+                continue;
+            }
+            let deadline = self.rest(now);
+            if deadline.is_none_or(|at| at > now) {
                 self.machine.sleep(deadline);
             }
         };
@@ -197,13 +201,18 @@ impl<M: Machine> App<M> {
         (machine, request)
     }
 
-    /// One round of the network; answers when the next is due (now: at once).
-    fn turn(&mut self, now: Duration) -> Option<Duration> {
+    /// One round of the network; true if there is more to do at once.
+    fn turn(&mut self, now: Duration) -> bool {
         let context = Context { machine: &self.machine, files: self.files.as_ref() };
+        M::Nic::PRESENT && self.net.as_mut().is_some_and(|net| net.turn(now, &context))
+    }
+
+    /// Gets the network ready for a sleep; answers when its next round is due (now: at once).
+    fn rest(&mut self, now: Duration) -> Option<Duration> {
         if !M::Nic::PRESENT {
             return None;
         }
-        self.net.as_mut().and_then(|net| net.turn(now, &context))
+        self.net.as_mut().and_then(|net| net.rest(now))
     }
 
     fn commands(&mut self) -> Option<Request> {

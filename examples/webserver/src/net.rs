@@ -59,13 +59,11 @@ impl<N: Nic> Net<N> {
         Self { nic, iface, sockets, dhcp, slots, figures: Figures::default() }
     }
 
-    /// Moves packets and serves connections once; answers when to come back at the latest.
-    pub(crate) fn turn<M: Machine<Nic = N>>(
-        &mut self,
-        now: Duration,
-        context: &Context<'_, M>,
-    ) -> Option<Duration> {
+    /// Moves packets and serves connections once; true if there is more to do at once.
+    pub(crate) fn turn<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
         self.receive(instant(now));
+        // What the stack answers by itself does not wait for the server.
+        self.nic.flush();
         self.lease();
         let busy = self.serve(now, context);
         // What the connections said goes out in the same round, and the other side is told once.
@@ -75,7 +73,12 @@ impl<N: Nic> Net<N> {
         }
         self.nic.flush();
         self.slots.prepare(&mut self.sockets);
-        if busy || self.nic.arm() {
+        busy
+    }
+
+    /// Asks the card for an event; answers when to come back at the latest (now: at once).
+    pub(crate) fn rest(&mut self, now: Duration) -> Option<Duration> {
+        if self.nic.arm() {
             return Some(now);
         }
         let stack = self.iface.poll_delay(instant(now), &self.sockets);

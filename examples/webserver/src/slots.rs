@@ -56,7 +56,10 @@ impl Slots {
             return false;
         }
         let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
-        let mut connection = Connection::new(sockets.add(tcp::Socket::new(buffer(receive), buffer(send))));
+        let mut socket = tcp::Socket::new(buffer(receive), buffer(send));
+        // The end of an answer is not to wait for what came before it to be acknowledged, which takes a peer up to 40 ms.
+        socket.set_nagle_enabled(false);
+        let mut connection = Connection::new(sockets.add(socket));
         connection.listen(sockets.get_mut(connection.handle));
         self.connections.push(connection);
         true
