@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Figure {
     Boot,
-    Unpause,
     Ping,
     Small(u32),
     Bulk { out: bool, streams: u32 },
@@ -64,7 +63,6 @@ impl Figure {
         };
         match self {
             Self::Boot => "unpause to first HTTP answer, ms".into(),
-            Self::Unpause => "of that until xl itself was done, ms".into(),
             Self::Ping => "ping, median of 200, ms".into(),
             Self::Small(connections) => asked(connections) + ", requests/s",
             Self::Bulk { out, streams } => way(out, streams) + ", MB/s",
