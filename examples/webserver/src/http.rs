@@ -242,6 +242,7 @@ impl Connection {
         self.input.drain(..used);
         add(&server.figures.requests, 1);
         let left = request.length.unwrap_or(0);
+        server.context.set_time();
         match site::handle(&request, server) {
             Ok(transfer) => {
                 self.keep = request.keep;
@@ -262,6 +263,7 @@ impl Connection {
 
     /// Takes in a body as it comes, then answers.
     fn upload<M: Machine>(&mut self, left: u64, socket: &mut Socket<'_>, server: &Server<'_, M>) -> bool {
+        server.context.set_time();
         let mut outcome = Ok(());
         let mut write = |data: &[u8]| {
             let n = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());

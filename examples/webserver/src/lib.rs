@@ -111,6 +111,17 @@ pub(crate) struct Context<'a, M: Machine> {
     pub(crate) files: Option<&'a files::Files<M::Disk>>,
 }
 
+impl<M: Machine> Context<'_, M> {
+    /// Files that are written from here on get the time that it is.
+    pub(crate) fn set_time(&self) {
+        if M::Disk::PRESENT
+            && let Some(files) = self.files
+        {
+            files.set_time(self.machine.unix_time());
+        }
+    }
+}
+
 impl<M: Machine> App<M> {
     /// Takes over the machine. A part that is missing or does not work is reported and left out.
     pub fn new(machine: M, config: &Config, nic: Option<M::Nic>, disk: Option<M::Disk>) -> Self {
@@ -164,23 +175,16 @@ impl<M: Machine> App<M> {
     pub fn run(mut self) -> (M, Request) {
         let request = loop {
             let now = self.machine.now();
-            if M::Disk::PRESENT
-                && let Some(files) = &self.files
-            {
-                files.set_time(self.machine.unix_time());
-            }
             // The card comes first, for somebody waits for an answer. All else can wait until it is out.
             let busy = self.turn(now);
+            // Whatever asks and waits comes before what says that there is nothing to do: an event that arrives during a wait
+            // is not there any more to end the sleep.
+            let disk_changed = self.follow_disk();
+            let deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };
             let stop = self.machine.poll().or_else(|| self.commands());
             if let Some(request) = stop {
                 break request;
             }
-            // Whatever asks and waits comes before the card is armed: an event that arrives during a wait is not there any
-            // more to end the sleep.
-            if self.follow_disk() || busy {
-                continue;
-            }
-            let deadline = self.rest(now);
             if deadline.is_none_or(|at| at > now) {
                 self.machine.sleep(deadline);
             }

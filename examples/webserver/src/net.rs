@@ -62,8 +62,6 @@ impl<N: Nic> Net<N> {
     /// Moves packets and serves connections once; true if there is more to do at once.
     pub(crate) fn turn<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
         self.receive(instant(now));
-        // What the stack answers by itself does not wait for the server.
-        self.nic.flush();
         self.lease();
         let busy = self.serve(now, context);
         // What the connections said goes out in the same round, and the other side is told once.
@@ -101,6 +99,8 @@ impl<N: Nic> Net<N> {
                 PollIngressSingleResult::SocketStateChanged => slots.listen(sockets),
             }
         }
+        // What the stack answers by itself does not wait for the server.
+        nic.flush();
         self.send(now);
     }
 

@@ -125,7 +125,8 @@ impl Figures {
             let ratio = ours.0 / theirs.0;
             let (wanted, reached) = told(figure.goal(), ratio);
             let (name, ours, theirs) = (figure.name(), shown(ours), shown(theirs));
-            println!("| {name} | {ours} | {theirs} | {ratio:.2} | {wanted} | {reached} |");
+            let digits = if ratio < 0.1 { 3 } else { 2 };
+            println!("| {name} | {ours} | {theirs} | {ratio:.digits$} | {wanted} | {reached} |");
         }
     }
 }
