@@ -1,4 +1,4 @@
-//! The one hypercall that lets a paused domain run, without the toolstack around it, which takes longer than a small guest.
+//! The one hypercall that lets a paused domain run, without the toolstack around it, which takes about as long as a small guest.
 #![allow(unsafe_code, reason = "hypercalls of a Linux dom0 are an ioctl")]
 
 use std::fs::{File, OpenOptions};
