@@ -305,9 +305,18 @@ fn segments_of_several_streams_in_turns_become_a_packet_each() {
         };
         let whole = |port| (port, 10 * 1400, Some(1400));
         assert_eq!(total(&turns(4, 10)), [whole(0), whole(1), whole(2), whole(3)]);
-        // What has no place takes another's. Nothing is lost by it.
-        let bytes: usize = total(&turns(7, 4)).iter().map(|(_, len, _)| len).sum();
-        assert_eq!(bytes, 7 * 4 * 1400);
+        // What has no place takes another's. Nothing is lost by it, and nothing gets into another's stream.
+        let got = total(&turns(7, 4));
+        for port in 0..7 {
+            let own = got.iter().filter(|(of, ..)| *of == port);
+            assert_eq!(own.map(|(_, len, _)| len).sum::<usize>(), 4 * 1400, "{port} of {got:?}");
+        }
+        // Not even one that looks as if it went on with the stream whose place it takes.
+        let mut frames = turns(4, 1);
+        frames.push(segment(4, 1400, 1400));
+        let mut got: Vec<_> = total(&frames).into_iter().map(|(port, len, _)| (port, len)).collect();
+        got.sort_unstable();
+        assert_eq!(got, [0, 1, 2, 3, 4].map(|port| (port, 1400)));
         // An acknowledgement ends only its own stream's packet.
         let mut frames = turns(2, 3);
         frames.push(segment(0, 3 * 1400, 0));
