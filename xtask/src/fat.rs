@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fatfs::{FatType, FormatVolumeOptions, FsOptions};
 use indicatif::ProgressBar;
 
@@ -22,6 +22,21 @@ pub fn sized(path: &Path, files: &BTreeMap<String, Vec<u8>>, bar: &ProgressBar) 
     // Each file wastes up to a cluster.
     let bytes: u64 = files.values().map(|bytes| bytes.len() as u64 + 16 * 1024).sum();
     write(path, (bytes * 2).next_multiple_of(MIB).max(32 * MIB), files, bar)
+}
+
+/// When a file in the topmost folder was written last: year, month, day, hour, minute, second.
+pub(crate) fn modified(path: &Path, name: &str) -> Result<[u16; 6]> {
+    // Of a copy: the disk is in use.
+    let disk = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let system = fatfs::FileSystem::new(std::io::Cursor::new(disk), FsOptions::new())?;
+    for entry in system.root_dir().iter() {
+        let entry = entry?;
+        if entry.file_name() == name {
+            let fatfs::DateTime { date, time } = entry.modified();
+            return Ok([date.year, date.month, date.day, time.hour, time.min, time.sec]);
+        }
+    }
+    bail!("no {name} on {}", path.display())
 }
 
 fn write(path: &Path, size: u64, files: &BTreeMap<String, Vec<u8>>, bar: &ProgressBar) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::{self, out_dir};
 use crate::tally::{Tally, report};
@@ -76,5 +76,22 @@ pub(crate) fn check() -> Result<Tally> {
     for (name, check) in web::CHECKS {
         report(&mut tally, name, || check(&site));
     }
+    report(&mut tally, "times-of-files", || times_of_files(&site, &disk));
     Ok(tally)
+}
+
+/// A file has the time at which it was written, not that at which the disk was opened or the connection began.
+fn times_of_files(site: &Site, disk: &Path) -> Result<()> {
+    let written = |name: &str| {
+        site.put(&format!("/{name}"), b"a file")?.expect(201)?;
+        let time = fat::modified(disk, name)?;
+        site.delete(&format!("/{name}"))?.expect(204)?;
+        anyhow::Ok(time)
+    };
+    let first = written("FIRST.TXT")?;
+    // FAT counts in steps of two seconds.
+    std::thread::sleep(Duration::from_secs(3));
+    let second = written("SECOND.TXT")?;
+    ensure!(second > first, "the first file is of {first:?}, the second of {second:?}");
+    Ok(())
 }
