@@ -118,7 +118,7 @@ fn unikernel(args: &Args) -> Result<()> {
     let micros: f64 =
         boot.lines().last().unwrap_or_default().parse().with_context(|| format!("no boot time: {boot}"))?;
     println!("a domain with memory=16");
-    println!("  unpause to first HTTP answer, seen from dom0 {:.3} s", micros / 1e6);
+    println!("  from the start of `xl unpause` to first HTTP answer {:.3} s", micros / 1e6);
     let site = Site::new(dom0.http_port());
     for (name, path, requests) in [
         ("512-byte file", "/SMALL.TXT", args.requests),

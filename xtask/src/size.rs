@@ -39,7 +39,7 @@ pub fn run(_: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the image is as small as the README says, with all parts and with the least.
+/// Whether the image is as small as it is meant to be, with all parts and with the fewest.
 pub(crate) fn check() -> Result<Tally> {
     let mut tally = Tally::default();
     for ((name, features), limit) in [(WHOLE, 300 << 10), (SMALLEST, 64 << 10)] {

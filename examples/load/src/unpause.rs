@@ -31,7 +31,7 @@ const HYPERCALL: libc::c_ulong =
 const DOMCTL: u64 = 36;
 /// `XEN_DOMCTL_unpausedomain`.
 const UNPAUSE: u32 = 4;
-/// `XEN_DOMCTL_INTERFACE_VERSION` of Xen 4.12 and of those that come some time: Xen takes only its own.
+/// What is tried as `XEN_DOMCTL_INTERFACE_VERSION`, of which Xen takes only its own: 0x15 is that of 4.17.
 const VERSIONS: std::ops::RangeInclusive<u32> = 0x11..=0x30;
 
 /// A domain that can be let run at once.
