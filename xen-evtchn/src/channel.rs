@@ -180,7 +180,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// gets about one per second through, whatever it does. One that does give work with each event is bounded by how
     /// fast the receiver does it.
     ///
-    /// The time passes in [`EventChannels::wait`]; who waits by other means asks [`EventChannels::next_unmask`] how long that
+    /// The time passes in [`EventChannels::wait_since`]; who waits by other means asks [`EventChannels::next_unmask`] how long that
     /// may be, then calls [`EventChannels::unmask_due`].
     #[inline]
     pub fn done(&self, progress: Progress) {

@@ -25,9 +25,15 @@ pub struct EventChannels<P: Platform> {
     passes: AtomicU32,
     /// How many channels are throttled now.
     throttled: AtomicU32,
+    /// Counts what a waiter has to look at again for.
+    sequence: AtomicU64,
     /// Something fired since [`EventChannels::wait`] returned last.
     unseen: AtomicBool,
 }
+
+/// A moment in the row of a domain's events, see [`EventChannels::seq`]. A later event makes another number, of 64 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EventSeq(u64);
 
 #[derive(Default)]
 struct Totals {
@@ -107,6 +113,7 @@ impl<P: Platform> EventChannels<P> {
             totals: Totals::default(),
             passes: AtomicU32::new(0),
             throttled: AtomicU32::new(0),
+            sequence: AtomicU64::new(0),
             unseen: AtomicBool::new(false),
         }
     }
@@ -201,7 +208,7 @@ impl<P: Platform> EventChannels<P> {
 
     /// The interrupt side: takes the events that are due on a vCPU and wakes their channels. Answers how many there were.
     ///
-    /// Call it on vCPU `vcpu` when Xen's upcall arrives, or from the main loop instead ([`wait`](Self::wait) does). It only
+    /// Call it on vCPU `vcpu` when Xen's upcall arrives, or from the main loop instead ([`wait_since`](Self::wait_since) does). It only
     /// touches atomics, takes each event once and ends, so it may run in an interrupt handler, nested, and on several vCPUs
     /// at once. The wakers that tasks left with [`Channel::poll_event`] are called here, so they must allow that.
     ///
@@ -221,25 +228,53 @@ impl<P: Platform> EventChannels<P> {
             self.totals.upcalls.fetch_add(1, Ordering::Relaxed);
         }
         if done.more {
+            self.sequence.fetch_add(1, Ordering::AcqRel);
             self.unseen.store(true, Ordering::Release);
         }
         done.scan.events
     }
 
-    /// Lets the time pass until something fired on vCPU 0, the deadline came, or for no reason; callers look again.
+    /// The number of the last event that was delivered to a channel. A loop takes it before it looks at its devices, and
+    /// hands it to [`wait_since`](Self::wait_since) when it has found nothing to do.
+    #[inline]
+    pub fn seq(&self) -> EventSeq {
+        EventSeq(self.sequence.load(Ordering::Acquire))
+    }
+
+    /// Sleeps until an event has been delivered after `seen`, until `deadline` on the platform's clock, or for no reason;
+    /// the caller looks again. Returns at once for an event that was delivered after `seen` already.
     ///
-    /// Takes pending events; if there are none, and none were dispatched by an interrupt handler since the last `wait`,
-    /// leaves the waiting to the platform. For one waiter at a time.
+    /// So a loop loses no event, however many devices it looks at, and whatever else waits meanwhile:
     ///
-    /// An event ends one wait only. A loop that looks at several devices and then sleeps must not wait for anything between
-    /// the look at a device and the sleep, and a question to xenstore or a blocking read is such a wait: it would take the
-    /// event that the device was armed for. Whoever cannot order it so compares
-    /// [`stats`](Self::stats)`().events` with what it was before the first look, and looks again instead of sleeping if it has grown.
+    /// ```ignore
+    /// loop {
+    ///     let seen = events.seq();
+    ///     let worked = look_at_the_card() | ask_xenstore() | look_at_the_disk();
+    ///     if !worked {
+    ///         events.wait_since(seen, Some(deadline));
+    ///     }
+    /// }
+    /// ```
     ///
-    /// When the platform's interrupt handler itself calls [`dispatch`](Self::dispatch), an event may come and be taken
-    /// between the look here and the platform going to sleep. [`Wait::wait`] of such a platform must see to that, by
-    /// returning if its handler ran since the last return, checked with interrupts off. A handler that only acknowledges
-    /// the interrupt and leaves the dispatching to `wait` has nothing to see to: the upcall byte stays set.
+    /// Takes the events that are pending on vCPU 0 before and after the sleep, and [unmasks](Self::unmask_due) throttled
+    /// channels whose time has come. Any number of waiters is right, on vCPU 0.
+    pub fn wait_since(&self, seen: EventSeq, deadline: Option<Duration>)
+    where
+        P: Wait,
+    {
+        let is_due = || self.seq() != seen;
+        self.unmask_due();
+        self.dispatch(VcpuId(0));
+        if !is_due() {
+            let deadline = deadline.into_iter().chain(self.next_unmask()).min();
+            self.platform().wait(deadline, &is_due);
+            self.unmask_due();
+            self.dispatch(VcpuId(0));
+        }
+    }
+
+    /// The wait that this crate had before [`wait_since`](Self::wait_since), until all callers use that.
+    #[doc(hidden)]
     pub fn wait(&self, deadline: Option<Duration>)
     where
         P: Wait,
@@ -248,7 +283,7 @@ impl<P: Platform> EventChannels<P> {
         self.dispatch(VcpuId(0));
         if !self.unseen.swap(false, Ordering::AcqRel) {
             let deadline = deadline.into_iter().chain(self.next_unmask()).min();
-            self.platform().wait(deadline);
+            self.platform().wait(deadline, &|| self.unseen.load(Ordering::Acquire));
             self.unmask_due();
             self.dispatch(VcpuId(0));
             self.unseen.store(false, Ordering::Release);
@@ -284,6 +319,7 @@ impl<P: Platform> EventChannels<P> {
 
     pub(crate) fn count_event(&self) {
         self.totals.events.fetch_add(1, Ordering::Relaxed);
+        self.sequence.fetch_add(1, Ordering::AcqRel);
         self.unseen.store(true, Ordering::Release);
     }
 

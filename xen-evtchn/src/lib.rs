@@ -8,6 +8,7 @@ extern crate std;
 pub mod abi;
 mod channel;
 mod channels;
+mod deadline;
 mod delivery;
 mod error;
 #[cfg(not(loom))]
@@ -34,7 +35,8 @@ mod two_level;
 pub mod two_level;
 
 pub use channel::{Channel, ChannelStats, Progress, Status};
-pub use channels::{EventChannels, Stats};
+pub use channels::{EventChannels, EventSeq, Stats};
+pub use deadline::Deadline;
 pub use delivery::Abi;
 pub use error::Error;
 pub use port::{Port, Priority, Virq};

@@ -120,7 +120,7 @@ impl<P: Platform> EventChannels<P> {
 
     /// When the next channel that is throttled gets its events again, on the platform's clock; none if none is.
     ///
-    /// A main loop that waits by other means than [`wait`](Self::wait) sleeps no longer than that, then calls
+    /// A main loop that waits by other means than [`wait_since`](Self::wait_since) sleeps no longer than that, then calls
     /// [`unmask_due`](Self::unmask_due).
     pub fn next_unmask(&self) -> Option<Duration>
     where
@@ -133,7 +133,7 @@ impl<P: Platform> EventChannels<P> {
         self.records().iter().filter_map(|(_, record)| record.due(now)).min()
     }
 
-    /// Unmasks the throttled channels whose time has come; answers how many. [`wait`](Self::wait) does it, too.
+    /// Unmasks the throttled channels whose time has come; answers how many. [`wait_since`](Self::wait_since) does it, too.
     pub fn unmask_due(&self) -> usize
     where
         P: Wait,

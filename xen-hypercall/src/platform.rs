@@ -98,11 +98,15 @@ pub trait Wait {
     /// Time since an arbitrary start; never goes back.
     fn now(&self) -> Duration;
 
-    /// Returns when an event may have arrived, at `deadline`, or early for no reason.
+    /// Sleeps. Returns when an event may have arrived, at `deadline`, or early for no reason.
     ///
-    /// An event that arrived before the call and was not dispatched yet must make it return at once: callers look
-    /// for work, then wait, and what arrives between the two must not be slept over.
-    fn wait(&self, deadline: Option<Duration>);
+    /// Two kinds of event must not be slept over, because callers look for work first and sleep afterwards:
+    /// - An event that Xen has raised and that nobody has dispatched yet: the call returns at once.
+    /// - An event that an interrupt handler dispatches between the caller's look and the sleep. `is_due` tells of it. A
+    ///   platform whose handler dispatches events calls `is_due` with interrupts off, as the last step before the
+    ///   instruction that sleeps with interrupts on, and returns at once for `true`. A platform whose handler leaves the
+    ///   dispatching to the caller need not call it.
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool);
 }
 
 /// Everything that a driver needs of the kernel.
@@ -165,7 +169,7 @@ impl<T: Wait + ?Sized> Wait for &T {
         (**self).now()
     }
 
-    fn wait(&self, deadline: Option<Duration>) {
-        (**self).wait(deadline);
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
+        (**self).wait(deadline, is_due);
     }
 }

@@ -51,7 +51,7 @@ fn each_vcpu_has_its_timers_and_they_fire_in_order() {
     vcpu::stop_singleshot_timer(&v2, VcpuId(2)).unwrap();
 
     // Waiting on one vCPU lets time go on to the timer of another.
-    v2.wait(None);
+    v2.wait(None, &|| false);
     assert_eq!(xen.now(), 5 * MS);
     xen.advance(10 * MS);
     assert_eq!(*fired.lock().unwrap(), [(5 * MS, 1), (7 * MS, 0)]);
@@ -72,8 +72,8 @@ fn each_vcpu_has_its_place_in_shared_info_and_its_vector() {
     assert_eq!(shared.vcpu(VcpuId(1)).unwrap().upcall_pending.load(core::sync::atomic::Ordering::Relaxed), 1);
     assert_eq!(shared.vcpu(VcpuId(0)).unwrap().upcall_pending.load(core::sync::atomic::Ordering::Relaxed), 0);
     // Only the vCPU that has something pending returns from waiting at once.
-    domain.on_vcpu(VcpuId(1)).wait(None);
-    domain.wait(Some(MS));
+    domain.on_vcpu(VcpuId(1)).wait(None, &|| false);
+    domain.wait(Some(MS), &|| false);
     assert_eq!(domain.xen().now(), MS);
 
     hvm::set_evtchn_upcall_vector(&domain, VcpuId(1), 0x31).unwrap();

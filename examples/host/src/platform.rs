@@ -109,12 +109,12 @@ impl Wait for Kernel {
         xen.now()
     }
 
-    fn wait(&self, deadline: Option<Duration>) {
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
         let mut world = self.world.borrow_mut();
         loop {
             let now = self.now();
             let moved = self.domain.xen().step() | world.turn();
-            if self.upcall_pending() || deadline.is_some_and(|at| at <= now) {
+            if is_due() || self.upcall_pending() || deadline.is_some_and(|at| at <= now) {
                 return;
             }
             if !moved {

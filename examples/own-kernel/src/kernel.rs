@@ -52,7 +52,7 @@ impl<C, M, T: Wait> Wait for Kernel<C, M, T> {
         self.time.now()
     }
 
-    fn wait(&self, deadline: Option<Duration>) {
-        self.time.wait(deadline);
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
+        self.time.wait(deadline, is_due);
     }
 }

@@ -44,7 +44,7 @@ impl Wait for Sleep {
     }
 
     /// With interrupts off: Xen's `block` ends at once if an event is pending by then.
-    fn wait(&self, deadline: Option<Duration>) {
+    fn wait(&self, deadline: Option<Duration>, _is_due: &dyn Fn() -> bool) {
         if let Some(at) = deadline {
             // If Xen refuses the timer, an event ends the sleep, or the caller looks again at once.
             if vcpu::set_singleshot_timer(&self.call, VcpuId(0), at).is_err() {

@@ -75,8 +75,8 @@ impl Wait for Guest {
     fn now(&self) -> Duration {
         self.0.now()
     }
-    fn wait(&self, deadline: Option<Duration>) {
-        self.0.wait(deadline);
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
+        self.0.wait(deadline, is_due);
     }
 }
 

@@ -162,7 +162,8 @@ impl Wait for Kernel {
         time.map_or(Duration::ZERO, |time| time.system_time(arch::counter()))
     }
 
-    fn wait(&self, deadline: Option<Duration>) {
+    /// The upcall's handler dispatches nothing, so an event that is due has its upcall pending.
+    fn wait(&self, deadline: Option<Duration>, _is_due: &dyn Fn() -> bool) {
         if let Some(at) = deadline {
             let (wanted, set) = (at.as_nanos() as u64, self.timer.load(Ordering::Relaxed));
             // A timer that fires before it need costs one round of the main loop; a new one, a hypercall.

@@ -422,8 +422,8 @@ impl Wait for MockDomain {
     ///
     /// # Panics
     /// When there is nothing left to wait for, with the trace.
-    fn wait(&self, deadline: Option<Duration>) {
-        if self.upcall_pending() || self.xen.step() || self.upcall_pending() {
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
+        if is_due() || self.upcall_pending() || self.xen.step() || self.upcall_pending() {
             return;
         }
         let timer = self.xen.next_due().map(|(at, ..)| at);

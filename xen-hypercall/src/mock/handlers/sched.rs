@@ -20,7 +20,7 @@ pub(super) fn sched_op(domain: &MockDomain, [command, pointer, ..]: [usize; 5]) 
             Ok(0)
         }
         SCHEDOP_BLOCK => {
-            domain.wait(None);
+            domain.wait(None, &|| false);
             Ok(0)
         }
         SCHEDOP_POLL => poll(domain, read(pointer)?),
@@ -79,7 +79,7 @@ fn poll(domain: &MockDomain, op: SchedPoll) -> Answer {
             })
     };
     if !pending() {
-        domain.wait((op.timeout != 0).then(|| Duration::from_nanos(op.timeout)));
+        domain.wait((op.timeout != 0).then(|| Duration::from_nanos(op.timeout)), &|| false);
     }
     Ok(0)
 }
