@@ -3,7 +3,7 @@
 
 use xen_evtchn::{EventChannels, Virq, mock};
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, VcpuId};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -14,7 +14,7 @@ fn machine(faults: impl FnOnce(&mut mock::Faults)) -> (MockXen, [EventChannels<M
     mock::install(&xen);
     let sides = [GUEST, DOM0].map(|id| {
         let domain = xen.domain(id);
-        EventChannels::new(domain.clone(), SharedInfo::map(&domain).unwrap()).unwrap()
+        EventChannels::new(&domain.boot().unwrap()).unwrap()
     });
     let mut set = mock::Faults::new();
     faults(&mut set);
@@ -52,7 +52,7 @@ fn late_events_arrive_while_the_machine_goes_on() {
         assert_eq!(guest.dispatch(VCPU0), 0);
         // A guest that waits lets it arrive, though there is nothing else to wait for.
         while !front.take() {
-            guest.wait(None);
+            guest.wait_since(guest.seq(), None);
         }
         assert_eq!(xen.run_until_idle(10), 0);
     }

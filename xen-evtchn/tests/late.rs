@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xen_evtchn::{Abi, Channel, EventChannels, Progress, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId, Wait};
+use xen_hypercall::{DomId, VcpuId, Wait};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -25,7 +25,7 @@ fn each_abi(test: impl Fn(Machine<'_>)) {
         mock::install(&xen);
         let [guest, dom0] = [GUEST, DOM0].map(|id| {
             let domain = xen.domain(id);
-            EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap()
+            EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap()
         });
         let front = guest.alloc_unbound(DOM0).unwrap();
         let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
@@ -160,7 +160,7 @@ fn waiting_ends_when_a_throttled_channel_is_due_and_delivers_what_came() {
         for _ in 0..4 {
             event(&machine, Progress::Spurious);
             while guest.stats().throttled_now > 0 {
-                guest.wait(Some(xen.now() + Duration::from_secs(2)));
+                guest.wait_since(guest.seq(), Some(xen.now() + Duration::from_secs(2)));
             }
         }
         event(&machine, Progress::Spurious);
@@ -169,12 +169,12 @@ fn waiting_ends_when_a_throttled_channel_is_due_and_delivers_what_came() {
         let deadline = before + Duration::from_secs(60);
         while !front.take() {
             assert!(xen.now() < deadline, "the event did not come");
-            guest.wait(Some(deadline));
+            guest.wait_since(guest.seq(), Some(deadline));
         }
         assert_eq!(milliseconds(Some(xen.now() - before)), Some(8), "the event that came meanwhile");
         front.done(Progress::Work);
         // Not throttled any more: a wait goes on to its own deadline.
-        guest.wait(Some(deadline));
+        guest.wait_since(guest.seq(), Some(deadline));
         assert_eq!(guest.platform().now(), deadline);
     });
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xen_evtchn::{Abi, Error, EventChannels, Status, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, SharedInfo, VcpuId, vcpu};
+use xen_hypercall::{DomId, Errno, VcpuId, vcpu};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -17,7 +17,7 @@ fn each_abi(test: impl Fn(&MockXen, &EventChannels<MockDomain>)) {
         mock::install(&xen);
         let domain = xen.domain(GUEST);
         domain.set_vcpus(VCPUS as usize);
-        let guest = EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap();
+        let guest = EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap();
         for vcpu in 1..VCPUS {
             guest.add_vcpu(VcpuId(vcpu)).unwrap();
         }

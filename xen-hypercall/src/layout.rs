@@ -137,8 +137,8 @@ const_assert_eq!(size_of::<Page>(), PAGE_SIZE);
 const_assert_eq!(align_of::<Page>(), PAGE_SIZE);
 
 // Handles and plain values go anywhere.
-assert_impl_all!(SharedInfo: Send, Sync, Copy);
-assert_impl_all!(VcpuArea: Send, Sync, Copy);
+assert_impl_all!(SharedInfo<'static>: Send, Sync, Copy);
+assert_impl_all!(VcpuArea<'static>: Send, Sync, Copy);
 assert_impl_all!(VcpuTime: Send, Sync, Copy);
 assert_impl_all!(DomId: Send, Sync, Copy);
 assert_impl_all!(Gfn: Send, Sync, Copy);

@@ -9,7 +9,9 @@ pub mod abi;
 pub mod arch;
 pub mod assist;
 mod call;
+mod clock;
 pub mod console_io;
+mod domain;
 mod errno;
 pub mod event;
 pub mod grant;
@@ -28,6 +30,8 @@ mod types;
 pub mod vcpu;
 pub mod version;
 
+pub use clock::{Clock, Monotonic};
+pub use domain::{Claim, Domain, Incarnation, Part};
 pub use errno::Errno;
 pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, Wait};
 pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};

@@ -13,9 +13,15 @@ pub struct VcpuTime {
     pub tsc_to_system_mul: u32,
     /// The count is first shifted left by this, or right if it is negative.
     pub tsc_shift: i8,
+    /// `XEN_PVCLOCK_*`: bit 0 ([`TSC_STABLE`](Self::TSC_STABLE)) says that the counters of all vCPUs agree.
+    pub flags: u8,
 }
 
 impl VcpuTime {
+    /// The bit of [`flags`](Self::flags) by which Xen says that no vCPU's counter is behind another's
+    /// (`XEN_PVCLOCK_TSC_STABLE_BIT`).
+    pub const TSC_STABLE: u8 = 1 << 0;
+
     /// Xen's system time when the counter is `tsc`. A counter behind the timestamp gives the timestamp's time;
     /// what does not fit in 64 bits of nanoseconds is cut to the largest.
     pub fn system_time(&self, tsc: u64) -> Duration {

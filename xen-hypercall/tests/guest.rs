@@ -10,8 +10,8 @@ use xen_hypercall::memory::{MemFlags, MemoryRange, PhysmapSpace};
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
 use xen_hypercall::sched::ShutdownReason;
 use xen_hypercall::{
-    DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, SharedInfo, VcpuArea, VcpuId, console_io, hvm,
-    memory, physdev, sched, vcpu, version,
+    DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, VcpuArea, VcpuId, console_io, hvm, memory,
+    physdev, sched, vcpu, version,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -114,7 +114,8 @@ fn blocking_and_polling_let_time_pass() {
     assert_eq!(xen.now(), 3 * SECOND);
     assert_eq!(sched::poll(&guest, &[1; 129], Some(SECOND)), Err(Errno::EINVAL));
     // A pending port ends it at once, masked or not.
-    let shared = SharedInfo::map(&guest).unwrap();
+    let token = guest.boot().unwrap();
+    let shared = token.shared_info();
     shared.evtchn_pending(1).unwrap().store(1 << 6, Relaxed);
     shared.evtchn_mask(1).unwrap().store(1 << 6, Relaxed);
     sched::poll(&guest, &[3, 70], Some(9 * SECOND)).unwrap();
@@ -207,10 +208,11 @@ fn a_vcpu_is_initialised_once_and_comes_up_and_goes_down() {
 fn a_vcpus_events_move_to_a_page_of_its_own() {
     let (_, _, guest, _trace) = machine();
     guest.set_vcpus(40);
-    let shared = SharedInfo::map(&guest).unwrap();
+    let token = guest.boot().unwrap();
+    let shared = token.shared_info();
     let high = VcpuId(39);
     assert!(shared.vcpu(high).is_none() && guest.vcpu_area(high).is_none());
-    let area = VcpuArea::register(&guest, high).unwrap();
+    let area = VcpuArea::register(&token, high).unwrap();
     assert_eq!(area.info().pending_sel.load(Relaxed), u64::MAX, "all may be pending");
     assert_eq!(area.info().upcall_pending.load(Relaxed), 1);
     // Both sides mean the same place.
@@ -218,9 +220,9 @@ fn a_vcpus_events_move_to_a_page_of_its_own() {
     assert_eq!(area.info().pending_sel.load(Relaxed), 5);
 
     let pages = guest.pages_in_use();
-    assert!(matches!(VcpuArea::register(&guest, high), Err(Errno::EINVAL)), "once is all");
+    assert!(matches!(VcpuArea::register(&token, high), Err(Errno::EINVAL)), "once is all");
     assert_eq!(guest.pages_in_use(), pages, "the page is given back");
-    assert!(matches!(VcpuArea::register(&guest, VcpuId(40)), Err(Errno::ENOENT)));
+    assert!(matches!(VcpuArea::register(&token, VcpuId(40)), Err(Errno::ENOENT)));
     let page = guest.gfn(guest.alloc_pages(1).unwrap());
     // SAFETY: the page was allocated for this.
     let at = |vcpu, gfn, offset| unsafe { vcpu::register_vcpu_info(&guest, VcpuId(vcpu), gfn, offset) };

@@ -237,8 +237,7 @@ fn a_guest_that_breaks_the_protocol_is_given_up() {
     let machine = Machine::new();
     let other = machine.xen.domain(DomId(2));
     machine.store.connect(&other);
-    let shared = xen_hypercall::SharedInfo::map(&other).unwrap();
-    let events = xen_evtchn::EventChannels::new(other.clone(), shared).unwrap();
+    let events = xen_evtchn::EventChannels::new(&other.boot().unwrap()).unwrap();
     let mut xs = xen_xenstore::Xenstore::new(&events).unwrap();
     let mut raw = Raw::new(&machine);
     raw.send(&[0xff; HEADER_SIZE]);

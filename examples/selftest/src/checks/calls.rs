@@ -105,7 +105,7 @@ fn versions(domain: &Domain, report: &mut Report) {
         Ok(())
     });
     report.check("shared-info/wall-clock", || {
-        let seconds = domain.shared.wall_clock().as_secs();
+        let seconds = domain.token.shared_info().wall_clock().as_secs();
         ensure!((1_600_000_000..10_000_000_000).contains(&seconds), "{seconds} s");
         Ok(())
     });
