@@ -81,7 +81,7 @@ unsafe impl Command for XenHvmEvtchnUpcallVector {
 ///
 /// # Errors
 /// `EINVAL` for an unknown parameter, `EPERM` for one that guests may not see.
-pub fn get_param(xen: &impl Hypercall, param: HvmParam) -> Result<u64, Errno> {
+pub fn get_param(xen: &(impl Hypercall + ?Sized), param: HvmParam) -> Result<u64, Errno> {
     let mut argument = Get(XenHvmParam { domid: DomId::SELF.0, index: param.0, ..Default::default() });
     run(xen, &mut argument)?;
     Ok(argument.0.value)
@@ -92,7 +92,7 @@ pub fn get_param(xen: &impl Hypercall, param: HvmParam) -> Result<u64, Errno> {
 /// # Errors
 /// `EINVAL` for an unknown parameter or value, and for those of [`set_memory_param`]; `EPERM` for one that guests may
 /// not set, `EEXIST` for one that may be set only once.
-pub fn set_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
+pub fn set_param(xen: &(impl Hypercall + ?Sized), param: HvmParam, value: u64) -> Result<(), Errno> {
     if param.names_memory() { Err(Errno::EINVAL) } else { set(xen, param, value) }
 }
 
@@ -104,11 +104,15 @@ pub fn set_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<()
 ///
 /// # Safety
 /// Nobody uses that memory for anything else.
-pub unsafe fn set_memory_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
+pub unsafe fn set_memory_param(
+    xen: &(impl Hypercall + ?Sized),
+    param: HvmParam,
+    value: u64,
+) -> Result<(), Errno> {
     set(xen, param, value)
 }
 
-fn set(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
+fn set(xen: &(impl Hypercall + ?Sized), param: HvmParam, value: u64) -> Result<(), Errno> {
     let argument = XenHvmParam { domid: DomId::SELF.0, pad0: 0, index: param.0, value };
     run(xen, &mut Set(argument)).map(drop)
 }
@@ -118,7 +122,11 @@ fn set(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `EINVAL` for a vector below 0x10, `ENOENT` for a vCPU that does not exist, `ENOSYS` where Xen lacks the call.
-pub fn set_evtchn_upcall_vector(xen: &impl Hypercall, vcpu: VcpuId, vector: u8) -> Result<(), Errno> {
+pub fn set_evtchn_upcall_vector(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    vector: u8,
+) -> Result<(), Errno> {
     run(xen, &mut XenHvmEvtchnUpcallVector { vcpu: vcpu.0, vector, pad0: [0; 3] }).map(drop)
 }
 
@@ -138,7 +146,7 @@ unsafe impl Command for XenHvmGetMemType {
 ///
 /// # Errors
 /// `ENOSYS` on Arm and for PV guests.
-pub fn time(xen: &impl Hypercall) -> Result<Duration, Errno> {
+pub fn time(xen: &(impl Hypercall + ?Sized)) -> Result<Duration, Errno> {
     let mut argument = XenHvmGetTime::default();
     run(xen, &mut argument)?;
     Ok(Duration::from_nanos(argument.now))
@@ -165,7 +173,7 @@ impl MemType {
 ///
 /// # Errors
 /// `EINVAL` for a PV guest, `ENOSYS` on Arm.
-pub fn mem_type(xen: &impl Hypercall, gfn: Gfn) -> Result<MemType, Errno> {
+pub fn mem_type(xen: &(impl Hypercall + ?Sized), gfn: Gfn) -> Result<MemType, Errno> {
     let mut argument = XenHvmGetMemType { domid: DomId::SELF.0, mem_type: 0, pad: [0; 2], pfn: gfn.0 };
     run(xen, &mut argument)?;
     Ok(MemType(argument.mem_type))
@@ -175,7 +183,7 @@ pub fn mem_type(xen: &impl Hypercall, gfn: Gfn) -> Result<MemType, Errno> {
 ///
 /// # Errors
 /// `ENOSYS` on Arm.
-pub fn flush_tlbs(xen: &impl Hypercall) -> Result<(), Errno> {
+pub fn flush_tlbs(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::FlushTlbs, [0; 4]).map(drop)
 }
 
@@ -183,6 +191,6 @@ pub fn flush_tlbs(xen: &impl Hypercall) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `ENOSYS` where Xen lacks the call.
-pub fn guest_request_vm_event(xen: &impl Hypercall) -> Result<(), Errno> {
+pub fn guest_request_vm_event(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::GuestRequestVmEvent, [0; 4]).map(drop)
 }

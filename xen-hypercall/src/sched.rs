@@ -65,7 +65,7 @@ mod commands {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn yield_now(xen: &impl Hypercall) -> Result<(), Errno> {
+pub fn yield_now(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::Yield, [0; 4]).map(drop)
 }
 
@@ -77,7 +77,7 @@ pub fn yield_now(xen: &impl Hypercall) -> Result<(), Errno> {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn block(xen: &impl Hypercall) -> Result<(), Errno> {
+pub fn block(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::Block, [0; 4]).map(drop)
 }
 
@@ -87,7 +87,7 @@ pub fn block(xen: &impl Hypercall) -> Result<(), Errno> {
 /// # Errors
 /// `EINVAL` for too many ports or one that does not exist.
 #[allow(unsafe_code, reason = "hands over a list of ports")]
-pub fn poll(xen: &impl Hypercall, ports: &[u32], deadline: Option<Duration>) -> Result<(), Errno> {
+pub fn poll(xen: &(impl Hypercall + ?Sized), ports: &[u32], deadline: Option<Duration>) -> Result<(), Errno> {
     let argument = SchedPoll {
         ports: ports.as_ptr().expose_provenance() as u64,
         nr_ports: u32::try_from(ports.len()).map_err(|_| Errno::EINVAL)?,
@@ -103,7 +103,7 @@ pub fn poll(xen: &impl Hypercall, ports: &[u32], deadline: Option<Duration>) -> 
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn shutdown(xen: &impl Hypercall, reason: ShutdownReason) -> Result<(), Errno> {
+pub fn shutdown(xen: &(impl Hypercall + ?Sized), reason: ShutdownReason) -> Result<(), Errno> {
     run(xen, &mut SchedShutdown { reason: reason.0 }).map(drop)
 }
 
@@ -123,7 +123,7 @@ pub enum Resumed {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn suspend(xen: &impl Hypercall) -> Result<Resumed, Errno> {
+pub fn suspend(xen: &(impl Hypercall + ?Sized)) -> Result<Resumed, Errno> {
     match run(xen, &mut SchedShutdown { reason: SHUTDOWN_SUSPEND })? {
         0 => Ok(Resumed::InNewDomain),
         _ => Ok(Resumed::InPlace),
@@ -135,7 +135,7 @@ pub fn suspend(xen: &impl Hypercall) -> Result<Resumed, Errno> {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn set_shutdown_code(xen: &impl Hypercall, reason: ShutdownReason) -> Result<(), Errno> {
+pub fn set_shutdown_code(xen: &(impl Hypercall + ?Sized), reason: ShutdownReason) -> Result<(), Errno> {
     run(xen, &mut Code(SchedShutdown { reason: reason.0 })).map(drop)
 }
 
@@ -143,7 +143,11 @@ pub fn set_shutdown_code(xen: &impl Hypercall, reason: ShutdownReason) -> Result
 ///
 /// # Errors
 /// `ESRCH` for a domain that does not exist (and for oneself by [`DomId::SELF`]), `EPERM` for want of privilege.
-pub fn remote_shutdown(xen: &impl Hypercall, domain: DomId, reason: ShutdownReason) -> Result<(), Errno> {
+pub fn remote_shutdown(
+    xen: &(impl Hypercall + ?Sized),
+    domain: DomId,
+    reason: ShutdownReason,
+) -> Result<(), Errno> {
     run(xen, &mut SchedRemoteShutdown { domain_id: domain.0, pad0: 0, reason: reason.0 }).map(drop)
 }
 
@@ -155,7 +159,7 @@ pub struct WatchdogId(u32);
 ///
 /// # Errors
 /// `ENOSPC` when there are two already.
-pub fn start_watchdog(xen: &impl Hypercall, timeout: Duration) -> Result<WatchdogId, Errno> {
+pub fn start_watchdog(xen: &(impl Hypercall + ?Sized), timeout: Duration) -> Result<WatchdogId, Errno> {
     let id = run(xen, &mut SchedWatchdog { id: 0, timeout: whole_seconds(timeout) })?;
     // Xen makes the error a number of 32 bits without a sign before it answers with 64.
     Errno::check(id as u32 as i32 as isize)?;
@@ -166,7 +170,11 @@ pub fn start_watchdog(xen: &impl Hypercall, timeout: Duration) -> Result<Watchdo
 ///
 /// # Errors
 /// `EINVAL` for one that was stopped.
-pub fn poke_watchdog(xen: &impl Hypercall, watchdog: WatchdogId, timeout: Duration) -> Result<(), Errno> {
+pub fn poke_watchdog(
+    xen: &(impl Hypercall + ?Sized),
+    watchdog: WatchdogId,
+    timeout: Duration,
+) -> Result<(), Errno> {
     run(xen, &mut SchedWatchdog { id: watchdog.0, timeout: whole_seconds(timeout) }).map(drop)
 }
 
@@ -174,7 +182,7 @@ pub fn poke_watchdog(xen: &impl Hypercall, watchdog: WatchdogId, timeout: Durati
 ///
 /// # Errors
 /// `EINVAL` for one that was stopped.
-pub fn stop_watchdog(xen: &impl Hypercall, watchdog: WatchdogId) -> Result<(), Errno> {
+pub fn stop_watchdog(xen: &(impl Hypercall + ?Sized), watchdog: WatchdogId) -> Result<(), Errno> {
     run(xen, &mut SchedWatchdog { id: watchdog.0, timeout: 0 }).map(drop)
 }
 
@@ -190,7 +198,7 @@ fn whole_seconds(time: Duration) -> u32 {
 /// # Errors
 /// `EPERM` for other domains, `EINVAL` for a processor that does not exist or is not of the domain's pool, `EBUSY`
 /// while another override is in force.
-pub fn pin_override(xen: &impl Hypercall, cpu: Option<u32>) -> Result<(), Errno> {
+pub fn pin_override(xen: &(impl Hypercall + ?Sized), cpu: Option<u32>) -> Result<(), Errno> {
     let pcpu = match cpu {
         Some(cpu) => i32::try_from(cpu).map_err(|_| Errno::EINVAL)?,
         None => -1,
