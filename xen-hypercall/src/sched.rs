@@ -81,8 +81,17 @@ pub fn block(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::Block, [0; 4]).map(drop)
 }
 
-/// Sleeps until one of `ports` (at most 128) is pending, masked or not, or Xen's system time reaches `deadline`. Without
-/// ports and with a deadline it is a sleep. An event that is pending for this vCPU and not masked ends it, too.
+/// Sleeps until one of `ports` (at most 128) is pending, masked or not, or Xen's system time reaches `deadline`, at once if
+/// either is so already. Without ports and with a deadline it is a sleep. Without a deadline only an event ends it.
+///
+/// It may end early. With one port, an event on another port of the domain does not wake the vCPU; with none or several, an
+/// event on any port of the domain does.
+///
+/// An event that can interrupt the vCPU ends the sleep too, and Xen interrupts the vCPU before the call returns. With a
+/// [callback vector](crate::hvm::callback_vector) that interrupt is level-triggered: the handler is entered again and again
+/// until the vCPU's `upcall_pending` is zero, so it must clear that field itself. With interrupts off there is no such
+/// interrupt, and an event that is pending already on a port not listed does not end the sleep: a kernel without
+/// interrupts lists every port that it waits for.
 ///
 /// # Errors
 /// `EINVAL` for too many ports or one that does not exist.
@@ -92,7 +101,8 @@ pub fn poll(xen: &(impl Hypercall + ?Sized), ports: &[u32], deadline: Option<Dur
         ports: ports.as_ptr().expose_provenance() as u64,
         nr_ports: u32::try_from(ports.len()).map_err(|_| Errno::EINVAL)?,
         pad0: 0,
-        timeout: deadline.map_or(0, nanoseconds),
+        // Zero means no deadline to Xen. The time that Xen started is long past, and so is the nanosecond after.
+        timeout: deadline.map_or(0, |at| nanoseconds(at).max(1)),
     };
     let pointer = (&raw const argument).expose_provenance();
     // SAFETY: SCHEDOP_poll reads the structure and `nr_ports` ports, both borrowed during the call, and writes none.

@@ -192,6 +192,14 @@ fn scheduling() -> Vec<Case> {
             sched::poll(x, &[1, 2], Some(SECOND))
         })
         .addresses(&[0]),
+        with("poll, zero", nr, 3, SchedPoll { ports: 0, nr_ports: 0, pad0: 0, timeout: 1 }, |x| {
+            sched::poll(x, &[], Some(Duration::ZERO))
+        })
+        .addresses(&[0]),
+        with("poll, no deadline", nr, 3, SchedPoll { ports: 0, nr_ports: 1, pad0: 0, timeout: 0 }, |x| {
+            sched::poll(x, &[1], None)
+        })
+        .addresses(&[0]),
         with("remote_shutdown", nr, 4, SchedRemoteShutdown { domain_id: 9, pad0: 0, reason: 1 }, |x| {
             sched::remote_shutdown(x, DomId(9), sched::ShutdownReason::REBOOT)
         }),
