@@ -194,7 +194,7 @@ fn wrapped(list: &mut List) {
         RAM = "HVMMEM_ram_rw", READ_ONLY = "HVMMEM_ram_ro", MMIO = "HVMMEM_mmio_dm",
         IOREQ_SERVER = "HVMMEM_ioreq_server",
     });
-    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(0) >> 56 });
+    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(hvm::Vector::FIRST) >> 56 });
     // The headers number the bits.
     consts!(list, Features "XENFEAT_" [.bits().trailing_zeros()] {
         WRITABLE_PAGE_TABLES, WRITABLE_DESCRIPTOR_TABLES, AUTO_TRANSLATED_PHYSMAP, SUPERVISOR_MODE_KERNEL,

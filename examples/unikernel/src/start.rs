@@ -4,7 +4,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use xen_hypercall::hvm::{HvmParam, callback_vector, set_param};
+use xen_hypercall::hvm::{HvmParam, Vector, callback_vector, set_param};
 use xen_hypercall::sched::{ShutdownReason, shutdown};
 use xen_hypercall::{Errno, SharedInfo};
 
@@ -26,10 +26,11 @@ pub(crate) fn begin(info: &arch::BootInfo) -> (&'static Kernel, SharedInfo) {
 }
 
 fn kernel(call: arch::Call) -> Result<(&'static Kernel, SharedInfo), Errno> {
+    const VECTOR: Vector = Vector::new(arch::UPCALL_VECTOR).expect("an exception's vector");
     let mut kernel = Kernel::new(call);
     let shared = SharedInfo::map(&kernel)?;
     kernel.set_shared_info(shared);
-    set_param(&kernel, HvmParam::CALLBACK_IRQ, callback_vector(arch::UPCALL_VECTOR))?;
+    set_param(&kernel, HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))?;
     Ok((Box::leak(Box::new(kernel)), shared))
 }
 
