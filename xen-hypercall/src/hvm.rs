@@ -54,7 +54,15 @@ impl HvmParam {
 /// An interrupt vector that is no exception's: 32 to 255.
 ///
 /// The processor has the vectors below 32 for exceptions. An event that came at one of them would run the handler of an
-/// exception that did not happen.
+/// exception that did not happen. Safe code cannot make such a vector, nor hand one to Xen in the structure itself:
+///
+/// ```compile_fail,E0423
+/// let page_fault = xen_hypercall::hvm::Vector(14);
+/// ```
+/// ```compile_fail,E0277
+/// let mut page_fault = xen_hypercall::abi::XenHvmEvtchnUpcallVector { vector: 14, ..Default::default() };
+/// xen_hypercall::multicall::Multicall::<1>::new().add(&mut page_fault);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Vector(u8);
 

@@ -8,7 +8,7 @@ use xen_hypercall::assist::{self, Assist};
 use xen_hypercall::hvm::{HvmParam, MemType};
 use xen_hypercall::memory::{MemFlags, MemoryRange, PhysmapSpace};
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
-use xen_hypercall::sched::ShutdownReason;
+use xen_hypercall::sched::{ShutdownCode, ShutdownReason};
 use xen_hypercall::{
     DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, SharedInfo, VcpuArea, VcpuId, console_io, hvm,
     memory, physdev, sched, vcpu, version,
@@ -56,14 +56,14 @@ fn the_first_reason_to_end_is_the_one_that_counts() {
     sched::set_shutdown_code(&guest, ShutdownReason::CRASH).unwrap();
     assert_eq!(guest.shutdown_reason(), None);
     sched::shutdown(&guest, ShutdownReason::POWEROFF).unwrap();
-    assert_eq!(guest.shutdown_reason(), Some(ShutdownReason::REBOOT));
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::REBOOT));
 
     let other = xen.domain(DomId(2));
     assert_eq!(sched::remote_shutdown(&other, DomId(0), ShutdownReason::CRASH), Err(Errno::EPERM));
     assert_eq!(sched::remote_shutdown(&dom0, DomId(9), ShutdownReason::CRASH), Err(Errno::ESRCH));
     assert_eq!(sched::remote_shutdown(&dom0, DomId::SELF, ShutdownReason::CRASH), Err(Errno::ESRCH));
     sched::remote_shutdown(&dom0, DomId(2), ShutdownReason::CRASH).unwrap();
-    assert_eq!(other.shutdown_reason(), Some(ShutdownReason::CRASH));
+    assert_eq!(other.shutdown_reason(), Some(ShutdownCode::CRASH));
     assert_eq!(sched::pin_override(&guest, None), Err(Errno::EPERM));
     assert_eq!(sched::pin_override(&dom0, Some(1 << 20)), Err(Errno::EINVAL));
     assert_eq!(sched::pin_override(&dom0, Some(1)), Ok(()));
@@ -72,9 +72,15 @@ fn the_first_reason_to_end_is_the_one_that_counts() {
 #[test]
 fn a_suspended_domain_learns_how_it_goes_on() {
     let (xen, _, guest, _trace) = machine();
-    assert_eq!(sched::suspend(&guest), Ok(sched::Resumed::InNewDomain));
+    // SAFETY: nothing of Xen's is mapped.
+    assert_eq!(unsafe { sched::suspend(&guest) }, Ok(sched::Resumed::InNewDomain));
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::SUSPEND));
     xen.register(HypercallNr::SCHED_OP, |_, _| 1);
-    assert_eq!(sched::suspend(&guest), Ok(sched::Resumed::InPlace));
+    // SAFETY: as above.
+    assert_eq!(unsafe { sched::suspend(&guest) }, Ok(sched::Resumed::InPlace));
+    xen.register(HypercallNr::SCHED_OP, |_, _| Errno::EBUSY.as_return());
+    // SAFETY: as above.
+    assert_eq!(unsafe { sched::suspend(&guest) }, Err(Errno::EBUSY));
 }
 
 #[test]
@@ -101,7 +107,7 @@ fn a_watchdog_bites_unless_it_is_poked() {
     xen.advance(Duration::from_millis(2999));
     assert_eq!(guest.shutdown_reason(), None);
     xen.advance(Duration::from_millis(1));
-    assert_eq!(guest.shutdown_reason(), Some(ShutdownReason::WATCHDOG));
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::WATCHDOG));
 }
 
 #[test]
@@ -212,7 +218,7 @@ fn a_vcpu_is_initialised_once_and_comes_up_and_goes_down() {
     assert_eq!(vcpu::physical_id(&guest, one), Err(Errno::EINVAL));
     assert_eq!(vcpu::down(&guest, VcpuId(5)), Err(Errno::ENOENT));
     vcpu::down(&guest, VcpuId(0)).unwrap();
-    assert_eq!(guest.shutdown_reason(), Some(ShutdownReason::POWEROFF), "the last one has gone");
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::POWEROFF), "the last one has gone");
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn scheduling() -> Vec<Case> {
         with("shutdown", nr, 2, SchedShutdown { reason: 3 }, |x| {
             sched::shutdown(x, sched::ShutdownReason::CRASH)
         }),
-        with("suspend", nr, 2, SchedShutdown { reason: 2 }, |x| sched::suspend(x).map(drop)),
+        with("suspend", nr, 2, SchedShutdown { reason: 2 }, |x| unsafe { sched::suspend(x) }.map(drop)),
         with("poll", nr, 3, SchedPoll { ports: 0, nr_ports: 2, pad0: 0, timeout: 1_000_000_000 }, |x| {
             sched::poll(x, &[1, 2], Some(SECOND))
         })
@@ -203,8 +203,14 @@ fn scheduling() -> Vec<Case> {
         with("remote_shutdown", nr, 4, SchedRemoteShutdown { domain_id: 9, pad0: 0, reason: 1 }, |x| {
             sched::remote_shutdown(x, DomId(9), sched::ShutdownReason::REBOOT)
         }),
-        with("set_shutdown_code", nr, 5, SchedShutdown { reason: 5 }, |x| {
-            sched::set_shutdown_code(x, sched::ShutdownReason::SOFT_RESET)
+        with("set_shutdown_code", nr, 5, SchedShutdown { reason: 4 }, |x| {
+            sched::set_shutdown_code(x, sched::ShutdownReason::WATCHDOG)
+        }),
+        with("shutdown_unchecked", nr, 2, SchedShutdown { reason: 5 }, |x| {
+            unsafe { sched::shutdown_unchecked(x, sched::ShutdownCode::SOFT_RESET) }.map(drop)
+        }),
+        with("set_shutdown_code_unchecked", nr, 5, SchedShutdown { reason: 2 }, |x| unsafe {
+            sched::set_shutdown_code_unchecked(x, sched::ShutdownCode::SUSPEND)
         }),
         with("start_watchdog", nr, 6, SchedWatchdog { id: 0, timeout: 2 }, |x| {
             sched::start_watchdog(x, Duration::from_millis(1001)).map(drop)
@@ -595,6 +601,15 @@ fn safe_code_sets_only_parameters_of_a_list() {
             assert_eq!(hvm::set_param(&guest, param, 0), Err(Errno::EPERM), "{param:?}");
             assert_eq!(guest.xen().trace_text(), asked, "{param:?} went to Xen");
         }
+    }
+}
+
+#[test]
+fn no_reason_of_safe_code_lets_a_domain_go_on_afterwards() {
+    use sched::{ShutdownCode, ShutdownReason as Reason};
+    for reason in [Reason::POWEROFF, Reason::REBOOT, Reason::CRASH, Reason::WATCHDOG] {
+        assert!(!matches!(reason.code(), ShutdownCode::SUSPEND | ShutdownCode::SOFT_RESET), "{reason:?}");
+        assert_eq!(ShutdownCode::from(reason), reason);
     }
 }
 
