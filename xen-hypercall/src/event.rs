@@ -149,13 +149,28 @@ pub fn unmask(xen: &(impl Hypercall + ?Sized), port: u32) -> Result<(), Errno> {
     run(xen, &mut EvtchnUnmask { port }).map(drop)
 }
 
-/// Closes every port of this domain, and goes back to the two-level ABI: pages given by [`init_control`] and
-/// [`expand_array`] are the guest's alone again.
+/// How often [`reset`] closes what was opened behind its back.
+const RESETS: usize = 16;
+
+/// Closes every port of this domain, and goes back to the two-level ABI. When it has
+/// succeeded, pages given by [`init_control`] and [`expand_array`] are the guest's alone again; after an error they may still
+/// be Xen's.
+///
+/// Xen closes port after port. It answers `EAGAIN` when a port below was opened meanwhile, by another vCPU; this function then
+/// begins anew, 16 times at most.
 ///
 /// # Errors
-/// None for the calling domain itself.
+/// `EBUSY` while another vCPU of the domain is in this call: it is done when that one returns. `EAGAIN` when other vCPUs open
+/// ports faster than Xen closes them: they must stop.
 pub fn reset(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
-    run(xen, &mut EvtchnReset { dom: DomId::SELF.0 }).map(drop)
+    let mut outcome = Err(Errno::EAGAIN);
+    for _ in 0..RESETS {
+        outcome = run(xen, &mut EvtchnReset { dom: DomId::SELF.0 }).map(drop);
+        if outcome != Err(Errno::EAGAIN) {
+            break;
+        }
+    }
+    outcome
 }
 
 /// Gives Xen the control block of a vCPU, at `offset` in page `gfn`: the ready bits and the queue heads of the FIFO ABI.

@@ -1,7 +1,8 @@
 //! What Xen 4.17 answers an HVM or PVH guest, and what its calls do, on the mock.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
+use std::sync::Arc;
 
 use xen_hypercall::abi::{VcpuHvmContext, VcpuHvmX8664, VcpuRunstateInfo};
 use xen_hypercall::assist::{self, Assist};
@@ -10,8 +11,8 @@ use xen_hypercall::memory::{MemFlags, MemoryRange, PhysmapSpace};
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
 use xen_hypercall::sched::{ShutdownCode, ShutdownReason};
 use xen_hypercall::{
-    DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, SharedInfo, VcpuArea, VcpuId, console_io, hvm,
-    memory, physdev, sched, vcpu, version,
+    DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, SharedInfo, VcpuArea, VcpuId, console_io, event,
+    hvm, memory, physdev, sched, vcpu, version,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -150,8 +151,8 @@ fn blocking_for_ever_fails_the_test_instead() {
 #[test]
 fn set_timer_op_has_its_own_idea_of_the_future() {
     let (xen, _, guest, _trace) = machine();
-    let fired = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let log = std::sync::Arc::clone(&fired);
+    let fired = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&fired);
     xen.set_timer_hook(move |domain, _| log.lock().unwrap().push(domain.xen().now()));
     // Absurdly far ahead is 100 ms.
     vcpu::set_timer(&guest, Some(Duration::MAX)).unwrap();
@@ -376,4 +377,25 @@ fn the_rest() {
     assert_eq!(physdev::eoi(&guest, 1), Err(Errno::ENOSYS));
     assert_eq!(hvm::flush_tlbs(&guest), Ok(()));
     assert_eq!(hvm::guest_request_vm_event(&guest), Ok(()));
+}
+
+#[test]
+fn a_reset_begins_anew_while_ports_are_opened_behind_it() {
+    let resets = |outcomes: &[Errno]| {
+        let xen = MockXen::new();
+        let guest = xen.domain(DomId(1));
+        let mut left = outcomes.to_vec().into_iter();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        xen.register(HypercallNr::EVENT_CHANNEL_OP, move |_, _| {
+            counted.fetch_add(1, Relaxed);
+            left.next().map_or(0, Errno::as_return)
+        });
+        (event::reset(&guest), calls.load(Relaxed))
+    };
+    assert_eq!(resets(&[]), (Ok(()), 1));
+    assert_eq!(resets(&[Errno::EAGAIN; 3]), (Ok(()), 4));
+    assert_eq!(resets(&[Errno::EAGAIN, Errno::EBUSY]), (Err(Errno::EBUSY), 2));
+    // Whoever never stops opening ports does not hold the caller for ever.
+    assert_eq!(resets(&[Errno::EAGAIN; 1000]), (Err(Errno::EAGAIN), 16));
 }
