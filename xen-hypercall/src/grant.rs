@@ -33,6 +33,7 @@ unsafe fn each<T>(
 
 /// How large the table is and may become, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Size {
     /// Frames it has.
     pub frames: u32,
@@ -177,6 +178,7 @@ pub unsafe fn swap(xen: &(impl Hypercall + ?Sized), a: u32, b: u32) -> Result<()
 
 /// What to do with cached data (`GNTTAB_CACHE_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Cache {
     /// Write it to memory.
     Clean,

@@ -119,6 +119,7 @@ impl RunState {
 
 /// How a vCPU spent its time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct RunTimes {
     /// What it does now.
     pub state: RunState,
@@ -226,6 +227,7 @@ pub fn send_nmi(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<(), Err
 
 /// The physical processor that a vCPU is pinned to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct PhysicalId {
     /// Its local APIC.
     pub apic: u32,

@@ -84,6 +84,7 @@ pub fn capabilities(xen: &(impl Hypercall + ?Sized)) -> Result<Text<1024>, Errno
 
 /// Who compiled this Xen, when and with what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct CompileInfo {
     /// The compiler and its version.
     pub compiler: Text<64>,

@@ -381,10 +381,10 @@ fn the_rest() {
 
 #[test]
 fn a_reset_begins_anew_while_ports_are_opened_behind_it() {
-    let resets = |outcomes: &[Errno]| {
+    let resets = |outcomes: &'static [Errno]| {
         let xen = MockXen::new();
         let guest = xen.domain(DomId(1));
-        let mut left = outcomes.to_vec().into_iter();
+        let mut left = outcomes.iter().copied();
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
         xen.register(HypercallNr::EVENT_CHANNEL_OP, move |_, _| {

@@ -42,19 +42,14 @@ proptest! {
         tsc_shift: i8,
         tsc in edgy(),
     ) {
-        let time = VcpuTime { tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift };
+        let time = VcpuTime::new(tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift);
         prop_assert_eq!(time.system_time(tsc), Duration::from_nanos(reference(time, tsc)));
     }
 
     #[test]
     fn time_goes_on_with_the_counter(start: u32, counts in prop::collection::vec(any::<u32>(), 1..20)) {
         // 2.5 GHz: 0.4 ns a count.
-        let time = VcpuTime {
-            tsc_timestamp: start.into(),
-            system_time: 1000,
-            tsc_to_system_mul: 0xCCCC_CCCD,
-            tsc_shift: -1,
-        };
+        let time = VcpuTime::new(start.into(), 1000, 0xCCCC_CCCD, -1);
         let mut tsc = u64::from(start);
         let mut last = time.system_time(tsc);
         prop_assert_eq!(last, Duration::from_nanos(1000));
@@ -72,19 +67,14 @@ proptest! {
 #[test]
 fn a_counter_that_began_after_the_timestamp_runs() {
     // As Xen tells the first domain, whose counter begins at zero while it is made.
-    let time = VcpuTime {
-        tsc_timestamp: 228_485_199_u64.wrapping_neg(),
-        system_time: 1_952_289_566,
-        tsc_to_system_mul: 3_308_751_035,
-        tsc_shift: -1,
-    };
+    let time = VcpuTime::new(228_485_199_u64.wrapping_neg(), 1_952_289_566, 3_308_751_035, -1);
     assert_eq!(time.system_time(383_315_870), Duration::from_nanos(2_187_948_801));
     assert_eq!(time.system_time(228_485_200_u64.wrapping_neg()), Duration::from_nanos(1_952_289_566));
 }
 
 #[test]
 fn a_counter_behind_the_timestamp_tells_the_timestamps_time() {
-    let time = VcpuTime { tsc_timestamp: 1000, system_time: 77, tsc_to_system_mul: u32::MAX, tsc_shift: 127 };
+    let time = VcpuTime::new(1000, 77, u32::MAX, 127);
     for tsc in [0, 999, 1000] {
         assert_eq!(time.system_time(tsc), Duration::from_nanos(77));
     }
@@ -132,12 +122,7 @@ fn time_is_read_from_each_vcpus_place() {
         shared.word(base + at::TIME_TSC_TO_SYSTEM_MUL).store(30, Relaxed);
         // The shift is a byte, the flags behind it are another's.
         shared.word(base + at::TIME_SHIFT_AND_FLAGS).store(0x0000_01FE, Relaxed);
-        let expected = VcpuTime {
-            tsc_timestamp: 10 + u64::from(vcpu),
-            system_time: 20,
-            tsc_to_system_mul: 30,
-            tsc_shift: -2,
-        };
+        let expected = VcpuTime::new(10 + u64::from(vcpu), 20, 30, -2);
         assert_eq!(shared.guest.time(VcpuId(vcpu)), Some(expected));
         assert_eq!(shared.guest.area(VcpuId(vcpu)).unwrap().time(), expected);
     }
