@@ -179,10 +179,11 @@ impl<P: Platform> Domain<P> {
     ///
     /// # Safety
     /// The caller runs on vCPU 0, with all other vCPUs down and interrupts off, and nobody else runs any code of this domain
-    /// meanwhile. No page of another domain is mapped. After an error the caller touches nothing that was made from the
+    /// meanwhile. No page of another domain is mapped, and no device writes to the domain's memory. After an error the caller touches nothing that was made from the
     /// token, and ends the domain. In return, memory that safe code reaches through the token stays valid.
     pub unsafe fn suspend(&self) -> Result<Resumed, Errno> {
-        let resumed = sched::suspend(self.platform())?;
+        // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
+        let resumed = unsafe { sched::suspend(self.platform()) }?;
         if resumed == Resumed::InNewDomain {
             self.0.state().incarnation.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the page is the one that was shared_info before, and is accessed as that alone. Nobody does so now.

@@ -3,9 +3,8 @@
 //! `abi-check` compares the same with the headers themselves; this holds in every build, for whoever changes a type.
 #![allow(dead_code, reason = "structures declared for their layout alone")]
 
-use core::mem::align_of;
+use core::mem::{align_of, offset_of};
 
-use memoffset::offset_of;
 use static_assertions::{assert_impl_all, assert_obj_safe, const_assert_eq};
 
 use crate::abi::*;
@@ -71,7 +70,7 @@ layout! {
 macro_rules! shared {
     ($arch:ident, $arch_words:literal) => {
         mod $arch {
-            use memoffset::offset_of;
+            use core::mem::offset_of;
             use static_assertions::const_assert_eq;
 
             use crate::PAGE_SIZE;

@@ -2,12 +2,16 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
 #[cfg(feature = "mock")]
 extern crate std;
 
 pub mod abi;
 pub mod arch;
 pub mod assist;
+#[cfg(feature = "alloc")]
+mod boxed;
 mod call;
 mod clock;
 pub mod console_io;

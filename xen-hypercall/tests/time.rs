@@ -6,7 +6,7 @@ use core::time::Duration;
 use proptest::prelude::*;
 use xen_hypercall::abi::shared_info as at;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Domain, SharedInfo, VcpuId, VcpuTime};
+use xen_hypercall::{Clock, DomId, Domain, SharedInfo, VcpuId, VcpuTime};
 
 /// The definition with as many bits as it takes: 64 * 127 fit no integer, so zeros are counted instead.
 fn reference(time: VcpuTime, tsc: u64) -> u64 {
@@ -42,20 +42,14 @@ proptest! {
         tsc_shift: i8,
         tsc in edgy(),
     ) {
-        let time = VcpuTime { tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift, flags: 0 };
+        let time = VcpuTime::new(tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift);
         prop_assert_eq!(time.system_time(tsc), Duration::from_nanos(reference(time, tsc)));
     }
 
     #[test]
     fn time_goes_on_with_the_counter(start: u32, counts in prop::collection::vec(any::<u32>(), 1..20)) {
         // 2.5 GHz: 0.4 ns a count.
-        let time = VcpuTime {
-            tsc_timestamp: start.into(),
-            system_time: 1000,
-            tsc_to_system_mul: 0xCCCC_CCCD,
-            tsc_shift: -1,
-            flags: 1,
-        };
+        let time = VcpuTime::new(start.into(), 1000, 0xCCCC_CCCD, -1);
         let mut tsc = u64::from(start);
         let mut last = time.system_time(tsc);
         prop_assert_eq!(last, Duration::from_nanos(1000));
@@ -73,26 +67,14 @@ proptest! {
 #[test]
 fn a_counter_that_began_after_the_timestamp_runs() {
     // As Xen tells the first domain, whose counter begins at zero while it is made.
-    let time = VcpuTime {
-        tsc_timestamp: 228_485_199_u64.wrapping_neg(),
-        system_time: 1_952_289_566,
-        tsc_to_system_mul: 3_308_751_035,
-        tsc_shift: -1,
-        flags: 1,
-    };
+    let time = VcpuTime::new(228_485_199_u64.wrapping_neg(), 1_952_289_566, 3_308_751_035, -1);
     assert_eq!(time.system_time(383_315_870), Duration::from_nanos(2_187_948_801));
     assert_eq!(time.system_time(228_485_200_u64.wrapping_neg()), Duration::from_nanos(1_952_289_566));
 }
 
 #[test]
 fn a_counter_behind_the_timestamp_tells_the_timestamps_time() {
-    let time = VcpuTime {
-        tsc_timestamp: 1000,
-        system_time: 77,
-        tsc_to_system_mul: u32::MAX,
-        tsc_shift: 127,
-        flags: 0,
-    };
+    let time = VcpuTime::new(1000, 77, u32::MAX, 127);
     for tsc in [0, 999, 1000] {
         assert_eq!(time.system_time(tsc), Duration::from_nanos(77));
     }
@@ -142,15 +124,10 @@ fn time_is_read_from_each_vcpus_place() {
         shared.long(base + at::TIME_TSC_TIMESTAMP).store(10 + u64::from(vcpu), Relaxed);
         shared.long(base + at::TIME_SYSTEM_TIME).store(20, Relaxed);
         shared.word(base + at::TIME_TSC_TO_SYSTEM_MUL).store(30, Relaxed);
-        // The shift is a byte, the flags behind it are another's.
+        // The shift is a byte, and the flags are the next.
         shared.word(base + at::TIME_SHIFT_AND_FLAGS).store(0x0000_01FE, Relaxed);
-        let expected = VcpuTime {
-            tsc_timestamp: 10 + u64::from(vcpu),
-            system_time: 20,
-            tsc_to_system_mul: 30,
-            tsc_shift: -2,
-            flags: 1,
-        };
+        let mut expected = VcpuTime::new(10 + u64::from(vcpu), 20, 30, -2);
+        expected.flags = VcpuTime::TSC_STABLE;
         assert_eq!(shared.guest().time(VcpuId(vcpu)), Some(expected));
         assert_eq!(shared.guest().area(VcpuId(vcpu)).unwrap().time(), expected);
     }
@@ -205,4 +182,45 @@ fn shared_info_is_not_there_when_xen_refuses_it() {
     assert_eq!(domain.pages_in_use(), 3);
     drop(token);
     assert_eq!(domain.pages_in_use(), 2, "shared_info stays");
+}
+
+#[test]
+fn the_counter_is_read_again_when_xen_changes_the_time_meanwhile() {
+    let shared = Shared::new();
+    let [version, tsc, system] =
+        [at::TIME_VERSION, at::TIME_TSC_TIMESTAMP, at::TIME_SYSTEM_TIME].map(|at| at::VCPU_TIME + at);
+    shared.word(at::VCPU_TIME + at::TIME_TSC_TO_SYSTEM_MUL).store(1 << 31, Relaxed);
+    shared.word(at::VCPU_TIME + at::TIME_SHIFT_AND_FLAGS).store(1, Relaxed);
+    shared.long(tsc).store(1_000_000, Relaxed);
+    shared.long(system).store(5000, Relaxed);
+    // Between the two readings the vCPU moves to a processor whose counter is far behind.
+    let moved = core::cell::Cell::new(false);
+    let now = shared.guest().now(VcpuId(0), || {
+        if moved.replace(true) {
+            return 1700;
+        }
+        shared.word(version).fetch_add(2, Relaxed);
+        shared.long(tsc).store(1600, Relaxed);
+        shared.long(system).store(6000, Relaxed);
+        2_000_000
+    });
+    assert_eq!(now, Some(Duration::from_nanos(6100)), "one processor's time and the same one's counter");
+}
+
+#[test]
+fn a_kernels_clock_starts_late_and_never_goes_back() {
+    let shared: &'static Shared = Box::leak(Box::new(Shared::new()));
+    let clock = Clock::new();
+    assert_eq!(
+        (clock.now(VcpuId(0), || 77), clock.unix_time(Duration::ZERO)),
+        (Duration::ZERO, Duration::ZERO)
+    );
+    shared.long(at::VCPU_TIME + at::TIME_SYSTEM_TIME).store(900, Relaxed);
+    shared.word(at::WC_SEC).store(5, Relaxed);
+    clock.start(shared.guest());
+    assert_eq!(clock.now(VcpuId(0), || 0), Duration::from_nanos(900));
+    // Another vCPU's time is a little behind.
+    shared.long(at::VCPU_INFO_SIZE + at::VCPU_TIME + at::TIME_SYSTEM_TIME).store(850, Relaxed);
+    assert_eq!(clock.now(VcpuId(1), || 0), Duration::from_nanos(900));
+    assert_eq!(clock.unix_time(Duration::from_secs(1)), Duration::from_secs(6));
 }

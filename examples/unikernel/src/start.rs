@@ -4,7 +4,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use xen_hypercall::hvm::{HvmParam, callback_vector, set_param};
+use xen_hypercall::hvm::{HvmParam, Vector, callback_vector, set_param};
 use xen_hypercall::sched::{ShutdownReason, shutdown};
 use xen_hypercall::{Domain, Errno};
 
@@ -26,12 +26,13 @@ pub(crate) fn begin(info: &arch::BootInfo) -> Owned {
 
 #[allow(unsafe_code, reason = "says that the domain is nobody else's")]
 fn own(call: arch::Call) -> Result<Owned, Errno> {
+    const VECTOR: Vector = Vector::new(arch::UPCALL_VECTOR).expect("an exception's vector");
     let kernel: &'static Kernel = Box::leak(Box::new(Kernel::new(call)));
     // SAFETY: the architecture's entry comes here once, and nothing ran in this domain before that uses anything of Xen's
     // still.
     let domain: Owned = Box::leak(Box::new(unsafe { Domain::new(kernel) }?));
     kernel.start_clock(domain.shared_info());
-    set_param(kernel, HvmParam::CALLBACK_IRQ, callback_vector(arch::UPCALL_VECTOR))?;
+    set_param(kernel, HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))?;
     Ok(domain)
 }
 

@@ -14,7 +14,7 @@ use super::room::Room;
 use super::vcpu::Vcpu;
 use crate::abi::VcpuHvmContext;
 use crate::hvm::HvmParam;
-use crate::sched::ShutdownReason;
+use crate::sched::ShutdownCode;
 use crate::{
     DomId, Domain, Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuArea,
     VcpuId, Wait,
@@ -54,9 +54,9 @@ pub(super) struct DomainState {
     pub(super) shared_info: Option<Gfn>,
     /// Where the token of the domain's owner is, or was.
     owner: Option<Gfn>,
-    shutdown: Option<ShutdownReason>,
+    shutdown: Option<ShutdownCode>,
     /// What the domain's end is to be called.
-    pub(super) shutdown_code: Option<ShutdownReason>,
+    pub(super) shutdown_code: Option<ShutdownCode>,
     pub(super) watchdogs: [Option<Duration>; 2],
     pub(super) assists: u64,
     pub(super) layout: super::memory::Layout,
@@ -325,11 +325,11 @@ impl MockDomain {
     }
 
     /// How the domain ended, if it did.
-    pub fn shutdown_reason(&self) -> Option<ShutdownReason> {
+    pub fn shutdown_reason(&self) -> Option<ShutdownCode> {
         self.state().shutdown
     }
 
-    pub(super) fn set_shutdown(&self, reason: ShutdownReason) {
+    pub(super) fn set_shutdown(&self, reason: ShutdownCode) {
         let mut state = self.state();
         // Who says it first is right.
         let reason = *state.shutdown_code.get_or_insert(reason);
@@ -383,7 +383,7 @@ impl MockDomain {
     pub(super) fn bite(&self, watchdog: usize) {
         self.state().watchdogs[watchdog] = None;
         self.xen.trace(|| std::format!("{} is shut down by its watchdog {}", self.id, watchdog + 1));
-        self.set_shutdown(ShutdownReason::WATCHDOG);
+        self.set_shutdown(ShutdownCode::WATCHDOG);
     }
 
     pub(super) fn upcall_pending(&self) -> bool {
