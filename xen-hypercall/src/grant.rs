@@ -187,10 +187,11 @@ pub enum Cache {
 }
 
 /// Cleans the processor's caches of part of a page that another domain granted, `length` bytes from `offset` on, for
-/// devices that see memory only. Arm, since Xen 4.5.
+/// devices that see memory only. Arm, since Xen 4.5. On x86 PV guests alone
+/// had it, until Xen 4.20.
 ///
 /// # Errors
-/// `ENOSYS` for HVM and PVH guests on x86, `EOPNOTSUPP` elsewhere, `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
+/// `ENOSYS` on x86 (for PV guests since Xen 4.21), `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
 /// this domain, `EFAULT`.
 pub fn flush_cache(
     xen: &(impl Hypercall + ?Sized),

@@ -6,8 +6,6 @@
 
 use core::fmt;
 
-use zerocopy::{FromBytes, IntoBytes};
-
 use crate::abi::*;
 use crate::call::{Command, Plain, fill, numbers, run};
 use crate::{Errno, Hypercall, HypercallNr};
@@ -178,19 +176,91 @@ impl fmt::Display for BuildId {
 /// `EPERM` for guests other than the control domain, `ENODATA` when it was linked without one, `ENOBUFS` for one
 /// that is longer than [`BuildId::MAX`].
 pub fn build_id(xen: &(impl Hypercall + ?Sized)) -> Result<BuildId, Errno> {
-    #[derive(FromBytes, IntoBytes)]
+    // SAFETY: XENVER_build_id takes a `xen_varbuf`.
+    unsafe { varbuf(xen, XENVER_BUILD_ID) }.map(|(bytes, len)| BuildId { bytes, len })
+}
+
+/// Runs a command that fills a buffer and says how many bytes of it, at most `N`.
+///
+/// # Safety
+/// The command takes a `xen_varbuf`: it reads `len` and writes at most so many bytes behind it.
+unsafe fn varbuf<const N: usize>(
+    xen: &(impl Hypercall + ?Sized),
+    command: usize,
+) -> Result<([u8; N], usize), Errno> {
     #[repr(C)]
-    struct Argument {
+    struct Varbuf<const N: usize> {
         len: u32,
-        buf: [u8; BuildId::MAX],
+        buf: [u8; N],
     }
-    let mut argument = Argument { len: BuildId::MAX as u32, buf: [0; BuildId::MAX] };
-    let pointer = argument.as_mut_bytes().as_mut_ptr().expose_provenance();
-    // SAFETY: XENVER_build_id reads `len`, and writes at most so many bytes behind it.
-    let len = Errno::check(unsafe {
-        xen.hypercall(HypercallNr::XEN_VERSION, [XENVER_BUILD_ID, pointer, 0, 0, 0])
-    })?;
-    Ok(BuildId { bytes: argument.buf, len: len.min(BuildId::MAX) })
+    let mut argument = Varbuf { len: u32::try_from(N).unwrap_or(u32::MAX), buf: [0; N] };
+    let pointer = (&raw mut argument).expose_provenance();
+    // SAFETY: the caller vouches that the call stays within `argument`, where `buf` has at least `len` bytes.
+    let len = Errno::check(unsafe { xen.hypercall(HypercallNr::XEN_VERSION, [command, pointer, 0, 0, 0]) })?;
+    Ok((argument.buf, len.min(N)))
+}
+
+/// A text that [`long_text`] asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum LongText {
+    /// What follows major and minor version, see [`extraversion`].
+    Extraversion,
+    /// Which kinds of guests this Xen runs, see [`capabilities`].
+    Capabilities,
+    /// The state of Xen's sources, see [`changeset`].
+    Changeset,
+    /// Xen's own command line, see [`command_line`].
+    CommandLine,
+}
+
+impl LongText {
+    const fn command(self) -> usize {
+        match self {
+            Self::Extraversion => XENVER_EXTRAVERSION2,
+            Self::Capabilities => XENVER_CAPABILITIES2,
+            Self::Changeset => XENVER_CHANGESET2,
+            Self::CommandLine => XENVER_COMMANDLINE2,
+        }
+    }
+}
+
+/// A text whole, where the older call for it cuts it to a length of its own. Xen has these calls since 4.20; from an older
+/// one it is the text of the older call.
+///
+/// ```
+/// # use xen_hypercall::{DomId, Errno, mock::MockXen, version::{self, LongText}};
+/// # let guest = MockXen::new().domain(DomId(1));
+/// let changeset = version::long_text::<256>(&guest, LongText::Changeset)?;
+/// # assert_eq!(changeset.as_str(), "mock");
+/// # Ok::<(), Errno>(())
+/// ```
+///
+/// # Errors
+/// `ENOBUFS` for a text of more than `N` bytes, `EPERM` for the command line in guests other than the control domain, and
+/// for any text with some security modules (from a Xen before 4.20, a text that says that it is denied).
+pub fn long_text<const N: usize>(xen: &(impl Hypercall + ?Sized), text: LongText) -> Result<Text<N>, Errno> {
+    // SAFETY: the commands of `LongText` take a `xen_varbuf`.
+    match unsafe { varbuf(xen, text.command()) } {
+        Ok((bytes, _)) => Ok(Text(bytes)),
+        Err(Errno::ENOSYS) => match text {
+            LongText::Extraversion => extraversion(xen).and_then(resized),
+            LongText::Capabilities => capabilities(xen).and_then(resized),
+            LongText::Changeset => changeset(xen).and_then(resized),
+            LongText::CommandLine => command_line(xen).and_then(resized),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+fn resized<const M: usize, const N: usize>(text: Text<M>) -> Result<Text<N>, Errno> {
+    let used = text.0.iter().position(|byte| *byte == 0).unwrap_or(M);
+    let mut bytes = [0; N];
+    match (bytes.get_mut(..used), text.0.get(..used)) {
+        (Some(to), Some(from)) => to.copy_from_slice(from),
+        _ => return Err(Errno::ENOBUFS),
+    }
+    Ok(Text(bytes))
 }
 
 /// The UUID of the calling domain.
@@ -244,6 +314,14 @@ bitflags::bitflags! {
         const NOT_DIRECT_MAPPED = 1 << XENFEAT_NOT_DIRECT_MAPPED;
         /// Frames of this guest are those of the machine.
         const DIRECT_MAPPED = 1 << XENFEAT_DIRECT_MAPPED;
+        /// A PVH dom0 may be given its ACPI tables anywhere in memory.
+        const LINUX_RSDP_UNRESTRICTED = 1 << XENFEAT_LINUX_RSDP_UNRESTRICTED;
+        /// There is [`register_runstate_page`](crate::vcpu::register_runstate_page). Since Xen 4.18.
+        const RUNSTATE_PHYS_AREA = 1 << XENFEAT_RUNSTATE_PHYS_AREA;
+        /// There is [`register_time_page`](crate::vcpu::register_time_page). Since Xen 4.18.
+        const VCPU_TIME_PHYS_AREA = 1 << XENFEAT_VCPU_TIME_PHYS_AREA;
+        /// Device models see all writes to the control words of MSI-X vectors. Since Xen 4.19.
+        const DM_MSIX_ALL_WRITES = 1 << XENFEAT_DM_MSIX_ALL_WRITES;
         const _ = !0;
     }
 }
