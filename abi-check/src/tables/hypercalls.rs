@@ -2,7 +2,7 @@
 
 use xen_hypercall::hvm::{self, HvmParam, MemType};
 use xen_hypercall::memory::{MemFlags, PhysmapSpace};
-use xen_hypercall::sched::ShutdownCode;
+use xen_hypercall::sched::{ShutdownCode, ShutdownReason};
 use xen_hypercall::version::Features;
 use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, VcpuId, abi};
 
@@ -207,6 +207,7 @@ fn errors(list: &mut List) {
 /// The same numbers in the types of the modules that make the calls.
 fn wrapped(list: &mut List) {
     consts!(list, ShutdownCode "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
+    consts!(list, ShutdownReason "SHUTDOWN_" [.code().0] { POWEROFF, REBOOT, CRASH, WATCHDOG });
     consts!(list, PhysmapSpace "XENMAPSPACE_" [.0] { SHARED_INFO, GRANT_TABLE, GMFN = "XENMAPSPACE_gmfn", GMFN_FOREIGN = "XENMAPSPACE_gmfn_foreign" });
     consts!(list, MemFlags "XENMEMF_" [.bits()] {
         POPULATE_ON_DEMAND = "XENMEMF_populate_on_demand", EXACT_NODE = "XENMEMF_exact_node_request",
