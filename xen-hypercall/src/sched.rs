@@ -282,7 +282,7 @@ pub struct WatchdogId(u32);
 /// `ENOSPC` when there are two already.
 pub fn start_watchdog(xen: &(impl Hypercall + ?Sized), timeout: Duration) -> Result<WatchdogId, Errno> {
     let id = run(xen, &mut SchedWatchdog { id: 0, timeout: whole_seconds(timeout) })?;
-    // Xen makes the error a number of 32 bits without a sign before it answers with 64.
+    // Xen 4.17 returns the error as an unsigned number of 32 bits, extended to 64 by zeros.
     Errno::check(id as u32 as i32 as isize)?;
     Ok(WatchdogId(id as u32))
 }

@@ -6,7 +6,7 @@
 //!
 //! Unless a function says otherwise, PV, HVM and PVH guests on x86 have these calls in every Xen since 4.0. HVM guests had
 //! few of them before 4.7, and none that starts a vCPU. On Arm there are [`register_vcpu_info`] and
-//! [`register_runstate_area`]; all others answer `EINVAL`, [`set_timer`] `ENOSYS`: PSCI and the generic timer do it there.
+//! [`register_runstate_area`]; all others return `EINVAL`, [`set_timer`] `ENOSYS`: a guest there has PSCI and the generic timer.
 #![allow(unsafe_code, reason = "hands over structures")]
 
 use core::ptr::NonNull;

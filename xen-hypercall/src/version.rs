@@ -1,8 +1,8 @@
-//! What Xen this is, and who we are to it (`version.h`).
+//! Xen's version and build, and the identity and features that it gives to the domain (`version.h`).
 //!
 //! Unless a function says otherwise, all guests have these calls: PV, HVM and PVH on x86, and those on Arm, in every Xen
 //! since 4.0 (on Arm 4.3).
-#![allow(unsafe_code, reason = "names the size of each answer")]
+#![allow(unsafe_code, reason = "names the size of each buffer")]
 
 use core::fmt;
 
@@ -80,7 +80,7 @@ pub fn capabilities(xen: &(impl Hypercall + ?Sized)) -> Result<Text<1024>, Errno
     unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_CAPABILITIES) }.map(Text)
 }
 
-/// Who compiled this Xen, when and with what.
+/// The compiler of this Xen, and by whom, where and when it ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CompileInfo {
@@ -94,7 +94,7 @@ pub struct CompileInfo {
     pub date: Text<32>,
 }
 
-/// Who compiled this Xen, when and with what.
+/// The compiler of this Xen, and by whom, where and when it ran.
 ///
 /// # Errors
 /// None that Xen documents; with some security modules the texts say only that it is denied.
@@ -308,7 +308,7 @@ bitflags::bitflags! {
         const DOM0 = 1 << XENFEAT_DOM0;
         /// Memory may be asked for by virtual NUMA node.
         const MEMORY_OP_VNODE = 1 << XENFEAT_MEMORY_OP_VNODE_SUPPORTED;
-        /// Arm: calls by the SMC calling convention are answered.
+        /// Arm: Xen has calls of the SMC calling convention.
         const ARM_SMCCC = 1 << XENFEAT_ARM_SMCCC_SUPPORTED;
         /// Frames of this guest are not those of the machine.
         const NOT_DIRECT_MAPPED = 1 << XENFEAT_NOT_DIRECT_MAPPED;
