@@ -327,7 +327,8 @@ pub fn pin_override(xen: &(impl Hypercall + ?Sized), cpu: Option<u32>) -> Result
     run(xen, &mut SchedPinOverride { pcpu }).map(drop)
 }
 
-/// Nanoseconds as Xen's interfaces count them; a time past the year 2554 is the last that can be told.
+/// Nanoseconds as Xen's interfaces count them: 63 bits, 292 years, to which a longer time is cut. To Xen a 64th bit is a sign,
+/// and the time long past.
 pub(crate) fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    i64::try_from(time.as_nanos()).map_or(i64::MAX as u64, i64::unsigned_abs)
 }

@@ -125,6 +125,22 @@ fn a_poll_whose_deadline_is_the_beginning_of_time_ends() {
 }
 
 #[test]
+fn a_time_beyond_xens_numbers_is_far_ahead_and_has_not_passed() {
+    let (xen, _, guest, _trace) = machine();
+    let fired = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&fired);
+    xen.set_timer_hook(move |_, _| {
+        count.fetch_add(1, Relaxed);
+    });
+    vcpu::set_singleshot_timer(&guest, VcpuId(0), Duration::MAX).unwrap();
+    xen.advance(1000 * SECOND);
+    assert_eq!(fired.load(Relaxed), 0, "not at once");
+    vcpu::stop_singleshot_timer(&guest, VcpuId(0)).unwrap();
+    sched::poll(&guest, &[], Some(Duration::MAX)).unwrap();
+    assert!(xen.now() > Duration::from_secs(9_000_000_000), "it slept for centuries: {:?}", xen.now());
+}
+
+#[test]
 fn blocking_and_polling_let_time_pass() {
     let (xen, _, guest, _trace) = machine();
     vcpu::set_timer(&guest, Some(SECOND)).unwrap();

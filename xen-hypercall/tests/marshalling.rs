@@ -196,6 +196,14 @@ fn scheduling() -> Vec<Case> {
             sched::poll(x, &[], Some(Duration::ZERO))
         })
         .addresses(&[0]),
+        with(
+            "poll, ever",
+            nr,
+            3,
+            SchedPoll { ports: 0, nr_ports: 0, pad0: 0, timeout: u64::MAX >> 1 },
+            |x| sched::poll(x, &[], Some(Duration::MAX)),
+        )
+        .addresses(&[0]),
         with("poll, no deadline", nr, 3, SchedPoll { ports: 0, nr_ports: 1, pad0: 0, timeout: 0 }, |x| {
             sched::poll(x, &[1], None)
         })
