@@ -282,7 +282,7 @@ pub struct WatchdogId(u32);
 /// `ENOSPC` when there are two already.
 pub fn start_watchdog(xen: &(impl Hypercall + ?Sized), timeout: Duration) -> Result<WatchdogId, Errno> {
     let id = run(xen, &mut SchedWatchdog { id: 0, timeout: whole_seconds(timeout) })?;
-    // Xen makes the error a number of 32 bits without a sign before it answers with 64.
+    // Xen 4.17 returns the error as an unsigned number of 32 bits, extended to 64 by zeros.
     Errno::check(id as u32 as i32 as isize)?;
     Ok(WatchdogId(id as u32))
 }
@@ -327,7 +327,8 @@ pub fn pin_override(xen: &(impl Hypercall + ?Sized), cpu: Option<u32>) -> Result
     run(xen, &mut SchedPinOverride { pcpu }).map(drop)
 }
 
-/// Nanoseconds as Xen's interfaces count them; a time past the year 2554 is the last that can be told.
+/// Nanoseconds as Xen's interfaces count them: 63 bits, 292 years, to which a longer time is cut. To Xen a 64th bit is a sign,
+/// and the time long past.
 pub(crate) fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    i64::try_from(time.as_nanos()).map_or(i64::MAX as u64, i64::unsigned_abs)
 }
