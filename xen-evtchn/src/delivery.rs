@@ -62,6 +62,9 @@ pub(crate) trait Delivery: Sync {
 
     fn add_vcpu(&self, shared: &Shared, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error>;
 
+    /// Whether Xen can tell a vCPU of events.
+    fn has_vcpu(&self, shared: &Shared, vcpu: VcpuId) -> Result<(), Error>;
+
     /// Closes all ports and ends the use of what is shared.
     fn reset(&self, shared: Shared, platform: &dyn Platform) -> Result<(), Error>;
 }

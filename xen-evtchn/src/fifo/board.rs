@@ -108,6 +108,10 @@ impl Delivery for FifoAbi {
         shared.fifo.as_ref().map_or(Ok(()), |pages| pages.add_vcpu(platform, vcpu))
     }
 
+    fn has_vcpu(&self, shared: &Shared, vcpu: VcpuId) -> Result<(), Error> {
+        shared.fifo.as_ref().map_or(Ok(()), |pages| pages.has_vcpu(vcpu))
+    }
+
     fn reset(&self, shared: Shared, platform: &dyn Platform) -> Result<(), Error> {
         shared.fifo.map_or(Ok(()), |pages| pages.reset(platform))
     }
