@@ -3,7 +3,7 @@
 use core::fmt;
 use core::task::{Context, Poll};
 
-use xen_hypercall::{DomId, Errno, Platform, VcpuId, event};
+use xen_hypercall::{DomId, Errno, Incarnation, Platform, VcpuId, event};
 
 use crate::record::Record;
 use crate::{Error, EventChannels, Port, Priority, Virq};
@@ -22,6 +22,8 @@ pub struct Channel<'e, P: Platform> {
     record: &'e Record,
     port: Port,
     closes: bool,
+    /// The life of the domain in which the port means this channel.
+    life: Incarnation,
 }
 
 /// One channel's counters since it was bound.
@@ -84,7 +86,19 @@ pub enum Status {
 
 impl<'e, P: Platform> Channel<'e, P> {
     pub(crate) fn new(events: &'e EventChannels<P>, port: Port, record: &'e Record, closes: bool) -> Self {
-        Self { events, record, port, closes }
+        Self { events, record, port, closes, life: events.life() }
+    }
+
+    /// Whether the port is still this channel's: the domain has not been resumed in a new domain since the channel was made.
+    /// Of a stale channel all that asks Xen returns [`Error::Stale`], [`poll_event`](Self::poll_event) is ready at once, and
+    /// nothing else does anything.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        self.events.incarnation() == self.life
+    }
+
+    fn current(&self) -> Result<(), Error> {
+        if self.is_current() { Ok(()) } else { Err(Error::Stale) }
     }
 
     /// The port's number, which the other end needs to bind to it.
@@ -102,6 +116,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's: `EINVAL` if the channel cannot send, because it is a VIRQ's or its port was closed behind our back.
     pub fn notify(&self) -> Result<(), Error> {
+        self.current()?;
         event::send(self.events.platform(), self.port.0).map_err(refused("EVTCHNOP_send"))?;
         self.record.notified();
         self.events.count_notification();
@@ -110,7 +125,9 @@ impl<'e, P: Platform> Channel<'e, P> {
 
     /// Keeps events from being delivered; what comes meanwhile stays pending. No hypercall.
     pub fn mask(&self) {
-        self.events.set_masked(self.port, self.record, true);
+        if self.is_current() {
+            self.events.set_masked(self.port, self.record, true);
+        }
     }
 
     /// Lets events be delivered again, including one that came while the port was masked.
@@ -118,17 +135,19 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// No hypercall unless an event is pending. Then Xen must raise it again (`EVTCHNOP_unmask`), because the upcall that
     /// masking suppressed does not come by itself, and the port may be bound to another vCPU.
     pub fn unmask(&self) {
-        self.events.set_masked(self.port, self.record, false);
+        if self.is_current() {
+            self.events.set_masked(self.port, self.record, false);
+        }
     }
 
     /// Whether events are kept from being delivered, for whatever reason.
     pub fn is_masked(&self) -> bool {
-        self.events.abi().is_masked(self.events.shared(), self.port)
+        !self.is_current() || self.events.abi().is_masked(self.events.shared(), self.port)
     }
 
     /// Whether an event arrived since the last call, which this call thereby takes.
     pub fn take(&self) -> bool {
-        self.record.take()
+        self.is_current() && self.record.take()
     }
 
     /// [`take`](Self::take) for a task: when there is no event yet the task is woken by the next one.
@@ -137,7 +156,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// the event from no other. A channel holds the wakers of two tasks. A third takes the place of another one, which is
     /// woken, looks again, and finds no event: three tasks that wait for one channel keep each other busy.
     pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.take() {
+        if self.take() || !self.is_current() {
             return Poll::Ready(());
         }
         self.record.leave_waker(cx.waker());
@@ -151,6 +170,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// [`Error::VcpuOutOfRange`], [`Error::VcpuNotAdded`]; Xen's: `EINVAL` for IPIs and per-vCPU VIRQs, whose vCPU is fixed;
     /// `ENOENT` for a vCPU that does not exist.
     pub fn bind_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
+        self.current()?;
         self.events.has_vcpu(vcpu)?;
         event::bind_vcpu(self.events.platform(), self.port.0, vcpu).map_err(refused("EVTCHNOP_bind_vcpu"))
     }
@@ -161,6 +181,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's: `ENOSYS` under the two-level ABI, which has no priorities; `EINVAL` above 15.
     pub fn set_priority(&self, priority: Priority) -> Result<(), Error> {
+        self.current()?;
         event::set_priority(self.events.platform(), self.port.0, priority.0.into())
             .map_err(refused("EVTCHNOP_set_priority"))
     }
@@ -176,6 +197,9 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// [`bind_interdomain`](EventChannels::bind_interdomain)). A VIRQ, an IPI and an
     /// [adopted](EventChannels::adopt) port have it off. Switching it off ends the event that is under way.
     pub fn set_late_eoi(&self, on: bool) {
+        if !self.is_current() {
+            return;
+        }
         self.record.set_late(on);
         if !on {
             self.events.finish(self.port, self.record);
@@ -196,6 +220,9 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// [`EventChannels::next_unmask`] for the time, then calls [`EventChannels::unmask_due`].
     #[inline]
     pub fn done(&self, progress: Progress) {
+        if !self.is_current() {
+            return;
+        }
         match progress {
             Progress::Work => {
                 if !self.record.is_quiet() {
@@ -223,6 +250,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's.
     pub fn status(&self) -> Result<Status, Error> {
+        self.current()?;
         let status =
             event::status(self.events.platform(), self.port.0).map_err(refused("EVTCHNOP_status"))?;
         // The C structure ends in a union: a physical or virtual interrupt's number stands where the domain's does.
@@ -240,6 +268,9 @@ impl<'e, P: Platform> Channel<'e, P> {
 
     /// The channel's counters.
     pub fn stats(&self) -> ChannelStats {
+        if !self.is_current() {
+            return ChannelStats::default();
+        }
         ChannelStats {
             events: self.record.events(),
             notifications: self.record.notifications(),
@@ -251,6 +282,10 @@ impl<'e, P: Platform> Channel<'e, P> {
 
 impl<P: Platform> Drop for Channel<'_, P> {
     fn drop(&mut self) {
+        if !self.is_current() {
+            // Port and record may be another channel's.
+            return;
+        }
         self.events.abandon(self.port, self.record, self.closes);
     }
 }

@@ -145,7 +145,7 @@ impl<P: Platform> EventChannels<P> {
     where
         P: Wait,
     {
-        if self.throttled_now().load(Relaxed) == 0 {
+        if self.throttled_now().load(Relaxed) == 0 || !self.is_current() {
             return None;
         }
         let now = self.platform().now();
@@ -157,7 +157,7 @@ impl<P: Platform> EventChannels<P> {
     where
         P: Wait,
     {
-        if self.throttled_now().load(Relaxed) == 0 {
+        if self.throttled_now().load(Relaxed) == 0 || !self.is_current() {
             return 0;
         }
         let now = self.platform().now();

@@ -3,7 +3,7 @@
 
 use xen_evtchn::{EventChannels, Progress, Virq, mock};
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, VcpuId};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -14,7 +14,7 @@ fn machine(faults: impl FnOnce(&mut mock::Faults)) -> (MockXen, [EventChannels<M
     mock::install(&xen);
     let sides = [GUEST, DOM0].map(|id| {
         let domain = xen.domain(id);
-        EventChannels::new(domain.clone(), SharedInfo::map(&domain).unwrap()).unwrap()
+        EventChannels::new(&domain.boot().unwrap()).unwrap()
     });
     let mut set = mock::Faults::new();
     faults(&mut set);

@@ -8,7 +8,7 @@ use std::task::{Wake, Waker};
 
 use xen_evtchn::{Abi, Channel, Error, EventChannels, Port, Priority, mock};
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, PageMemory, SharedInfo, VcpuId, event};
+use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, PageMemory, VcpuId, event};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -21,9 +21,7 @@ fn machine() -> MockXen {
 }
 
 fn start(xen: &MockXen, id: DomId, abi: Abi) -> Result<EventChannels<MockDomain>, Error> {
-    let domain = xen.domain(id);
-    let shared = domain.shared_info().unwrap_or_else(|| SharedInfo::map(&domain).unwrap());
-    EventChannels::with_abi(domain, shared, abi)
+    EventChannels::with_abi(&xen.domain(id).boot().unwrap(), abi)
 }
 
 fn refused(operation: &'static str, errno: Errno) -> Error {
@@ -153,29 +151,26 @@ fn the_best_abi_is_fifo_where_there_is_one() {
 #[test]
 fn the_choice_cannot_be_changed_before_a_reset() {
     let xen = machine();
-    let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
-    let domain = guest.platform().clone();
+    let domain = xen.domain(GUEST);
+    let token = domain.boot().unwrap();
+    let guest = EventChannels::with_abi(&token, Abi::Fifo).unwrap();
     let store = mock::alloc_for(&domain, DOM0).unwrap();
     let _ = guest.adopt(store).unwrap();
     for abi in [Abi::Fifo, Abi::Best] {
-        assert_eq!(
-            start(&xen, GUEST, abi).unwrap_err(),
-            refused("EVTCHNOP_init_control", Errno::EINVAL),
-            "another value has the queues"
-        );
+        assert_eq!(EventChannels::with_abi(&token, abi).unwrap_err(), Error::Claimed);
     }
     // Three pages, and the records of the port that was adopted.
-    assert_eq!(domain.pages_in_use(), 1 + 3 + 2);
+    assert_eq!(domain.pages_in_use(), 2 + 3 + 2);
     guest.reset().unwrap();
-    assert_eq!((domain.pages_in_use(), mock::open_ports(&domain)), (1, 0));
+    assert_eq!((domain.pages_in_use(), mock::open_ports(&domain)), (2, 0));
 
-    let guest = start(&xen, GUEST, Abi::TwoLevel).unwrap();
+    let guest = EventChannels::with_abi(&token, Abi::TwoLevel).unwrap();
     let channel = guest.alloc_unbound(DOM0).unwrap();
     assert!(mock::inject(&domain, channel.port()));
     assert_eq!(guest.dispatch(VCPU0), 1);
     drop(channel);
     guest.reset().unwrap();
-    assert_eq!(start(&xen, GUEST, Abi::Fifo).unwrap().abi_in_use(), Abi::Fifo);
+    assert_eq!(EventChannels::with_abi(&token, Abi::Fifo).unwrap().abi_in_use(), Abi::Fifo);
 }
 
 #[test]
@@ -183,12 +178,13 @@ fn a_start_that_fails_leaves_nothing_with_xen() {
     for allowed in 0..3 {
         let xen = machine();
         let domain = xen.domain(GUEST);
-        SharedInfo::map(&domain).unwrap();
+        let token = domain.boot().unwrap();
+        let pages = domain.pages_in_use();
         domain.fail_allocs_after(Some(allowed));
-        assert_eq!(start(&xen, GUEST, Abi::Best).unwrap_err(), Error::OutOfMemory);
-        assert_eq!(domain.pages_in_use(), 1);
+        assert_eq!(EventChannels::with_abi(&token, Abi::Best).unwrap_err(), Error::OutOfMemory);
+        assert_eq!(domain.pages_in_use(), pages);
         domain.fail_allocs_after(None);
-        assert!(start(&xen, GUEST, Abi::Fifo).is_ok(), "Xen was not told yet");
+        assert!(EventChannels::with_abi(&token, Abi::Fifo).is_ok(), "Xen was not told yet");
     }
 }
 
@@ -198,7 +194,7 @@ fn events_from_before_the_choice_are_kept() {
     let domain = xen.domain(GUEST);
     let ports: Vec<_> = (0..1100).map(|_| mock::alloc_for(&domain, DOM0).unwrap()).collect();
     let (first, last) = (ports[0], ports[1099]);
-    SharedInfo::map(&domain).unwrap();
+    domain.ensure_shared_info();
     for port in [first, last] {
         assert!(mock::inject(&domain, port));
     }
@@ -284,8 +280,8 @@ fn heads_and_links_that_lead_nowhere_end_the_pass() {
 }
 
 fn shared_page(domain: &MockDomain) -> core::ptr::NonNull<xen_hypercall::Page> {
-    // shared_info is the first page that the domain allocated.
-    (0x1000..0x2000).find_map(|gfn| domain.page_at(Gfn(gfn))).unwrap()
+    // shared_info is the second page that the domain allocated, after that of its token.
+    (0x1001..0x2000).find_map(|gfn| domain.page_at(Gfn(gfn))).unwrap()
 }
 
 /// For wakers, which own nothing that may end. A leak checker finds them here.
@@ -322,7 +318,7 @@ fn a_nested_dispatch_leaves_the_queue_to_the_one_at_work() {
 fn bare_calls_are_refused_as_xen_refuses_them() {
     let xen = machine();
     let domain = xen.domain(GUEST);
-    SharedInfo::map(&domain).unwrap();
+    domain.ensure_shared_info();
     let page = domain.alloc_pages(1).unwrap();
     let gfn = domain.gfn(page);
     // SAFETY: the pages are given for this, and the test reads none of them.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xen_evtchn::{Abi, Channel, EventChannels, Progress, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId, Wait};
+use xen_hypercall::{DomId, VcpuId, Wait};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -25,7 +25,7 @@ fn each_abi(test: impl Fn(Machine<'_>)) {
         mock::install(&xen);
         let [guest, dom0] = [GUEST, DOM0].map(|id| {
             let domain = xen.domain(id);
-            EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap()
+            EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap()
         });
         let front = guest.alloc_unbound(DOM0).unwrap();
         let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xen_evtchn::{Abi, Error, EventChannels, Status, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, SharedInfo, VcpuId, vcpu};
+use xen_hypercall::{DomId, Errno, VcpuId, vcpu};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -17,7 +17,7 @@ fn each_abi(test: impl Fn(&MockXen, &EventChannels<MockDomain>)) {
         mock::install(&xen);
         let domain = xen.domain(GUEST);
         domain.set_vcpus(VCPUS as usize);
-        let guest = EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap();
+        let guest = EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap();
         for vcpu in 1..VCPUS {
             guest.add_vcpu(VcpuId(vcpu)).unwrap();
         }
@@ -127,7 +127,7 @@ fn what_is_bound_to_a_vcpu_that_was_not_added_is_refused_or_arrives() {
         mock::install(&xen);
         let domain = xen.domain(GUEST);
         domain.set_vcpus(40);
-        let guest = EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap();
+        let guest = EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap();
         let channel = guest.alloc_unbound(DOM0).unwrap();
         let binds: [&dyn Fn(VcpuId) -> Option<Error>; 3] =
             [&|vcpu| guest.bind_ipi(vcpu).err(), &|vcpu| guest.bind_virq(Virq::TIMER, vcpu).err(), &|vcpu| {

@@ -118,8 +118,8 @@ impl<P: Platform> GrantTable<P> {
     /// # use xen_hypercall::{DomId, mock::MockXen};
     /// # let xen = MockXen::new();
     /// # mock::install(&xen);
-    /// # let theirs = GrantTable::new(xen.domain(DomId(1)))?;
-    /// # let table = GrantTable::new(xen.domain(DomId(0)))?;
+    /// # let theirs = GrantTable::new(&xen.domain(DomId(1)).boot().unwrap())?;
+    /// # let table = GrantTable::new(&xen.domain(DomId(0)).boot().unwrap())?;
     /// # let mut granted = theirs.share(DomId(0), Access::ReadOnly)?;
     /// # granted.write_bytes(0, b"a packet")?;
     /// # let gref = granted.gref();

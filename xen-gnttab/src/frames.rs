@@ -1,11 +1,12 @@
 //! The memory of the table: frames shared with Xen, and private pages with a slot per reference.
 #![allow(unsafe_code)]
 
+use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering};
 
 use xen_hypercall::abi::XENMAPIDX_GRANT_TABLE_STATUS;
-use xen_hypercall::{DomId, PAGE_SIZE, Page, Platform};
+use xen_hypercall::{Claim, DomId, Incarnation, PAGE_SIZE, Page, Platform};
 
 use crate::abi::{GrantFlags, GrantRef};
 use crate::entry::{Grant, Ops, v1, v2};
@@ -111,7 +112,10 @@ struct Version2<P: Platform> {
 
 /// The frames mapped so far. Owns the memory that everything comes from.
 pub(crate) struct Frames<P: Platform> {
-    platform: P,
+    /// Taken by `close` alone.
+    claim: ManuallyDrop<Claim<P>>,
+    /// The life of the domain in which the frames are where the directory says.
+    life: Incarnation,
     directory: Directory,
     /// A page that a frame could not be put over. Perhaps Xen had taken its memory away by then, so it is good for
     /// another try and for nothing else.
@@ -121,27 +125,49 @@ pub(crate) struct Frames<P: Platform> {
 
 impl<P: Platform> Frames<P> {
     /// A directory for a table of version 1.
-    pub(crate) fn new(platform: P) -> Result<Self, Error> {
-        let pointers = platform.alloc_pages(1).ok_or(Error::OutOfMemory)?.cast::<Pointers>();
+    pub(crate) fn new(claim: Claim<P>) -> Result<Self, Error> {
+        let Some(page) = claim.platform().alloc_pages(1) else {
+            claim.release();
+            return Err(Error::OutOfMemory);
+        };
+        let pointers = page.cast::<Pointers>();
         let first = pointers.cast::<AtomicPtr<Page>>();
         for index in 0..size_of::<Pointers>() / size_of::<AtomicPtr<Page>>() {
             // SAFETY: within the page, which is exclusively ours.
             unsafe { first.add(index).write(AtomicPtr::new(ptr::null_mut())) };
         }
         let directory = Directory { pointers, per_frame: v1::PER_FRAME as u32, refs: AtomicU32::new(0) };
-        Ok(Self { platform, directory, spare: AtomicPtr::new(ptr::null_mut()), version_2: None })
+        Ok(Self {
+            life: claim.incarnation(),
+            claim: ManuallyDrop::new(claim),
+            directory,
+            spare: AtomicPtr::new(ptr::null_mut()),
+            version_2: None,
+        })
     }
 
     /// A directory for a table of version 2.
-    pub(crate) fn new_version_2(platform: P) -> Result<Self, Error> {
-        let mut frames = Self::new(platform)?;
+    pub(crate) fn new_version_2(claim: Claim<P>) -> Result<Self, Error> {
+        let mut frames = Self::new(claim)?;
         frames.directory.per_frame = v2::PER_FRAME as u32;
         frames.version_2 = Some(Version2 { ops: &v2::OPS, add_status: Self::add_status });
         Ok(frames)
     }
 
     pub(crate) fn platform(&self) -> &P {
-        &self.platform
+        self.claim.platform()
+    }
+
+    /// The domain's life at the moment.
+    #[inline]
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.claim.incarnation()
+    }
+
+    /// Whether the frames are where the directory says. After a resume nothing is there, and must not be accessed.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.incarnation() == self.life
     }
 
     pub(crate) fn is_version_2(&self) -> bool {
@@ -162,8 +188,11 @@ impl<P: Platform> Frames<P> {
         self.directory.slot(gref)
     }
 
-    /// Makes an entry grant something; `None` if it cannot say that.
+    /// Makes an entry grant something; `None` if it cannot say that, or is not there any more.
     pub(crate) fn write(&self, gref: GrantRef, to: DomId, grant: &Grant) -> Option<()> {
+        if !self.is_current() {
+            return None;
+        }
         match &self.version_2 {
             None => v1::write(&self.directory, gref, to, grant),
             Some(version_2) => (version_2.ops.write)(&self.directory, gref, to, grant),
@@ -172,6 +201,10 @@ impl<P: Platform> Frames<P> {
 
     /// Makes an entry grant nothing. False: the peer still uses what was granted.
     pub(crate) fn revoke(&self, gref: GrantRef) -> bool {
+        if !self.is_current() {
+            // Nobody uses what a domain granted that is gone.
+            return true;
+        }
         match &self.version_2 {
             None => v1::revoke(&self.directory, gref),
             Some(version_2) => (version_2.ops.revoke)(&self.directory, gref),
@@ -179,6 +212,9 @@ impl<P: Platform> Frames<P> {
     }
 
     pub(crate) fn flags(&self, gref: GrantRef) -> GrantFlags {
+        if !self.is_current() {
+            return GrantFlags::empty();
+        }
         match &self.version_2 {
             None => v1::flags(&self.directory, gref),
             Some(version_2) => (version_2.ops.flags)(&self.directory, gref),
@@ -186,6 +222,9 @@ impl<P: Platform> Frames<P> {
     }
 
     pub(crate) fn peer(&self, gref: GrantRef) -> DomId {
+        if !self.is_current() {
+            return DomId::INVALID;
+        }
         match &self.version_2 {
             None => v1::peer(&self.directory, gref),
             Some(version_2) => (version_2.ops.peer)(&self.directory, gref),
@@ -217,7 +256,7 @@ impl<P: Platform> Frames<P> {
         if !place.load(Ordering::Relaxed).is_null() {
             return Ok(());
         }
-        let page = self.platform.alloc_pages(1).ok_or(Error::OutOfMemory)?;
+        let page = self.platform().alloc_pages(1).ok_or(Error::OutOfMemory)?;
         for index in 0..SLOTS {
             // SAFETY: the page is exclusively ours and has room for the slots (asserted above).
             unsafe { page.cast::<Slot>().add(index).write(Slot::owned()) };
@@ -238,9 +277,9 @@ impl<P: Platform> Frames<P> {
             return Ok(());
         }
         let spare = NonNull::new(self.spare.swap(ptr::null_mut(), Ordering::Relaxed));
-        let page = spare.or_else(|| self.platform.alloc_pages(1)).ok_or(Error::OutOfMemory)?;
+        let page = spare.or_else(|| self.platform().alloc_pages(1)).ok_or(Error::OutOfMemory)?;
         // SAFETY: the page was allocated for this; it is used as a frame of the table only, and never freed.
-        if let Err(error) = unsafe { xen::map_frame(&self.platform, frame, self.platform.gfn(page)) } {
+        if let Err(error) = unsafe { xen::map_frame(self.platform(), frame, self.platform().gfn(page)) } {
             self.spare.store(page.as_ptr(), Ordering::Relaxed);
             return Err(error);
         }
@@ -255,8 +294,38 @@ impl<P: Platform> core::fmt::Debug for Frames<P> {
     }
 }
 
-impl<P: Platform> Drop for Frames<P> {
-    fn drop(&mut self) {
+impl<P: Platform> Frames<P> {
+    /// Takes the frames out of the domain's memory, and lets another table be made.
+    pub(crate) fn close(self) -> Result<(), Error> {
+        let mut this = ManuallyDrop::new(self);
+        let status = if this.is_version_2() { STATUS_AT..512 } else { 0..0 };
+        let mut closed = Ok(());
+        for index in (ENTRIES_AT..SLOTS_AT).chain(status) {
+            let page = this.directory.pointer(index).map(|page| page.load(Ordering::Relaxed));
+            if let Some(page) = page.and_then(NonNull::new) {
+                // SAFETY: from `add_frame`, and nobody accesses an entry any more: `this` has been consumed.
+                closed = closed.and(unsafe { xen::unmap_frame(this.platform(), page) });
+            }
+        }
+        this.free();
+        // SAFETY: `this` is not used, nor dropped, afterwards.
+        let claim = unsafe { ManuallyDrop::take(&mut this.claim) };
+        if closed.is_ok() {
+            claim.release();
+        }
+        closed
+    }
+
+    /// Lets another table be made when this one could not be started: nobody has a reference of it.
+    pub(crate) fn abandon(self) {
+        let mut this = ManuallyDrop::new(self);
+        this.free();
+        // SAFETY: `this` is not used, nor dropped, afterwards.
+        unsafe { ManuallyDrop::take(&mut this.claim) }.release();
+    }
+
+    /// Frees what is not shared with Xen.
+    fn free(&mut self) {
         let pages = if self.is_version_2() { SLOTS_AT..STATUS_AT } else { SLOTS_AT..512 };
         // The frames shared with Xen stay: Xen put them where our pages were, they are no memory that could be given back.
         // The spare page may be no memory either. Quarantined pages stay, for the peer still has them.
@@ -265,10 +334,18 @@ impl<P: Platform> Drop for Frames<P> {
             if let Some(page) = page.and_then(NonNull::new) {
                 // SAFETY: from `add_slots`, so from this memory, and `&mut self` proves that no slot is in use. Slots need
                 // no drop.
-                unsafe { self.platform.free_pages(page, 1) };
+                unsafe { self.platform().free_pages(page, 1) };
             }
         }
         // SAFETY: from `new`; nothing uses the directory any more.
-        unsafe { self.platform.free_pages(self.directory.pointers.cast(), 1) };
+        unsafe { self.platform().free_pages(self.directory.pointers.cast(), 1) };
+    }
+}
+
+impl<P: Platform> Drop for Frames<P> {
+    fn drop(&mut self) {
+        self.free();
+        // SAFETY: only here and in the methods that keep this from running.
+        unsafe { ManuallyDrop::drop(&mut self.claim) };
     }
 }

@@ -10,7 +10,7 @@ use crate::{Errno, Hypercall, HypercallNr};
 ///
 /// # Errors
 /// `EPERM` or `ENOSYS` where Xen does not take it.
-pub fn write(xen: &impl Hypercall, text: &[u8]) -> Result<(), Errno> {
+pub fn write(xen: &(impl Hypercall + ?Sized), text: &[u8]) -> Result<(), Errno> {
     let pointer = text.as_ptr().expose_provenance();
     // SAFETY: CONSOLEIO_write reads `text.len()` bytes at the pointer, all of them borrowed.
     Errno::check(unsafe {
@@ -23,7 +23,7 @@ pub fn write(xen: &impl Hypercall, text: &[u8]) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `EPERM` for all but the first domain.
-pub fn read(xen: &impl Hypercall, buffer: &mut [u8]) -> Result<usize, Errno> {
+pub fn read(xen: &(impl Hypercall + ?Sized), buffer: &mut [u8]) -> Result<usize, Errno> {
     let pointer = buffer.as_mut_ptr().expose_provenance();
     // SAFETY: CONSOLEIO_read writes at most `buffer.len()` bytes at the pointer, all of them exclusively borrowed.
     let count = Errno::check(unsafe {

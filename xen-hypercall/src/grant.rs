@@ -11,7 +11,7 @@ use crate::{DomId, Errno, Gfn, Hypercall, HypercallNr};
 ///
 /// # Safety
 /// `command` reads and fills exactly one `T`.
-unsafe fn one<T>(xen: &impl Hypercall, command: usize, argument: &mut T) -> Result<usize, Errno> {
+unsafe fn one<T>(xen: &(impl Hypercall + ?Sized), command: usize, argument: &mut T) -> Result<usize, Errno> {
     // SAFETY: the caller vouches for it.
     unsafe { each(xen, command, core::slice::from_mut(argument)) }
 }
@@ -20,7 +20,11 @@ unsafe fn one<T>(xen: &impl Hypercall, command: usize, argument: &mut T) -> Resu
 ///
 /// # Safety
 /// `command` reads and fills so many `T`; what else it does is right.
-unsafe fn each<T>(xen: &impl Hypercall, command: usize, arguments: &mut [T]) -> Result<usize, Errno> {
+unsafe fn each<T>(
+    xen: &(impl Hypercall + ?Sized),
+    command: usize,
+    arguments: &mut [T],
+) -> Result<usize, Errno> {
     let pointer = arguments.as_mut_ptr().expose_provenance();
     let args = [command, pointer, arguments.len(), 0, 0];
     // SAFETY: the caller vouches that these `T`, exclusively borrowed here, are all that is read and written.
@@ -29,6 +33,7 @@ unsafe fn each<T>(xen: &impl Hypercall, command: usize, arguments: &mut [T]) -> 
 
 /// How large the table is and may become, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Size {
     /// Frames it has.
     pub frames: u32,
@@ -40,7 +45,7 @@ pub struct Size {
 ///
 /// # Errors
 /// The hypercall's own, or `EINVAL` when Xen answers with a status other than `GNTST_okay`.
-pub fn query_size(xen: &impl Hypercall) -> Result<Size, Errno> {
+pub fn query_size(xen: &(impl Hypercall + ?Sized)) -> Result<Size, Errno> {
     let mut op = GnttabQuerySize { dom: DomId::SELF.0, ..Default::default() };
     // SAFETY: GNTTABOP_query_size reads and fills a `gnttab_query_size`.
     unsafe { one(xen, GNTTABOP_QUERY_SIZE, &mut op) }?;
@@ -54,7 +59,7 @@ pub fn query_size(xen: &impl Hypercall) -> Result<Size, Errno> {
 ///
 /// # Errors
 /// `ENOSYS` where Xen knows version 1 alone.
-pub fn get_version(xen: &impl Hypercall) -> Result<u32, Errno> {
+pub fn get_version(xen: &(impl Hypercall + ?Sized)) -> Result<u32, Errno> {
     let mut op = GnttabGetVersion { dom: DomId::SELF.0, ..Default::default() };
     // SAFETY: GNTTABOP_get_version reads and fills a `gnttab_get_version`.
     unsafe { one(xen, GNTTABOP_GET_VERSION, &mut op) }?;
@@ -68,7 +73,7 @@ pub fn get_version(xen: &impl Hypercall) -> Result<u32, Errno> {
 ///
 /// # Safety
 /// No grant is in force, and nobody reads or writes the table in the other layout any more.
-pub unsafe fn set_version(xen: &impl Hypercall, version: u32) -> Result<u32, Errno> {
+pub unsafe fn set_version(xen: &(impl Hypercall + ?Sized), version: u32) -> Result<u32, Errno> {
     let mut op = GnttabSetVersion { version };
     // SAFETY: GNTTABOP_set_version reads and fills a `gnttab_set_version`; the caller vouches for the table.
     unsafe { one(xen, GNTTABOP_SET_VERSION, &mut op) }?;
@@ -84,7 +89,7 @@ pub unsafe fn set_version(xen: &impl Hypercall, version: u32) -> Result<u32, Err
 /// # Safety
 /// Nothing in this domain has references to the bytes that copies into its own frames write to, and none has exclusive
 /// ones to those that are read.
-pub unsafe fn copy(xen: &impl Hypercall, copies: &mut [GnttabCopy]) -> Result<(), Errno> {
+pub unsafe fn copy(xen: &(impl Hypercall + ?Sized), copies: &mut [GnttabCopy]) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_copy reads and fills `gnttab_copy`s; the caller vouches for the memory they name.
     unsafe { each(xen, GNTTABOP_COPY, copies) }.map(drop)
 }
@@ -99,7 +104,7 @@ pub unsafe fn copy(xen: &impl Hypercall, copies: &mut [GnttabCopy]) -> Result<()
 /// `host_addr` is in room that was reserved for this, see [`GrantRoom`](crate::GrantRoom), and nothing is mapped there. The
 /// granter is another domain: on x86, Xen moves a page that this one granted itself, and there is nothing any more where the
 /// page was.
-pub unsafe fn map(xen: &impl Hypercall, maps: &mut [GnttabMapGrantRef]) -> Result<(), Errno> {
+pub unsafe fn map(xen: &(impl Hypercall + ?Sized), maps: &mut [GnttabMapGrantRef]) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_map_grant_ref reads and fills `gnttab_map_grant_ref`s; the caller vouches for the room.
     unsafe { each(xen, GNTTABOP_MAP_GRANT_REF, maps) }.map(drop)
 }
@@ -112,7 +117,10 @@ pub unsafe fn map(xen: &impl Hypercall, maps: &mut [GnttabMapGrantRef]) -> Resul
 ///
 /// # Safety
 /// Nobody uses the mapped memory any more.
-pub unsafe fn unmap(xen: &impl Hypercall, unmaps: &mut [GnttabUnmapGrantRef]) -> Result<(), Errno> {
+pub unsafe fn unmap(
+    xen: &(impl Hypercall + ?Sized),
+    unmaps: &mut [GnttabUnmapGrantRef],
+) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_unmap_grant_ref reads and fills `gnttab_unmap_grant_ref`s; the caller vouches for the memory.
     unsafe { each(xen, GNTTABOP_UNMAP_GRANT_REF, unmaps) }.map(drop)
 }
@@ -123,7 +131,7 @@ pub unsafe fn unmap(xen: &impl Hypercall, unmaps: &mut [GnttabUnmapGrantRef]) ->
 /// # Errors
 /// The hypercall's own, `EINVAL` when Xen answers with a status other than `GNTST_okay`, and when `frames` is longer
 /// than Xen's numbers.
-pub fn setup_table(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno> {
+pub fn setup_table(xen: &(impl Hypercall + ?Sized), frames: &mut [Gfn]) -> Result<(), Errno> {
     let mut op = GnttabSetupTable {
         dom: DomId::SELF.0,
         nr_frames: u32::try_from(frames.len()).map_err(|_| Errno::EINVAL)?,
@@ -140,7 +148,7 @@ pub fn setup_table(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno
 ///
 /// # Errors
 /// As for [`setup_table`]; `ENOSYS` for HVM and PVH guests on x86.
-pub fn status_frames(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno> {
+pub fn status_frames(xen: &(impl Hypercall + ?Sized), frames: &mut [Gfn]) -> Result<(), Errno> {
     let mut op = GnttabGetStatusFrames {
         dom: DomId::SELF.0,
         nr_frames: u32::try_from(frames.len()).map_err(|_| Errno::EINVAL)?,
@@ -161,7 +169,7 @@ pub fn status_frames(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Err
 ///
 /// # Safety
 /// Whoever owns one of the references expects it; nobody writes to one of the entries meanwhile.
-pub unsafe fn swap(xen: &impl Hypercall, a: u32, b: u32) -> Result<(), Errno> {
+pub unsafe fn swap(xen: &(impl Hypercall + ?Sized), a: u32, b: u32) -> Result<(), Errno> {
     let mut op = GnttabSwapGrantRef { ref_a: a, ref_b: b, ..Default::default() };
     // SAFETY: GNTTABOP_swap_grant_ref reads and fills a `gnttab_swap_grant_ref`; the caller vouches for the entries.
     unsafe { one(xen, GNTTABOP_SWAP_GRANT_REF, &mut op) }?;
@@ -170,6 +178,7 @@ pub unsafe fn swap(xen: &impl Hypercall, a: u32, b: u32) -> Result<(), Errno> {
 
 /// What to do with cached data (`GNTTAB_CACHE_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Cache {
     /// Write it to memory.
     Clean,
@@ -184,7 +193,7 @@ pub enum Cache {
 /// `ENOSYS` for HVM and PVH guests on x86, `EOPNOTSUPP` elsewhere, `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
 /// this domain, `EFAULT`.
 pub fn flush_cache(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     reference: u32,
     offset: u16,
     length: u16,

@@ -110,7 +110,7 @@ impl<'a, const N: usize> Multicall<'a, N> {
     ///
     /// # Errors
     /// `EINVAL` from within another multicall, `EFAULT`; some of the calls may have been made then.
-    pub fn run(mut self, xen: &impl Hypercall) -> Result<Results<N>, Errno> {
+    pub fn run(mut self, xen: &(impl Hypercall + ?Sized)) -> Result<Results<N>, Errno> {
         let pointer = self.entries.as_mut_ptr().expose_provenance();
         let args = [pointer, self.used, 0, 0, 0];
         // SAFETY: the call reads and writes `used` entries, exclusively borrowed here; what the calls in them reach was

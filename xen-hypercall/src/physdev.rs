@@ -32,7 +32,7 @@ commands! {
 ///
 /// # Errors
 /// `EINVAL` for a pirq out of range, `ENOSYS` for guests without pirqs.
-pub fn eoi(xen: &impl Hypercall, pirq: u32) -> Result<(), Errno> {
+pub fn eoi(xen: &(impl Hypercall + ?Sized), pirq: u32) -> Result<(), Errno> {
     run(xen, &mut PhysdevEoi { irq: pirq }).map(drop)
 }
 
@@ -52,7 +52,7 @@ bitflags::bitflags! {
 ///
 /// # Errors
 /// `EINVAL` for a pirq out of range, `ENOSYS` for guests without pirqs.
-pub fn irq_status(xen: &impl Hypercall, pirq: u32) -> Result<IrqStatus, Errno> {
+pub fn irq_status(xen: &(impl Hypercall + ?Sized), pirq: u32) -> Result<IrqStatus, Errno> {
     let mut argument = PhysdevIrqStatusQuery { irq: pirq, flags: 0 };
     run(xen, &mut argument)?;
     Ok(IrqStatus::from_bits_retain(argument.flags))
@@ -95,7 +95,7 @@ pub enum Source {
 /// # Errors
 /// `EPERM` for a device that is not this domain's, `EINVAL`, `ENOSPC` when there are no more, `ENOSYS` for guests
 /// without pirqs.
-pub fn map_pirq(xen: &impl Hypercall, source: Source, pirq: Option<u32>) -> Result<u32, Errno> {
+pub fn map_pirq(xen: &(impl Hypercall + ?Sized), source: Source, pirq: Option<u32>) -> Result<u32, Errno> {
     let pirq = match pirq {
         Some(pirq) => i32::try_from(pirq).map_err(|_| Errno::EINVAL)?,
         None => -1,
@@ -133,7 +133,7 @@ pub fn map_pirq(xen: &impl Hypercall, source: Source, pirq: Option<u32>) -> Resu
 ///
 /// # Errors
 /// `EINVAL` for one that has none, `ENOSYS` for guests without pirqs.
-pub fn unmap_pirq(xen: &impl Hypercall, pirq: u32) -> Result<(), Errno> {
+pub fn unmap_pirq(xen: &(impl Hypercall + ?Sized), pirq: u32) -> Result<(), Errno> {
     let pirq = i32::try_from(pirq).map_err(|_| Errno::EINVAL)?;
     run(xen, &mut PhysdevUnmapPirq { domid: DomId::SELF.0, pad0: 0, pirq }).map(drop)
 }
@@ -142,7 +142,7 @@ pub fn unmap_pirq(xen: &impl Hypercall, pirq: u32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `ENOSPC` when there are no more, `ENOSYS` for guests without pirqs.
-pub fn free_pirq(xen: &impl Hypercall, source: Source) -> Result<u32, Errno> {
+pub fn free_pirq(xen: &(impl Hypercall + ?Sized), source: Source) -> Result<u32, Errno> {
     let r#type = if matches!(source, Source::Gsi(_)) { MAP_PIRQ_TYPE_GSI } else { MAP_PIRQ_TYPE_MSI };
     let mut argument = PhysdevGetFreePirq { r#type, pirq: 0 };
     run(xen, &mut argument)?;
@@ -158,7 +158,7 @@ pub fn free_pirq(xen: &impl Hypercall, source: Source) -> Result<u32, Errno> {
 ///
 /// # Safety
 /// Xen writes to the page until the domain ends. Nobody uses it otherwise than by atomics.
-pub unsafe fn set_eoi_page(xen: &impl Hypercall, gfn: Gfn) -> Result<(), Errno> {
+pub unsafe fn set_eoi_page(xen: &(impl Hypercall + ?Sized), gfn: Gfn) -> Result<(), Errno> {
     let argument = PhysdevPirqEoiGmfn { gmfn: gfn.0 };
     let pointer = (&raw const argument).expose_provenance();
     let args = [PHYSDEVOP_PIRQ_EOI_GMFN_V2, pointer, 0, 0, 0];

@@ -59,7 +59,7 @@ impl fmt::Display for Uuid {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn version(xen: &impl Hypercall) -> Result<(u16, u16), Errno> {
+pub fn version(xen: &(impl Hypercall + ?Sized)) -> Result<(u16, u16), Errno> {
     let both = numbers(xen, Plain::Version, [0; 4])?;
     Ok(((both >> 16) as u16, both as u16))
 }
@@ -68,7 +68,7 @@ pub fn version(xen: &impl Hypercall) -> Result<(u16, u16), Errno> {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn extraversion(xen: &impl Hypercall) -> Result<Text<16>, Errno> {
+pub fn extraversion(xen: &(impl Hypercall + ?Sized)) -> Result<Text<16>, Errno> {
     // SAFETY: XENVER_extraversion fills a `xen_extraversion_t`, 16 characters.
     unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_EXTRAVERSION) }.map(Text)
 }
@@ -77,13 +77,14 @@ pub fn extraversion(xen: &impl Hypercall) -> Result<Text<16>, Errno> {
 ///
 /// # Errors
 /// None that Xen documents; with some security modules the text says only that it is denied.
-pub fn capabilities(xen: &impl Hypercall) -> Result<Text<1024>, Errno> {
+pub fn capabilities(xen: &(impl Hypercall + ?Sized)) -> Result<Text<1024>, Errno> {
     // SAFETY: XENVER_capabilities fills a `xen_capabilities_info_t`, 1024 characters.
     unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_CAPABILITIES) }.map(Text)
 }
 
 /// Who compiled this Xen, when and with what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct CompileInfo {
     /// The compiler and its version.
     pub compiler: Text<64>,
@@ -99,7 +100,7 @@ pub struct CompileInfo {
 ///
 /// # Errors
 /// None that Xen documents; with some security modules the texts say only that it is denied.
-pub fn compile_info(xen: &impl Hypercall) -> Result<CompileInfo, Errno> {
+pub fn compile_info(xen: &(impl Hypercall + ?Sized)) -> Result<CompileInfo, Errno> {
     // SAFETY: XENVER_compile_info fills a `xen_compile_info`, 144 bytes.
     let bytes: [u8; size_of::<XenCompileInfo>()] =
         unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_COMPILE_INFO) }?;
@@ -116,7 +117,7 @@ pub fn compile_info(xen: &impl Hypercall) -> Result<CompileInfo, Errno> {
 ///
 /// # Errors
 /// None that Xen documents; with some security modules the text says only that it is denied.
-pub fn changeset(xen: &impl Hypercall) -> Result<Text<64>, Errno> {
+pub fn changeset(xen: &(impl Hypercall + ?Sized)) -> Result<Text<64>, Errno> {
     // SAFETY: XENVER_changeset fills a `xen_changeset_info_t`, 64 characters.
     unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_CHANGESET) }.map(Text)
 }
@@ -125,7 +126,7 @@ pub fn changeset(xen: &impl Hypercall) -> Result<Text<64>, Errno> {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn virt_start(xen: &impl Hypercall) -> Result<u64, Errno> {
+pub fn virt_start(xen: &(impl Hypercall + ?Sized)) -> Result<u64, Errno> {
     // SAFETY: XENVER_platform_parameters fills a `xen_platform_parameters`, 8 bytes.
     let bytes: [u8; 8] = unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_PLATFORM_PARAMETERS) }?;
     Ok(u64::from_ne_bytes(bytes))
@@ -135,7 +136,7 @@ pub fn virt_start(xen: &impl Hypercall) -> Result<u64, Errno> {
 ///
 /// # Errors
 /// None that Xen documents; zero where a security module denies it.
-pub fn page_size(xen: &impl Hypercall) -> Result<usize, Errno> {
+pub fn page_size(xen: &(impl Hypercall + ?Sized)) -> Result<usize, Errno> {
     numbers(xen, Plain::PageSize, [0; 4])
 }
 
@@ -143,7 +144,7 @@ pub fn page_size(xen: &impl Hypercall) -> Result<usize, Errno> {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn command_line(xen: &impl Hypercall) -> Result<Text<1024>, Errno> {
+pub fn command_line(xen: &(impl Hypercall + ?Sized)) -> Result<Text<1024>, Errno> {
     // SAFETY: XENVER_commandline fills at most a `xen_commandline_t`, 1024 characters.
     unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_COMMANDLINE) }.map(Text)
 }
@@ -176,7 +177,7 @@ impl fmt::Display for BuildId {
 /// # Errors
 /// `EPERM` for guests other than the control domain, `ENODATA` when it was linked without one, `ENOBUFS` for one
 /// that is longer than [`BuildId::MAX`].
-pub fn build_id(xen: &impl Hypercall) -> Result<BuildId, Errno> {
+pub fn build_id(xen: &(impl Hypercall + ?Sized)) -> Result<BuildId, Errno> {
     #[derive(FromBytes, IntoBytes)]
     #[repr(C)]
     struct Argument {
@@ -196,7 +197,7 @@ pub fn build_id(xen: &impl Hypercall) -> Result<BuildId, Errno> {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn guest_handle(xen: &impl Hypercall) -> Result<Uuid, Errno> {
+pub fn guest_handle(xen: &(impl Hypercall + ?Sized)) -> Result<Uuid, Errno> {
     // SAFETY: XENVER_guest_handle fills a `xen_domain_handle_t`, 16 bytes.
     unsafe { fill(xen, HypercallNr::XEN_VERSION, XENVER_GUEST_HANDLE) }.map(Uuid)
 }
@@ -251,7 +252,7 @@ bitflags::bitflags! {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn features(xen: &impl Hypercall) -> Result<Features, Errno> {
+pub fn features(xen: &(impl Hypercall + ?Sized)) -> Result<Features, Errno> {
     let mut info = XenFeatureInfo::default();
     run(xen, &mut info)?;
     Ok(Features::from_bits_retain(info.submap))

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use xen_hypercall::arch::x86_64::{
-    HvmFeatures, HvmLeaf, Leaf, VendorCall, cpuid_base, cpuid_version, hvm_leaf, vendor,
+    HvmFeatures, Leaf, VendorCall, cpuid_base, cpuid_version, hvm_leaf, vendor,
 };
 use xen_hypercall::{DomId, VcpuId};
 
@@ -61,16 +61,15 @@ fn no_xen_no_leaves() {
 
 #[test]
 fn leaf_4_tells_what_its_flags_say_it_tells() {
-    let all = |features| hvm_leaf(xen_at(0x4000_0100, 4, features));
-    let leaf = |features, vcpu, domain| {
-        Some(HvmLeaf { features: HvmFeatures::from_bits_retain(features), vcpu, domain })
-    };
+    let read = |features| hvm_leaf(xen_at(0x4000_0100, 4, features));
+    let all = |features| read(features).map(|leaf| (leaf.features, leaf.vcpu, leaf.domain));
+    let leaf = |features, vcpu, domain| Some((HvmFeatures::from_bits_retain(features), vcpu, domain));
     assert_eq!(all(0), leaf(0, None, None));
     assert_eq!(all(1 << 3), leaf(1 << 3, Some(VcpuId(3)), None));
     assert_eq!(all(1 << 4), leaf(1 << 4, None, Some(DomId(7))), "the low half of ecx");
     let every = !0;
     assert_eq!(all(every), leaf(every, Some(VcpuId(3)), Some(DomId(7))), "unknown flags are kept");
-    assert!(all(every).unwrap().features.contains(HvmFeatures::IOMMU_MAPPINGS));
+    assert!(read(every).unwrap().features.contains(HvmFeatures::IOMMU_MAPPINGS));
     assert_eq!(hvm_leaf(xen_at(0x4000_0000, 3, !0)), None, "a Xen without leaf 4");
 }
 

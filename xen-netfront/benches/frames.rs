@@ -10,8 +10,8 @@ use criterion::{
 };
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options};
 use xen_netfront::{Config, FRAME_MAX, Features, FramePage, NetFront, TxMeta};
 use xen_xenstore::Xenstore;
@@ -38,9 +38,9 @@ impl Machine {
         store.connect(&guest);
         let switch = MockSwitch::new(&xen);
         let _ = MockNetback::new(&switch, &store, &guest, 0, Options::default());
-        let shared = SharedInfo::map(&guest).unwrap();
-        let events: &'static _ = Box::leak(Box::new(EventChannels::new(guest.clone(), shared).unwrap()));
-        let grants: &'static _ = Box::leak(Box::new(GrantTable::new(guest).unwrap()));
+        let token = guest.boot().unwrap();
+        let events: &'static _ = Box::leak(Box::new(EventChannels::new(&token).unwrap()));
+        let grants: &'static _ = Box::leak(Box::new(GrantTable::new(&token).unwrap()));
         let mut xs = Xenstore::new(events).unwrap();
         let soon = xs.now() + Duration::from_secs(5);
         let card = NetFront::connect_with(&mut xs, events, grants, 0, soon, config).unwrap();

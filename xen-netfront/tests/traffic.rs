@@ -172,10 +172,9 @@ fn two_guests_talk_by_the_switch_and_wireshark_can_listen() {
     let options = Options { mac: Mac([0, 22, 62, 0, 0, 2]), ..Options::default() };
     let _other_back =
         xen_netfront::mock::MockNetback::new(&machine.switch, &machine.store, &other, 0, options);
-    let events =
-        xen_evtchn::EventChannels::new(other.clone(), xen_hypercall::SharedInfo::map(&other).unwrap())
-            .unwrap();
-    let grants = xen_gnttab::GrantTable::new(other.clone()).unwrap();
+    let token = other.boot().unwrap();
+    let events = xen_evtchn::EventChannels::new(&token).unwrap();
+    let grants = xen_gnttab::GrantTable::new(&token).unwrap();
     let (mut xs, mut other_xs) = (Xenstore::new(&machine.events).unwrap(), Xenstore::new(&events).unwrap());
     let mut a = machine.connect(&mut xs).unwrap();
     let mut b = xen_netfront::NetFront::connect(&mut other_xs, &events, &grants, 0, machine.soon()).unwrap();

@@ -2,7 +2,7 @@
 
 use xen_hypercall::hvm::{self, HvmParam, MemType};
 use xen_hypercall::memory::{MemFlags, PhysmapSpace};
-use xen_hypercall::sched::ShutdownReason;
+use xen_hypercall::sched::ShutdownCode;
 use xen_hypercall::version::Features;
 use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, VcpuId, abi};
 
@@ -180,7 +180,7 @@ fn errors(list: &mut List) {
 
 /// The same numbers in the types of the modules that make the calls.
 fn wrapped(list: &mut List) {
-    consts!(list, ShutdownReason "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
+    consts!(list, ShutdownCode "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
     consts!(list, PhysmapSpace "XENMAPSPACE_" [.0] { SHARED_INFO, GRANT_TABLE, GMFN = "XENMAPSPACE_gmfn", GMFN_FOREIGN = "XENMAPSPACE_gmfn_foreign" });
     consts!(list, MemFlags "XENMEMF_" [.bits()] {
         POPULATE_ON_DEMAND = "XENMEMF_populate_on_demand", EXACT_NODE = "XENMEMF_exact_node_request",
@@ -194,7 +194,7 @@ fn wrapped(list: &mut List) {
         RAM = "HVMMEM_ram_rw", READ_ONLY = "HVMMEM_ram_ro", MMIO = "HVMMEM_mmio_dm",
         IOREQ_SERVER = "HVMMEM_ioreq_server",
     });
-    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(0) >> 56 });
+    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(hvm::Vector::FIRST) >> 56 });
     // The headers number the bits.
     consts!(list, Features "XENFEAT_" [.bits().trailing_zeros()] {
         WRITABLE_PAGE_TABLES, WRITABLE_DESCRIPTOR_TABLES, AUTO_TRANSLATED_PHYSMAP, SUPERVISOR_MODE_KERNEL,

@@ -118,7 +118,7 @@ impl<'k, K: Platform + Wait> Heart<'k, K> {
             }
             // Whoever sleeps asks for an event first, and looks once more.
             if !self.ring.arm().map_err(Error::Ring)? {
-                self.kernel.wait(Some(deadline));
+                self.kernel.wait(Some(deadline), &|| false);
             }
         }
     }

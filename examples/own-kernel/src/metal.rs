@@ -5,7 +5,7 @@ use core::arch::x86_64::_rdtsc;
 use core::time::Duration;
 
 use xen_hypercall::arch::x86_64::VendorCall;
-use xen_hypercall::{Errno, SharedInfo, VcpuId, Wait, sched, vcpu};
+use xen_hypercall::{Clock, SharedInfo, VcpuId, Wait, sched, vcpu};
 
 use crate::{Frames, Kernel};
 
@@ -16,31 +16,30 @@ pub type OnXen = Kernel<VendorCall, Frames, Sleep>;
 #[derive(Debug)]
 pub struct Sleep {
     call: VendorCall,
-    shared: SharedInfo,
+    clock: Clock,
 }
 
 impl OnXen {
-    /// Puts the platform together. None: not on a processor that Xen runs on.
-    ///
-    /// # Errors
-    /// Xen's, when it does not give its page.
+    /// Puts the platform together, with a clock that stands still. None: not on a processor that Xen runs on.
     ///
     /// # Safety
     /// This is vCPU 0 of an HVM or PVH domain of Xen, in ring 0.
-    pub unsafe fn start(memory: Frames) -> Result<Option<Self>, Errno> {
+    pub unsafe fn new(memory: Frames) -> Option<Self> {
         // SAFETY: the caller says where this runs.
-        let Some(call) = (unsafe { VendorCall::detect() }) else { return Ok(None) };
-        let early = Kernel { call, memory, time: () };
-        let shared = SharedInfo::map(&early)?;
-        Ok(Some(Kernel { call, memory: early.memory, time: Sleep { call, shared } }))
+        let call = unsafe { VendorCall::detect() }?;
+        Some(Kernel { call, memory, time: Sleep { call, clock: Clock::new() } })
+    }
+
+    /// Lets the clock run, once the kernel has the token of its domain.
+    pub fn start_clock(&self, shared: SharedInfo<'static>) {
+        self.time.clock.start(shared);
     }
 }
 
 impl Wait for Sleep {
     fn now(&self) -> Duration {
         // SAFETY: every processor of 64 bits has the instruction.
-        let counter = unsafe { _rdtsc() };
-        self.shared.time(VcpuId(0)).unwrap_or_default().system_time(counter)
+        self.clock.now(VcpuId(0), || unsafe { _rdtsc() })
     }
 
     /// With interrupts off: Xen's `block` ends at once if an event is pending by then.

@@ -13,6 +13,7 @@ use xen_xenstore::{Path, Xenstore, control};
 
 use crate::console;
 use crate::devices::{self, Devices, Disk, Nic, Slot};
+use crate::platform::Owned;
 use crate::platform::{self, Kernel};
 
 pub(crate) type Events = &'static EventChannels<&'static Kernel>;
@@ -34,8 +35,8 @@ impl fmt::Debug for XenMachine {
 
 impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
-    pub(crate) fn new(events: Events, mut config: Config) -> (Self, Devices, Config) {
-        let kernel = *events.platform();
+    pub(crate) fn new(domain: Owned, events: Events, mut config: Config) -> (Self, Devices, Config) {
+        let kernel = *domain.platform();
         let mut machine = Self { kernel, events, control: None, slot: None };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
@@ -54,7 +55,7 @@ impl XenMachine {
                 config.address = address_from_store(&mut xs);
             }
         }
-        let devices = devices::open(store, events);
+        let devices = devices::open(domain, store, events);
         machine.slot = devices.slot;
         (machine, devices, config)
     }

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use xen_evtchn::{Abi, Channel, Error, EventChannels, Port, Status, Virq, mock};
+use xen_evtchn::{Abi, Channel, Error, EventChannels, Port, Priority, Progress, Status, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, SharedInfo, VcpuId, event, vcpu};
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{DomId, Errno, VcpuId, event, vcpu};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -22,7 +23,7 @@ fn machine() -> MockXen {
 
 fn channels(xen: &MockXen, id: DomId) -> EventChannels<MockDomain> {
     let domain = xen.domain(id);
-    EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), ABI).unwrap()
+    EventChannels::with_abi(&domain.boot().unwrap(), ABI).unwrap()
 }
 
 /// A channel whose events nobody ends.
@@ -254,7 +255,7 @@ fn without_memory_for_records_nothing_is_left_behind() {
     drop(channels);
     let domain = domain.clone();
     drop(guest);
-    assert_eq!(domain.pages_in_use(), before);
+    assert_eq!(domain.pages_in_use(), before - 1, "the page of the token is back, too");
 }
 
 #[test]
@@ -296,6 +297,80 @@ fn wait_does_not_sleep_over_what_an_interrupt_handler_dispatched() {
     // There is nothing to wait for any more: the mock would panic.
     guest.wait_since(seen, None);
     assert!(front.take());
+}
+
+/// A loop looks at two devices; what the look at the second waits for takes the first one's event.
+#[test]
+fn a_wait_between_look_and_sleep_takes_nobodys_event() {
+    let xen = machine();
+    let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
+    let [card, store] = [(); 2].map(|()| guest.alloc_unbound(DOM0).unwrap());
+    let [card_back, store_back] = [&card, &store].map(|end| dom0.bind_interdomain(GUEST, end.port()).unwrap());
+    guest.wait_since(guest.seq(), Some(xen.now()));
+    let seen = guest.seq();
+    assert!(!card.take(), "the look at the card");
+    // A question to the store: both answer while it is waited for.
+    card_back.notify().unwrap();
+    store_back.notify().unwrap();
+    let asked = guest.seq();
+    while !store.take() {
+        guest.wait_since(asked, None);
+    }
+    // Two waiters may sleep with what they saw: neither takes the other's reason to wake.
+    guest.wait_since(seen, None);
+    guest.wait_since(seen, None);
+    assert!(card.take());
+    assert_eq!(xen.now(), core::time::Duration::ZERO, "nobody slept");
+}
+
+#[test]
+fn a_domain_has_one_set_of_channels() {
+    let xen = machine();
+    let token = xen.domain(GUEST).boot().unwrap();
+    let guest = EventChannels::with_abi(&token, ABI).unwrap();
+    assert_eq!(EventChannels::with_abi(&token, ABI).unwrap_err(), Error::Claimed);
+    let channel = guest.alloc_unbound(DOM0).unwrap();
+    drop(channel);
+    guest.reset().unwrap();
+    let again = EventChannels::with_abi(&token, ABI).unwrap();
+    drop(again);
+    // Xen may use what a set that was dropped has told it.
+    assert_eq!(EventChannels::with_abi(&token, ABI).unwrap_err(), Error::Claimed);
+}
+
+#[test]
+fn what_was_made_before_a_resume_is_stale_and_touches_nothing() {
+    let xen = machine();
+    let domain = xen.domain(GUEST);
+    let token = domain.boot().unwrap();
+    let guest = EventChannels::with_abi(&token, ABI).unwrap();
+    let (channel, timer) = (guest.alloc_unbound(DOM0).unwrap(), guest.bind_virq(Virq::TIMER, VCPU0).unwrap());
+    let ports = mock::open_ports(&domain);
+    let before = token.incarnation();
+    // SAFETY: one vCPU, one thread, no mapping of another domain's page.
+    assert_eq!(unsafe { token.suspend() }, Ok(Resumed::InNewDomain));
+    assert_ne!(token.incarnation(), before);
+    assert!(!channel.is_current());
+    let calls = xen.trace_text();
+    assert_eq!(channel.notify(), Err(Error::Stale));
+    assert_eq!(channel.bind_vcpu(VCPU0), Err(Error::Stale));
+    assert_eq!(channel.status().unwrap_err(), Error::Stale);
+    assert_eq!(channel.set_priority(Priority::HIGHEST), Err(Error::Stale));
+    channel.mask();
+    channel.unmask();
+    channel.set_late_eoi(true);
+    channel.done(Progress::Spurious);
+    assert!(channel.is_masked() && !channel.take());
+    // Whoever waits for it is told, by the next operation's error.
+    assert!(channel.poll_event(&mut Context::from_waker(Waker::noop())).is_ready());
+    assert_eq!(guest.alloc_unbound(DOM0).unwrap_err(), Error::Stale);
+    assert_eq!(guest.bind_virq(Virq::DEBUG, VCPU0).unwrap_err(), Error::Stale);
+    assert_eq!(guest.adopt(channel.port()).unwrap_err(), Error::Stale);
+    assert_eq!((guest.dispatch(VCPU0), guest.unmask_due(), guest.next_unmask()), (0, 0, None));
+    drop((channel, timer));
+    assert_eq!(xen.trace_text(), calls, "nothing was asked of Xen");
+    assert_eq!(mock::open_ports(&domain), ports);
+    assert_eq!(guest.reset(), Err(Error::Stale));
 }
 
 /// A peer that sends an event as soon as its last one is delivered, and a task that waits for the next at once.

@@ -28,11 +28,16 @@ pub(super) struct Machine {
     pub(super) kept: Vec<(DomId, GrantRef, bool)>,
 }
 
+/// Where frames are that are not in the domain's memory.
+const HIDDEN: u64 = 0xFF_0000_0000;
+
 pub(super) struct Table {
     /// Where the domain has each frame of entries, and each of status words, in its memory.
     frames: Vec<Option<Gfn>>,
     status: Vec<Option<Gfn>>,
     max_frames: u32,
+    /// How many frames were ever hidden.
+    hidden: u64,
     pub(super) version: u32,
     pub(super) max_version: u32,
     /// What is in use, as Xen notes it privately: the entry in the domain's own memory is not asked again.
@@ -45,6 +50,7 @@ impl Default for Table {
             frames: Vec::new(),
             status: Vec::new(),
             max_frames: DEFAULT_MAX_FRAMES,
+            hidden: 0,
             version: 1,
             max_version: 2,
             active: BTreeMap::new(),
@@ -143,6 +149,23 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// `XENMEM_remove_from_physmap`: a frame that goes out of the domain's memory stays with Xen, here at a frame that the
+    /// domain does not know.
+    pub(super) fn unmap_frame(&mut self, domain: &MockDomain, gfn: Gfn) {
+        let table = self.table(domain.id());
+        let Some(place) = table.frames.iter_mut().chain(&mut table.status).find(|place| **place == Some(gfn))
+        else {
+            return;
+        };
+        let Some(from) = domain.page_at(gfn) else { return };
+        let hidden = Gfn(HIDDEN + table.hidden);
+        table.hidden += 1;
+        let to = domain.special_page(hidden);
+        // SAFETY: two pages of the domain, of which the new one is nobody's; nobody writes entries while they move.
+        unsafe { to.copy_from_nonoverlapping(from, 1) };
+        *place = Some(hidden);
     }
 
     /// `XENMEM_add_to_physmap`: the page at `gfn` becomes the frame. A frame that is mapped elsewhere moves.

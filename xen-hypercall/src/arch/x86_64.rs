@@ -199,6 +199,7 @@ bitflags::bitflags! {
 
 /// What leaf 4 tells: features, this vCPU's number and this domain's number as far as they are told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct HvmLeaf {
     /// What Xen offers.
     pub features: HvmFeatures,

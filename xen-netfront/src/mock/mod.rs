@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use xen_gnttab::mock::MockMapping;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{Dice, MockDomain};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
 
@@ -102,9 +102,7 @@ impl MockNetback {
         options: Options,
     ) -> Self {
         let (id, dom0) = (guest.id().0, guest.xen().inside().domain(DomId(0)));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of domain 0");
-        }
+        dom0.ensure_shared_info();
         let backend = Self(Arc::new(Mutex::new(Backend {
             store: store.clone(),
             switch: switch.clone(),

@@ -195,7 +195,7 @@ fn timers(
         }
         // A console's daemon sends events, too, so this one sleeps as a kernel does, with interrupts on.
         while !rang && xen.now() < at + Duration::from_secs(5) {
-            xen.wait(None);
+            xen.wait(None, &|| false);
             rang = fired();
         }
         let early = at.saturating_sub(xen.now());

@@ -16,7 +16,7 @@ use xen_ring::Backing;
 use xen_xenstore::Xenstore;
 
 use super::loopback::{GrantCopyError, copy_from, copy_to, refused};
-use super::{Events, Grants};
+use super::{Domain, Events, Grants};
 use crate::platform::Kernel;
 use crate::report::{Failure, Report, ensure};
 
@@ -101,10 +101,16 @@ impl<M: Backing> Line<'_, M> {
     }
 }
 
-pub(super) fn run(role: &str, version: Version, events: &'static Events, report: &mut Report) {
+pub(super) fn run(
+    domain: &Domain,
+    role: &str,
+    version: Version,
+    events: &'static Events,
+    report: &mut Report,
+) {
     let (mut table, mut store, mut numbers) = (None, None, None);
     report.check("pair/start", || {
-        table = Some(GrantTable::with_version(*events.platform(), version)?);
+        table = Some(GrantTable::with_version(domain.token, version)?);
         let mut xs = Xenstore::new(events)?;
         let own = DomId(xs.read_parsed("domid")?);
         let deadline = xs.now() + PATIENCE;
