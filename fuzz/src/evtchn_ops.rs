@@ -85,7 +85,7 @@ impl<'e> End<'e> {
             pending,
             doubtful: false,
             fired: false,
-            late: false,
+            late: true,
             unfinished: false,
             streak: 0,
             until: None,

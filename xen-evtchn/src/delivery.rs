@@ -63,6 +63,9 @@ pub(crate) trait Delivery: Sync {
 
     fn add_vcpu(&self, shared: Shared<'_>, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error>;
 
+    /// Whether Xen can tell a vCPU of events.
+    fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error>;
+
     /// Closes all ports and ends the use of the pages.
     fn reset(&self, pages: Option<Pages>, platform: &dyn Platform) -> Result<(), Error>;
 }

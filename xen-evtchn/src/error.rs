@@ -30,6 +30,8 @@ pub enum Error {
     PortClosed(Port),
     /// The vCPU has no place in `shared_info`, so Xen cannot tell it of events: 32 and up on x86, 1 and up on Arm.
     VcpuOutOfRange(VcpuId),
+    /// With the FIFO ABI: the vCPU was not [added](crate::EventChannels::add_vcpu), so Xen would drop its events.
+    VcpuNotAdded(VcpuId),
     /// The platform had no page for the records of more ports, or for Xen's words for them.
     OutOfMemory,
     /// Another vCPU, or what this code interrupted, is adding a page of event words and does not come to an end.
@@ -48,6 +50,9 @@ impl fmt::Display for Error {
             Self::PortInUse(port) => write!(f, "{port} has an owner already"),
             Self::PortClosed(port) => write!(f, "{port} is closed"),
             Self::VcpuOutOfRange(vcpu) => write!(f, "vCPU {} has no place in shared_info", vcpu.0),
+            Self::VcpuNotAdded(vcpu) => {
+                write!(f, "vCPU {} has no event queues: call add_vcpu before", vcpu.0)
+            }
             Self::Busy => f.write_str("event words are being added and do not get finished"),
             Self::OutOfMemory => f.write_str("no memory for event channels"),
         }

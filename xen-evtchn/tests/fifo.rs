@@ -39,9 +39,23 @@ impl Wake for Note {
 
 type Order = Arc<Mutex<Vec<u32>>>;
 
-fn listen(channel: &Channel<'_, MockDomain>, order: &Order) {
-    let waker = Waker::from(Arc::new(Note(channel.port().0, order.clone())));
-    while channel.poll_event(&mut Context::from_waker(&waker)).is_ready() {}
+/// A channel whose events nobody ends.
+fn unbound(events: &EventChannels<MockDomain>) -> Channel<'_, MockDomain> {
+    let channel = events.alloc_unbound(DOM0).unwrap();
+    channel.set_late_eoi(false);
+    channel
+}
+
+/// The wakers of tasks that wait for these channels.
+fn tasks(channels: &[Channel<'_, MockDomain>], order: &Order) -> Vec<Waker> {
+    let note = |channel: &Channel<'_, MockDomain>| Note(channel.port().0, order.clone());
+    channels.iter().map(|channel| Waker::from(Arc::new(note(channel)))).collect()
+}
+
+fn listen(channels: &[Channel<'_, MockDomain>], tasks: &[Waker]) {
+    for (channel, waker) in channels.iter().zip(tasks) {
+        while channel.poll_event(&mut Context::from_waker(waker)).is_ready() {}
+    }
 }
 
 #[test]
@@ -56,9 +70,10 @@ fn events_come_in_the_order_in_which_they_were_sent_and_urgent_ones_first() {
     let xen = machine();
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
     let order = Order::default();
-    let channels: Vec<_> = (0..6).map(|_| guest.alloc_unbound(DOM0).unwrap()).collect();
+    let channels: Vec<_> = (0..6).map(|_| unbound(&guest)).collect();
+    let tasks = tasks(&channels, &order);
     let send = |ports: &[u32]| {
-        channels.iter().for_each(|channel| listen(channel, &order));
+        listen(&channels, &tasks);
         for port in ports {
             assert!(mock::inject(guest.platform(), Port(*port)));
         }
@@ -79,7 +94,7 @@ fn events_come_in_the_order_in_which_they_were_sent_and_urgent_ones_first() {
     // An event that is waiting already keeps its place; the next one has the new one.
     assert!(mock::inject(guest.platform(), Port(3)));
     channels[2].set_priority(Priority::HIGHEST).unwrap();
-    channels.iter().for_each(|channel| listen(channel, &order));
+    listen(&channels, &tasks);
     for port in [2, 5] {
         assert!(mock::inject(guest.platform(), Port(port)));
     }
@@ -99,10 +114,10 @@ fn an_urgent_event_that_comes_during_a_pass_overtakes() {
     }
     let xen = machine();
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
-    let channels: Vec<_> = (0..3).map(|_| guest.alloc_unbound(DOM0).unwrap()).collect();
+    let channels: Vec<_> = (0..3).map(|_| unbound(&guest)).collect();
     channels[2].set_priority(Priority::HIGHEST).unwrap();
     let order = Order::default();
-    channels.iter().for_each(|channel| listen(channel, &order));
+    listen(&channels[1..], &tasks(&channels[1..], &order));
     let waker = Waker::from(Arc::new(Interject(guest.platform().clone(), channels[2].port(), order.clone())));
     assert!(channels[0].poll_event(&mut Context::from_waker(&waker)).is_pending());
     for port in [1, 2] {
@@ -235,7 +250,7 @@ fn heads_and_links_that_lead_nowhere_end_the_pass() {
     let xen = machine();
     let domain = xen.domain(GUEST);
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
-    let channel = guest.alloc_unbound(DOM0).unwrap();
+    let channel = unbound(&guest);
     // The three pages of the start come after shared_info.
     let shared = domain.gfn(shared_page(&domain));
     let word = |page: u64, index: usize| {

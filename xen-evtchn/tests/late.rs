@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use xen_evtchn::{Abi, Channel, EventChannels, Progress, mock};
+use xen_evtchn::{Abi, Channel, EventChannels, Progress, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{DomId, VcpuId, Wait};
 
@@ -11,7 +11,7 @@ const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
 
-/// A guest whose channel ends events late, and the peer at the other end.
+/// A guest whose channel ends events late, as a new one does, and the peer at the other end.
 struct Machine<'e> {
     xen: MockXen,
     guest: &'e EventChannels<MockDomain>,
@@ -29,7 +29,6 @@ fn each_abi(test: impl Fn(Machine<'_>)) {
         });
         let front = guest.alloc_unbound(DOM0).unwrap();
         let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
-        front.set_late_eoi(true);
         test(Machine { xen, guest: &guest, front, back });
         assert_eq!(guest.stats().throttled_now, 0, "a closed channel is not throttled");
     }
@@ -193,7 +192,9 @@ fn a_throttled_channel_that_is_closed_leaves_nothing_to_the_next() {
             assert!(!next.is_masked());
             assert!(mock::inject(guest.platform(), next.port()));
             assert_eq!(guest.dispatch(VCPU0), 1);
-            assert!(!next.is_masked(), "off at first");
+            assert!(next.is_masked());
+            next.done(Progress::Spurious);
+            assert!(!next.is_masked(), "forgiven: it is the first of this channel");
         }
     });
 }
@@ -219,5 +220,52 @@ fn the_owners_mask_and_the_event_under_way_are_apart() {
         back.notify().unwrap();
         assert_eq!(guest.dispatch(VCPU0), 1);
         assert!(!front.is_masked());
+    });
+}
+
+#[test]
+fn what_another_domain_sends_is_ended_late_and_what_xen_or_the_guest_sends_is_not() {
+    each_abi(|machine| {
+        let Machine { guest, front, back, .. } = &machine;
+        let ipi = guest.bind_ipi(VCPU0).unwrap();
+        let timer = guest.bind_virq(Virq::TIMER, VCPU0).unwrap();
+        let store = mock::alloc_for(guest.platform(), DOM0).unwrap();
+        let store = guest.adopt(store).unwrap();
+        for channel in [&ipi, &timer, &store] {
+            for _ in 0..3 {
+                assert!(mock::inject(guest.platform(), channel.port()));
+                assert_eq!(guest.dispatch(VCPU0), 1);
+                assert!(!channel.is_masked());
+            }
+        }
+        for _ in 0..3 {
+            back.notify().unwrap();
+            guest.dispatch(VCPU0);
+        }
+        assert!(front.is_masked());
+        assert_eq!(front.stats().events, 1, "nobody has ended the first");
+        // The end that bound, likewise.
+        let dom0 = back.event_channels();
+        for _ in 0..3 {
+            front.notify().unwrap();
+            dom0.dispatch(VCPU0);
+        }
+        assert!(back.is_masked());
+        assert_eq!(back.stats().events, 1);
+    });
+}
+
+#[test]
+fn without_late_end_nothing_is_masked_and_nothing_held_against_the_peer() {
+    each_abi(|machine| {
+        let Machine { guest, front, back, .. } = &machine;
+        front.set_late_eoi(false);
+        for _ in 0..3 {
+            back.notify().unwrap();
+            assert_eq!(guest.dispatch(VCPU0), 1);
+            assert!(!front.is_masked());
+            front.done(Progress::Spurious);
+        }
+        assert_eq!(front.stats().spurious, 0, "there is no event under way to be ended");
     });
 }

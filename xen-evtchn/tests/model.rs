@@ -77,7 +77,7 @@ impl<'e> End<'e> {
             masked: false,
             pending,
             fired: false,
-            late: false,
+            late: true,
             unfinished: false,
             streak: 0,
             until: None,

@@ -87,17 +87,6 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         unsafe { OwnedPage::from_exposed(self.table.platform(), self.page.duplicate()) }
     }
 
-    /// Frees a page and a reference that were put together and not granted yet.
-    ///
-    /// # Safety
-    /// The entry grants nothing.
-    pub(crate) unsafe fn end_unused(self) {
-        let (table, gref, page) = self.into_parts();
-        // SAFETY: the page is of this table's memory, and no grant ever led to it.
-        drop(unsafe { OwnedPage::from_exposed(table.platform(), page) });
-        table.put_reference(gref);
-    }
-
     /// What the peer needs to reach the page: written to xenstore, or into a request.
     pub fn gref(&self) -> GrantRef {
         self.gref
@@ -109,8 +98,8 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     }
 
     /// Which platform it is of.
-    pub(crate) fn platform_address(&self) -> *const () {
-        core::ptr::from_ref(self.table.platform()).cast()
+    pub(crate) fn platform(&self) -> &P {
+        self.table.platform()
     }
 
     /// Who may use the page.

@@ -63,34 +63,36 @@ fn many_pages_are_granted_or_none() {
 }
 
 #[test]
-fn only_empty_places_are_filled() {
-    let (_xen, dom0, guest) = machine();
+fn a_batch_that_fails_touches_no_page_of_others_whatever_its_number() {
+    let (xen, dom0, guest) = machine();
     let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
-    let mut places: [Option<GrantedPage<'_, MockDomain>>; 6] = [const { None }; 6];
-    places[1] = Some(table.share(DOM0, Access::ReadWrite).unwrap());
-    places[4] = Some(table.share(DOM0, Access::ReadWrite).unwrap());
-    let refs = |places: &[Option<GrantedPage<'_, MockDomain>>]| -> Vec<Option<u32>> {
-        places.iter().map(|place| place.as_ref().map(|page| page.gref().0)).collect()
-    };
-    guest.fail_allocs_after(Some(2));
-    assert_eq!(table.share_each(&mut places, DOM0, Access::ReadOnly), Err(Error::OutOfMemory));
-    assert_eq!(refs(&places), [None, Some(8), None, None, Some(9), None]);
-    guest.fail_allocs_after(None);
-    table.share_each(&mut places, DOM0, Access::ReadOnly).unwrap();
-    let mut now: Vec<u32> = refs(&places).into_iter().flatten().collect();
-    now.sort_unstable();
-    assert_eq!(now, (8..14).collect::<Vec<u32>>());
-    for (index, place) in places.iter().enumerate() {
-        let page = place.as_ref().unwrap();
-        let writable = matches!(index, 1 | 4);
-        assert_eq!(mock::map(&dom0, GUEST, page.gref(), true).is_ok(), writable);
-        assert_eq!(mock::map(&dom0, GUEST, page.gref(), false).map(drop), Ok(()));
+    let other = GrantTable::new(&xen.domain(DomId(2)).boot().unwrap()).unwrap();
+    // Each table hands out the same numbers.
+    let page = other.share(DOM0, Access::ReadWrite).unwrap();
+    let mut ours = table.share(DOM0, Access::ReadWrite).unwrap();
+    assert_eq!(page.gref(), ours.gref());
+    ours.write_bytes(0, b"ours").unwrap();
+    let mut mapping = mock::map(&dom0, GUEST, ours.gref(), true).unwrap();
+    let before = guest.pages_in_use();
+    for allowed in 0..3 {
+        guest.fail_allocs_after(Some(allowed));
+        assert_eq!(table.share_many::<3>(DOM0, Access::ReadOnly).unwrap_err(), Error::OutOfMemory);
+        guest.fail_allocs_after(None);
+        assert_eq!((guest.pages_in_use(), table.stats().in_use), (before, 1));
     }
-    let granted = table.stats().granted;
-    table.share_each(&mut places, DOM0, Access::ReadOnly).unwrap();
-    assert_eq!(table.stats().granted, granted, "nothing was missing");
-    drop(places);
-    assert!(all_free(&table));
+    let mut seen = [0; 4];
+    mapping.mem().read_bytes(0, &mut seen).unwrap();
+    assert_eq!(&seen, b"ours");
+    // What is granted is what was allocated for it, and by this table.
+    let fresh = table.share_many::<3>(DOM0, Access::ReadOnly).unwrap();
+    for page in &fresh {
+        let mut byte = [1];
+        mock::copy_from(&dom0, GUEST, page.gref(), 0, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
+        assert_ne!(page.gref(), ours.gref());
+    }
+    let mine = table.alloc_page().unwrap();
+    assert_eq!(other.grant(mine, DOM0, Access::ReadOnly).unwrap_err().error, Error::ForeignPage);
 }
 
 #[test]

@@ -30,11 +30,6 @@ impl<'x, P: Platform> Queue<'x, P> {
         let rx = RxQueue::new(grants, backend, config.rx_pages)?;
         let channel = events.alloc_unbound(backend)?;
         let rx_channel = if split { Some(events.alloc_unbound(backend)?) } else { None };
-        // A backend that sends events without reason gets one through each time we look, and soon fewer.
-        channel.set_late_eoi(true);
-        if let Some(channel) = &rx_channel {
-            channel.set_late_eoi(true);
-        }
         Ok(Self { tx, rx, channel, rx_channel })
     }
 

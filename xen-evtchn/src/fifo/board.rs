@@ -108,6 +108,10 @@ impl Delivery for FifoAbi {
         shared.fifo.map_or(Ok(()), |pages| pages.add_vcpu(platform, vcpu))
     }
 
+    fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error> {
+        shared.fifo.map_or(Ok(()), |pages| pages.has_vcpu(vcpu))
+    }
+
     fn reset(&self, pages: Option<Pages>, platform: &dyn Platform) -> Result<(), Error> {
         pages.map_or(Ok(()), |pages| pages.reset(platform))
     }

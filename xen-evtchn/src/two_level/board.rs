@@ -115,6 +115,10 @@ impl Delivery for TwoLevelAbi {
     }
 
     fn add_vcpu(&self, shared: Shared<'_>, _: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
+        self.has_vcpu(shared, vcpu)
+    }
+
+    fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error> {
         shared.info.vcpu(vcpu).map(drop).ok_or(Error::VcpuOutOfRange(vcpu))
     }
 

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
-use xen_evtchn::{Channel, Port, Status};
+use xen_evtchn::{Channel, Port, Progress, Status};
 use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantTable, Version};
 use xen_hypercall::{DomId, PAGE_SIZE, Wait};
 use xen_ring::Backing;
@@ -95,6 +95,7 @@ impl<M: Backing> Line<'_, M> {
                 return Ok(());
             }
             ensure!(self.events.platform().now() < end, "the peer is at step {other} of {step}");
+            self.channel.done(Progress::Work);
             self.events.wait(Some(end));
         }
     }
