@@ -222,6 +222,8 @@ impl State {
     /// The interrupt, whose handler returns to `rip` if it changes nothing.
     fn deliver(&mut self, registers: &mut Registers, rip: u64) {
         self.outcome.delivered += 1;
+        // The handler returns with interrupts on. That is seen, and need not go on for ever.
+        self.asserted &= self.outcome.delivered < 8;
         let to = match self.machine.handler {
             Handler::Entry => {
                 let (rsp, flags) =
