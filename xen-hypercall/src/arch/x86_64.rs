@@ -8,6 +8,10 @@ use core::arch::{asm, x86_64::__cpuid_count};
 
 use crate::{Hypercall, HypercallNr};
 
+// Its assembly is for ELF objects, which kernels are; the crate itself also builds for other hosts.
+#[cfg(not(any(windows, target_vendor = "apple")))]
+pub mod idle;
+
 /// Which instruction enters the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Instruction {
