@@ -159,12 +159,12 @@ fn send<const N: usize>(
     loop {
         match card.transmit_with(&[frame], meta) {
             Err(Error::Full) if place.kernel.now() < deadline => {
-                card.flush()?;
+                card.publish()?;
                 place.events.wait(Some(place.kernel.now() + Duration::from_millis(5)));
             }
             sent => {
                 sent?;
-                return Ok(card.flush()?);
+                return Ok(card.publish()?);
             }
         }
     }
