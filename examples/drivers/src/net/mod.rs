@@ -160,12 +160,12 @@ fn send<const N: usize>(
         let seen = place.events.seq();
         match card.transmit_with(&[frame], meta) {
             Err(Error::Full) if place.kernel.now() < deadline => {
-                card.flush()?;
+                card.publish()?;
                 place.events.wait_since(seen, Some(place.kernel.now() + Duration::from_millis(5)));
             }
             sent => {
                 sent?;
-                return Ok(card.flush()?);
+                return Ok(card.publish()?);
             }
         }
     }

@@ -88,7 +88,7 @@ fn echo(
         }
         ensure!(right, "another byte than was sent, before {received}");
         iface.poll(now(), device, &mut sockets);
-        device.flush()?;
+        device.publish()?;
         ensure!(place.kernel.now() < deadline, "{sent} bytes sent, {received} received");
         if !device.front_mut().arm()? {
             let delay = iface.poll_delay(now(), &sockets).map_or(50_000, |delay| delay.total_micros());
