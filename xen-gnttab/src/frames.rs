@@ -146,12 +146,10 @@ impl<P: Platform> Frames<P> {
         })
     }
 
-    /// A directory for a table of version 2.
-    pub(crate) fn new_version_2(claim: Claim<P>) -> Result<Self, Error> {
-        let mut frames = Self::new(claim)?;
-        frames.directory.per_frame = v2::PER_FRAME as u32;
-        frames.version_2 = Some(Version2 { ops: &v2::OPS, add_status: Self::add_status });
-        Ok(frames)
+    /// Makes it a directory for a table of version 2, before the first frame.
+    pub(crate) fn use_version_2(&mut self) {
+        self.directory.per_frame = v2::PER_FRAME as u32;
+        self.version_2 = Some(Version2 { ops: &v2::OPS, add_status: Self::add_status });
     }
 
     pub(crate) fn platform(&self) -> &P {
@@ -297,31 +295,49 @@ impl<P: Platform> core::fmt::Debug for Frames<P> {
 impl<P: Platform> Frames<P> {
     /// Takes the frames out of the domain's memory, and lets another table be made.
     pub(crate) fn close(self) -> Result<(), Error> {
-        let mut this = ManuallyDrop::new(self);
-        let status = if this.is_version_2() { STATUS_AT..512 } else { 0..0 };
-        let mut closed = Ok(());
-        for index in (ENTRIES_AT..SLOTS_AT).chain(status) {
-            let page = this.directory.pointer(index).map(|page| page.load(Ordering::Relaxed));
-            if let Some(page) = page.and_then(NonNull::new) {
-                // SAFETY: from `add_frame`, and nobody accesses an entry any more: `this` has been consumed.
-                closed = closed.and(unsafe { xen::unmap_frame(this.platform(), page) });
-            }
-        }
-        this.free();
-        // SAFETY: `this` is not used, nor dropped, afterwards.
-        let claim = unsafe { ManuallyDrop::take(&mut this.claim) };
-        if closed.is_ok() {
-            claim.release();
-        }
+        let closed = self.unmap();
+        self.release(closed.is_ok());
         closed
     }
 
-    /// Lets another table be made when this one could not be started: nobody has a reference of it.
-    pub(crate) fn abandon(self) {
+    /// The end of a table that could not be started, and why: nobody has a reference of it. `foreign`: how many frames others
+    /// have mapped in the other layout, which entries get again.
+    #[cold]
+    pub(crate) fn give_up(self, foreign: u32, error: Error) -> Error {
+        // Before the layout changes, with which the status frames go. And on Arm Xen would refuse the next table a frame that
+        // stays mapped.
+        let unmapped = self.unmap();
+        if foreign > 0 {
+            xen::change_back(self.platform(), if self.is_version_2() { 1 } else { 2 });
+        }
+        self.release(unmapped.is_ok());
+        error
+    }
+
+    /// Takes all frames out of the domain's memory. Nothing of the table is accessed afterwards.
+    fn unmap(&self) -> Result<(), Error> {
+        let status = if self.is_version_2() { STATUS_AT..512 } else { 0..0 };
+        let mut unmapped = Ok(());
+        for index in (ENTRIES_AT..SLOTS_AT).chain(status) {
+            let page = self.directory.pointer(index).map(|page| page.load(Ordering::Relaxed));
+            if let Some(page) = page.and_then(NonNull::new) {
+                // SAFETY: from `add_frame`. The callers own the table, so nobody has a reference of it, and access no entry
+                // afterwards.
+                unmapped = unmapped.and(unsafe { xen::unmap_frame(self.platform(), page) });
+            }
+        }
+        unmapped
+    }
+
+    /// Frees the memory, and lets another table be made, or not: if Xen keeps a frame of this one mapped.
+    fn release(self, others_may: bool) {
         let mut this = ManuallyDrop::new(self);
         this.free();
         // SAFETY: `this` is not used, nor dropped, afterwards.
-        unsafe { ManuallyDrop::take(&mut this.claim) }.release();
+        let claim = unsafe { ManuallyDrop::take(&mut this.claim) };
+        if others_may {
+            claim.release();
+        }
     }
 
     /// Frees what is not shared with Xen.

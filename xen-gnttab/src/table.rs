@@ -4,7 +4,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use xen_hypercall::{Claim, DomId, Domain, Gfn, Incarnation, Part, Platform};
+use xen_hypercall::{DomId, Domain, Gfn, Incarnation, Part, Platform};
 
 use crate::abi::{Access, GrantFlags, GrantRef};
 use crate::entry::Grant;
@@ -101,17 +101,13 @@ impl<P: Platform> GrantTable<P> {
     where
         P: Clone,
     {
-        let claim = domain.claim(Part::GrantTable).ok_or(Error::Claimed)?;
-        Self::version_1(claim)
+        Self::version_1(Frames::new(domain.claim(Part::GrantTable).ok_or(Error::Claimed)?)?)
     }
 
-    pub(crate) fn version_1(claim: Claim<P>) -> Result<Self, Error> {
-        match xen::require_version(claim.platform(), 1) {
-            Ok(foreign) => Self::start(Frames::new(claim)?, foreign),
-            Err(error) => {
-                claim.release();
-                Err(error)
-            }
+    pub(crate) fn version_1(frames: Frames<P>) -> Result<Self, Error> {
+        match xen::require_version(frames.platform(), 1) {
+            Ok(foreign) => Self::start(frames, foreign),
+            Err(error) => Err(frames.give_up(0, error)),
         }
     }
 
@@ -119,10 +115,7 @@ impl<P: Platform> GrantTable<P> {
     pub(crate) fn start(frames: Frames<P>, foreign: u32) -> Result<Self, Error> {
         let max_frames = match xen::size(frames.platform()) {
             Ok(size) => size.max_frames.min(MAX_FRAMES),
-            Err(error) => {
-                frames.abandon();
-                return Err(error);
-            }
+            Err(error) => return Err(frames.give_up(foreign, error)),
         };
         let table = Self {
             frames,
@@ -140,15 +133,10 @@ impl<P: Platform> GrantTable<P> {
         while grown.is_ok() && table.frames.refs() / table.frames.per_frame() < foreign.min(max_frames) {
             grown = table.grow();
         }
-        if let Err(error) = grown {
-            if foreign > 0 {
-                // Nothing was granted, and what is mapped elsewhere was mapped in the other layout.
-                xen::change_back(table.platform(), if table.frames.is_version_2() { 1 } else { 2 });
-            }
-            table.frames.abandon();
-            return Err(error);
+        match grown {
+            Ok(()) => Ok(table),
+            Err(error) => Err(table.frames.give_up(foreign, error)),
         }
-        Ok(table)
     }
 
     /// Ends the table: takes its frames out of the domain's memory, gives their pages back, and lets another table be made,

@@ -89,14 +89,14 @@ impl<P: Platform> GrantTable<P> {
         if version == Version::V1 {
             return Self::new(domain);
         }
-        let claim = domain.claim(Part::GrantTable).ok_or(Error::Claimed)?;
-        match xen::require_version(claim.platform(), 2) {
-            Ok(foreign) => Self::start(Frames::new_version_2(claim)?, foreign),
-            Err(Error::Version(1)) if version == Version::Best => Self::version_1(claim),
-            Err(error) => {
-                claim.release();
-                Err(error)
+        let mut frames = Frames::new(domain.claim(Part::GrantTable).ok_or(Error::Claimed)?)?;
+        match xen::require_version(frames.platform(), 2) {
+            Ok(foreign) => {
+                frames.use_version_2();
+                Self::start(frames, foreign)
             }
+            Err(Error::Version(1)) if version == Version::Best => Self::version_1(frames),
+            Err(error) => Err(frames.give_up(0, error)),
         }
     }
 

@@ -4,8 +4,9 @@
 use std::task::{Context, Poll, Waker};
 
 use xen_gnttab::{Access, Error, GrantRef, GrantTable, Reference, Version, mock};
+use xen_hypercall::memory::{PhysmapSpace, add_to_physmap};
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, HypercallNr, grant};
+use xen_hypercall::{DomId, Errno, HypercallNr, PageMemory, grant};
 
 /// Pages of the domain's token: its own, and shared_info.
 const TOKEN: usize = 2;
@@ -217,4 +218,53 @@ fn a_table_that_a_peer_uses_is_not_closed() {
     let table = GrantTable::new(&token).unwrap();
     core::mem::forget(table.share(BACK, Access::ReadOnly).unwrap());
     assert_eq!(table.close(), Err(Error::InUse));
+}
+
+#[test]
+fn a_frame_that_is_mapped_again_leaves_a_hole_or_is_refused_as_on_arm() {
+    for arm in [false, true] {
+        let (xen, guest) = machine(4);
+        xen.refuse_second_mappings(arm);
+        let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
+        let page = table.share(BACK, Access::ReadOnly).unwrap();
+        let elsewhere = guest.gfn(guest.alloc_pages(1).unwrap());
+        // SAFETY: the page is given for this; the table is not used afterwards where the frame has moved.
+        let mapped = unsafe { add_to_physmap(&guest, PhysmapSpace::GRANT_TABLE, 0, elsewhere) };
+        assert_eq!(mapped, if arm { Err(Errno::EBUSY) } else { Ok(()) });
+        // The entries are where the frame is: what the guest writes to the first place reaches nobody.
+        let next = table.share(BACK, Access::ReadOnly).unwrap();
+        let mut byte = [1];
+        let old = mock::copy_from(&xen.domain(BACK), FRONT, page.gref(), 0, &mut byte);
+        let new = mock::copy_from(&xen.domain(BACK), FRONT, next.gref(), 0, &mut byte);
+        assert_eq!((old.is_ok(), new.is_ok()), (true, arm));
+        // shared_info, likewise.
+        let shared = guest.gfn(guest.alloc_pages(1).unwrap());
+        // SAFETY: as above.
+        let mapped = unsafe { add_to_physmap(&guest, PhysmapSpace::SHARED_INFO, 0, shared) };
+        assert_eq!(mapped, if arm { Err(Errno::EBUSY) } else { Ok(()) });
+    }
+}
+
+#[test]
+fn a_table_that_ended_or_could_not_start_leaves_the_next_one_nothing_to_be_refused() {
+    for (before, after) in [(Version::V1, Version::V2), (Version::V2, Version::V1)] {
+        let (xen, guest) = machine(4);
+        xen.refuse_second_mappings(true);
+        let token = guest.boot().unwrap();
+        let first = GrantTable::with_version(&token, before).unwrap();
+        drop((0..1100).map_while(|_| first.reserve().ok()).collect::<Vec<_>>());
+        first.close().unwrap();
+        let pages = guest.pages_in_use();
+        // Memory for a few of the frames, then none.
+        for allowed in 0..6 {
+            guest.fail_allocs_after(Some(allowed));
+            let made = GrantTable::with_version(&token, after);
+            assert_eq!(made.as_ref().map(drop), Err(&Error::OutOfMemory), "{after:?} {allowed} {made:?}");
+            guest.fail_allocs_after(None);
+            assert_eq!(guest.pages_in_use(), pages);
+        }
+        let table = GrantTable::with_version(&token, after).unwrap();
+        let page = table.share(BACK, Access::ReadOnly).unwrap();
+        assert!(mock::map(&xen.domain(BACK), FRONT, page.gref(), false).is_ok());
+    }
 }

@@ -168,7 +168,8 @@ impl Machine {
         *place = Some(hidden);
     }
 
-    /// `XENMEM_add_to_physmap`: the page at `gfn` becomes the frame. A frame that is mapped elsewhere moves.
+    /// `XENMEM_add_to_physmap`: the page at `gfn` becomes the frame. A frame that is mapped elsewhere moves and leaves a hole,
+    /// or, if the machine is as Arm's, is refused.
     pub(super) fn map_frame(&mut self, domain: &MockDomain, index: u64, gfn: Gfn) -> Result<(), Errno> {
         let table = self.table(domain.id());
         let max = table.max_frames as usize;
@@ -184,10 +185,22 @@ impl Machine {
         if frames.len() <= index {
             frames.resize(index + 1, None);
         }
-        let old = frames.get_mut(index).and_then(|place| place.replace(gfn));
+        let place = frames.get_mut(index).ok_or(Errno::EINVAL)?;
+        let hidden = |gfn: &Gfn| gfn.0 >= HIDDEN;
+        if place.is_some_and(|old| !hidden(&old)) && domain.xen().refuses_second_mappings() {
+            return Err(Errno::EBUSY);
+        }
+        let old = place.replace(gfn);
         let content = match old.filter(|old| *old != gfn).and_then(|old| domain.page_at(old)) {
-            // SAFETY: a page of the domain, valid as long as the machine; nobody writes entries while they move.
-            Some(old) => unsafe { old.cast::<[u8; PAGE_SIZE]>().read() },
+            Some(page) => {
+                // SAFETY: a page of the domain, valid as long as the machine; nobody writes entries while they move.
+                let content = unsafe { page.cast::<[u8; PAGE_SIZE]>().read() };
+                if let Some(old) = old.filter(|old| !hidden(old)) {
+                    // SAFETY: whoever had Xen move the frame uses it where it is now.
+                    unsafe { domain.remove_page(old) };
+                }
+                content
+            }
             None if old == Some(gfn) => return Ok(()),
             None => [0; PAGE_SIZE],
         };

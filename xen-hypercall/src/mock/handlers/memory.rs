@@ -26,7 +26,22 @@ struct Spaces {
     removal: Option<RemovalHook>,
 }
 
+/// Whether a frame of Xen's that is in a domain's memory is refused at a second place.
+#[derive(Default)]
+struct OnePlace(bool);
+
 impl MockXen {
+    /// Refuses a second mapping of `shared_info` or of a frame of the grant table with `EBUSY`, until the first is removed: what
+    /// Xen does on Arm. Otherwise, as on x86, the frame moves, and where it was is a hole.
+    pub fn refuse_second_mappings(&self, on: bool) {
+        self.extension::<OnePlace>().lock().unwrap_or_else(PoisonError::into_inner).0 = on;
+    }
+
+    /// Whether a second mapping is refused; see [`refuse_second_mappings`](Self::refuse_second_mappings).
+    pub fn refuses_second_mappings(&self) -> bool {
+        self.extension::<OnePlace>().lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
     /// Answers `XENMEM_add_to_physmap` of a space (`XENMAPSPACE_*`): the hook gets the caller, the index and the
     /// frame, and makes the memory there what the space says.
     pub fn register_physmap_space(
@@ -107,6 +122,9 @@ fn add_to_physmap(domain: &MockDomain, space: u32, idx: u64, gfn: Gfn) -> Result
         (XENMAPSPACE_SHARED_INFO, 0) => {
             if domain.page_at(gfn).is_none() && !domain.give_page(gfn) {
                 return Err(Errno::ENOMEM);
+            }
+            if domain.has_shared_info() && domain.xen().refuses_second_mappings() {
+                return Err(Errno::EBUSY);
             }
             domain.move_shared_info(gfn);
             Ok(())
