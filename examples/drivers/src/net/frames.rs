@@ -183,6 +183,7 @@ fn own_pages(place: &Place, first: &mut First, second: &mut Second) -> Result<()
     let mut spare = [FramePage { page: share()?, offset: 0, len: 0 }];
     let deadline = place.soon();
     loop {
+        let seen = place.events.seq();
         match first.receive_pages(&mut spare)? {
             Some(_) => {
                 let mut got = vec![0; spare[0].len];
@@ -200,7 +201,7 @@ fn own_pages(place: &Place, first: &mut First, second: &mut Second) -> Result<()
             None if first.arm()? => {}
             None => {
                 ensure!(place.kernel.now() < deadline, "it did not arrive");
-                place.events.wait(Some(deadline));
+                place.events.wait_since(seen, Some(deadline));
             }
         }
     }

@@ -142,11 +142,14 @@ fn until(
     mut done: impl FnMut(&mut Place) -> Result<bool, Failure>,
 ) -> Result<(), Failure> {
     let deadline = place.soon();
-    while !done(place)? {
+    loop {
+        let seen = place.events.seq();
+        if done(place)? {
+            return Ok(());
+        }
         ensure!(place.kernel.now() < deadline, "nothing happens");
-        place.events.wait(Some(place.kernel.now() + TURN));
+        place.events.wait_since(seen, Some(place.kernel.now() + TURN));
     }
-    Ok(())
 }
 
 /// Whether a frame gets from the first card to the second and back.

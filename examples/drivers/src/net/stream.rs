@@ -67,6 +67,7 @@ fn echo(
     let deadline = place.soon();
     while received < BYTES {
         iface.poll(now(), device, &mut sockets);
+        let seen = place.events.seq();
         let socket = sockets.get_mut::<Socket<'_>>(handle);
         ensure!(socket.state() != State::Closed, "dom0 does not listen at port 7, or hung up");
         if socket.can_send() && sent < BYTES {
@@ -91,7 +92,7 @@ fn echo(
         ensure!(place.kernel.now() < deadline, "{sent} bytes sent, {received} received");
         if !device.front_mut().arm()? {
             let delay = iface.poll_delay(now(), &sockets).map_or(50_000, |delay| delay.total_micros());
-            place.events.wait(Some(place.kernel.now() + Duration::from_micros(delay)));
+            place.events.wait_since(seen, Some(place.kernel.now() + Duration::from_micros(delay)));
         }
     }
     Ok(())
