@@ -16,6 +16,7 @@ use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
 use crate::queue::Queue;
+use crate::waiters::Waiters;
 use crate::{Config, Error, FRAME_MAX, Features, Followup, Mac, NetFront, State, Stats};
 
 /// The MTU when nobody says another, in bytes.
@@ -225,6 +226,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             trusted: terms.trusted,
             headroom: terms.headroom,
             link: Link::unknown(),
+            waiters: Waiters::default(),
+            told_up: false,
             mac: terms.mac,
             mtu: terms.mtu,
             state: State::Closed,

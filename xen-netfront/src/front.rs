@@ -18,6 +18,7 @@ use crate::queue::Queue;
 use crate::rx::{Also, Sink};
 use crate::segment::Segments;
 use crate::tx::{Plan, TxQueue};
+use crate::waiters::Waiters;
 use crate::{Checksum, Config, Error, Features, Followup, Gso, Mac, RxMeta, Stats, TxMeta};
 
 /// How the device is.
@@ -81,6 +82,10 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     /// Agreed room before frames that arrive, in bytes.
     pub(crate) headroom: u16,
     pub(crate) link: Link,
+    /// Tasks that want to know when the device, or its link, is another than when they looked.
+    pub(crate) waiters: Waiters,
+    /// Whether the link was up when they were woken last.
+    pub(crate) told_up: bool,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) state: State,
@@ -107,6 +112,24 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// Whether the link is up, as far as [`service`](Self::service) has found out.
     pub fn is_link_up(&self) -> bool {
         self.state == State::Connected && self.link.is_up()
+    }
+
+    /// Whether the link is up, once that is not what was `known`. Otherwise the task is woken then, by
+    /// [`service`](Self::service) or whatever else finds it out.
+    pub fn poll_link(&mut self, cx: &mut Context<'_>, known: bool) -> Poll<bool> {
+        if self.is_link_up() != known {
+            return Poll::Ready(self.is_link_up());
+        }
+        self.waiters.leave(cx.waker());
+        Poll::Pending
+    }
+
+    /// Wakes the tasks that wait for a change of the link, or of the device, if there was one.
+    pub(crate) fn tell(&mut self) {
+        if self.told_up != self.is_link_up() {
+            self.told_up = self.is_link_up();
+            self.waiters.wake_all();
+        }
     }
 
     /// What passed so far.
@@ -420,12 +443,14 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     /// Ready when a frame has arrived, pages for sending came back that were short, or the device is not at work any
     /// more; otherwise wakes the task then. An executor that waits by other means than `EventChannels::wait_since` has to call
-    /// `EventChannels::unmask_due` now and then, for a backend that sent events without reason.
+    /// `EventChannels::unmask_due` now and then, for a backend that sent events without reason. Any number of tasks may wait.
     pub fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.arm() != Ok(false) {
                 return Poll::Ready(());
             }
+            // For a device that is closed, or begins anew with other channels.
+            self.waiters.leave(cx.waker());
             // All of them, so that each has the waker.
             let fired = self.queues.iter().flatten().fold(false, |fired, queue| queue.poll_event(cx) | fired);
             if !fired {
@@ -459,6 +484,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     fn failed(&mut self, error: Error) -> Error {
         if let Error::Broken(violation) = error {
             self.state = State::Broken(violation);
+            self.tell();
         }
         error
     }

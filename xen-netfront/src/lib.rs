@@ -31,6 +31,7 @@ mod rx;
 mod segment;
 mod stats;
 mod tx;
+mod waiters;
 
 pub use config::{Config, Features};
 pub use connect::Connecting;

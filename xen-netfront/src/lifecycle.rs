@@ -28,8 +28,11 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let mut stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
         stats.notifications += again.stats.notifications;
         let (groups, followup) = (self.groups.take(), self.followup | Followup::ANNOUNCE);
-        *self = Self { groups, followup, stats, ..again };
+        let waiters = core::mem::take(&mut self.waiters);
+        *self = Self { groups, followup, stats, waiters, ..again };
         self.want_again(deadline);
+        self.told_up = false;
+        self.tell();
         Ok(())
     }
 
@@ -117,6 +120,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             self.followup |= Followup::CONTROL;
         }
         self.state = State::Closed;
+        self.tell();
         Ok(closed?)
     }
 
@@ -158,6 +162,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             }
             self.state = next;
         }
+        self.tell();
         Ok(self.state)
     }
 }
