@@ -67,6 +67,7 @@ fn echo(
     let deadline = place.soon();
     while received < BYTES {
         iface.poll(now(), device, &mut sockets);
+        let seen = place.events.seq();
         let socket = sockets.get_mut::<Socket<'_>>(handle);
         ensure!(socket.state() != State::Closed, "dom0 does not listen at port 7, or hung up");
         if socket.can_send() && sent < BYTES {
