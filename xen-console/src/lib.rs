@@ -18,6 +18,7 @@ pub mod mock;
 mod page;
 #[cfg(feature = "xenbus")]
 mod secondary;
+mod text;
 mod xen;
 
 pub use console::{Console, Stats};
@@ -25,4 +26,5 @@ pub use error::Error;
 pub use line::{Line, LineReader};
 #[cfg(feature = "xenbus")]
 pub use secondary::SecondaryConsole;
+pub use text::LINE;
 pub use xen::XenConsole;

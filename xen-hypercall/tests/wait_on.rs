@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 
 use xen_hypercall::mock::{MockXen, TraceOnPanic};
-use xen_hypercall::{DomId, SharedInfo, Wait, sched};
+use xen_hypercall::{DomId, Wait, sched};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -13,7 +13,8 @@ fn it_ends_at_its_deadline_and_for_events_of_its_ports() {
     let xen = MockXen::new();
     let _trace = TraceOnPanic::new(&xen);
     let guest = xen.domain(DomId(1));
-    let shared = SharedInfo::map(&guest).unwrap();
+    let token = guest.boot().unwrap();
+    let shared = token.shared_info();
     sched::wait_on(&guest, &[3], Some(SECOND), &|| false);
     assert_eq!(guest.now(), SECOND);
     // Pending before the sleep begins, and nobody was interrupted.

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use xen_evtchn::{Channel, EventChannels};
+use xen_evtchn::{Channel, EventChannels, Progress};
 use xen_gnttab::{Access, GrantTable, GrantedPage};
 use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
 use xen_ring::Front;
@@ -92,11 +92,13 @@ impl<'x, P: Platform> Control<'x, P> {
                     return Err(Error::Broken(violation));
                 }
                 self.open = None;
+                self.channel.done(Progress::Work);
                 return Ok(Some(response));
             }
             if self.ring.arm().map_err(broken)? {
                 continue;
             }
+            self.channel.done(Progress::Spurious);
             let events = self.channel.event_channels();
             if events.platform().now() >= deadline {
                 return Err(Error::TimedOut);

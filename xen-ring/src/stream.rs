@@ -24,9 +24,12 @@ pub trait StreamLayout {
 pub struct ConsoleLayout;
 
 impl ConsoleLayout {
-    /// Whether the daemon serves the console (0) or not yet (1): the low byte of this word. Zero where nobody has
-    /// heard of it.
+    /// Whether the daemon serves the console: the low byte of this word, from Xen 4.21 on. Zero where nobody has heard of it.
     pub const CONNECTION: usize = 3088;
+    /// The daemon serves the console (`XENCONSOLE_CONNECTED`).
+    pub const CONNECTED: u8 = 0;
+    /// It does not yet, or not any more (`XENCONSOLE_DISCONNECTED`).
+    pub const DISCONNECTED: u8 = 1;
 }
 
 impl StreamLayout for ConsoleLayout {

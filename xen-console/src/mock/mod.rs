@@ -4,6 +4,7 @@
 //! only when it got an event, so a driver that forgets one waits here as it would on Xen. See the crate's first page
 //! for an example.
 
+pub mod model;
 mod page;
 #[cfg(feature = "xenbus")]
 mod xenbus;
@@ -17,7 +18,7 @@ use std::vec::Vec;
 use xen_evtchn::EventChannels;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, SharedInfo, event};
+use xen_hypercall::{DomId, Gfn, event};
 use xen_ring::{ByteRing, ConsoleLayout, Reversed, StreamLayout};
 
 use page::DaemonPage;
@@ -64,6 +65,8 @@ struct State {
     /// There is something in the page to look at.
     looks: bool,
     stalled: bool,
+    /// Nobody takes what the daemon reads, and it has no more room for it.
+    unread: bool,
     dice: Dice,
     faults: Faults,
 }
@@ -99,9 +102,7 @@ impl MockConsoled {
 
     fn start(guest: &MockDomain, link: Option<Link>) -> Self {
         let dom0 = guest.xen().inside().domain(DomId(0));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of domain 0");
-        }
+        dom0.ensure_shared_info();
         let daemon = Self(Arc::new(Mutex::new(State {
             guest: guest.inside(),
             dom0,
@@ -112,6 +113,7 @@ impl MockConsoled {
             input: Vec::new(),
             looks: false,
             stalled: false,
+            unread: false,
             dice: Dice::new(0),
             faults: Faults::default(),
         })));
@@ -149,15 +151,33 @@ impl MockConsoled {
         self.state().stalled = stalled;
     }
 
+    /// A reader that hangs: what the guest writes stays in the console until this is told otherwise. Typing goes on, and so
+    /// does the handshake.
+    pub fn stall_reader(&self, stalled: bool) {
+        let mut state = self.state();
+        state.unread = stalled;
+        // What was not read meanwhile is looked at without another event.
+        state.looks |= !stalled;
+    }
+
     /// What goes wrong from now on, and when: the same every time for the same dice.
     pub fn set_faults(&self, dice: Dice, faults: Faults) {
         let mut state = self.state();
         (state.dice, state.faults) = (dice, faults);
     }
 
-    /// What the daemon says of whether it serves the console (`XENCONSOLE_CONNECTED`, `_DISCONNECTED`).
+    /// What the daemon says of whether it serves the console (`XENCONSOLE_CONNECTED`, `_DISCONNECTED`). It sends an event
+    /// with that.
+    ///
+    /// # Panics
+    /// When the console is not connected.
     pub fn say_connected(&self, connected: bool) {
-        self.poke(ConsoleLayout::CONNECTION, u32::from(!connected));
+        let flag = if connected { ConsoleLayout::CONNECTED } else { ConsoleLayout::DISCONNECTED };
+        self.poke(ConsoleLayout::CONNECTION, flag.into());
+        let state = self.state();
+        let port = state.link.as_ref().expect("a connected console").port;
+        // Fails when the guest has closed its end, which is its own affair.
+        let _ = event::send(&state.dom0, port);
     }
 
     /// A daemon that lies: writes any value to a word of the page (offsets as in `io/console.h`).
@@ -187,7 +207,8 @@ impl State {
         let id = self.guest.id();
         let Some(link) = &mut self.link else { return false };
         self.looks |= took_event(&self.dom0, link.port);
-        if !self.looks && self.input.is_empty() {
+        let reads = self.looks && !self.unread;
+        if !reads && self.input.is_empty() {
             return false;
         }
         if self.dice.hit(self.faults.stalls) {
@@ -199,7 +220,7 @@ impl State {
         };
         let mut buf = [0; 2048];
         let room = part(buf.len(), self.faults.short_read);
-        let read = if self.looks { link.ring.read(&mut buf[..room]).unwrap_or(0) } else { 0 };
+        let read = if reads { link.ring.read(&mut buf[..room]).unwrap_or(0) } else { 0 };
         if read > 0 {
             let text = buf[..read].escape_ascii().to_string();
             self.guest.xen().trace(|| format!("consoled: {id} wrote \"{text}\""));
@@ -241,7 +262,7 @@ fn took_event(dom0: &MockDomain, port: u32) -> bool {
 /// When the machine has no memory left.
 pub fn guest(xen: &MockXen, id: DomId) -> (MockDomain, EventChannels<MockDomain>) {
     let domain = xen.domain(id);
-    let shared = SharedInfo::map(&domain).expect("shared_info");
-    let events = EventChannels::new(domain.clone(), shared).expect("event channels");
+    let token = domain.boot().expect("memory for a token");
+    let events = EventChannels::new(&token).expect("event channels");
     (domain, events)
 }

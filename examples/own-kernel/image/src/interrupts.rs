@@ -6,15 +6,16 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use xen_hypercall::arch::x86_64::idle;
+use xen_hypercall::hvm::Vector;
 
 /// The vector by which Xen tells of events.
-pub(crate) const VECTOR: u8 = 0x20;
+pub(crate) const VECTOR: Vector = Vector::FIRST;
+const GATES: usize = VECTOR.number() as usize + 1;
 /// The code segment that `boot` made.
 const CODE: u64 = 8;
 
 /// The interrupt table: gates of two words.
-static TABLE: [[AtomicU64; 2]; VECTOR as usize + 1] =
-    [const { [const { AtomicU64::new(0) }; 2] }; VECTOR as usize + 1];
+static TABLE: [[AtomicU64; 2]; GATES] = [const { [const { AtomicU64::new(0) }; 2] }; GATES];
 
 #[repr(C, packed)]
 struct Pointer {

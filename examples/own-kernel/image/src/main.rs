@@ -13,14 +13,16 @@ mod log;
 #[path = "../../../unikernel/src/mem.rs"]
 mod mem;
 
+use core::cell::UnsafeCell;
 use core::fmt;
+use core::mem::MaybeUninit;
 use core::time::Duration;
 
 use own_kernel_sample::{Error, Frames, Heart, OnXen};
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::arch::x86_64::VendorCall;
 use xen_hypercall::sched::{ShutdownReason, shutdown};
-use xen_hypercall::{DomId, Wait, event};
+use xen_hypercall::{DomId, Domain, Wait, event};
 
 use crate::log::say;
 
@@ -29,19 +31,32 @@ const MONITOR: DomId = DomId(0);
 /// What a port's status says that has an end in another domain.
 const INTERDOMAIN: u32 = 2;
 
+/// A place for a thing that lives as long as the domain, in a kernel without a heap.
+struct Place<T>(UnsafeCell<MaybeUninit<T>>);
+
+// SAFETY: `put` is called once, by the one vCPU; from then on the thing is shared as it allows.
+unsafe impl<T: Send + Sync> Sync for Place<T> {}
+
+impl<T> Place<T> {
+    const fn new() -> Self {
+        Self(UnsafeCell::new(MaybeUninit::uninit()))
+    }
+
+    /// # Safety
+    /// Once.
+    unsafe fn put(&'static self, thing: T) -> &'static T {
+        // SAFETY: the caller says that nobody has looked at the place before.
+        unsafe { (*self.0.get()).write(thing) }
+    }
+}
+
+static KERNEL: Place<OnXen> = Place::new();
+static DOMAIN: Place<Domain<&'static OnXen>> = Place::new();
+
 /// Called by `boot`, on the boot stack, with interrupts off.
 extern "C" fn main() -> ! {
     interrupts::install();
-    let (first, count) = boot::memory();
-    // SAFETY: the memory is the image's own, for this alone, and mapped where it is.
-    let frames = unsafe { Frames::new(first, count) };
-    // SAFETY: this is the only vCPU, in ring 0, and the vector has its handler.
-    let kernel = match unsafe { OnXen::start(frames, interrupts::VECTOR) } {
-        Ok(Some(kernel)) => kernel,
-        Ok(None) => crash(format_args!("this processor has no way into Xen")),
-        Err(errno) => crash(format_args!("Xen refuses the basics: {errno}")),
-    };
-    match live(&kernel) {
+    match begin().and_then(live) {
         Ok(beats) => {
             say(format_args!("the monitor is gone after {beats} beats"));
             end(ShutdownReason::POWEROFF)
@@ -50,9 +65,29 @@ extern "C" fn main() -> ! {
     }
 }
 
+/// Puts the kernel together.
+fn begin() -> Result<&'static Domain<&'static OnXen>, &'static str> {
+    let (first, count) = boot::memory();
+    // SAFETY: the memory is the image's own, for this alone, and mapped where it is.
+    let frames = unsafe { Frames::new(first, count) };
+    // SAFETY: this is the only vCPU, in ring 0.
+    let kernel = unsafe { OnXen::new(frames) }.ok_or("this processor has no way into Xen")?;
+    // SAFETY: `main` comes here once.
+    let kernel = unsafe { KERNEL.put(kernel) };
+    // SAFETY: as above, and nothing ran in this domain before that uses anything of Xen's still.
+    let domain = unsafe { Domain::new(kernel) }.map_err(|_| "Xen does not give its page")?;
+    // SAFETY: as above.
+    let domain = unsafe { DOMAIN.put(domain) };
+    // SAFETY: the vector has that handler, and interrupts are off.
+    unsafe { kernel.start(domain.shared_info(), interrupts::VECTOR) }
+        .map_err(|_| "Xen refuses the vector or the timer")?;
+    Ok(domain)
+}
+
 /// Beats as the monitor wants it, until it goes; returns how many beats it answered.
-fn live(kernel: &OnXen) -> Result<u32, &'static str> {
-    let grants = GrantTable::new(kernel).map_err(|_| "no grant table")?;
+fn live(domain: &Domain<&'static OnXen>) -> Result<u32, &'static str> {
+    let kernel = *domain.platform();
+    let grants = GrantTable::new(domain).map_err(|_| "no grant table")?;
     let page = grants.share(MONITOR, Access::ReadWrite).map_err(|_| "no page to share")?;
     let port = event::alloc_unbound(kernel, MONITOR).map_err(|_| "no port")?;
     say(format_args!("page {} port {port}", page.gref().0));
