@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use crate::abi::*;
 use crate::error::Violation;
-use crate::queue::{bind, share_ring};
+use crate::queue::share_ring;
 use crate::tx::broken;
 use crate::{Error, NetFront};
 
