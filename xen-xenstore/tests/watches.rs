@@ -84,7 +84,7 @@ fn a_watch_that_is_gone_does_not_fire_the_one_in_its_place() {
     machine.store.write(&data("a"), "2");
     machine.settle();
     assert_eq!(xs.fired(&new), Ok(false));
-    assert_eq!(xs.fired(&generation), Ok(true), "whoever waits for it must not wait for ever");
+    assert_eq!(xs.fired(&generation), Err(Error::Stale), "whoever waits for it must not wait for ever");
     assert_eq!(xs.stats().stray, stray);
     xs.unwatch(old).unwrap();
     assert_eq!(machine.store.watches(ID), 1);
@@ -138,9 +138,9 @@ fn events_of_tokens_that_are_none_are_counted_and_dropped() {
 fn only_so_many() {
     let machine = Machine::new();
     let mut xs = machine.client();
-    let all: Vec<_> = (0..32).map(|number| xs.watch(&format!("data/{number}")).unwrap()).collect();
+    let all: Vec<_> = (0..128).map(|number| xs.watch(&format!("data/{number}")).unwrap()).collect();
     assert_eq!(xs.watch("data/more").err(), Some(Error::TooManyWatches));
-    assert_eq!(machine.store.watches(ID), 32);
+    assert_eq!(machine.store.watches(ID), 128);
     for watch in all {
         xs.unwatch(watch).unwrap();
     }
@@ -211,11 +211,11 @@ fn waiting_ends_with_the_event_or_the_deadline() {
     machine.store.write(&data("a"), "1");
     assert_eq!(xs.wait_fired(&watch, machine.after(5)), Ok(true));
     assert_eq!(xs.now(), deadline);
-    // A deadline in the past still looks once.
+    // When the time is up it is up, and nothing is lost by that.
     machine.store.write(&data("a"), "1");
     machine.settle();
-    assert_eq!(xs.wait_fired(&watch, std::time::Duration::ZERO), Ok(true));
     assert_eq!(xs.wait_fired(&watch, std::time::Duration::ZERO), Ok(false));
+    assert_eq!(xs.fired(&watch), Ok(true));
 }
 
 #[derive(Default)]
@@ -261,7 +261,7 @@ fn a_watch_that_was_set_too_late_is_ended() {
     let machine = Machine::new();
     let mut xs = machine.client();
     // More often than there are places.
-    for round in 0..40 {
+    for round in 0..140 {
         machine.store.stall(true);
         assert_eq!(xs.watch("data/late"), Err(Error::TimedOut(Operation::WATCH)), "{round}");
         machine.store.stall(false);
@@ -291,7 +291,7 @@ fn watches_that_time_out_at_a_daemon_that_hangs_leave_nothing() {
     let other = xs.watch("data/other").unwrap();
     machine.store.stall(true);
     // Until long after the ring is full, and all places are taken.
-    for round in 0..80 {
+    for round in 0..280 {
         assert_eq!(
             xs.watch("data/a-name-to-fill-the-ring"),
             Err(Error::TimedOut(Operation::WATCH)),
@@ -310,10 +310,10 @@ fn watches_that_time_out_at_a_daemon_that_hangs_leave_nothing() {
     machine.store.write(&data("kept"), "1");
     machine.settle();
     assert_eq!(xs.fired(&kept), Ok(true));
-    for _ in 0..31 {
+    for _ in 0..127 {
         xs.watch("data").unwrap();
     }
-    assert_eq!((xs.watch("data"), machine.store.watches(ID)), (Err(Error::TooManyWatches), 32));
+    assert_eq!((xs.watch("data"), machine.store.watches(ID)), (Err(Error::TooManyWatches), 128));
 }
 
 #[test]

@@ -1,21 +1,16 @@
 //! The frontend's side of the handshake, with how far it is in its type.
 
+use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::str::FromStr;
-use core::time::Duration;
 
+use xen_evtchn::Deadline;
 use xen_hypercall::{DomId, Platform, Wait};
 
-use super::XenbusState;
-use crate::link::Sink;
-use crate::nodes::{optional, parse, text};
-use crate::text::Text;
-use crate::wire::Operation;
-use crate::{Error, Path, Transaction, Watch, Xenstore};
-
-/// How long a backend that waits may take to notice that the device is closed.
-const NOTICE: Duration = Duration::from_secs(2);
+use super::{BackendChange, XenbusState};
+use crate::nodes::{optional, parse};
+use crate::{Error, Path, Transaction, Until, Watch, Xenstore};
 
 /// The device is known; its backend may not be ready.
 #[derive(Debug)]
@@ -30,222 +25,47 @@ pub enum Published {}
 #[derive(Debug)]
 pub enum Connected {}
 
-/// A device as its frontend sees it, in state `S`. Each step of the handshake takes it and answers it in the next
+/// A device as its frontend sees it, in state `S`. Each step of the handshake takes it and returns it in the next
 /// state, so a device that is not connected cannot be used as one that is.
 ///
 /// It borrows nothing: each call takes the connection to xenstore. A step that fails takes the device with it, and
 /// ends its watch; [`open`](Frontend::open) begins again.
+///
+/// The device's directory may be taken away at any time, or made anew for a device that is no longer this one. So its nodes are
+/// written in a transaction that has found our own state there as we left it, and not otherwise.
 pub struct Frontend<S> {
-    frontend: Path,
-    backend: Path,
-    backend_id: DomId,
-    index: u32,
-    watch: Watch,
+    pub(super) frontend: Path,
+    pub(super) backend: Path,
+    pub(super) backend_id: DomId,
+    pub(super) index: u32,
+    pub(super) watch: Watch,
     /// The backend's state, and how many events of the watch had come before it was read: without another it is still so.
-    seen: Option<(XenbusState, u32)>,
-    _state: PhantomData<S>,
+    pub(super) seen: Option<(XenbusState, u32)>,
+    /// What our state node says while the device is ours. Two of them, for it is not known whether a write that was not answered
+    /// was done.
+    pub(super) ours: Cell<[XenbusState; 2]>,
+    /// What became of the connection: an end stays one.
+    pub(super) change: Cell<BackendChange>,
+    pub(super) _state: PhantomData<S>,
 }
 
-impl Frontend<Initialising> {
-    /// Finds device `index` of `kind` (`vif`, `vbd`, ...) and its backend, and begins the handshake, whatever an
-    /// earlier kernel of this domain left behind.
-    ///
-    /// The toolstack may still be writing the device's nodes: they are waited for until `deadline`. So is a backend
-    /// that still works for that earlier kernel, and has to let go first.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when there is no such device by then; [`Error::BadValue`] when its nodes make no sense.
-    pub fn open<P: Platform + Wait>(
-        xs: &mut Xenstore<'_, P>,
-        kind: &str,
-        index: u32,
-        deadline: Duration,
-    ) -> Result<Self, Error> {
-        let frontend = Path::format(format_args!("device/{kind}/{index}"))?;
-        let found = match find_backend(xs, &frontend) {
-            Err(error) if error.is_not_found() => await_backend(xs, &frontend, deadline),
-            found => found,
-        };
-        Self::start(xs, frontend, found?, index, deadline)
-    }
-
-    /// Like [`open`](Self::open) for a device that is there, as those are that the domain was made with: one whose nodes are
-    /// not there is not waited for.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open), at once.
-    pub fn open_present<P: Platform + Wait>(
-        xs: &mut Xenstore<'_, P>,
-        kind: &str,
-        index: u32,
-        deadline: Duration,
-    ) -> Result<Self, Error> {
-        let frontend = Path::format(format_args!("device/{kind}/{index}"))?;
-        let found = find_backend(xs, &frontend)?;
-        Self::start(xs, frontend, found, index, deadline)
-    }
-
-    fn start<P: Platform + Wait>(
-        xs: &mut Xenstore<'_, P>,
-        frontend: Path,
-        (backend, backend_id): (Path, DomId),
-        index: u32,
-        deadline: Duration,
-    ) -> Result<Self, Error> {
-        let state = backend.join("state")?;
-        let watch = xs.take_place(&state)?;
-        let mut device =
-            Self { frontend, backend, backend_id, index, watch, seen: None, _state: PhantomData };
-        let begun = match device.watch_and_look(xs, &state) {
-            Ok(ours) => device.begin(xs, ours, deadline),
-            Err(error) => Err(error),
-        };
-        match begun {
-            Ok(()) => Ok(device),
-            Err(error) => {
-                // The first error says more than one about the watch.
-                let _ = xs.unwatch(device.watch);
-                Err(error)
-            }
-        }
-    }
-
-    /// Begins to watch the backend's state, and answers our own.
-    fn watch_and_look<P: Platform + Wait>(
-        &self,
-        xs: &mut Xenstore<'_, P>,
-        state: &Path,
-    ) -> Result<XenbusState, Error> {
-        let (mut watched, mut ours) = (Ok(()), Ok(XenbusState::UNKNOWN));
-        let sink: &mut Sink<'_> = &mut |tag, answer| match tag {
-            0 => watched = answer.map(drop),
-            _ => ours = state_of(answer),
-        };
-        xs.link.give_up();
-        let asked = xs
-            .post_watch(self.watch, state, 0, sink)
-            .and_then(|()| xs.post_read(&self.frontend, "state", 1, sink))
-            .and_then(|()| xs.settle(sink));
-        if let Err(error) = asked.and(watched) {
-            xs.give_watch_up(self.watch, error);
-            return Err(error);
-        }
-        ours
-    }
-
-    /// Goes to Initialising, and looks at the backend.
-    fn initialise<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        xs.poll()?;
-        let events = xs.link.watches.events(self.watch);
-        let (mut written, mut theirs) = (Ok(()), Ok(XenbusState::UNKNOWN));
-        let sink: &mut Sink<'_> = &mut |tag, answer| match tag {
-            0 => written = answer.map(drop),
-            _ => theirs = state_of(answer),
-        };
-        let (state, value) = (self.frontend.join("state")?, Text::new(XenbusState::INITIALISING.0)?);
-        xs.link.give_up();
-        xs.post(Operation::WRITE, 0, &[state.as_bytes(), b"\0", value.as_bytes()], 0, sink)?;
-        xs.post_read(&self.backend, "state", 1, sink)?;
-        xs.settle(sink)?;
-        written?;
-        self.seen = Some((theirs?, events));
-        Ok(())
-    }
-
-    /// Goes to Initialising, from wherever an earlier kernel of this domain left the device.
-    fn begin<P: Platform + Wait>(
-        &mut self,
-        xs: &mut Xenstore<'_, P>,
-        ours: XenbusState,
-        deadline: Duration,
-    ) -> Result<(), Error> {
-        if [XenbusState::UNKNOWN, XenbusState::INITIALISING].contains(&ours) {
-            return self.initialise(xs);
-        }
-        let theirs = self.backend_state(xs)?;
-        // A backend that still works for that kernel would take our start for nothing, or be taken for one that is
-        // connected to us. It has to see the device end first.
-        let at_work = [XenbusState::INITIALISED, XenbusState::CONNECTED, XenbusState::CLOSING];
-        if at_work.contains(&theirs) {
-            // A backend that does not let go is met again in `wait_for_backend`, which has the error for it.
-            self.end(xs, deadline).or_else(|error| match error {
-                Error::BackendTimedOut(_) => Ok(()),
-                error => Err(error),
-            })?;
-        } else if theirs == XenbusState::INIT_WAIT {
-            // A backend that was started again takes up what it finds in our nodes, and may be about to be connected to
-            // that. It closes when it sees that we did.
-            self.switch(xs, XenbusState::CLOSED)?;
-            let limit = deadline.min(xs.now().saturating_add(NOTICE));
-            let closed = self.wait_for(xs, limit, |state| {
-                [XenbusState::CLOSED, XenbusState::UNKNOWN].contains(&state).then_some(Ok(()))
-            });
-            match closed {
-                // One that waits whatever we do has taken up nothing.
-                Err(Error::BackendTimedOut(XenbusState::INIT_WAIT)) if xs.now() < deadline => {}
-                closed => closed?,
-            }
-        }
-        self.initialise(xs)
-    }
-
-    /// Waits until the backend has told what it can do.
-    ///
-    /// A backend that is still closing after an earlier kernel is waited for: it begins anew when it sees us begin.
-    ///
-    /// # Errors
-    /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
-    pub fn wait_for_backend<P: Platform + Wait>(
-        mut self,
-        xs: &mut Xenstore<'_, P>,
-        deadline: Duration,
-    ) -> Result<Frontend<BackendReady>, Error> {
-        // One that says Connected has not seen yet that we begin anew, and uses references that may be others by now.
-        let ready = [XenbusState::INIT_WAIT, XenbusState::INITIALISED];
-        let waited = self.wait_for(xs, deadline, |state| ready.contains(&state).then_some(Ok(())));
-        self.go_on(xs, waited)
-    }
+/// Whose a device's directory is.
+enum Owner {
+    /// Ours, and our state is this.
+    Us(XenbusState),
+    /// It is there, for a device that is made anew.
+    Another,
+    /// It is not there.
+    Nobody,
 }
 
-/// What a node says of a side; one that is not there, or makes no sense, says that the side is not there.
-fn state_of(answer: Result<&[u8], Error>) -> Result<XenbusState, Error> {
-    match optional(answer.and_then(parse)) {
+/// What a node says of a side. One that is not there, may not be read, or makes no sense, says that the side is not there.
+pub(super) fn state_of(answer: Result<&[u8], Error>) -> Result<XenbusState, Error> {
+    match answer.and_then(parse) {
         Err(Error::BadValue | Error::NotText) => Ok(XenbusState::UNKNOWN),
-        state => Ok(state?.unwrap_or(XenbusState::UNKNOWN)),
+        Err(error) if error.is_absent() => Ok(XenbusState::UNKNOWN),
+        state => state,
     }
-}
-
-fn find_backend<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    frontend: &Path,
-) -> Result<(Path, DomId), Error> {
-    let (mut backend, mut id) = (Err(Error::BadPath), Err(Error::BadValue));
-    xs.read_each(frontend, &["backend", "backend-id"], |index, value| match index {
-        0 => backend = value.and_then(text).and_then(Path::new),
-        _ => id = value.and_then(parse),
-    })?;
-    Ok((backend?, DomId(id?)))
-}
-
-/// The toolstack may still be writing.
-fn await_backend<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    frontend: &Path,
-    deadline: Duration,
-) -> Result<(Path, DomId), Error> {
-    let watch = xs.watch(frontend)?;
-    let looked = loop {
-        match find_backend(xs, frontend) {
-            Err(error) if error.is_not_found() && xs.now() < deadline => {
-                if let Err(error) = xs.wait_fired(&watch, deadline) {
-                    break Err(error);
-                }
-            }
-            other => break other,
-        }
-    };
-    let ended = xs.unwatch(watch);
-    looked.and_then(|found| ended.map(|()| found))
 }
 
 impl Frontend<BackendReady> {
@@ -253,18 +73,18 @@ impl Frontend<BackendReady> {
     /// and the device's directory; it may run more than once.
     ///
     /// # Errors
-    /// What `f` answers, or the transaction.
+    /// What `f` returns, or the transaction; [`Error::BackendGone`] when the device was taken away, and nothing is written then.
     pub fn publish<'x, P: Platform + Wait>(
         self,
         xs: &mut Xenstore<'x, P>,
         next: XenbusState,
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
     ) -> Result<Frontend<Published>, Error> {
-        let state = self.frontend.join("state")?;
-        let published = xs.transaction(|transaction| {
-            f(transaction, &self.frontend)?;
-            transaction.write_display(&state, next.0)
-        });
+        let published = match self.enter(xs, next, &mut |transaction| f(transaction, &self.frontend)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
+            Err(error) => Err(error),
+        };
         self.go_on(xs, published)
     }
 }
@@ -276,12 +96,12 @@ impl Frontend<Published> {
     /// # Errors
     /// [`Error::BackendGone`] when it closes instead; [`Error::BackendTimedOut`] with the state it was in at
     /// `deadline`.
-    pub fn wait_connected<P: Platform + Wait>(
+    pub fn wait_connected<'d, P: Platform + Wait>(
         mut self,
         xs: &mut Xenstore<'_, P>,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
     ) -> Result<Frontend<Connected>, Error> {
-        let waited = self.wait_for(xs, deadline, |state| match state {
+        let waited = self.wait_for(xs, deadline.into().deadline(), |state| match state {
             XenbusState::CONNECTED => Some(Ok(())),
             state if state.is_gone() => Some(Err(Error::BackendGone(state))),
             _ => None,
@@ -295,59 +115,84 @@ impl Frontend<Published> {
 }
 
 impl Frontend<Connected> {
-    /// Whether the backend wants the device to end, or is gone. Cheap unless its state has changed.
+    /// What has become of the device since the handshake, or since the last call. Asks xenstore only if something has happened.
+    /// Once the connection has ended it stays so, whatever the backend does next.
+    ///
+    /// A backend that has closed, and is back in one of its first states when the guest looks, has
+    /// [restarted](BackendChange::Restarted). So has a device whose own nodes are no longer as this frontend left them: the
+    /// toolstack made it anew. What cannot be noticed is a backend that closed and connected to the same rings again
+    /// between two looks: nothing in xenstore tells the two connections apart.
     ///
     /// # Errors
     /// [`Error::Broken`] when the connection to xenstore is of no use any more; otherwise when it cannot be asked,
     /// and the next call asks again.
-    pub fn is_closing<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
-        let state = self.changed(xs)?;
-        let closing = state.is_some_and(XenbusState::is_gone);
-        if closing {
-            // It stays so, whoever asks next.
-            xs.link.watches.mark(self.watch);
-        }
-        Ok(closing)
-    }
-
-    /// The backend's state, if it may have changed since this or [`is_closing`](Self::is_closing) was called last, or since
-    /// the handshake looked at it.
-    /// A backend that changes something about a connected device does it by way of
-    /// [`Reconfiguring`](XenbusState::RECONFIGURING) and [`Reconfigured`](XenbusState::RECONFIGURED).
-    ///
-    /// # Errors
-    /// As [`is_closing`](Self::is_closing).
-    pub fn changed<P: Platform + Wait>(
-        &self,
-        xs: &mut Xenstore<'_, P>,
-    ) -> Result<Option<XenbusState>, Error> {
+    pub fn change<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
+        let known = match self.change.get() {
+            // The end may be near, or here.
+            change @ (BackendChange::Same | BackendChange::Closing) => change,
+            ended => return Ok(ended),
+        };
         if !xs.fired(&self.watch)?
             || self.seen.is_some_and(|(_, at)| at == xs.link.watches.events(self.watch))
         {
             // That event came before the handshake looked last.
-            return Ok(None);
+            return Ok(known);
         }
-        let state = self.backend_state(xs);
-        if state.is_err() {
-            xs.link.watches.mark(self.watch);
+        let looked = self.look(xs);
+        match looked {
+            Err(_) => xs.link.watches.mark(self.watch),
+            Ok(change) if change.is_over() => self.change.set(change),
+            Ok(_) if known == BackendChange::Closing => return Ok(known),
+            Ok(_) => {}
         }
-        state.map(Some)
+        looked
+    }
+
+    /// Whether the connection has ended, or is to end: [`change`](Self::change) says how.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub fn is_closing<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
+        Ok(self.change(xs)?.is_over())
+    }
+
+    /// Looks at both sides at once.
+    fn look<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
+        let (mut theirs, mut owner) = (Ok(XenbusState::UNKNOWN), Ok(Owner::Nobody));
+        xs.together(
+            |ask| {
+                ask.read(0, &self.backend, "state")?;
+                ask.read(1, &self.frontend, "state")
+            },
+            |tag, answer| match tag {
+                0 => theirs = state_of(answer),
+                _ => owner = self.owner(answer),
+            },
+        )?;
+        let theirs = theirs?;
+        Ok(match owner? {
+            Owner::Us(_) => BackendChange::of(theirs),
+            Owner::Nobody => BackendChange::Gone,
+            Owner::Another => BackendChange::Restarted,
+        })
     }
 
     /// Ends the device: tells the backend, waits until it has let go, and is closed.
     ///
-    /// The device is closed as far as we are concerned even when the backend does not answer.
+    /// The device is closed as far as we are concerned even when the backend does not follow. One that was taken away is
+    /// closed already.
     ///
     /// # Errors
-    /// [`Error::BackendTimedOut`] with the state the backend was in at `deadline`.
-    pub fn close<P: Platform + Wait>(
+    /// [`Error::BackendTimedOut`] with the state the backend was in at `deadline`; otherwise when xenstore cannot be asked.
+    pub fn close<'d, P: Platform + Wait>(
         mut self,
         xs: &mut Xenstore<'_, P>,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
     ) -> Result<(), Error> {
-        let closed = self.end(xs, deadline);
-        let ended = xs.unwatch(self.watch);
-        closed.and(ended)
+        let closed = self.end(xs, deadline.into().deadline());
+        // If that fails the watch is ended later.
+        let _ = xs.unwatch(self.watch);
+        closed
     }
 }
 
@@ -385,16 +230,52 @@ impl<S> Frontend<S> {
         state_of(xs.read(&self.backend.join("state")?))
     }
 
-    /// Sets our own state.
+    /// Sets our own state. Returns `false`, and writes nothing, when the device is not ours any more: it was taken away, or made
+    /// anew.
     ///
     /// # Errors
-    /// When xenstore refuses.
+    /// When xenstore cannot be asked, or refuses.
     pub fn switch<P: Platform + Wait>(
         &self,
         xs: &mut Xenstore<'_, P>,
         state: XenbusState,
-    ) -> Result<(), Error> {
-        xs.write_display(&self.frontend.join("state")?, state.0)
+    ) -> Result<bool, Error> {
+        self.enter(xs, state, &mut |_| Ok(()))
+    }
+
+    /// Goes to a state, with what `f` writes, unless the device is not ours any more.
+    pub(super) fn enter<'x, P: Platform + Wait>(
+        &self,
+        xs: &mut Xenstore<'x, P>,
+        next: XenbusState,
+        f: &mut dyn FnMut(&mut Transaction<'_, 'x, P>) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let state = self.frontend.join("state")?;
+        let entered = xs.transaction(|transaction| {
+            let is_ours = if next == XenbusState::INITIALISING {
+                // It is about to be ours.
+                match transaction.read(&self.frontend.join("backend")?) {
+                    Ok(backend) => backend == self.backend.as_bytes(),
+                    Err(error) if error.is_absent() => false,
+                    Err(error) => return Err(error),
+                }
+            } else {
+                let owner = self.owner(transaction.read(&state))?;
+                if let Owner::Us(found) = owner {
+                    self.ours.set([found, next]);
+                }
+                matches!(owner, Owner::Us(_))
+            };
+            if is_ours {
+                f(transaction)?;
+                transaction.write_display(&state, next.0)?;
+            }
+            Ok(is_ours)
+        })?;
+        if entered {
+            self.ours.set([next; 2]);
+        }
+        Ok(entered)
     }
 
     /// A value of the backend's; none when there is no such node.
@@ -436,53 +317,72 @@ impl<S> Frontend<S> {
     /// Gives a device up without a handshake; its watch ends.
     ///
     /// # Errors
-    /// When xenstore refuses.
+    /// When xenstore cannot be asked, or refuses.
     pub fn abandon<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        xs.unwatch(self.watch)?;
-        self.switch(xs, XenbusState::CLOSED)
+        let switched = self.switch(xs, XenbusState::CLOSED);
+        // If that fails the watch is ended later.
+        let _ = xs.unwatch(self.watch);
+        switched.map(drop)
     }
 
-    /// Takes the device to its end, as far as the backend follows.
-    fn end<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>, deadline: Duration) -> Result<(), Error> {
-        self.switch(xs, XenbusState::CLOSING)?;
-        let let_go = self.wait_for(xs, deadline, |state| state.is_gone().then_some(Ok(())));
-        self.switch(xs, XenbusState::CLOSED)?;
+    /// Takes the device to its end, as far as the backend follows. Our own state is Closed at the end, whatever fails before.
+    pub(super) fn end<P: Platform + Wait>(
+        &mut self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: &mut Deadline,
+    ) -> Result<(), Error> {
+        let let_go = match self.switch(xs, XenbusState::CLOSING) {
+            // Who took the device away has closed it.
+            Ok(false) => return Ok(()),
+            Ok(true) => self.wait_for(xs, deadline, |state| state.is_gone().then_some(Ok(()))),
+            Err(error) => Err(error),
+        };
+        let closed = self.switch(xs, XenbusState::CLOSED);
         let_go?;
+        if !closed? {
+            return Ok(());
+        }
         let done = [XenbusState::CLOSED, XenbusState::UNKNOWN, XenbusState::INIT_WAIT];
         self.wait_for(xs, deadline, |state| done.contains(&state).then_some(Ok(())))
     }
 
-    fn wait_for<P: Platform + Wait>(
+    /// Whose the device is, by what our own state node says.
+    fn owner(&self, answer: Result<&[u8], Error>) -> Result<Owner, Error> {
+        let ours = self.ours.get();
+        match answer.and_then(parse) {
+            Ok(state) if ours.contains(&state) => Ok(Owner::Us(state)),
+            Ok(_) => Ok(Owner::Another),
+            // No toolstack begins a device so.
+            Err(Error::BadValue | Error::NotText) => Ok(Owner::Us(ours[1])),
+            Err(error) if error.is_absent() => Ok(Owner::Nobody),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn wait_for<P: Platform + Wait>(
         &mut self,
         xs: &mut Xenstore<'_, P>,
-        deadline: Duration,
+        deadline: &mut Deadline,
         mut decide: impl FnMut(XenbusState) -> Option<Result<(), Error>>,
     ) -> Result<(), Error> {
-        loop {
+        let mut outcome = None;
+        xs.watch_until(self.watch, deadline, &mut |xs| {
             xs.poll()?;
             let events = xs.link.watches.events(self.watch);
-            let known = self.seen.filter(|(_, at)| *at == events);
-            let state = match known {
+            let state = match self.seen.filter(|(_, at)| *at == events) {
                 Some((state, _)) => state,
                 None => self.backend_state(xs)?,
             };
             self.seen = Some((state, events));
-            if let Some(outcome) = decide(state) {
-                return outcome;
-            }
-            if !xs.wait_fired(&self.watch, deadline)? {
-                // The time may have been up before, and the backend have had none to follow.
-                if known.is_some() {
-                    self.seen = None;
-                    continue;
-                }
-                return Err(Error::BackendTimedOut(state));
-            }
-        }
+            outcome = decide(state);
+            Ok(outcome.is_some())
+        })?;
+        let late = || Err(Error::BackendTimedOut(self.seen.map_or(XenbusState::UNKNOWN, |(state, _)| state)));
+        outcome.unwrap_or_else(late)
     }
 
     /// The device in its next state, or its end.
-    fn go_on<P: Platform + Wait, T>(
+    pub(super) fn go_on<P: Platform + Wait, T>(
         self,
         xs: &mut Xenstore<'_, P>,
         result: Result<(), Error>,
@@ -492,8 +392,8 @@ impl<S> Frontend<S> {
             let _ = xs.unwatch(self.watch);
             return Err(error);
         }
-        let Self { frontend, backend, backend_id, index, watch, seen, .. } = self;
-        Ok(Frontend { frontend, backend, backend_id, index, watch, seen, _state: PhantomData })
+        let Self { frontend, backend, backend_id, index, watch, seen, ours, change, .. } = self;
+        Ok(Frontend { frontend, backend, backend_id, index, watch, seen, ours, change, _state: PhantomData })
     }
 }
 
