@@ -1,15 +1,14 @@
 //! The frontend's side of the handshake, with how far it is in its type.
 
-use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::str::FromStr;
 
-use xen_evtchn::Deadline;
 use xen_hypercall::{DomId, Platform, Wait};
 
+use super::device::Device;
 use super::{BackendChange, XenbusState};
-use crate::nodes::{optional, parse};
+use crate::nodes::optional;
 use crate::{Error, Path, Transaction, Until, Watch, Xenstore};
 
 /// The device is known; its backend may not be ready.
@@ -34,38 +33,8 @@ pub enum Connected {}
 /// The device's directory may be taken away at any time, or made anew for a device that is no longer this one. So its nodes are
 /// written in a transaction that has found our own state there as we left it, and not otherwise.
 pub struct Frontend<S> {
-    pub(super) frontend: Path,
-    pub(super) backend: Path,
-    pub(super) backend_id: DomId,
-    pub(super) index: u32,
-    pub(super) watch: Watch,
-    /// The backend's state, and how many events of the watch had come before it was read: without another it is still so.
-    pub(super) seen: Option<(XenbusState, u32)>,
-    /// What our state node says while the device is ours. Two of them, for it is not known whether a write that was not answered
-    /// was done.
-    pub(super) ours: Cell<[XenbusState; 2]>,
-    /// What became of the connection: an end stays one.
-    pub(super) change: Cell<BackendChange>,
+    pub(super) device: Device,
     pub(super) _state: PhantomData<S>,
-}
-
-/// Whose a device's directory is.
-enum Owner {
-    /// Ours, and our state is this.
-    Us(XenbusState),
-    /// It is there, for a device that is made anew.
-    Another,
-    /// It is not there.
-    Nobody,
-}
-
-/// What a node says of a side. One that is not there, may not be read, or makes no sense, says that the side is not there.
-pub(super) fn state_of(answer: Result<&[u8], Error>) -> Result<XenbusState, Error> {
-    match answer.and_then(parse) {
-        Err(Error::BadValue | Error::NotText) => Ok(XenbusState::UNKNOWN),
-        Err(error) if error.is_absent() => Ok(XenbusState::UNKNOWN),
-        state => state,
-    }
 }
 
 impl Frontend<BackendReady> {
@@ -80,11 +49,12 @@ impl Frontend<BackendReady> {
         next: XenbusState,
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
     ) -> Result<Frontend<Published>, Error> {
-        let published = match self.enter(xs, next, &mut |transaction| f(transaction, &self.frontend)) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
-            Err(error) => Err(error),
-        };
+        let published =
+            match self.device.enter(xs, next, &mut |transaction| f(transaction, &self.device.frontend)) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
+                Err(error) => Err(error),
+            };
         self.go_on(xs, published)
     }
 }
@@ -101,14 +71,14 @@ impl Frontend<Published> {
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<Frontend<Connected>, Error> {
-        let waited = self.wait_for(xs, deadline.into().deadline(), |state| match state {
+        let waited = self.device.wait_for(xs, deadline.into().deadline(), &mut |state| match state {
             XenbusState::CONNECTED => Some(Ok(())),
             state if state.is_gone() => Some(Err(Error::BackendGone(state))),
             _ => None,
         });
         if waited.is_err() {
             // The backend must not begin to use what the driver is about to take away.
-            let _ = self.switch(xs, XenbusState::CLOSED);
+            let _ = self.device.switch(xs, XenbusState::CLOSED);
         }
         self.go_on(xs, waited)
     }
@@ -127,21 +97,21 @@ impl Frontend<Connected> {
     /// [`Error::Broken`] when the connection to xenstore is of no use any more; otherwise when it cannot be asked,
     /// and the next call asks again.
     pub fn change<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
-        let known = match self.change.get() {
+        let known = match self.device.change.get() {
             // The end may be near, or here.
             change @ (BackendChange::Same | BackendChange::Closing) => change,
             ended => return Ok(ended),
         };
-        if !xs.fired(&self.watch)?
-            || self.seen.is_some_and(|(_, at)| at == xs.link.watches.events(self.watch))
+        if !xs.fired(&self.device.watch)?
+            || self.device.seen.is_some_and(|(_, at)| at == xs.link.watches.events(self.device.watch))
         {
             // That event came before the handshake looked last.
             return Ok(known);
         }
-        let looked = self.look(xs);
+        let looked = self.device.look(xs);
         match looked {
-            Err(_) => xs.link.watches.mark(self.watch),
-            Ok(change) if change.is_over() => self.change.set(change),
+            Err(_) => xs.link.watches.mark(self.device.watch),
+            Ok(change) if change.is_over() => self.device.change.set(change),
             Ok(_) if known == BackendChange::Closing => return Ok(known),
             Ok(_) => {}
         }
@@ -156,27 +126,6 @@ impl Frontend<Connected> {
         Ok(self.change(xs)?.is_over())
     }
 
-    /// Looks at both sides at once.
-    fn look<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
-        let (mut theirs, mut owner) = (Ok(XenbusState::UNKNOWN), Ok(Owner::Nobody));
-        xs.together(
-            |ask| {
-                ask.read(0, &self.backend, "state")?;
-                ask.read(1, &self.frontend, "state")
-            },
-            |tag, answer| match tag {
-                0 => theirs = state_of(answer),
-                _ => owner = self.owner(answer),
-            },
-        )?;
-        let theirs = theirs?;
-        Ok(match owner? {
-            Owner::Us(_) => BackendChange::of(theirs),
-            Owner::Nobody => BackendChange::Gone,
-            Owner::Another => BackendChange::Restarted,
-        })
-    }
-
     /// Ends the device: tells the backend, waits until it has let go, and is closed.
     ///
     /// The device is closed as far as we are concerned even when the backend does not follow. One that was taken away is
@@ -189,9 +138,9 @@ impl Frontend<Connected> {
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<(), Error> {
-        let closed = self.end(xs, deadline.into().deadline());
+        let closed = self.device.end(xs, deadline.into().deadline());
         // If that fails the watch is ended later.
-        let _ = xs.unwatch(self.watch);
+        let _ = xs.unwatch(self.device.watch);
         closed
     }
 }
@@ -199,27 +148,27 @@ impl Frontend<Connected> {
 impl<S> Frontend<S> {
     /// The device's directory, below this domain's own.
     pub fn frontend_path(&self) -> &Path {
-        &self.frontend
+        &self.device.frontend
     }
 
     /// The backend's directory for this device.
     pub fn backend_path(&self) -> &Path {
-        &self.backend
+        &self.device.backend
     }
 
     /// The domain that the backend is in.
     pub fn backend_id(&self) -> DomId {
-        self.backend_id
+        self.device.backend_id
     }
 
     /// The device's number.
     pub fn index(&self) -> u32 {
-        self.index
+        self.device.index
     }
 
     /// The watch on the backend's state.
     pub fn watch(&self) -> &Watch {
-        &self.watch
+        &self.device.watch
     }
 
     /// The backend's state; [`XenbusState::UNKNOWN`] when there is none, or it is no number.
@@ -227,7 +176,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn backend_state<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
-        state_of(xs.read(&self.backend.join("state")?))
+        self.device.backend_state(xs)
     }
 
     /// Sets our own state. Returns `false`, and writes nothing, when the device is not ours any more: it was taken away, or made
@@ -240,42 +189,7 @@ impl<S> Frontend<S> {
         xs: &mut Xenstore<'_, P>,
         state: XenbusState,
     ) -> Result<bool, Error> {
-        self.enter(xs, state, &mut |_| Ok(()))
-    }
-
-    /// Goes to a state, with what `f` writes, unless the device is not ours any more.
-    pub(super) fn enter<'x, P: Platform + Wait>(
-        &self,
-        xs: &mut Xenstore<'x, P>,
-        next: XenbusState,
-        f: &mut dyn FnMut(&mut Transaction<'_, 'x, P>) -> Result<(), Error>,
-    ) -> Result<bool, Error> {
-        let state = self.frontend.join("state")?;
-        let entered = xs.transaction(|transaction| {
-            let is_ours = if next == XenbusState::INITIALISING {
-                // It is about to be ours.
-                match transaction.read(&self.frontend.join("backend")?) {
-                    Ok(backend) => backend == self.backend.as_bytes(),
-                    Err(error) if error.is_absent() => false,
-                    Err(error) => return Err(error),
-                }
-            } else {
-                let owner = self.owner(transaction.read(&state))?;
-                if let Owner::Us(found) = owner {
-                    self.ours.set([found, next]);
-                }
-                matches!(owner, Owner::Us(_))
-            };
-            if is_ours {
-                f(transaction)?;
-                transaction.write_display(&state, next.0)?;
-            }
-            Ok(is_ours)
-        })?;
-        if entered {
-            self.ours.set([next; 2]);
-        }
-        Ok(entered)
+        self.device.switch(xs, state)
     }
 
     /// A value of the backend's; none when there is no such node.
@@ -287,7 +201,7 @@ impl<S> Frontend<S> {
         xs: &mut Xenstore<'_, P>,
         key: &str,
     ) -> Result<Option<T>, Error> {
-        xs.read_optional(&self.backend.join(key)?)
+        xs.read_optional(&self.device.backend.join(key)?)
     }
 
     /// A value of the device's own directory; none when there is no such node.
@@ -299,7 +213,7 @@ impl<S> Frontend<S> {
         xs: &mut Xenstore<'_, P>,
         key: &str,
     ) -> Result<Option<T>, Error> {
-        xs.read_optional(&self.frontend.join(key)?)
+        xs.read_optional(&self.device.frontend.join(key)?)
     }
 
     /// Several values of the backend's at once, as [`Xenstore::read_all`]; none for a node that is not there.
@@ -311,7 +225,7 @@ impl<S> Frontend<S> {
         xs: &mut Xenstore<'_, P>,
         keys: [&str; N],
     ) -> Result<[Result<Option<T>, Error>; N], Error> {
-        Ok(xs.read_all(&self.backend, keys)?.map(optional))
+        Ok(xs.read_all(&self.device.backend, keys)?.map(optional))
     }
 
     /// Gives a device up without a handshake; its watch ends.
@@ -321,64 +235,8 @@ impl<S> Frontend<S> {
     pub fn abandon<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
         let switched = self.switch(xs, XenbusState::CLOSED);
         // If that fails the watch is ended later.
-        let _ = xs.unwatch(self.watch);
+        let _ = xs.unwatch(self.device.watch);
         switched.map(drop)
-    }
-
-    /// Takes the device to its end, as far as the backend follows. Our own state is Closed at the end, whatever fails before.
-    pub(super) fn end<P: Platform + Wait>(
-        &mut self,
-        xs: &mut Xenstore<'_, P>,
-        deadline: &mut Deadline,
-    ) -> Result<(), Error> {
-        let let_go = match self.switch(xs, XenbusState::CLOSING) {
-            // Who took the device away has closed it.
-            Ok(false) => return Ok(()),
-            Ok(true) => self.wait_for(xs, deadline, |state| state.is_gone().then_some(Ok(()))),
-            Err(error) => Err(error),
-        };
-        let closed = self.switch(xs, XenbusState::CLOSED);
-        let_go?;
-        if !closed? {
-            return Ok(());
-        }
-        let done = [XenbusState::CLOSED, XenbusState::UNKNOWN, XenbusState::INIT_WAIT];
-        self.wait_for(xs, deadline, |state| done.contains(&state).then_some(Ok(())))
-    }
-
-    /// Whose the device is, by what our own state node says.
-    fn owner(&self, answer: Result<&[u8], Error>) -> Result<Owner, Error> {
-        let ours = self.ours.get();
-        match answer.and_then(parse) {
-            Ok(state) if ours.contains(&state) => Ok(Owner::Us(state)),
-            Ok(_) => Ok(Owner::Another),
-            // No toolstack begins a device so.
-            Err(Error::BadValue | Error::NotText) => Ok(Owner::Us(ours[1])),
-            Err(error) if error.is_absent() => Ok(Owner::Nobody),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(super) fn wait_for<P: Platform + Wait>(
-        &mut self,
-        xs: &mut Xenstore<'_, P>,
-        deadline: &mut Deadline,
-        mut decide: impl FnMut(XenbusState) -> Option<Result<(), Error>>,
-    ) -> Result<(), Error> {
-        let mut outcome = None;
-        xs.watch_until(self.watch, deadline, &mut |xs| {
-            xs.poll()?;
-            let events = xs.link.watches.events(self.watch);
-            let state = match self.seen.filter(|(_, at)| *at == events) {
-                Some((state, _)) => state,
-                None => self.backend_state(xs)?,
-            };
-            self.seen = Some((state, events));
-            outcome = decide(state);
-            Ok(outcome.is_some())
-        })?;
-        let late = || Err(Error::BackendTimedOut(self.seen.map_or(XenbusState::UNKNOWN, |(state, _)| state)));
-        outcome.unwrap_or_else(late)
     }
 
     /// The device in its next state, or its end.
@@ -389,20 +247,19 @@ impl<S> Frontend<S> {
     ) -> Result<Frontend<T>, Error> {
         if let Err(error) = result {
             // The first error says more than one about the watch.
-            let _ = xs.unwatch(self.watch);
+            let _ = xs.unwatch(self.device.watch);
             return Err(error);
         }
-        let Self { frontend, backend, backend_id, index, watch, seen, ours, change, .. } = self;
-        Ok(Frontend { frontend, backend, backend_id, index, watch, seen, ours, change, _state: PhantomData })
+        Ok(Frontend { device: self.device, _state: PhantomData })
     }
 }
 
 impl<S> fmt::Debug for Frontend<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Frontend")
-            .field("frontend", &self.frontend)
-            .field("backend", &self.backend)
-            .field("backend_id", &self.backend_id)
+            .field("frontend", &self.device.frontend)
+            .field("backend", &self.device.backend)
+            .field("backend_id", &self.device.backend_id)
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! Bringing a device up and down: two domains tell each other by nodes in xenstore how far they are (`io/xenbus.h`).
 
 mod change;
+mod device;
 mod frontend;
 mod opening;
 mod state;

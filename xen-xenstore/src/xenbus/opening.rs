@@ -7,7 +7,8 @@ use core::time::Duration;
 use xen_evtchn::Deadline;
 use xen_hypercall::{DomId, Platform, Wait};
 
-use super::frontend::{BackendReady, Frontend, Initialising, state_of};
+use super::device::{Device, state_of};
+use super::frontend::{BackendReady, Frontend, Initialising};
 use super::{BackendChange, XenbusState};
 use crate::link::Sink;
 use crate::nodes::{parse, text};
@@ -69,7 +70,7 @@ impl Frontend<Initialising> {
     ) -> Result<Self, Error> {
         let state = backend.join("state")?;
         let watch = xs.take_place(&state)?;
-        let mut device = Self {
+        let mut device = Device {
             frontend,
             backend,
             backend_id,
@@ -78,14 +79,13 @@ impl Frontend<Initialising> {
             seen: None,
             ours: Cell::new([XenbusState::UNKNOWN; 2]),
             change: Cell::new(BackendChange::Same),
-            _state: PhantomData,
         };
         let begun = match device.watch_and_look(xs, &state) {
             Ok(()) => device.begin(xs, deadline),
             Err(error) => Err(error),
         };
         match begun {
-            Ok(()) => Ok(device),
+            Ok(()) => Ok(Self { device, _state: PhantomData }),
             Err(error) => {
                 // The first error says more than one about the watch.
                 let _ = xs.unwatch(device.watch);
@@ -94,6 +94,28 @@ impl Frontend<Initialising> {
         }
     }
 
+    /// Waits until the backend has told what it can do.
+    ///
+    /// A backend that is still closing after an earlier kernel is waited for: it begins anew when it sees us begin. So is one
+    /// whose directory is not there yet, or may not be read yet.
+    ///
+    /// # Errors
+    /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
+    pub fn wait_for_backend<'d, P: Platform + Wait>(
+        mut self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Frontend<BackendReady>, Error> {
+        // One that says Connected has not seen yet that we begin anew, and uses references that may be others by now.
+        let ready = [XenbusState::INIT_WAIT, XenbusState::INITIALISED];
+        let waited = self
+            .device
+            .wait_for(xs, deadline.into().deadline(), &mut |state| ready.contains(&state).then_some(Ok(())));
+        self.go_on(xs, waited)
+    }
+}
+
+impl Device {
     /// Begins to watch the backend's state, and notes our own.
     fn watch_and_look<P: Platform + Wait>(
         &self,
@@ -157,7 +179,7 @@ impl Frontend<Initialising> {
         self.switch(xs, XenbusState::CLOSED)?;
         let limit = deadline.at().min(xs.now().saturating_add(NOTICE));
         let mut notice = Deadline::new(limit);
-        let closed = self.wait_for(xs, &mut notice, |state| {
+        let closed = self.wait_for(xs, &mut notice, &mut |state| {
             [XenbusState::CLOSED, XenbusState::UNKNOWN].contains(&state).then_some(Ok(()))
         });
         *deadline = Deadline::new(deadline.at().saturating_add(notice.at().saturating_sub(limit)));
@@ -168,25 +190,6 @@ impl Frontend<Initialising> {
             }
             closed => closed,
         }
-    }
-
-    /// Waits until the backend has told what it can do.
-    ///
-    /// A backend that is still closing after an earlier kernel is waited for: it begins anew when it sees us begin. So is one
-    /// whose directory is not there yet, or may not be read yet.
-    ///
-    /// # Errors
-    /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
-    pub fn wait_for_backend<'d, P: Platform + Wait>(
-        mut self,
-        xs: &mut Xenstore<'_, P>,
-        deadline: impl Into<Until<'d>>,
-    ) -> Result<Frontend<BackendReady>, Error> {
-        // One that says Connected has not seen yet that we begin anew, and uses references that may be others by now.
-        let ready = [XenbusState::INIT_WAIT, XenbusState::INITIALISED];
-        let waited =
-            self.wait_for(xs, deadline.into().deadline(), |state| ready.contains(&state).then_some(Ok(())));
-        self.go_on(xs, waited)
     }
 }
 
