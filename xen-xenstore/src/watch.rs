@@ -184,7 +184,8 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
                 return Ok(true);
             }
             if until.is_none() {
-                return Ok(false);
+                // No more than whether there is a connection.
+                return self.poll().map(|()| false);
             }
             self.link.events.wait_since(self.link.seen, until);
             waited = true;
