@@ -1,6 +1,6 @@
 //! A blkback for tests on the host: a disk in memory or in a file behind the real protocol.
 //!
-//! It is served by domain 0, takes part in the handshake by a [`MockXenstored`], and maps the guest's pages by the
+//! It is served by [a domain](Options::domain), takes part in the handshake by a [`MockXenstored`], and maps the guest's pages by the
 //! mock of the grant table. It looks at a ring only when it got an event for it, so a driver that forgets one hangs here
 //! as it would on Xen. What it offers is said by [`Options`]; what it does wrong by [`Fault`] (the next response) and
 //! [`Faults`] (anything, by chance from a seed). See the crate's first page for an example.
@@ -8,6 +8,7 @@
 mod backend;
 mod faults;
 mod link;
+pub mod model;
 mod options;
 mod perform;
 mod serve;
@@ -41,7 +42,7 @@ impl std::fmt::Debug for MockBlkback {
 }
 
 impl MockBlkback {
-    /// Gives a guest a disk, as the toolstack does, and serves it from domain 0, out of memory. The mocks of event
+    /// Gives a guest a disk, as the toolstack does, and serves it out of memory. The mocks of event
     /// channels and grant tables must be installed.
     ///
     /// # Panics

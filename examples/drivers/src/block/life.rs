@@ -52,7 +52,7 @@ pub(super) fn large_and_untrusted(place: &mut Place, report: &mut Report) {
         let (node, deadline) = (format!("device/vbd/{XVDC}/trusted"), place.soon());
         while place.xs.read(&node) != Ok(b"0") {
             ensure!(place.kernel.now() < deadline, "it stays trusted");
-            place.events.wait(Some(place.kernel.now() + TURN));
+            place.events.wait_since(place.events.seq(), Some(place.kernel.now() + TURN));
         }
         let mut disk = open(place, XVDC, EVERYTHING)?;
         ensure!(disk.sector_size() == 4096, "{} bytes", disk.sector_size());
@@ -89,7 +89,7 @@ fn grow(place: &mut Place, disk: &mut Disk) -> Result<(), Failure> {
         disk.read(0, &mut [0; SECTOR])?;
         disk.service(&mut place.xs)?;
         ensure!(place.kernel.now() < deadline, "it stays as it is");
-        place.events.wait(Some(place.kernel.now() + TURN));
+        place.events.wait_since(place.events.seq(), Some(place.kernel.now() + TURN));
     }
     ensure!(disk.capacity() > before, "it shrank");
     let last = disk.capacity() - 8;
@@ -125,10 +125,11 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
             count += 1;
         }
         disk.publish()?;
+        let seen = place.events.seq();
         disk.poll()?;
         take(disk, model, &mut open)?;
-        if open.len() >= DEPTH && !disk.arm() {
-            place.events.wait(Some(place.kernel.now() + TURN));
+        if open.len() >= DEPTH && !disk.arm()? {
+            place.events.wait_since(seen, Some(place.kernel.now() + TURN));
         }
     }
     let deadline = place.soon();
@@ -162,8 +163,7 @@ fn take(disk: &mut Disk, model: &Model, open: &mut Vec<Open>) -> Result<(), Fail
                     model.expect(lba, &out)?;
                 }
             }
-            // Asked for again later.
-            None | Some(Err(Error::Closing)) => index += 1,
+            None => index += 1,
             Some(Err(error)) => return Err(error.into()),
         }
     }

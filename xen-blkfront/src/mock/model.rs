@@ -1,0 +1,296 @@
+//! What each sector of a disk may hold when any number of operations is under way, and what a disk owes its caller: the
+//! model that this crate's property tests and its fuzz target have in common.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::vec;
+use std::vec::Vec;
+
+use core::time::Duration;
+
+use xen_hypercall::{Platform, Wait};
+use xen_xenstore::Xenstore;
+
+use crate::{BlkFront, Error, State};
+
+/// Sectors of the disk.
+pub const SECTORS: u64 = 256;
+/// What a discarded sector holds, by the mock.
+const DISCARDED: u32 = u32::MAX;
+
+/// Sectors that tell which write they are of, and where they belong.
+pub fn encode(at: u64, count: u64, tag: u32) -> Vec<u8> {
+    (at..at + count).flat_map(|at| (tag ^ place(at)).to_le_bytes().repeat(128)).collect()
+}
+
+fn place(at: u64) -> u32 {
+    (at as u32).wrapping_mul(0x9E37_79B1)
+}
+
+/// The write that a sector is of; none: of no single one.
+pub fn decode(at: u64, bytes: &[u8]) -> Option<u32> {
+    let (word, rest) = bytes.split_first_chunk::<4>()?;
+    if bytes.iter().all(|byte| *byte == 0xDC) {
+        return Some(DISCARDED);
+    }
+    let before = bytes.get(..rest.len())?;
+    (rest == before).then(|| u32::from_le_bytes(*word) ^ place(at))
+}
+
+type Tags = BTreeSet<u32>;
+
+/// Tags that each sector may hold.
+#[derive(Debug)]
+pub struct Model {
+    /// By the operations that are done, and those under way.
+    now: Vec<Tags>,
+    /// By writes of which nobody knows when they happen, if at all.
+    loose: Vec<Tags>,
+    /// At the last flush, and by what was written since.
+    durable: Vec<Tags>,
+    since: Vec<Tags>,
+    /// What a loss of power may have left, as long as nobody was told of it.
+    untold: Vec<Tags>,
+    flying: BTreeMap<usize, Flying>,
+    next: u32,
+}
+
+#[derive(Debug)]
+struct Flying {
+    at: usize,
+    /// None: a read.
+    tag: Option<u32>,
+    /// A read's sectors: what they may hold. A write's: what is written there meanwhile.
+    others: Vec<Tags>,
+    /// The power failed meanwhile, perhaps after it was done.
+    crashed: bool,
+}
+
+/// A flush under way.
+#[derive(Debug)]
+pub struct Flush {
+    durable: Vec<Tags>,
+    /// The first tag of what is written later.
+    next: u32,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Model {
+    /// Of a disk that was [encoded](encode) with tag 0.
+    pub fn new() -> Self {
+        let zero = vec![Tags::from([0]); SECTORS as usize];
+        let none = vec![Tags::new(); SECTORS as usize];
+        Self {
+            now: zero.clone(),
+            loose: none.clone(),
+            durable: zero,
+            since: none.clone(),
+            untold: none,
+            flying: BTreeMap::new(),
+            next: 1,
+        }
+    }
+
+    fn id(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    fn may(&self, sector: usize) -> Tags {
+        let sets = [&self.now, &self.loose, &self.untold];
+        sets.into_iter().filter_map(|set| set.get(sector)).flatten().copied().collect()
+    }
+
+    /// Begins a read. Returns its number.
+    pub fn read(&mut self, at: u64, count: u64) -> usize {
+        let id = self.id() as usize;
+        let (at, end) = (at as usize, (at + count) as usize);
+        let others = (at..end).map(|at| self.may(at)).collect();
+        self.flying.insert(id, Flying { at, tag: None, others, crashed: false });
+        id
+    }
+
+    /// Begins a write. Returns its number, and the tag that it writes.
+    pub fn write(&mut self, at: u64, count: u64) -> (usize, u32) {
+        let tag = self.id();
+        let (at, end) = (at as usize, (at + count) as usize);
+        let mut others = vec![Tags::new(); count as usize];
+        for flying in self.flying.values_mut() {
+            for sector in at.max(flying.at)..end.min(flying.at + flying.others.len()) {
+                flying.others[sector - flying.at].insert(tag);
+                others[sector - at].extend(flying.tag);
+            }
+        }
+        for sector in at..end {
+            self.now[sector].insert(tag);
+            self.since[sector].insert(tag);
+        }
+        self.flying.insert(tag as usize, Flying { at, tag: Some(tag), others, crashed: false });
+        (tag as usize, tag)
+    }
+
+    /// An operation was not submitted after all.
+    pub fn cancel(&mut self, id: usize) {
+        self.end(id, Err(Error::Io));
+    }
+
+    /// An operation has this result.
+    pub fn end(&mut self, id: usize, result: Result<(), Error>) {
+        if result == Err(Error::Lost) {
+            self.told();
+        }
+        let Some(Flying { at, tag: Some(tag), others, crashed }) = self.flying.remove(&id) else { return };
+        for (sector, others) in (at..).zip(others) {
+            match result {
+                Ok(()) if crashed => {}
+                Ok(()) => {
+                    self.now[sector] = &others | &Tags::from([tag]);
+                    self.untold[sector].clear();
+                }
+                // Done in part, or not at all; what is over is over.
+                Err(Error::Io | Error::Unsupported | Error::Status(_) | Error::Lost) => {}
+                Err(_) => drop(self.loose[sector].insert(tag)),
+            }
+        }
+    }
+
+    /// Sectors are discarded, now or later, if at all.
+    pub fn discard(&mut self, at: u64, count: u64) {
+        for sector in at as usize..(at + count) as usize {
+            self.loose[sector].insert(DISCARDED);
+            for flying in self.flying.values_mut() {
+                if let Some(others) = sector.checked_sub(flying.at).and_then(|at| flying.others.get_mut(at)) {
+                    others.insert(DISCARDED);
+                }
+            }
+        }
+    }
+
+    /// Begins a flush, of what is answered by now.
+    pub fn flush(&mut self) -> Flush {
+        Flush { durable: self.now.clone(), next: self.next + 1 }
+    }
+
+    /// A flush says that everything answered before is durable, or that some may be lost.
+    pub fn flushed(&mut self, flush: Flush, result: Result<(), Error>) {
+        match result {
+            // It was told of all that was lost, if anything was.
+            Ok(()) => {
+                self.untold.iter_mut().for_each(Tags::clear);
+                for (sector, durable) in flush.durable.into_iter().enumerate() {
+                    self.durable[sector] = durable;
+                    self.since[sector].retain(|tag| *tag >= flush.next);
+                }
+                for flying in self.flying.values() {
+                    for sector in flying.at..flying.at + flying.others.len() {
+                        self.since[sector].extend(flying.tag);
+                    }
+                }
+            }
+            Err(Error::Lost) => self.told(),
+            Err(_) => {}
+        }
+    }
+
+    /// The caller knows that what was not flushed may be lost.
+    fn told(&mut self) {
+        for (now, untold) in self.now.iter_mut().zip(&mut self.untold) {
+            now.append(untold);
+        }
+    }
+
+    /// The backend's machine lost power.
+    pub fn power_lost(&mut self) {
+        self.flying.values_mut().for_each(|flying| flying.crashed = true);
+        for sector in 0..self.now.len() {
+            let left = &self.durable[sector] | &self.since[sector];
+            self.untold[sector].extend(&left);
+            for flying in self.flying.values_mut().filter(|flying| flying.tag.is_none()) {
+                if let Some(others) = sector.checked_sub(flying.at).and_then(|at| flying.others.get_mut(at)) {
+                    others.extend(&left);
+                }
+            }
+        }
+    }
+
+    /// Holds what a read returns against what it may.
+    ///
+    /// # Panics
+    /// When a read holds what it cannot.
+    pub fn check_read(&self, id: usize, bytes: &[u8]) {
+        let flying = &self.flying[&id];
+        assert_eq!(bytes.len(), flying.others.len() * 512);
+        for (at, (bytes, may)) in (flying.at..).zip(bytes.chunks(512).zip(&flying.others)) {
+            let tag = decode(at as u64, bytes);
+            assert!(tag.is_some_and(|tag| may.contains(&tag)), "sector {at} reads {tag:?}, not {may:?}");
+        }
+    }
+
+    /// Looks at a sector when nothing is under way.
+    ///
+    /// # Panics
+    /// When it holds what it cannot.
+    pub fn check_sector(&self, at: usize, tag: Option<u32>) {
+        let may = self.may(at);
+        assert!(tag.is_some_and(|tag| may.contains(&tag)), "sector {at} holds {tag:?}, not {may:?}");
+    }
+}
+
+/// What a run knows of its backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Conduct {
+    /// It may have lied.
+    pub lied: bool,
+    /// It had bad luck, so that an answer may be late or missing.
+    pub unlucky: bool,
+}
+
+/// Whether a disk may return an error, by the state that it is in and what its backend did.
+pub fn is_fair<P: Platform>(disk: &BlkFront<'_, P>, error: Error, conduct: Conduct) -> bool {
+    let Conduct { lied, unlucky } = conduct;
+    match error {
+        Error::Broken(violation) => disk.state() == State::Broken(violation),
+        Error::Closed => {
+            matches!(disk.state(), State::Closing | State::Closed) || disk.stats().reconnects > 0
+        }
+        Error::Lost => disk.stats().reconnects > 0,
+        Error::Io | Error::Unsupported | Error::Busy | Error::TooLong | Error::Xenstore(_) => true,
+        Error::Status(_) => lied,
+        Error::TimedOut => lied || unlucky,
+        Error::ReadOnly => disk.is_read_only() || lied,
+        Error::OutOfRange | Error::Unaligned | Error::BadNode(_) => lied,
+        _ => false,
+    }
+}
+
+/// Asks everything of a disk whose backend broke the protocol.
+///
+/// # Panics
+/// When anything but that error is the answer.
+pub fn check_broken<'x, P: Platform + Wait>(disk: &mut BlkFront<'x, P>, xs: &mut Xenstore<'x, P>) {
+    let State::Broken(violation) = disk.state() else { return };
+    let broken = Error::Broken(violation);
+    let (pending, requests, free) = (disk.pending(), disk.stats().requests, disk.free_requests());
+    assert_eq!(disk.read(0, &mut [0; 512]), Err(broken));
+    assert_eq!(disk.write(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.flush(), Err(broken));
+    assert_eq!(disk.discard_sectors(0, 8), Err(broken));
+    assert_eq!(disk.erase(0, 8), Err(broken));
+    assert_eq!(disk.submit_read(0, 1), Err(broken));
+    assert_eq!(disk.submit_write(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.submit_barrier(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.submit_flush(), Err(broken));
+    assert_eq!(disk.submit_discard(0, 8), Err(broken));
+    assert_eq!(disk.submit_secure_discard(0, 8), Err(broken));
+    assert_eq!(disk.publish(), Err(broken));
+    assert_eq!(disk.poll(), Err(broken));
+    assert_eq!(disk.service(xs), Ok(State::Broken(violation)));
+    assert_eq!(disk.reconnect(xs, Duration::ZERO), Err(broken));
+    assert_eq!(disk.state(), State::Broken(violation));
+    // And nothing of that reached the backend, or took a place.
+    assert_eq!((disk.pending(), disk.stats().requests, disk.free_requests()), (pending, requests, free));
+}
