@@ -151,6 +151,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     }
 
     fn submit_data(&mut self, kind: Kind, lba: u64, data: &[u8]) -> Result<Ticket, Error> {
+        self.check_state()?;
         if self.features.read_only {
             return Err(Error::ReadOnly);
         }
@@ -196,6 +197,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         pieces: &mut [Option<Piece<'x, P>>],
     ) -> Result<Ticket, Error> {
         if self.features.read_only {
+            self.check_state()?;
             return Err(Error::ReadOnly);
         }
         self.submit_pieces(Kind::Write, lba, pieces)
@@ -224,6 +226,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         lba: u64,
         pieces: &mut [Option<Piece<'x, P>>],
     ) -> Result<Ticket, Error> {
+        self.check_state()?;
         if !self.features.trusted {
             return Err(Error::Untrusted);
         }

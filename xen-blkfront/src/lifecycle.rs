@@ -119,7 +119,6 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             }
             _ => check_again(features, op, ordered),
         }) as u64;
-        self.ops.is_durable(written);
         self.lost = lost && !told;
         while let Some(index) = self.ops.unwanted() {
             self.release(index);

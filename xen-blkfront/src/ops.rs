@@ -408,11 +408,6 @@ impl<'x, P: Platform> Ops<'x, P> {
         self.durable != written
     }
 
-    /// What was `written` is durable, or was told to be lost.
-    pub(crate) fn is_durable(&mut self, written: u64) {
-        self.durable = written;
-    }
-
     /// Gives a place back, and answers what pages there are but the only one.
     pub(crate) fn release(&mut self, index: u16) -> Chain {
         let Some(op) = self.at(index) else { return Chain::EMPTY };

@@ -293,3 +293,20 @@ fn a_write_that_was_forgotten_and_lost_is_told_by_the_next_flush() {
     assert_eq!((disk.flush(), disk.flush()), (Err(Error::Lost), Ok(())));
     assert_eq!((back.disk()[0], disk.stats().reissued), (0, 0));
 }
+
+#[test]
+fn what_was_told_to_be_lost_and_was_not_can_be_lost_again() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { volatile_cache: true, ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    disk.write(0, &[2; 4096]).unwrap();
+    for _ in 0..3 {
+        renew(&machine, &back, &mut xs, &mut disk);
+        assert_eq!(disk.flush(), Err(Error::Lost));
+    }
+    // Now it is on the medium, if it still is anywhere.
+    assert_eq!(disk.flush(), Ok(()));
+    renew(&machine, &back, &mut xs, &mut disk);
+    assert_eq!(disk.flush(), Ok(()));
+}

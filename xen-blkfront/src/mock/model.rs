@@ -19,7 +19,17 @@ const DISCARDED: u32 = u32::MAX;
 
 /// Sectors that tell which write they are of, and where they belong.
 pub fn encode(at: u64, count: u64, tag: u32) -> Vec<u8> {
-    (at..at + count).flat_map(|at| (tag ^ place(at)).to_le_bytes().repeat(128)).collect()
+    let mut bytes = Vec::with_capacity(count as usize * 512);
+    for at in at..at + count {
+        let word = (tag ^ place(at)).to_le_bytes();
+        let start = bytes.len();
+        bytes.extend_from_slice(&word);
+        // Doubled until it is a sector.
+        while bytes.len() - start < 512 {
+            bytes.extend_from_within(start..);
+        }
+    }
+    bytes
 }
 
 fn place(at: u64) -> u32 {
@@ -283,6 +293,8 @@ pub fn check_broken<'x, P: Platform + Wait>(disk: &mut BlkFront<'x, P>, xs: &mut
     assert_eq!(disk.submit_read(0, 1), Err(broken));
     assert_eq!(disk.submit_write(0, &[0; 512]), Err(broken));
     assert_eq!(disk.submit_barrier(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.submit_read_into(0, &mut []), Err(broken));
+    assert_eq!(disk.submit_write_from(0, &mut [None]), Err(broken));
     assert_eq!(disk.submit_flush(), Err(broken));
     assert_eq!(disk.submit_discard(0, 8), Err(broken));
     assert_eq!(disk.submit_secure_discard(0, 8), Err(broken));
