@@ -20,6 +20,8 @@ pub(crate) struct Features {
     pub(crate) read_only: bool,
     pub(crate) flush: bool,
     pub(crate) barrier: bool,
+    /// One of the two was offered, whatever came of it: what is not flushed may be lost.
+    pub(crate) volatile: bool,
     pub(crate) discard: Option<Discard>,
     pub(crate) persistent: bool,
     /// Most segments of an indirect request; none, or more than fit the other kind.
@@ -76,6 +78,7 @@ impl Features {
             read_only: info.contains(DiskInfo::READONLY) || said.read_only,
             flush: said.flag(Node::Flush),
             barrier: said.flag(Node::Barrier),
+            volatile: said.flag(Node::Flush) || said.flag(Node::Barrier),
             discard,
             persistent: said.flag(Node::Persistent),
             indirect: indirect

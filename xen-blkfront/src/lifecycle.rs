@@ -105,8 +105,8 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Puts into the queue what is to be issued again to a backend with these features.
     fn issue_again(&mut self, features: &Features, ordered: bool) {
         let written = self.stats.written();
-        // Of a backend that cannot flush all is durable.
-        let mut lost = self.lost || self.features.can_flush() && self.ops.is_volatile(written);
+        // Of a backend that never offered to flush all is durable.
+        let mut lost = self.lost || self.features.volatile && self.ops.is_volatile(written);
         lost |= self.ops.are_left();
         let mut told = false;
         self.stats.reconnects += 1;

@@ -408,7 +408,7 @@ impl<'x, P: Platform> Ops<'x, P> {
         self.durable != written
     }
 
-    /// Gives a place back, and answers what pages there are but the only one.
+    /// Gives a place back, and returns what pages there are but the only one.
     pub(crate) fn release(&mut self, index: u16) -> Chain {
         let Some(op) = self.at(index) else { return Chain::EMPTY };
         op.piece = None;

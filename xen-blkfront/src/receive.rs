@@ -18,7 +18,7 @@ use crate::{BlkFront, Error, Piece, State, Stats, Ticket};
 const TURNS: usize = 4;
 
 impl<'x, P: Platform> BlkFront<'x, P> {
-    /// Takes the responses that are there, and sends what waited for room in the rings; answers how many there were.
+    /// Takes the responses that are there, and sends what waited for room in the rings. Returns how many there were.
     ///
     /// To be called after each event: until then the backend's further events are held back
     /// ([`Channel::set_late_eoi`](xen_evtchn::Channel::set_late_eoi)).

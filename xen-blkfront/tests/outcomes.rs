@@ -310,3 +310,16 @@ fn what_was_told_to_be_lost_and_was_not_can_be_lost_again() {
     renew(&machine, &back, &mut xs, &mut disk);
     assert_eq!(disk.flush(), Ok(()));
 }
+
+#[test]
+fn what_a_backend_does_not_flush_that_offered_it_is_told_to_be_lost_with_it() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { volatile_cache: true, ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    disk.write(0, &[2; 4096]).unwrap();
+    back.fault(Fault::Status(RSP_EOPNOTSUPP));
+    assert_eq!((disk.flush(), disk.can_flush()), (Err(Error::Unsupported), false));
+    renew(&machine, &back, &mut xs, &mut disk);
+    assert_eq!(disk.flush(), Err(Error::Lost));
+}

@@ -94,8 +94,7 @@ impl MockBlkback {
     /// When it is too small, or its file cannot be written.
     pub fn load(&self, content: &[u8]) {
         let mut state = self.state();
-        state.storage.write(0, content).expect("a disk that is large enough");
-        state.storage.flush().expect("a disk that can be written");
+        state.storage.load(content).expect("a disk that is large enough and can be written");
     }
 
     /// What is on the disk, as the guest would read it.
@@ -107,7 +106,7 @@ impl MockBlkback {
     }
 
     /// The power fails: of the writes that were not flushed (with [`Options::volatile_cache`]) any number is lost,
-    /// sector by sector, and the others may have happened in any order. Answers how many sectors' writes were lost.
+    /// sector by sector, and the others may have happened in any order. Returns how many sectors' writes were lost.
     /// The backend itself goes on; [`vanish`](Self::vanish) before, and [`come_back`](Self::come_back) after, is a crash
     /// of its machine.
     ///
@@ -151,6 +150,12 @@ impl MockBlkback {
     /// which was not, or another one.
     pub fn lies_hit(&self) -> u64 {
         self.state().lied
+    }
+
+    /// How many responses no guest may believe, of those sent since the guest connected last: they name no request under
+    /// way, or another operation than the request's. None when nobody knows what of its ring the guest sees.
+    pub fn incredible(&self) -> Option<u64> {
+        self.state().link.as_ref().map_or(Some(0), |link| link.incredible)
     }
 
     /// A backend that hangs: neither serves nor answers anything until it is told otherwise.

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::vec;
 use std::vec::Vec;
 
+use core::fmt;
 use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::Xenstore;
 
+use super::MockBlkback;
 use crate::{BlkFront, Error, State};
 
 /// Sectors of the disk.
@@ -46,7 +48,63 @@ pub fn decode(at: u64, bytes: &[u8]) -> Option<u32> {
     (rest == before).then(|| u32::from_le_bytes(*word) ^ place(at))
 }
 
-type Tags = BTreeSet<u32>;
+/// Some tags, each once. Almost always a few, which need no memory of their own: there are many sets.
+#[derive(Clone, Default)]
+struct Tags {
+    few: [u32; 3],
+    len: usize,
+    more: BTreeSet<u32>,
+}
+
+impl Tags {
+    fn of(tag: u32) -> Self {
+        Self { few: [tag, 0, 0], len: 1, more: BTreeSet::new() }
+    }
+
+    fn few(&self) -> &[u32] {
+        &self.few[..self.len]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        self.few().iter().chain(&self.more).copied()
+    }
+
+    fn contains(&self, tag: u32) -> bool {
+        self.few().contains(&tag) || self.more.contains(&tag)
+    }
+
+    fn insert(&mut self, tag: u32) {
+        if self.contains(tag) {
+            return;
+        }
+        match self.few.get_mut(self.len) {
+            Some(place) => {
+                *place = tag;
+                self.len += 1;
+            }
+            None => drop(self.more.insert(tag)),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        other.iter().for_each(|tag| self.insert(tag));
+    }
+
+    fn clear(&mut self) {
+        (self.len, self.more) = (0, BTreeSet::new());
+    }
+
+    fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        let before = core::mem::take(self);
+        before.iter().filter(|tag| keep(*tag)).for_each(|tag| self.insert(tag));
+    }
+}
+
+impl fmt::Debug for Tags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
 
 /// Tags that each sector may hold.
 #[derive(Debug)]
@@ -92,8 +150,8 @@ impl Default for Model {
 impl Model {
     /// Of a disk that was [encoded](encode) with tag 0.
     pub fn new() -> Self {
-        let zero = vec![Tags::from([0]); SECTORS as usize];
-        let none = vec![Tags::new(); SECTORS as usize];
+        let zero = vec![Tags::of(0); SECTORS as usize];
+        let none = vec![Tags::default(); SECTORS as usize];
         Self {
             now: zero.clone(),
             loose: none.clone(),
@@ -111,8 +169,10 @@ impl Model {
     }
 
     fn may(&self, sector: usize) -> Tags {
-        let sets = [&self.now, &self.loose, &self.untold];
-        sets.into_iter().filter_map(|set| set.get(sector)).flatten().copied().collect()
+        let mut may = self.now[sector].clone();
+        may.add(&self.loose[sector]);
+        may.add(&self.untold[sector]);
+        may
     }
 
     /// Begins a read. Returns its number.
@@ -128,11 +188,13 @@ impl Model {
     pub fn write(&mut self, at: u64, count: u64) -> (usize, u32) {
         let tag = self.id();
         let (at, end) = (at as usize, (at + count) as usize);
-        let mut others = vec![Tags::new(); count as usize];
+        let mut others = vec![Tags::default(); count as usize];
         for flying in self.flying.values_mut() {
             for sector in at.max(flying.at)..end.min(flying.at + flying.others.len()) {
                 flying.others[sector - flying.at].insert(tag);
-                others[sector - at].extend(flying.tag);
+                if let Some(tag) = flying.tag {
+                    others[sector - at].insert(tag);
+                }
             }
         }
         for sector in at..end {
@@ -158,12 +220,13 @@ impl Model {
             match result {
                 Ok(()) if crashed => {}
                 Ok(()) => {
-                    self.now[sector] = &others | &Tags::from([tag]);
+                    self.now[sector] = others;
+                    self.now[sector].insert(tag);
                     self.untold[sector].clear();
                 }
                 // Done in part, or not at all; what is over is over.
                 Err(Error::Io | Error::Unsupported | Error::Status(_) | Error::Lost) => {}
-                Err(_) => drop(self.loose[sector].insert(tag)),
+                Err(_) => self.loose[sector].insert(tag),
             }
         }
     }
@@ -193,11 +256,13 @@ impl Model {
                 self.untold.iter_mut().for_each(Tags::clear);
                 for (sector, durable) in flush.durable.into_iter().enumerate() {
                     self.durable[sector] = durable;
-                    self.since[sector].retain(|tag| *tag >= flush.next);
+                    self.since[sector].retain(|tag| tag >= flush.next);
                 }
                 for flying in self.flying.values() {
                     for sector in flying.at..flying.at + flying.others.len() {
-                        self.since[sector].extend(flying.tag);
+                        if let Some(tag) = flying.tag {
+                            self.since[sector].insert(tag);
+                        }
                     }
                 }
             }
@@ -209,7 +274,8 @@ impl Model {
     /// The caller knows that what was not flushed may be lost.
     fn told(&mut self) {
         for (now, untold) in self.now.iter_mut().zip(&mut self.untold) {
-            now.append(untold);
+            now.add(untold);
+            untold.clear();
         }
     }
 
@@ -217,11 +283,12 @@ impl Model {
     pub fn power_lost(&mut self) {
         self.flying.values_mut().for_each(|flying| flying.crashed = true);
         for sector in 0..self.now.len() {
-            let left = &self.durable[sector] | &self.since[sector];
-            self.untold[sector].extend(&left);
+            let mut left = self.durable[sector].clone();
+            left.add(&self.since[sector]);
+            self.untold[sector].add(&left);
             for flying in self.flying.values_mut().filter(|flying| flying.tag.is_none()) {
                 if let Some(others) = sector.checked_sub(flying.at).and_then(|at| flying.others.get_mut(at)) {
-                    others.extend(&left);
+                    others.add(&left);
                 }
             }
         }
@@ -236,7 +303,7 @@ impl Model {
         assert_eq!(bytes.len(), flying.others.len() * 512);
         for (at, (bytes, may)) in (flying.at..).zip(bytes.chunks(512).zip(&flying.others)) {
             let tag = decode(at as u64, bytes);
-            assert!(tag.is_some_and(|tag| may.contains(&tag)), "sector {at} reads {tag:?}, not {may:?}");
+            assert!(tag.is_some_and(|tag| may.contains(tag)), "sector {at} reads {tag:?}, not {may:?}");
         }
     }
 
@@ -246,7 +313,7 @@ impl Model {
     /// When it holds what it cannot.
     pub fn check_sector(&self, at: usize, tag: Option<u32>) {
         let may = self.may(at);
-        assert!(tag.is_some_and(|tag| may.contains(&tag)), "sector {at} holds {tag:?}, not {may:?}");
+        assert!(tag.is_some_and(|tag| may.contains(tag)), "sector {at} holds {tag:?}, not {may:?}");
     }
 }
 
@@ -274,6 +341,21 @@ pub fn is_fair<P: Platform>(disk: &BlkFront<'_, P>, error: Error, conduct: Condu
         Error::ReadOnly => disk.is_read_only() || lied,
         Error::OutOfRange | Error::Unaligned | Error::BadNode(_) => lied,
         _ => false,
+    }
+}
+
+/// Polls a disk. It takes what is there, or it breaks; and a response that cannot be believed breaks it.
+///
+/// # Panics
+/// When it believes one, or finds more than there can be.
+pub fn poll<P: Platform>(disk: &mut BlkFront<'_, P>, back: &MockBlkback, meddled: bool) {
+    match disk.poll() {
+        Ok(count) => {
+            assert!(count <= disk.ring_slots());
+            let believed = back.incredible().filter(|_| !meddled).unwrap_or(0);
+            assert_eq!(believed, 0, "believed what no backend may say");
+        }
+        Err(error) => assert!(matches!(error, Error::Broken(_) | Error::Event(_)), "{error}"),
     }
 }
 
