@@ -7,6 +7,9 @@ mod plan;
 
 use std::time::Duration;
 
+use xen_blkfront::mock::model::{
+    Conduct, Flush, Model, SECTORS, check_broken, decode, encode, is_fair, poll,
+};
 use xen_blkfront::mock::{Faults, MockBlkback};
 use xen_blkfront::{BlkFront, Config, Error, Piece, State, Ticket};
 use xen_gnttab::Access;
@@ -15,12 +18,7 @@ use xen_xenstore::Xenstore;
 
 use crate::input::{Input, Number, Ops};
 use crate::machine::{Machine, attempt};
-use model::{Model, SECTORS, decode, encode};
 pub use plan::{FaultInput, Op, Plan, Range};
-
-#[allow(missing_docs, reason = "shared with the crate's own tests")]
-#[path = "../../xen-blkfront/tests/model/mod.rs"]
-mod model;
 
 const VBD: u32 = 51712;
 
@@ -55,8 +53,11 @@ struct Run<'m> {
     disk: BlkFront<'m, MockDomain>,
     model: Model,
     flights: Vec<Flight>,
+    flushes: Vec<(Ticket, Flush, bool)>,
     /// What is not an accident was done to the device.
     tampered: bool,
+    /// Something else was written into its ring.
+    meddled: bool,
     handshakes: u8,
 }
 
@@ -70,16 +71,8 @@ impl<'m> Run<'m> {
 
     /// The error has to fit how the disk is, and the backend.
     fn check(&self, error: Error) {
-        let fair = match error {
-            Error::Broken(_) => matches!(self.disk.state(), State::Broken(_)),
-            Error::Closing => matches!(self.disk.state(), State::Closing | State::Gone),
-            Error::Io | Error::Unsupported | Error::Busy | Error::TooLong | Error::Xenstore(_) => true,
-            Error::Status(_) => self.lied(),
-            Error::TimedOut => self.lied() || self.back.faults_hit() > 0 || !self.back.is_connected(),
-            Error::ReadOnly => self.disk.is_read_only() || self.lied(),
-            Error::OutOfRange | Error::Unaligned | Error::BadNode(_) => self.lied(),
-            _ => false,
-        };
+        let unlucky = self.back.faults_hit() > 0 || !self.back.is_connected();
+        let fair = is_fair(&self.disk, error, Conduct { lied: self.lied(), unlucky });
         assert!(fair, "{error:?} of a disk that is {:?}", self.disk.state());
     }
 
@@ -102,6 +95,25 @@ impl<'m> Run<'m> {
         self.model.end(id, result);
     }
 
+    fn flushed(&mut self, flush: Flush, result: Result<(), Error>, flushes: bool) {
+        if let Err(error) = result {
+            self.check(error);
+        }
+        // Of one that is nothing nothing follows.
+        if result.is_err() || flushes && self.disk.can_flush() {
+            self.model.flushed(flush, result);
+        }
+    }
+
+    fn take_flushes(&mut self) {
+        for (ticket, flush, flushes) in std::mem::take(&mut self.flushes) {
+            match self.disk.take(ticket, &mut []) {
+                None => self.flushes.push((ticket, flush, flushes)),
+                Some(result) => self.flushed(flush, result, flushes),
+            }
+        }
+    }
+
     fn take(&mut self, index: usize) {
         let Some(flight) = self.flights.get(index) else { return };
         let mut bytes = vec![0xEE; flight.len];
@@ -115,11 +127,8 @@ impl<'m> Run<'m> {
         } else {
             self.disk.take(flight.ticket, &mut bytes)
         };
-        let kept = matches!(self.disk.state(), State::Gone | State::Broken(_));
         match result {
             None => {}
-            // It is not taken, and may still come.
-            Some(Err(Error::Closing | Error::Broken(_))) if kept => {}
             Some(result) => {
                 let flight = self.flights.swap_remove(index);
                 self.end(flight.id, result, &bytes);
@@ -153,7 +162,8 @@ impl<'m> Run<'m> {
     fn poke(&mut self, offset: u16, bytes: [u8; 4]) {
         let front = format!("/local/domain/1/device/vbd/{VBD}");
         for node in ["ring-ref", "ring-ref0", "queue-0/ring-ref", "queue-0/ring-ref0"] {
-            self.tampered |= self.machine.poke(format!("{front}/{node}"), offset, &bytes);
+            self.meddled |= self.machine.poke(format!("{front}/{node}"), offset, &bytes);
+            self.tampered |= self.meddled;
         }
     }
 
@@ -173,12 +183,9 @@ impl<'m> Run<'m> {
                 self.end(id, result, &[]);
             }
             Op::Flush => {
-                let flushes = self.disk.can_flush();
-                match self.disk.flush() {
-                    Err(error) => self.check(error),
-                    Ok(()) if flushes && self.disk.can_flush() => self.model.flushed(),
-                    Ok(()) => {}
-                }
+                let (flush, flushes) = (self.model.flush(), self.disk.can_flush());
+                let result = self.disk.flush();
+                self.flushed(flush, result, flushes);
             }
             Op::Discard { ref range } => {
                 let (at, count) = range.get();
@@ -210,8 +217,9 @@ impl<'m> Run<'m> {
                 self.lend(at * 8, (1 + u64::from(pages) % 5).min(SECTORS / 8 - at), write);
             }
             Op::SubmitFlush => {
+                let flushes = self.disk.can_flush();
                 if let Ok(ticket) = self.disk.submit_flush() {
-                    self.disk.forget(ticket);
+                    self.flushes.push((ticket, self.model.flush(), flushes));
                 }
             }
             Op::SubmitDiscard { ref range, secure } => {
@@ -233,12 +241,11 @@ impl<'m> Run<'m> {
                 }
             }
             Op::Publish => drop(self.disk.publish()),
-            Op::Poll => {
-                if let Ok(count) = self.disk.poll() {
-                    assert!(count <= self.disk.ring_slots());
-                }
+            Op::Poll => poll(&mut self.disk, &self.back, self.meddled),
+            Op::Take { which } => {
+                self.take_flushes();
+                self.take(usize::from(which) % self.flights.len().max(1));
             }
-            Op::Take { which } => self.take(usize::from(which) % self.flights.len().max(1)),
             Op::Forget { which } => {
                 let index = usize::from(which) % self.flights.len().max(1);
                 if index < self.flights.len() {
@@ -301,11 +308,8 @@ impl<'m> Run<'m> {
 
     fn check_broken(&mut self, xs: &mut Xenstore<'m, MockDomain>) {
         let State::Broken(violation) = self.disk.state() else { return };
-        let broken = Error::Broken(violation);
         assert!(self.lied(), "an honest backend, and {violation}");
-        assert_eq!(self.disk.read(0, &mut [0; 512]), Err(broken));
-        assert_eq!(self.disk.poll(), Err(broken));
-        assert_eq!(self.disk.reconnect(xs, Duration::ZERO), Err(broken));
+        check_broken(&mut self.disk, xs);
     }
 
     /// Lets everything that is under way have its result, as far as it gets there.
@@ -315,6 +319,7 @@ impl<'m> Run<'m> {
             assert!(self.machine.xen.run_until_idle(100) < 100);
             let answered = self.disk.poll().expect("an honest backend");
             let before = self.flights.len();
+            self.take_flushes();
             (0..before).rev().for_each(|index| self.take(index));
             if answered == 0 && self.flights.len() == before {
                 break;
@@ -333,15 +338,15 @@ impl<'m> Run<'m> {
         }
         assert!(connected, "{:?}", self.disk.state());
         self.answer();
-        if !self.flights.is_empty() || self.disk.pending() > 0 {
+        if !self.flights.is_empty() || !self.flushes.is_empty() || self.disk.pending() > 0 {
             // What was lost on the way is never answered, unless it is sent again.
             self.disk.reconnect(xs, self.machine.after(5000)).expect("an honest backend");
             self.answer();
         }
         assert!(self.flights.is_empty(), "operations without a result");
-        if let Err(error) = self.disk.flush() {
-            self.check(error);
-        }
+        let (flush, flushes) = (self.model.flush(), self.disk.can_flush());
+        let result = self.disk.flush();
+        self.flushed(flush, result, flushes);
         assert_eq!(self.disk.pending(), 0);
         let mut all = vec![0; SECTORS as usize * 512];
         self.disk.read(0, &mut all).expect("an honest backend");
@@ -383,7 +388,9 @@ fn attempt_plan(plan: &Plan) {
         disk,
         model: Model::new(),
         flights: Vec::new(),
+        flushes: Vec::new(),
         tampered: false,
+        meddled: false,
         handshakes: 0,
     };
     for op in &plan.ops.0 {

@@ -2,10 +2,10 @@
 
 use core::time::Duration;
 
+use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 
 use crate::abi::{MAX_SEGMENTS, SECTOR};
-use crate::ops::Kind;
 use crate::{BlkFront, Error, State, Ticket};
 
 /// Parts of a transfer that are under way at once, at most.
@@ -33,7 +33,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Reads sectors, as many as `out` has room for.
     ///
     /// # Errors
-    /// As [`submit_read`](Self::submit_read); what the backend answers; [`Error::TimedOut`]. What is in `out` is
+    /// As [`submit_read`](Self::submit_read); what the backend says; [`Error::TimedOut`]. What is in `out` is
     /// undetermined then.
     pub fn read(&mut self, lba: u64, out: &mut [u8]) -> Result<(), Error> {
         self.move_all(lba, Buffer::Read(out))
@@ -42,17 +42,18 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Writes sectors.
     ///
     /// # Errors
-    /// As [`submit_write`](Self::submit_write); what the backend answers; [`Error::TimedOut`]. Any of the sectors
-    /// may have been written then, and after a timeout may still be.
+    /// As [`submit_write`](Self::submit_write); what the backend says; [`Error::TimedOut`]. Any of the sectors
+    /// may have been written then. After a timeout the backend may still write what it had got by then; nothing is issued
+    /// to it, or to another one, any more.
     pub fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), Error> {
         self.move_all(lba, Buffer::Write(data))
     }
 
     /// Waits for the writes under way and sees to it that they survive a loss of power, if the backend can; see
-    /// [`can_flush`](Self::can_flush).
+    /// [`can_flush`](Self::can_flush). A write that is not answered in time is waited for once, and is not among them.
     ///
     /// # Errors
-    /// What the backend answers, or [`Error::TimedOut`].
+    /// What the backend says; [`Error::TimedOut`]; [`Error::Lost`] as of [`submit_flush`](Self::submit_flush).
     pub fn flush(&mut self) -> Result<(), Error> {
         self.settle_writes()?;
         self.perform(Self::submit_flush)
@@ -62,7 +63,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// under way are waited for before.
     ///
     /// # Errors
-    /// As [`submit_discard`](Self::submit_discard); what the backend answers; [`Error::TimedOut`].
+    /// As [`submit_discard`](Self::submit_discard); what the backend says; [`Error::TimedOut`].
     pub fn discard_sectors(&mut self, lba: u64, sectors: u64) -> Result<(), Error> {
         self.settle_writes()?;
         self.perform(|disk| disk.submit_discard(lba, sectors))
@@ -71,7 +72,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Has every copy of some sectors erased, and waits until that is done. Writes under way are waited for before.
     ///
     /// # Errors
-    /// As [`submit_secure_discard`](Self::submit_secure_discard); what the backend answers; [`Error::TimedOut`].
+    /// As [`submit_secure_discard`](Self::submit_secure_discard); what the backend says; [`Error::TimedOut`].
     pub fn erase(&mut self, lba: u64, sectors: u64) -> Result<(), Error> {
         self.settle_writes()?;
         self.perform(|disk| disk.submit_secure_discard(lba, sectors))
@@ -80,8 +81,8 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Waits until an operation is done, and [takes](Self::take) its result.
     ///
     /// # Errors
-    /// The operation's own; [`Error::TimedOut`] when no response comes, after which the operation is
-    /// [forgotten](Self::forget).
+    /// The operation's own; [`Error::TimedOut`] when no response comes. That is final: the ticket is of no use any more,
+    /// and what was not sent of the operation is not sent.
     pub fn wait(&mut self, ticket: Ticket, out: &mut [u8]) -> Result<(), Error> {
         self.publish()?;
         let mut deadline = self.deadline();
@@ -90,7 +91,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
                 return result;
             }
             if let Err(error) = self.progress(&mut deadline, 0) {
-                self.forget(ticket);
+                self.give_up(ticket, error);
                 return Err(error);
             }
         }
@@ -100,7 +101,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     pub(crate) fn drain(&mut self, until: Duration) -> Result<(), Error> {
         self.publish()?;
         while self.pending() > 0 {
-            let mut deadline = self.deadline().min(until);
+            let mut deadline = Deadline::new(self.end_of_wait().min(until));
             self.progress(&mut deadline, u32::MAX)?;
         }
         Ok(())
@@ -111,8 +112,11 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         self.check_state()?;
         self.publish()?;
         let mut deadline = self.deadline();
-        while self.ops.pending(Kind::writes) > 0 {
-            self.progress(&mut deadline, 0)?;
+        while self.ops.are_changing() {
+            if let Err(error) = self.progress(&mut deadline, 0) {
+                self.ops.are_late();
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -141,8 +145,10 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         self.features.check_range(lba, (buffer.len() / SECTOR) as u64)?;
         let mut window = [None; PARTS];
         let result = self.run(lba, &mut buffer, &mut window);
-        for (ticket, ..) in window.into_iter().flatten() {
-            self.forget(ticket);
+        if let Err(error) = result {
+            for (ticket, ..) in window.into_iter().flatten() {
+                self.give_up(ticket, error);
+            }
         }
         result
     }
@@ -207,26 +213,31 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     }
 
     /// Takes responses, waiting for some if there is none: for one more than `skip`. Each moves the deadline.
-    fn progress(&mut self, deadline: &mut Duration, skip: u32) -> Result<(), Error> {
+    fn progress(&mut self, deadline: &mut Deadline, skip: u32) -> Result<(), Error> {
         loop {
+            let seen = self.events.seq();
             if self.poll()? > 0 {
-                *deadline = (*deadline).max(self.deadline());
+                *deadline = Deadline::new(deadline.at().max(self.end_of_wait()));
                 return Ok(());
             }
-            if self.state == State::Gone {
-                return Err(Error::Closing);
+            if self.state == State::Closed {
+                return Err(Error::Closed);
             }
-            if self.arm_after(skip) {
-                continue;
+            let there = self.arm_after(skip);
+            // The clock is looked at in each round, whatever the backend does to the ring.
+            let until = deadline.until(self.events.platform().now()).ok_or(Error::TimedOut)?;
+            if !there {
+                self.events.wait_since(seen, Some(until));
             }
-            if self.events.platform().now() >= *deadline {
-                return Err(Error::TimedOut);
-            }
-            self.events.wait(Some(*deadline));
         }
     }
 
-    fn deadline(&self) -> Duration {
+    fn deadline(&self) -> Deadline {
+        Deadline::new(self.end_of_wait())
+    }
+
+    /// When a backend that does not answer from now on has had its time.
+    fn end_of_wait(&self) -> Duration {
         self.events.platform().now().saturating_add(self.config.timeout)
     }
 }

@@ -1,12 +1,13 @@
 //! Coming up.
 
+use core::fmt;
 use core::time::Duration;
 
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::Xenstore;
 use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
+use xen_xenstore::{Path, Xenstore};
 
 use crate::abi::RING_SLOTS;
 use crate::features::Features;
@@ -72,7 +73,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         Self::connect_with(xs, events, grants, index, deadline, Config::default())
     }
 
-    /// Connects to the disk with the lowest number.
+    /// Connects to the disk with the lowest number, as [`first_index`](Self::first_index) tells it.
     ///
     /// # Errors
     /// [`Error::NoDevice`]; otherwise as [`connect`](Self::connect).
@@ -87,15 +88,20 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     }
 
     /// The lowest number of a disk that the toolstack has given the domain (`device/vbd`); none when there is no disk.
+    /// Drives for CDs (`device-type` is `cdrom`) are left out; see [`first_cdrom`](Self::first_cdrom).
     ///
     /// # Errors
     /// [`Error::Xenstore`] when xenstore cannot be asked.
     pub fn first_index(xs: &mut Xenstore<'_, P>) -> Result<Option<u32>, Error> {
-        let mut first: Option<u32> = None;
-        match xs.directory("device/vbd", |name| first = first.into_iter().chain(name.parse()).min()) {
-            Err(error) if error.is_not_found() => Ok(None),
-            listed => Ok(listed.map(|()| first)?),
-        }
+        first(xs, false)
+    }
+
+    /// The lowest number of a drive for CDs that the toolstack has given the domain; none when there is none.
+    ///
+    /// # Errors
+    /// [`Error::Xenstore`] when xenstore cannot be asked.
+    pub fn first_cdrom(xs: &mut Xenstore<'_, P>) -> Result<Option<u32>, Error> {
+        first(xs, true)
     }
 
     /// [`connect`](Self::connect) with another [`Config`].
@@ -110,19 +116,90 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         deadline: Duration,
         config: Config,
     ) -> Result<Self, Error> {
+        Self::begin(xs, events, grants, index, deadline, config)?.finish(xs, deadline)
+    }
+
+    /// The first half of [`connect_with`](Self::connect_with): up to where the backend has all that it needs to connect.
+    /// While it does that other devices can be begun, too: [`Connecting::finish`] waits for it.
+    ///
+    /// # Errors
+    /// As [`connect_with`](Self::connect_with).
+    pub fn begin(
+        xs: &mut Xenstore<'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        deadline: Duration,
+        config: Config,
+    ) -> Result<Connecting<'x, P>, Error> {
         let device = Frontend::open(xs, "vbd", index, deadline)?.wait_for_backend(xs, deadline)?;
         let made = Pool::new(grants, device.backend_id(), config.pages)
             .and_then(|pool| Ok((pool, Ops::new(grants.platform(), config.requests)?)));
         let (pool, ops) = match made {
             Ok(made) => made,
             Err(error) => {
-                // The first error says more than one on the way out.
                 let _ = device.abandon(xs);
                 return Err(error);
             }
         };
-        let (link, features) = bring_up(xs, device, events, grants, &config, deadline)?;
-        Ok(Self {
+        let begun = Begun::new(xs, device, events, grants, &config)?;
+        Ok(Connecting { begun, events, grants, index, pool, ops, config })
+    }
+}
+
+/// The lowest number of a device that is a drive for CDs, or is not.
+fn first<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, cdrom: bool) -> Result<Option<u32>, Error> {
+    let mut from = Some(0);
+    while let Some(least) = from {
+        let mut first: Option<u32> = None;
+        let listed = xs.directory("device/vbd", |name| {
+            let number = name.parse().ok().filter(|number| *number >= least);
+            first = first.into_iter().chain(number).min();
+        });
+        match listed {
+            Err(error) if error.is_not_found() => return Ok(None),
+            listed => listed?,
+        }
+        let Some(number) = first else { break };
+        let is_cdrom = match xs.read(&Path::format(format_args!("device/vbd/{number}/device-type"))?) {
+            Ok(kind) => kind == b"cdrom",
+            // An older toolstack does not say, and a device that was just removed is noticed later.
+            Err(xen_xenstore::Error::Refused(..)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if is_cdrom == cdrom {
+            return Ok(first);
+        }
+        from = number.checked_add(1);
+    }
+    Ok(None)
+}
+
+/// A disk whose backend is about to connect ([`BlkFront::begin`]).
+///
+/// To give it up, finish it with a deadline that has passed, and close it if it has connected: so the backend is told. One
+/// that is dropped leaves the backend alone with it; its pages go to the grant table's quarantine, and a watch of xenstore
+/// stays taken.
+#[must_use = "the backend waits for the other half"]
+pub struct Connecting<'x, P: Platform> {
+    begun: Begun<'x, P>,
+    events: &'x EventChannels<P>,
+    grants: &'x GrantTable<P>,
+    index: u32,
+    pool: Pool<'x, P>,
+    ops: Ops<'x, P>,
+    config: Config,
+}
+
+impl<'x, P: Platform + Wait> Connecting<'x, P> {
+    /// Waits until the backend has connected.
+    ///
+    /// # Errors
+    /// As [`BlkFront::connect_with`].
+    pub fn finish(self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<BlkFront<'x, P>, Error> {
+        let Self { begun, events, grants, index, pool, ops, config } = self;
+        let (link, features) = begun.finish(xs, deadline)?;
+        Ok(BlkFront {
             link: Some(link),
             events,
             grants,
@@ -133,53 +210,67 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             config,
             state: State::Connected,
             stats: Stats::default(),
+            lost: false,
+            waiters: None,
         })
     }
 }
 
-/// The handshake from a backend that is ready to a disk at work.
-pub(crate) fn bring_up<'x, P: Platform + Wait>(
-    xs: &mut Xenstore<'x, P>,
-    device: Frontend<BackendReady>,
-    events: &'x EventChannels<P>,
-    grants: &'x GrantTable<P>,
-    config: &Config,
-    deadline: Duration,
-) -> Result<(Link<'x, P>, Features), Error> {
-    let made = Transport::choose(xs, &device, config).and_then(|transport| {
-        let queues = transport.make(events, grants, device.backend_id())?;
-        Ok((transport, queues))
-    });
-    let (transport, queues) = match made {
-        Ok(made) => made,
-        Err(error) => {
-            let _ = device.abandon(xs);
-            return Err(error);
-        }
-    };
-    let device = transport.publish(xs, device, &queues, config.persistent)?;
-    let device = wait_connected(xs, device, deadline)?;
-    let features = match Features::read(xs, &device, transport.trusted) {
-        Ok(features) => features,
-        Err(error) => {
-            let _ = device.close(xs, deadline);
-            return Err(error);
-        }
-    };
-    device.switch(xs, XenbusState::CONNECTED)?;
-    Ok((Link { device, queues }, features))
+impl<P: Platform> fmt::Debug for Connecting<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connecting").field("index", &self.index).finish_non_exhaustive()
+    }
 }
 
-fn wait_connected<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
+/// The handshake after the backend was told all that it needs.
+pub(crate) struct Begun<'x, P: Platform> {
     device: Frontend<Published>,
-    deadline: Duration,
-) -> Result<Frontend<Connected>, Error> {
-    let (watch, state) = (*device.watch(), device.frontend_path().join("state")?);
-    device.wait_connected(xs, deadline).map_err(|error| {
-        // The backend must not go on with pages that are about to be taken away.
-        let _ = xs.unwatch(watch);
-        let _ = xs.write_display(&state, XenbusState::CLOSED.0);
-        error.into()
-    })
+    queues: Queues<'x, P>,
+    trusted: bool,
+}
+
+impl<'x, P: Platform + Wait> Begun<'x, P> {
+    /// The handshake from a backend that is ready.
+    pub(crate) fn new(
+        xs: &mut Xenstore<'x, P>,
+        device: Frontend<BackendReady>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let made = Transport::choose(xs, &device, config).and_then(|transport| {
+            let queues = transport.make(events, grants, device.backend_id())?;
+            Ok((transport, queues))
+        });
+        let (transport, queues) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                // The first error says more than one on the way out.
+                let _ = device.abandon(xs);
+                return Err(error);
+            }
+        };
+        let device = transport.publish(xs, device, &queues, config.persistent)?;
+        Ok(Self { device, queues, trusted: transport.trusted })
+    }
+
+    /// The rest, to a disk at work. After an error the backend was told not to go on with pages that are taken away.
+    pub(crate) fn finish(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: Duration,
+    ) -> Result<(Link<'x, P>, Features), Error> {
+        let Self { device, queues, trusted } = self;
+        let device = device.wait_connected(xs, deadline)?;
+        let features = Features::read(xs, &device, trusted).and_then(|features| {
+            device.switch(xs, XenbusState::CONNECTED).map(|_| features).map_err(Error::from)
+        });
+        match features {
+            Ok(features) => Ok((Link { device, queues }, features)),
+            Err(error) => {
+                let _ = device.close(xs, deadline);
+                Err(error)
+            }
+        }
+    }
 }

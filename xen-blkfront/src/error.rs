@@ -20,8 +20,11 @@ pub enum Error {
     BadNode(&'static str),
     /// The backend broke the protocol; the disk is of no use any more.
     Broken(Violation),
-    /// The backend wants the disk to end, or is gone.
-    Closing,
+    /// The toolstack or the backend ends the disk, or has ended it; see [`BlkFront::state`](crate::BlkFront::state).
+    Closed,
+    /// Writes that were answered before the disk was [reconnected](crate::BlkFront::reconnect) were not flushed, and may
+    /// be gone with the earlier backend. One flush or barrier returns it; the next covers what was written since.
+    Lost,
     /// The disk cannot be written.
     ReadOnly,
     /// Beyond the end of the disk.
@@ -77,7 +80,10 @@ impl fmt::Display for Error {
             Self::Event(error) => write!(f, "disk: {error}"),
             Self::BadNode(node) => write!(f, "the disk's backend has a bad value in {node}"),
             Self::Broken(violation) => write!(f, "the disk's backend broke the protocol: {violation}"),
-            Self::Closing => f.write_str("the disk's backend is closing or gone"),
+            Self::Closed => f.write_str("the disk's backend is closing or gone"),
+            Self::Lost => {
+                f.write_str("writes that were not flushed may be gone with the disk's earlier backend")
+            }
             Self::ReadOnly => f.write_str("the disk is read-only"),
             Self::OutOfRange => f.write_str("beyond the end of the disk"),
             Self::Unaligned => f.write_str("not whole sectors of the disk"),

@@ -10,7 +10,7 @@ use crate::{Config, Error};
 /// Size and abilities of a disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
-    /// In units of 512 bytes; the bytes fit a `u64`.
+    /// In units of 512 bytes, whole sectors of the disk; the bytes fit a `u64`. None in a drive without a medium.
     pub(crate) sectors: u64,
     /// 512 to 4096, a power of two.
     pub(crate) sector_size: u32,
@@ -20,6 +20,8 @@ pub(crate) struct Features {
     pub(crate) read_only: bool,
     pub(crate) flush: bool,
     pub(crate) barrier: bool,
+    /// One of the two was offered, whatever came of it: what is not flushed may be lost.
+    pub(crate) volatile: bool,
     pub(crate) discard: Option<Discard>,
     pub(crate) persistent: bool,
     /// Most segments of an indirect request; none, or more than fit the other kind.
@@ -48,19 +50,24 @@ impl Features {
         trusted: bool,
     ) -> Result<Self, Error> {
         let said = Said::read(xs, device)?;
-        let (sectors, sector_size) = check(said.large(Node::Sectors)?, said.number(Node::SectorSize)?)?;
-        let physical = said.number(Node::PhysicalSectorSize)?;
-        let info = DiskInfo::from_bits_retain(said.number(Node::Info)?.unwrap_or(0));
-        said.large(Node::Mode)?;
-        let discard = if said.flag(Node::Discard)? {
-            let granularity = said.number(Node::DiscardGranularity)?;
-            let extents = extents(sector_size, granularity, said.number(Node::DiscardAlignment)?);
-            let secure = said.flag(Node::DiscardSecure)?;
+        let sector_size = said.number(Node::SectorSize);
+        if said.is_bad(Node::SectorSize) {
+            return Err(Error::BadNode("sector-size"));
+        }
+        let (sectors, sector_size) = check(said.large(Node::Sectors), sector_size)?;
+        let physical = said.number(Node::PhysicalSectorSize);
+        let info = DiskInfo::from_bits_retain(said.number(Node::Info).unwrap_or(0));
+        // Extents that make no sense could be any: then nothing is discarded.
+        let sense = !said.is_bad(Node::DiscardGranularity) && !said.is_bad(Node::DiscardAlignment);
+        let discard = if said.flag(Node::Discard) && sense {
+            let granularity = said.number(Node::DiscardGranularity);
+            let extents = extents(sector_size, granularity, said.number(Node::DiscardAlignment));
+            let secure = said.flag(Node::DiscardSecure);
             extents.map(|(granularity, alignment)| Discard { granularity, alignment, secure })
         } else {
             None
         };
-        let indirect = said.number(Node::Indirect)?;
+        let indirect = said.number(Node::Indirect);
         Ok(Self {
             sectors,
             sector_size,
@@ -69,10 +76,11 @@ impl Features {
                 .unwrap_or(sector_size),
             info,
             read_only: info.contains(DiskInfo::READONLY) || said.read_only,
-            flush: said.flag(Node::Flush)?,
-            barrier: said.flag(Node::Barrier)?,
+            flush: said.flag(Node::Flush),
+            barrier: said.flag(Node::Barrier),
+            volatile: said.flag(Node::Flush) || said.flag(Node::Barrier),
             discard,
-            persistent: said.flag(Node::Persistent)?,
+            persistent: said.flag(Node::Persistent),
             indirect: indirect
                 .map(|most| (most as usize).min(MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE))
                 .filter(|most| *most > MAX_SEGMENTS),
@@ -153,21 +161,18 @@ fn extents(sector_size: u32, granularity: Option<u32>, alignment: Option<u32>) -
     whole.then_some((u64::from(granularity) / SECTOR as u64, u64::from(alignment) / SECTOR as u64))
 }
 
-/// Believes a size if every byte of the disk has an address, and every sector is whole.
+/// Believes a size if every byte of the disk has an address. A part of a sector at the end is left out.
 fn check(sectors: Option<u64>, sector_size: Option<u32>) -> Result<(u64, u32), Error> {
     let size = sector_size.unwrap_or(SECTOR as u32);
     if !size.is_power_of_two() || !(SECTOR as u32..=4096).contains(&size) {
         return Err(Error::BadNode("sector-size"));
     }
-    let whole = |sectors: &u64| {
-        *sectors != 0
-            && sectors.checked_mul(SECTOR as u64).is_some()
-            && sectors % (u64::from(size) / SECTOR as u64) == 0
-    };
-    Ok((sectors.filter(whole).ok_or(Error::BadNode("sectors"))?, size))
+    let sectors = sectors.filter(|sectors| sectors.checked_mul(SECTOR as u64).is_some());
+    let sectors = sectors.ok_or(Error::BadNode("sectors"))?;
+    Ok((sectors - sectors % (u64::from(size) / SECTOR as u64), size))
 }
 
-pub(crate) fn bad(node: &'static str) -> impl Fn(xen_xenstore::Error) -> Error {
+fn bad(node: &'static str) -> impl Fn(xen_xenstore::Error) -> Error {
     move |error| match error {
         xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText => Error::BadNode(node),
         other => other.into(),
@@ -209,7 +214,7 @@ const NODES: [&str; 13] = [
     "feature-persistent",
 ];
 
-/// What a backend says about its disk. What makes no sense is an error only if it matters.
+/// What a backend says about its disk. A node that makes no sense is as one that is not there, unless more depends on it.
 #[derive(Default)]
 struct Said {
     numbers: [Option<u64>; NODES.len()],
@@ -235,29 +240,31 @@ impl Said {
         let sense = if index == Node::Mode as usize {
             let text = core::str::from_utf8(value).unwrap_or_default().trim();
             self.read_only = text == "r";
-            self.read_only || text.contains('w')
+            true
         } else {
-            let number = parse(value).ok();
+            let number: Option<u64> = parse(value).ok();
+            let number =
+                number.filter(|number| index == Node::Sectors as usize || *number <= u32::MAX.into());
             self.numbers.iter_mut().skip(index).take(1).for_each(|place| *place = number);
             number.is_some()
         };
         self.bad |= u16::from(!sense) << index;
     }
 
-    fn large(&self, node: Node) -> Result<Option<u64>, Error> {
-        if self.bad & 1 << node as usize != 0 {
-            return Err(Error::BadNode(NODES[node as usize]));
-        }
-        Ok(self.numbers[node as usize])
+    fn is_bad(&self, node: Node) -> bool {
+        self.bad & 1 << node as usize != 0
     }
 
-    fn number(&self, node: Node) -> Result<Option<u32>, Error> {
-        let number = self.large(node)?.map(u32::try_from).transpose();
-        number.map_err(|_| Error::BadNode(NODES[node as usize]))
+    fn large(&self, node: Node) -> Option<u64> {
+        self.numbers[node as usize]
     }
 
-    fn flag(&self, node: Node) -> Result<bool, Error> {
-        Ok(self.number(node)?.is_some_and(|value| value != 0))
+    fn number(&self, node: Node) -> Option<u32> {
+        self.large(node).and_then(|number| number.try_into().ok())
+    }
+
+    fn flag(&self, node: Node) -> bool {
+        self.number(node).is_some_and(|value| value != 0)
     }
 }
 
@@ -269,7 +276,9 @@ mod tests {
     fn sizes_that_make_no_sense_are_refused() {
         assert_eq!(check(Some(8), None), Ok((8, 512)));
         assert_eq!(check(Some(16), Some(4096)), Ok((16, 4096)));
-        for sectors in [None, Some(0), Some(9), Some(u64::MAX), Some(1 << 55)] {
+        assert_eq!(check(Some(17), Some(4096)), Ok((16, 4096)));
+        assert_eq!(check(Some(0), None), Ok((0, 512)));
+        for sectors in [None, Some(u64::MAX), Some(1 << 55)] {
             assert_eq!(check(sectors, Some(4096)), Err(Error::BadNode("sectors")), "{sectors:?}");
         }
         for size in [0, 1, 256, 513, 8192, u32::MAX] {

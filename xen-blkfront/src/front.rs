@@ -12,6 +12,7 @@ use crate::error::Violation;
 use crate::features::{Discard, Features};
 use crate::ops::{Kind, Ops, Stage};
 use crate::pool::{Chain, Pool};
+use crate::waiters::Waiters;
 use crate::{Error, Piece, Ticket};
 
 /// A paravirtual disk.
@@ -30,6 +31,10 @@ pub struct BlkFront<'x, P: Platform> {
     pub(crate) config: Config,
     pub(crate) state: State,
     pub(crate) stats: Stats,
+    /// Writes may be lost that nobody was told of yet.
+    pub(crate) lost: bool,
+    /// Made when a task waits for the first time.
+    pub(crate) waiters: Option<Waiters<'x, P>>,
 }
 
 /// How a disk is.
@@ -40,9 +45,9 @@ pub enum State {
     Connected,
     /// The backend wants it to end: what is under way may still be answered, nothing new is accepted.
     Closing,
-    /// The backend is gone: nothing will be answered any more, unless the disk is
+    /// The backend has closed, or is gone: nothing more is accepted until the disk is
     /// [reconnected](BlkFront::reconnect).
-    Gone,
+    Closed,
     /// The backend broke the protocol, and nothing it says is believed any more.
     Broken(Violation),
 }
@@ -52,7 +57,7 @@ impl fmt::Display for State {
         match self {
             Self::Connected => f.write_str("connected"),
             Self::Closing => f.write_str("closing"),
-            Self::Gone => f.write_str("gone"),
+            Self::Closed => f.write_str("closed"),
             Self::Broken(violation) => write!(f, "broken: {violation}"),
         }
     }
@@ -92,8 +97,15 @@ pub struct Stats {
     pub notifications: u64,
     /// Times that the disk was connected to another backend.
     pub reconnects: u64,
-    /// Operations that were under way then, and were asked for again.
+    /// Operations that were under way then and somebody waited for: they were issued again.
     pub reissued: u64,
+}
+
+impl Stats {
+    /// What changed the disk, as far as answered: so it is known whether that is more than at another time.
+    pub(crate) fn written(&self) -> u64 {
+        self.bytes_written.wrapping_add(self.bytes_discarded)
+    }
 }
 
 impl<'x, P: Platform> BlkFront<'x, P> {
@@ -101,7 +113,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     ///
     /// # Errors
     /// [`Error::Unaligned`], [`Error::OutOfRange`], [`Error::TooLong`]; [`Error::Busy`] until a result is taken;
-    /// [`Error::Closing`] while the backend is not there, [`Error::Broken`] for good; [`Error::Grant`] when a page is
+    /// [`Error::Closed`] while the backend is not there, [`Error::Broken`] for good; [`Error::Grant`] when a page is
     /// needed and there is no memory.
     pub fn submit_read(&mut self, lba: u64, sectors: u64) -> Result<Ticket, Error> {
         let len = self.check(lba, sectors)?;
@@ -132,10 +144,14 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if data.len() > MAX_SEGMENTS * PAGE_SIZE {
             return Err(Error::TooLong);
         }
+        if self.lost {
+            return self.tell_loss(Kind::Barrier);
+        }
         self.submit_data(Kind::Barrier, lba, data)
     }
 
     fn submit_data(&mut self, kind: Kind, lba: u64, data: &[u8]) -> Result<Ticket, Error> {
+        self.check_state()?;
         if self.features.read_only {
             return Err(Error::ReadOnly);
         }
@@ -181,6 +197,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         pieces: &mut [Option<Piece<'x, P>>],
     ) -> Result<Ticket, Error> {
         if self.features.read_only {
+            self.check_state()?;
             return Err(Error::ReadOnly);
         }
         self.submit_pieces(Kind::Write, lba, pieces)
@@ -198,7 +215,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         };
         let (sectors, segment) = (piece.sectors().into(), piece.segment());
         self.check_sectors(lba, sectors, sectors)?;
-        self.begin(kind, lba, sectors, segment, place).ok_or(Error::Busy)
+        self.start(kind, lba, sectors, segment, place).ok_or(Error::Busy)
     }
 
     /// The same with more pieces, or with none, or with one that cannot be lent.
@@ -209,6 +226,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         lba: u64,
         pieces: &mut [Option<Piece<'x, P>>],
     ) -> Result<Ticket, Error> {
+        self.check_state()?;
         if !self.features.trusted {
             return Err(Error::Untrusted);
         }
@@ -247,13 +265,17 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// result is there at once; see [`can_flush`](Self::can_flush).
     ///
     /// # Errors
-    /// As [`submit_read`](Self::submit_read).
+    /// As [`submit_read`](Self::submit_read). The operation's own result is [`Error::Lost`] once after a
+    /// [`reconnect`](Self::reconnect) that may have lost writes: they went to a backend that did not flush them.
     pub fn submit_flush(&mut self) -> Result<Ticket, Error> {
         self.check_state()?;
-        if self.can_flush() {
-            return self.add(Kind::Flush, 0, 0, Chain::EMPTY, false);
+        if self.lost {
+            return self.tell_loss(Kind::Flush);
         }
-        self.nothing(Kind::Flush)
+        if self.can_flush() {
+            return self.add(Kind::Flush, self.stats.written(), 0, Chain::EMPTY, false);
+        }
+        self.nothing(Kind::Flush, Ok(()))
     }
 
     /// Tells the disk that what is in these sectors is not needed any more: it may be anything afterwards. Only whole
@@ -265,7 +287,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     pub fn submit_discard(&mut self, lba: u64, sectors: u64) -> Result<Ticket, Error> {
         let discard = self.check_discard(lba, sectors)?;
         match discard.within(lba, sectors) {
-            (_, 0) => self.nothing(Kind::Discard),
+            (_, 0) => self.nothing(Kind::Discard, Ok(())),
             (lba, sectors) => self.add(Kind::Discard, lba, sectors, Chain::EMPTY, false),
         }
     }
@@ -345,7 +367,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
 
     /// How many operations are under way, submitted and not done.
     pub fn pending(&self) -> usize {
-        self.ops.pending(|_| true)
+        self.ops.pending()
     }
 
     /// Whether the disk cannot be written.
@@ -451,11 +473,20 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         Ok(ticket)
     }
 
+    /// Writes may be lost: an operation says so, and none after it.
+    #[cold]
+    fn tell_loss(&mut self, kind: Kind) -> Result<Ticket, Error> {
+        let ticket = self.nothing(kind, Err(Error::Lost))?;
+        self.lost = false;
+        Ok(ticket)
+    }
+
     /// An operation that is done without the backend.
-    fn nothing(&mut self, kind: Kind) -> Result<Ticket, Error> {
+    fn nothing(&mut self, kind: Kind, result: Result<(), Error>) -> Result<Ticket, Error> {
         let (ticket, op) = self.ops.begin(kind, 0, 0, false).ok_or(Error::Busy)?;
-        op.stage = Stage::Done;
+        (op.stage, op.result) = (Stage::Done, result);
         self.stats.operations += 1;
+        self.stats.errors += u64::from(result.is_err());
         Ok(ticket)
     }
 
@@ -469,20 +500,44 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if matches!(self.state, State::Broken(_)) { Err(self.ended()) } else { Ok(()) }
     }
 
+    /// Tasks that wait see how the disk is now.
+    #[inline(never)]
+    pub(crate) fn change(&mut self, state: State) {
+        if core::mem::replace(&mut self.state, state) != state {
+            self.wake();
+        }
+    }
+
+    /// Wakes the tasks that wait for room.
+    #[inline]
+    pub(crate) fn has_room(&self) {
+        if let Some(waiters) = &self.waiters {
+            waiters.wake_others();
+        }
+    }
+
+    /// Wakes all tasks that wait.
+    #[inline]
+    pub(crate) fn wake(&self) {
+        if let Some(waiters) = &self.waiters {
+            waiters.wake();
+        }
+    }
+
     /// Why nothing more can be asked.
     #[cold]
     #[inline(never)]
     fn ended(&self) -> Error {
         match self.state {
             State::Broken(violation) => Error::Broken(violation),
-            _ => Error::Closing,
+            _ => Error::Closed,
         }
     }
 
     #[cold]
     #[inline(never)]
     pub(crate) fn broke(&mut self, violation: Violation) -> Error {
-        self.state = State::Broken(violation);
+        self.change(State::Broken(violation));
         Error::Broken(violation)
     }
 }

@@ -25,6 +25,7 @@ mod send;
 mod table;
 mod ticket;
 mod transport;
+mod waiters;
 
 #[cfg(feature = "block-device-driver-v0-2")]
 pub use adapters::blocks;
@@ -34,7 +35,7 @@ pub use adapters::cursor;
 pub use adapters::sdmmc;
 #[cfg(feature = "embedded-storage-v0-3")]
 pub use adapters::storage;
-pub use connect::Config;
+pub use connect::{Config, Connecting};
 pub use error::{Error, Violation};
 pub use features::Discard;
 pub use front::{BlkFront, State, Stats};

@@ -3,69 +3,125 @@
 use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::Xenstore;
 use xen_xenstore::xenbus::{BackendChange, Frontend, XenbusState};
+use xen_xenstore::{Path, Xenstore};
 
-use crate::connect::{Link, bring_up};
+use crate::connect::{Begun, Link};
 use crate::features::Features;
 use crate::ops::{Kind, Op};
 use crate::{BlkFront, Error, State};
 
 impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Looks whether the backend wants the disk to end, is gone, or says that the disk has another size
-    /// ([`capacity`](Self::capacity)). Call it now and then: nothing else does.
+    /// ([`capacity`](Self::capacity)), and returns how the disk is then. Wakes all tasks that wait if that is another
+    /// state. Call it when xenstore has an event: nothing else does. Writes nothing.
+    ///
+    /// A backend that begins anew, in whatever state it is met, has closed.
     ///
     /// # Errors
-    /// When xenstore is of no use any more; [`Error::BadNode`] for a new size that cannot be, and the one before stays.
+    /// [`Error::Xenstore`] when xenstore cannot be asked; [`Error::BadNode`] for a new size that cannot be, and the one
+    /// before stays.
     pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
         if !matches!(self.state, State::Connected | State::Closing) {
             return Ok(self.state);
         }
         let Some(link) = &self.link else { return Ok(self.state) };
-        self.state = match link.device.change(xs)? {
+        let state = match link.device.change(xs)? {
+            BackendChange::Same => return Ok(self.state),
             // Linux and QEMU write their state once more after they have written a new size.
             BackendChange::Told(XenbusState::CONNECTED) if self.state == State::Connected => {
                 match self.features.reread_size(xs, &link.device) {
                     // It was taken away after that.
-                    Err(Error::Xenstore(error)) if error.is_absent() => State::Gone,
+                    Err(Error::Xenstore(error)) if error.is_absent() => State::Closed,
                     read => read.map(|()| State::Connected)?,
                 }
             }
-            BackendChange::Same | BackendChange::Told(_) => self.state,
+            BackendChange::Told(_) => self.state,
             BackendChange::Closing => State::Closing,
-            // Closed, or beginning anew.
-            _ => State::Gone,
+            // Closed, gone, or beginning anew.
+            _ => State::Closed,
         };
+        self.change(state);
         Ok(self.state)
     }
 
+    /// Whether a backend waits for this disk, so that [`reconnect`](Self::reconnect) would not wait long: one that is
+    /// new, or was started again. Asks xenstore, so it is for a disk that is not at work, when xenstore has an event.
+    ///
+    /// # Errors
+    /// [`Error::Xenstore`] when the connection to xenstore is of no use any more.
+    pub fn is_backend_waiting(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
+        let path = Path::format(format_args!("device/vbd/{}/backend", self.index))?;
+        let path = xs.read_str(&path).and_then(Path::new).and_then(|path| path.join("state"));
+        match path.and_then(|path| xs.read_parsed(&path)) {
+            Ok(state) => Ok(matches!(state, XenbusState::INITIALISING | XenbusState::INIT_WAIT)),
+            // There is none, or no sense in it.
+            Err(
+                xen_xenstore::Error::Refused(..)
+                | xen_xenstore::Error::BadValue
+                | xen_xenstore::Error::NotText
+                | xen_xenstore::Error::BadPath,
+            ) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Connects to the disk anew, after its backend went away and came back (a driver domain was restarted, the
-    /// toolstack changed the backend), and asks again for what was under way, in the order in which it was asked for.
+    /// toolstack changed the backend), and issues again what was under way, in the order in which it was submitted.
     /// Tickets stay good. Waits for the backend until `deadline`; can be called again after a failure.
     ///
-    /// A page that the earlier backend may still have is not used again. What does not fit the disk any more, such as a
-    /// write beyond a new end, fails by itself.
+    /// Only what has no result and somebody has a ticket for is issued again: never what was told to have failed or to
+    /// have timed out, nor what was forgotten. What does not fit the disk any more, such as a write beyond a new end,
+    /// fails by itself. A page that the earlier backend may still have is not used again.
+    ///
+    /// Writes that were answered and not flushed may be gone with the earlier backend, and so may those that were
+    /// forgotten before they were answered. Flushes and barriers that are under way return [`Error::Lost`] then, or else
+    /// the next one does.
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with); [`Error::Broken`]: a backend that broke the protocol is not tried again.
     pub fn reconnect(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
         self.check_broken()?;
-        let was = core::mem::replace(&mut self.state, State::Gone);
+        // A backend that is not connected any more would be waited for in vain. An error comes again below.
+        let _ = self.service(xs);
+        let was = self.state;
+        self.change(State::Closed);
         self.unlink(xs, was, deadline)?;
         let device = Frontend::open(xs, "vbd", self.index, deadline)?.wait_for_backend(xs, deadline)?;
-        if let Err(error) = self.pool.renew(device.backend_id(), self.ops.under_way()) {
+        if let Err(error) = self.pool.renew(device.backend_id(), self.ops.all()) {
             let _ = device.abandon(xs);
             return Err(error);
         }
-        let (link, features) = bring_up(xs, device, self.events, self.grants, &self.config, deadline)?;
-        let ordered = link.queues.len() == 1;
-        (self.features, self.link, self.state) = (features, Some(link), State::Connected);
+        let begun = Begun::new(xs, device, self.events, self.grants, &self.config)?;
+        let (link, features) = begun.finish(xs, deadline)?;
+        self.issue_again(&features, link.queues.len() == 1);
+        (self.features, self.link) = (features, Some(link));
+        self.change(State::Connected);
+        self.push_out()
+    }
+
+    /// Puts into the queue what is to be issued again to a backend with these features.
+    fn issue_again(&mut self, features: &Features, ordered: bool) {
+        let written = self.stats.written();
+        // Of a backend that never offered to flush all is durable.
+        let mut lost = self.lost || self.features.volatile && self.ops.is_volatile(written);
+        lost |= self.ops.are_left();
+        let mut told = false;
         self.stats.reconnects += 1;
-        self.stats.reissued += self.ops.restart(|op| check_again(&features, op, ordered)) as u64;
+        self.stats.reissued += self.ops.restart(|op| match op.kind {
+            // Nobody is there to take the result; or there was one.
+            _ if !op.is_wanted() => Some(Err(Error::Closed)),
+            Kind::Flush | Kind::Barrier if lost => {
+                told = true;
+                Some(Err(Error::Lost))
+            }
+            _ => check_again(features, op, ordered),
+        }) as u64;
+        self.lost = lost && !told;
         while let Some(index) = self.ops.unwanted() {
             self.release(index);
         }
-        self.push_out()
+        self.wake();
     }
 
     /// Ends the disk: waits for what is under way, tells the backend, and waits until it has let go.
@@ -81,7 +137,10 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             let _ = self.drain(deadline);
         }
         let Some(Link { device, queues }) = self.link.take() else { return Ok(()) };
-        let closed = device.close(xs, deadline);
+        let closed = match self.state {
+            State::Closed => device.abandon(xs),
+            _ => device.close(xs, deadline),
+        };
         // Only now: before, the backend had every right to the pages.
         drop((queues, self));
         Ok(closed?)
@@ -110,8 +169,6 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 /// What becomes of an operation on a disk that may be another: nothing, or a result.
 fn check_again<P: Platform>(features: &Features, op: &Op<'_, P>, ordered: bool) -> Option<Result<(), Error>> {
     let result = match op.kind {
-        // Nobody is there to take what it reads.
-        Kind::Read if !op.is_wanted() => Ok(()),
         Kind::Flush if !features.can_flush() => Ok(()),
         Kind::Barrier if !features.barrier || !ordered => Err(Error::Unsupported),
         kind if kind.writes() && features.read_only => Err(Error::ReadOnly),

@@ -53,6 +53,21 @@ pub(crate) enum Stage {
     Done,
 }
 
+/// Who waits for an operation's result.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+#[repr(u8)]
+pub(crate) enum Asker {
+    /// Somebody has a ticket.
+    Waits,
+    /// Somebody has, and a flush has waited for it in vain.
+    WaitsLong,
+    /// Nobody: it was forgotten before it had a result.
+    Left,
+    /// Nobody: the result was told before there was one, as that it did not come in time. It is final: what was not sent is
+    /// not sent any more.
+    Told,
+}
+
 impl Stage {
     fn is_pending(self) -> bool {
         matches!(self, Self::Queued | Self::Sent | Self::Whole)
@@ -62,6 +77,7 @@ impl Stage {
 pub(crate) struct Op<'x, P: Platform> {
     /// Counts through all operations, by [`EACH`]; the place is in the low bits.
     pub(crate) id: u64,
+    /// Of a flush: how much had been written when it was submitted, which is durable when it is done.
     pub(crate) lba: u64,
     /// Of 512 bytes.
     pub(crate) sectors: u64,
@@ -71,8 +87,7 @@ pub(crate) struct Op<'x, P: Platform> {
     pub(crate) pages: Chain,
     pub(crate) kind: Kind,
     pub(crate) stage: Stage,
-    /// Somebody has a ticket for the result.
-    wanted: bool,
+    asker: Asker,
     /// The pages are the caller's.
     pub(crate) lent: bool,
     /// Is not sent together with others.
@@ -89,6 +104,14 @@ pub(crate) struct Op<'x, P: Platform> {
     pub(crate) sent: u64,
     /// Requests of the ring that it is in.
     pub(crate) in_flight: u16,
+}
+
+/// What of an operation's pages is needed when its backend is gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Nothing,
+    Pages,
+    Content,
 }
 
 /// From one operation's number to the next one's: the place is below.
@@ -109,6 +132,8 @@ pub(crate) struct Ops<'x, P: Platform> {
     /// The next one's number, and what those are before that the backend may see.
     made: u64,
     published: u64,
+    /// How much of what was written is known to survive a crash of the backend's machine.
+    durable: u64,
 }
 
 impl<'x, P: Platform> Ops<'x, P> {
@@ -124,6 +149,7 @@ impl<'x, P: Platform> Ops<'x, P> {
             end: NOWHERE,
             made: EACH,
             published: EACH,
+            durable: 0,
         };
         for index in 0..count as u16 {
             let next = core::mem::replace(&mut all.free, index);
@@ -132,14 +158,47 @@ impl<'x, P: Platform> Ops<'x, P> {
         Ok(all)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.ops.len()
+    }
+
     pub(crate) fn free(&self) -> usize {
         self.free_count
     }
 
     /// How many are not done.
-    pub(crate) fn pending(&self, is: impl Fn(Kind) -> bool) -> usize {
-        let pending = |op: &&Op<'x, P>| op.stage.is_pending() && is(op.kind);
-        self.ops.iter().filter(pending).count()
+    pub(crate) fn pending(&self) -> usize {
+        self.ops.iter().filter(|op| op.stage.is_pending()).count()
+    }
+
+    /// Whether a flush has to wait for some: they change the disk, and none has waited for them in vain.
+    pub(crate) fn are_changing(&self) -> bool {
+        self.ops.iter().any(|op| op.is_changing())
+    }
+
+    /// Whether something that changes the disk was forgotten before it had a result.
+    pub(crate) fn are_left(&self) -> bool {
+        self.ops.iter().any(|op| op.stage.is_pending() && op.kind.writes() && op.asker == Asker::Left)
+    }
+
+    /// A flush has waited in vain: the next ones do not wait for the same.
+    pub(crate) fn are_late(&mut self) {
+        for op in self.ops.iter_mut().filter(|op| op.is_changing()) {
+            op.asker = if op.is_wanted() { Asker::WaitsLong } else { Asker::Told };
+        }
+    }
+
+    /// Whether a barrier is in the ring that was asked for after an operation.
+    pub(crate) fn is_barred(&self, id: u64) -> bool {
+        let mut barriers = self.ops.iter().filter(|op| op.kind == Kind::Barrier && op.stage == Stage::Sent);
+        barriers.any(|barrier| is_before(id, barrier.id))
+    }
+
+    /// A number for a request that is not an operation by itself: of no other request, nor operation.
+    pub(crate) fn number(&mut self) -> u64 {
+        let number = self.made;
+        self.made = number.wrapping_add(EACH);
+        number
     }
 
     #[inline]
@@ -155,7 +214,7 @@ impl<'x, P: Platform> Ops<'x, P> {
     /// The operation of a ticket, as long as the ticket is good.
     pub(crate) fn find(&mut self, ticket: Ticket) -> Option<&mut Op<'x, P>> {
         let op = self.at(ticket.place())?;
-        (op.id == ticket.id && op.stage != Stage::Free && op.wanted).then_some(op)
+        (op.id == ticket.id && op.stage != Stage::Free && op.is_wanted()).then_some(op)
     }
 
     /// The operation of a ticket, if it has its result. One whose result nobody wants is not kept so long.
@@ -191,7 +250,7 @@ impl<'x, P: Platform> Ops<'x, P> {
         self.free_count -= 1;
         self.made = made.wrapping_add(EACH);
         (op.id, op.lba, op.sectors, op.kind) = (id, lba, sectors, kind);
-        (op.wanted, op.lent, op.alone, op.again) = (true, lent, false, false);
+        (op.asker, op.lent, op.alone, op.again) = (Asker::Waits, lent, false, false);
         op.result = Ok(());
         Some((Ticket { id }, op))
     }
@@ -271,6 +330,7 @@ impl<'x, P: Platform> Ops<'x, P> {
         let fits = op.lba.checked_add(op.sectors) == Some(next.lba)
             && next.kind == op.kind
             && is_before(next.id, self.published)
+            && next.result.is_ok()
             && !(op.alone || next.alone);
         fits.then_some(next)
     }
@@ -318,14 +378,37 @@ impl<'x, P: Platform> Ops<'x, P> {
         }
     }
 
-    /// Nobody wants the result any more: true when the place is free and its pages go back.
-    pub(crate) fn forget(&mut self, ticket: Ticket) -> bool {
-        let Some(op) = self.find(ticket) else { return false };
-        op.wanted = false;
-        op.stage == Stage::Done
+    /// Nobody wants the result any more: it when there is one, so that the place is free and its pages go back.
+    pub(crate) fn forget(&mut self, ticket: Ticket) -> Option<Result<(), Error>> {
+        let op = self.find(ticket)?;
+        op.asker = Asker::Left;
+        (op.stage == Stage::Done).then_some(op.result)
     }
 
-    /// Gives a place back, and answers what pages there are but the only one.
+    /// An operation's result is told before there is one.
+    #[cold]
+    pub(crate) fn tell(&mut self, ticket: Ticket, error: Error) {
+        if let Some(op) = self.find(ticket) {
+            (op.asker, op.result) = (Asker::Told, Err(error));
+        }
+    }
+
+    /// An operation of which nothing is in a ring, or left to be sent, is done, and counted; as [`Op::conclude`].
+    pub(crate) fn conclude(&mut self, index: u16, stats: &mut Stats) -> bool {
+        let Some(op) = self.ops.get_mut(usize::from(index)) else { return true };
+        let wanted = op.conclude(stats);
+        if op.stage == Stage::Done && op.result.is_ok() && op.kind == Kind::Flush {
+            self.durable = self.durable.max(op.lba);
+        }
+        wanted
+    }
+
+    /// Whether a part of what was `written` may be lost with the backend.
+    pub(crate) fn is_volatile(&self, written: u64) -> bool {
+        self.durable != written
+    }
+
+    /// Gives a place back, and returns what pages there are but the only one.
     pub(crate) fn release(&mut self, index: u16) -> Chain {
         let Some(op) = self.at(index) else { return Chain::EMPTY };
         op.piece = None;
@@ -345,7 +428,10 @@ impl<'x, P: Platform> Ops<'x, P> {
 
     /// The rings are gone with what was in them: everything that is not done is in the queue again, in the order in
     /// which it was asked for, unless `check` has a result for it.
-    pub(crate) fn restart(&mut self, check: impl Fn(&Op<'x, P>) -> Option<Result<(), Error>>) -> usize {
+    pub(crate) fn restart(
+        &mut self,
+        mut check: impl FnMut(&Op<'x, P>) -> Option<Result<(), Error>>,
+    ) -> usize {
         (self.head, self.tail, self.end) = (NONE, NONE, NOWHERE);
         let mut before = u64::MAX;
         let mut count = 0;
@@ -372,13 +458,13 @@ impl<'x, P: Platform> Ops<'x, P> {
 
     /// Places whose results nobody wants.
     pub(crate) fn unwanted(&self) -> Option<u16> {
-        let found = self.ops.iter().position(|op| op.stage == Stage::Done && !op.wanted);
+        let found = self.ops.iter().position(|op| op.stage == Stage::Done && !op.is_wanted());
         found.map(|index| index as u16)
     }
 
-    /// What is not done.
-    pub(crate) fn under_way(&mut self) -> impl Iterator<Item = &mut Op<'x, P>> {
-        self.ops.iter_mut().filter(|op| op.stage.is_pending())
+    /// All that were asked for, and not taken.
+    pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Op<'x, P>> {
+        self.ops.iter_mut().filter(|op| op.stage != Stage::Free)
     }
 }
 
@@ -397,7 +483,7 @@ impl<'x, P: Platform> Op<'x, P> {
         pages: Chain::EMPTY,
         kind: Kind::Read,
         stage: Stage::Free,
-        wanted: false,
+        asker: Asker::Left,
         lent: false,
         alone: false,
         again: false,
@@ -416,7 +502,10 @@ impl<'x, P: Platform> Op<'x, P> {
 
     fn restart(&mut self) {
         (self.cursor, self.left, self.sent) = (self.pages.first, self.count(), 0);
-        (self.in_flight, self.result, self.again) = (0, Ok(()), false);
+        (self.in_flight, self.again) = (0, false);
+        if !self.is_told() {
+            self.result = Ok(());
+        }
     }
 
     /// A response to the request that it is by itself, if it is one: to go on as if a slot had recorded it.
@@ -442,7 +531,7 @@ impl<'x, P: Platform> Op<'x, P> {
             Kind::Flush => stats.flushes += 1,
             _ => self.moved(stats),
         }
-        self.wanted
+        self.is_wanted()
     }
 
     /// It is done, and counted: a read or a write.
@@ -456,11 +545,32 @@ impl<'x, P: Platform> Op<'x, P> {
     /// Whether a response to the request that it is by itself says that it is done, and somebody wants to know.
     #[inline]
     pub(crate) fn is_success(&self, response: Response) -> bool {
-        response.operation == self.kind as u8 && response.status == RSP_OKAY && self.wanted
+        response.operation == self.kind as u8 && response.status == RSP_OKAY && self.is_wanted()
     }
 
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
-        self.wanted
+        self.asker <= Asker::WaitsLong
+    }
+
+    /// Whether it is over, as far as those know who asked for it.
+    pub(crate) fn is_told(&self) -> bool {
+        self.asker == Asker::Told
+    }
+
+    fn is_changing(&self) -> bool {
+        self.stage.is_pending() && self.kind.writes() && matches!(self.asker, Asker::Waits | Asker::Left)
+    }
+
+    /// What of its pages is needed with another backend: nothing, the pages, or what is in them, too.
+    pub(crate) fn needs(&self) -> Needs {
+        match self.stage {
+            // It is not asked for again.
+            _ if !self.is_wanted() => Needs::Nothing,
+            Stage::Done if self.lent || self.kind == Kind::Read => Needs::Content,
+            Stage::Done => Needs::Nothing,
+            _ if self.kind.writes() => Needs::Content,
+            _ => Needs::Pages,
+        }
     }
 }

@@ -10,7 +10,7 @@ use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_ring::SharedMem;
 
 use crate::abi::{SECTOR, Segment};
-use crate::ops::Op;
+use crate::ops::{Needs, Op};
 use crate::table::Table;
 use crate::{Error, Piece};
 
@@ -240,11 +240,11 @@ impl<'x, P: Platform> Pool<'x, P> {
     }
 
     /// Other pages in place of all, granted to another backend: the one before may still have these, so they are not
-    /// used again. The operations are those under way.
+    /// used again. The operations are all that have pages. May be called again after an error.
     pub(crate) fn renew<'o>(
         &mut self,
         backend: DomId,
-        under_way: impl Iterator<Item = &'o mut Op<'x, P>>,
+        ops: impl Iterator<Item = &'o mut Op<'x, P>>,
     ) -> Result<(), Error>
     where
         'x: 'o,
@@ -257,31 +257,33 @@ impl<'x, P: Platform> Pool<'x, P> {
             entry.piece = None;
             self.empty = core::mem::replace(&mut self.ready, after);
         }
-        for op in under_way {
-            let keep = op.kind.writes();
-            if let Some(piece) = &mut op.piece {
-                renew(self.grants, backend, piece, keep)?;
-            }
+        for op in ops {
+            let needs = op.needs();
+            renew(self.grants, backend, &mut op.piece, needs)?;
             let mut index = op.pages.first;
-            while let Some(Entry { piece: Some(piece), next, .. }) = self.entries.get_mut(usize::from(index))
-            {
-                renew(self.grants, backend, piece, keep)?;
-                index = *next;
+            for _ in 0..op.pages.count {
+                let Some(entry) = self.entries.get_mut(usize::from(index)) else { break };
+                renew(self.grants, backend, &mut entry.piece, needs)?;
+                index = entry.next;
             }
         }
         Ok(())
     }
 }
 
-/// Another page in place of one, with its content if that is needed.
+/// Another page in place of one, or none, as is needed.
 fn renew<'x, P: Platform>(
     grants: &'x GrantTable<P>,
     backend: DomId,
-    piece: &mut Piece<'x, P>,
-    keep: bool,
+    place: &mut Option<Piece<'x, P>>,
+    needs: Needs,
 ) -> Result<(), Error> {
+    if needs == Needs::Nothing {
+        *place = None;
+    }
+    let Some(piece) = place else { return Ok(()) };
     let mut fresh = grants.alloc_page()?;
-    if keep {
+    if needs == Needs::Content {
         piece.page.read_bytes(0, fresh.bytes_mut()).map_err(|_| Error::BufferLength)?;
     } else {
         fresh.bytes_mut().fill(0);

@@ -13,8 +13,9 @@ use crate::transport::{RingMemory, share_ring};
 use crate::{Error, abi};
 
 pub(crate) struct Queue<'x, P: Platform> {
-    pub(crate) ring: Front<Blkif, RingMemory<'x, P>>,
+    // Dropped in this order: no event may find a ring that is gone, or memory that is another's by then.
     pub(crate) channel: Channel<'x, P>,
+    pub(crate) ring: Front<Blkif, RingMemory<'x, P>>,
     pub(crate) slots: Slots<'x, P>,
 }
 
@@ -22,15 +23,13 @@ pub(crate) struct Queue<'x, P: Platform> {
 pub(crate) struct Slots<'x, P: Platform> {
     slots: Table<'x, P, Slot>,
     free: u16,
-    /// Counts requests: the next one's number.
-    next: u64,
 }
 
 /// A request in the ring, or room for one.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
-    /// The number that the backend sends back, or [`NO_ID`]. The slot's index is in it, and a count of all requests: so a
-    /// response that comes twice, or far too late, is one to no request.
+    /// The number that the backend sends back, or [`NO_ID`]. The slot's index is in it, above that a count that it has in
+    /// common with all operations: so a response that comes twice, or far too late, is one to no request.
     id: u64,
     /// The operations that it is for: the first, and how many that follow.
     pub(crate) first: u16,
@@ -66,7 +65,7 @@ impl<'x, P: Platform> Queue<'x, P> {
             let _ = slots.push(Slot { id: NO_ID, first, count: 0, indirect, operation: 0, next });
         }
         let channel = events.alloc_unbound(backend)?;
-        Ok(Self { ring, channel, slots: Slots { slots, free, next: 1 } })
+        Ok(Self { channel, ring, slots: Slots { slots, free } })
     }
 
     /// The grants of the ring's pages.
@@ -74,23 +73,23 @@ impl<'x, P: Platform> Queue<'x, P> {
         self.ring.get_ref().grefs()
     }
 
-    /// Puts a request into the ring, which has room, and records it; it gets its number here. It is for `count` operations,
-    /// and the response is to name `operation`.
+    /// Puts a request into the ring, which has room, and records it. Its number is `number`, with the record's place in
+    /// the low bits. It is for `count` operations, and the response is to name `operation`.
     #[inline(never)]
     pub(crate) fn send(
         &mut self,
+        number: u64,
         operation: u8,
         first: u16,
         count: u16,
         indirect: Chain,
         mut request: Request,
     ) {
-        let Slots { slots, free, next } = &mut self.slots;
+        let Slots { slots, free } = &mut self.slots;
         let index = *free;
         // There is a slot for each request that the ring has room for.
         let Some(slot) = slots.get_mut(usize::from(index)) else { return };
-        let id = *next << 16 | u64::from(FIRST_SLOT + index);
-        *next += 1;
+        let id = number | u64::from(FIRST_SLOT + index);
         *free = slot.next;
         *slot = Slot { id, first, count, indirect, operation, next: NONE };
         request.id = id;

@@ -9,15 +9,16 @@ use crate::abi::*;
 use crate::error::Violation;
 use crate::features::Features;
 use crate::ops::{Kind, Ops, Stage};
-use crate::pool::Pool;
+use crate::pool::{Chain, Pool};
 use crate::queue::{Queue, Slot, Slots};
+use crate::waiters::Waiters;
 use crate::{BlkFront, Error, Piece, State, Stats, Ticket};
 
 /// How often a task looks again before it lets others run.
 const TURNS: usize = 4;
 
 impl<'x, P: Platform> BlkFront<'x, P> {
-    /// Takes the responses that are there, and sends what waited for room in the rings; answers how many there were.
+    /// Takes the responses that are there, and sends what waited for room in the rings. Returns how many there were.
     ///
     /// To be called after each event: until then the backend's further events are held back
     /// ([`Channel::set_late_eoi`](xen_evtchn::Channel::set_late_eoi)).
@@ -52,8 +53,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// copied to `out`, which has exactly its length; for other operations, and for what was read into the caller's
     /// own pages, `out` may be empty. Pages that were lent are dropped; see [`take_pages`](Self::take_pages).
     ///
-    /// While the backend is gone the result of what is under way is [`Error::Closing`], but it is not taken:
-    /// [`reconnect`](Self::reconnect) asks for it again.
+    /// When the disk is [closed](State::Closed) or [broken](State::Broken) the result of what is under way is that error,
+    /// and final: it is not issued again. To have it issued again, [`reconnect`](Self::reconnect) before.
     ///
     /// # Errors
     /// The inner result is the operation's own. [`Error::BufferLength`] leaves the result to be taken again.
@@ -70,6 +71,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             }
         }
         self.release(ticket.place());
+        self.has_room();
         Some(result)
     }
 
@@ -85,7 +87,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         places: &mut [Option<Piece<'x, P>>],
     ) -> Option<Result<(), Error>> {
         match (self.ops.settled(ticket), places) {
-            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() => {
+            // With tasks that wait for room it takes longer.
+            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() && self.waiters.is_none() => {
                 *place = op.piece.take();
                 self.ops.vacate(ticket.place());
                 Some(Ok(()))
@@ -101,12 +104,18 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         ticket: Ticket,
         places: &mut [Option<Piece<'x, P>>],
     ) -> Option<Result<(), Error>> {
-        let Some(op) = self.ops.settled(ticket) else { return self.unsettled(ticket) };
-        let (pages, result) = (op.pages, op.result);
+        let end = self.end();
+        let Some(op) = self.ops.find(ticket) else { return Some(Err(Error::StaleTicket)) };
+        let result = if op.stage == Stage::Done { op.result } else { Err(end?) };
         let lent = if op.lent { op.count() } else { 0 };
         if places.len() != usize::from(lent) {
             return Some(Err(Error::BufferLength));
         }
+        if !op.lent {
+            self.retire(ticket, result);
+            return Some(result);
+        }
+        let pages = core::mem::replace(&mut op.pages, Chain::EMPTY);
         let mut places = places.iter_mut();
         let mut each = |piece| {
             if let Some(place) = places.next() {
@@ -117,8 +126,17 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             each(piece);
         }
         self.pool.release_to(pages, each);
-        self.ops.release(ticket.place());
+        self.retire(ticket, result);
         Some(result)
+    }
+
+    /// An operation's result was told: it is over, or will be once nothing of it is in a ring.
+    fn retire(&mut self, ticket: Ticket, result: Result<(), Error>) {
+        match result {
+            Err(error) if self.ops.settled(ticket).is_none() => self.ops.tell(ticket, error),
+            _ => self.release(ticket.place()),
+        }
+        self.has_room();
     }
 
     /// Why there is no result: the ticket is not good, or there will be none, or there is none yet.
@@ -128,15 +146,25 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if self.ops.find(ticket).is_none() {
             return Some(Err(Error::StaleTicket));
         }
+        let result = Err(self.end()?);
+        self.retire(ticket, result);
+        Some(result)
+    }
+
+    /// Why what is under way has no other result, if it has none.
+    fn end(&self) -> Option<Error> {
         match self.state {
-            State::Broken(violation) => Some(Err(Error::Broken(violation))),
-            State::Gone => Some(Err(Error::Closing)),
+            State::Broken(violation) => Some(Error::Broken(violation)),
+            State::Closed => Some(Error::Closed),
             _ => None,
         }
     }
 
     /// [`take`](Self::take) for a task: takes responses, and when the operation's are not there yet the task is woken by
-    /// the next. One task per disk: the last that polled is the one that is woken.
+    /// the next event, and when [`service`](Self::service) finds that the disk has closed.
+    ///
+    /// Any number of tasks can wait, one for each operation. Each event wakes all of them: the first that runs takes the
+    /// responses for all.
     pub fn poll_take(
         &mut self,
         ticket: Ticket,
@@ -152,7 +180,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             if let Err(error) = polled {
                 return Poll::Ready(Err(error));
             }
-            if self.poll_event(cx).is_pending() && !self.arm() {
+            self.leave(Some(ticket), cx);
+            if self.fired(cx).is_pending() && !self.arm_after(0) {
                 return Poll::Pending;
             }
         }
@@ -163,18 +192,37 @@ impl<'x, P: Platform> BlkFront<'x, P> {
 
     /// Gives up an operation's result. The operation itself goes on.
     pub fn forget(&mut self, ticket: Ticket) {
-        if self.ops.forget(ticket) {
+        if let Some(result) = self.ops.forget(ticket) {
+            self.lost |= result == Err(Error::Lost);
             self.release(ticket.place());
+            self.has_room();
         }
     }
 
-    /// Asks for an event with the next response, and answers whether there is something to [`poll`](Self::poll)
-    /// already, so that waiting would be wrong.
-    pub fn arm(&mut self) -> bool {
-        self.arm_after(0)
+    /// An operation's result is told to be this, and is final: what was not sent of it is not sent.
+    pub(crate) fn give_up(&mut self, ticket: Ticket, error: Error) {
+        if self.ops.settled(ticket).is_some() {
+            self.forget(ticket);
+        } else {
+            self.ops.tell(ticket, error);
+        }
     }
 
-    /// Like [`arm`](Self::arm), but for the response that follows `skip` others in its ring: who needs no single one of
+    /// Asks for an event with the next response. Returns true when there is something to [`poll`](Self::poll) already,
+    /// so that waiting would be wrong.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] and [`Error::Broken`]: no response will come.
+    pub fn arm(&mut self) -> Result<bool, Error> {
+        match self.end() {
+            None => Ok(self.arm_after(0)),
+            // What came before the end is taken first.
+            Some(_) if self.arm_after(0) => Ok(true),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Like [`arm`](Self::arm) of a disk at work, but for the response that follows `skip` others in its ring: who needs no single one of
     /// them is woken less often. No more are skipped than are under way.
     pub fn arm_after(&mut self, skip: u32) -> bool {
         let Some(link) = &mut self.link else { return false };
@@ -187,12 +235,51 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         there
     }
 
-    /// Ready when an event arrived from the backend; otherwise wakes the task then. Call [`arm`](Self::arm) before.
-    pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when an event arrived from the backend; otherwise the task is woken then. Call [`arm`](Self::arm) before.
+    ///
+    /// Any number of tasks can wait; an event wakes all of them, and is an event for the first that asks.
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.leave(None, cx);
+        self.fired(cx)
+    }
+
+    /// Ready when another operation may be submitted, or never will: after [`Error::Busy`]. Takes responses; otherwise
+    /// the task is woken when there may be room. What there is room for is known only by trying.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..TURNS {
+            self.leave(None, cx);
+            if self.state != State::Connected || self.poll() != Ok(0) {
+                return Poll::Ready(());
+            }
+            if self.fired(cx).is_pending() && !self.arm_after(0) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Leaves a task's waker, in the place of its operation if it waits for one.
+    fn leave(&mut self, ticket: Option<Ticket>, cx: &Context<'_>) {
+        if self.waiters.is_none() {
+            self.waiters = Waiters::new(self.grants.platform(), self.ops.len());
+        }
+        match (&mut self.waiters, ticket) {
+            (Some(waiters), Some(ticket)) => waiters.leave(ticket.place(), cx.waker()),
+            (Some(waiters), None) => waiters.leave_other(cx.waker()),
+            // Without memory it is tried again and again.
+            (None, _) => cx.waker().wake_by_ref(),
+        }
+    }
+
+    /// Whether an event came; the next one wakes all tasks.
+    fn fired(&self, cx: &Context<'_>) -> Poll<()> {
         let Some(link) = &self.link else { return Poll::Pending };
+        let all = self.waiters.as_ref().map(Waiters::waker);
+        let waker = all.as_ref().unwrap_or(cx.waker());
         let mut ready = Poll::Pending;
         for queue in link.queues.iter() {
-            if queue.channel.poll_event(cx).is_ready() {
+            if queue.channel.poll_event(&mut Context::from_waker(waker)).is_ready() {
                 ready = Poll::Ready(());
             }
         }
@@ -246,7 +333,7 @@ fn answer<P: Platform>(
         let Some(op) = ops.at(index) else { break };
         let next = op.next;
         op.in_flight = op.in_flight.saturating_sub(1);
-        if op.in_flight == 0 && op.stage == Stage::Sent && !op.conclude(stats) {
+        if op.in_flight == 0 && op.stage == Stage::Sent && !ops.conclude(index, stats) {
             go_on(ops, pool, stats, index);
         }
         index = next;
@@ -270,13 +357,15 @@ fn refused<P: Platform>(ops: &mut Ops<'_, P>, features: &mut Features, slot: Slo
     }
     let mut index = slot.first;
     for _ in 0..slot.count {
+        // What is tried again must not get behind a barrier that was asked for later: then it fails.
+        let barred = ops.get(index).is_some_and(|op| op.kind == Kind::Write && ops.is_barred(op.id));
         let Some(op) = ops.at(index) else { return };
         match error {
             // What was in an indirect request is tried in others, from now on.
-            Error::Unsupported if indirect => op.again = true,
+            Error::Unsupported if indirect && !barred => op.again = true,
             Error::Unsupported if op.kind == Kind::Flush && features.barrier => op.again = true,
             // One of them failed; each by itself will tell which.
-            _ if slot.count > 1 => (op.again, op.alone) = (true, true),
+            _ if slot.count > 1 && !barred => (op.again, op.alone) = (true, true),
             error => op.result = op.result.and(Err(error)),
         }
         index = op.next;
@@ -305,7 +394,7 @@ pub(crate) fn conclude<P: Platform>(
     stats: &mut Stats,
     index: u16,
 ) {
-    if ops.at(index).is_some_and(|op| !op.conclude(stats)) {
+    if !ops.conclude(index, stats) {
         go_on(ops, pool, stats, index);
     }
 }

@@ -23,7 +23,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// Begins an operation on one page of the caller's: it goes into the ring at once if it need not wait for others, or with
     /// others.
     #[inline(always)]
-    pub(crate) fn begin(
+    pub(crate) fn start(
         &mut self,
         kind: Kind,
         lba: u64,
@@ -258,7 +258,7 @@ fn transfer<'x, P: Platform>(
     } else {
         indirect_request(pool, indirect, operation, place as u16, sector, handle)
     };
-    queue.send(operation, first, plan.count, indirect, request);
+    queue.send(ops.number(), operation, first, plan.count, indirect, request);
 }
 
 /// What the backend is told about a page of an operation, and the next one's place.
@@ -307,16 +307,17 @@ fn without_data<'x, P: Platform>(
     let (kind, sector, sectors) = (op.kind, op.lba, op.sectors);
     op.in_flight += 1;
     ops.leave();
+    let number = ops.number();
     if matches!(kind, Kind::Discard | Kind::SecureDiscard) {
         let flag = if kind == Kind::SecureDiscard { DISCARD_SECURE } else { 0 };
         let operation = OP_DISCARD;
         let request =
             RequestDiscard { operation, flag, handle, sector, sectors, ..RequestDiscard::default() };
-        queue.send(operation, first, 1, Chain::EMPTY, request.into());
+        queue.send(number, operation, first, 1, Chain::EMPTY, request.into());
         return;
     }
     // A barrier without data does as much, where it is all there is.
     let operation = if flush { OP_FLUSH } else { OP_BARRIER };
     let request = Request { operation, handle, ..Request::default() };
-    queue.send(operation, first, 1, Chain::EMPTY, request);
+    queue.send(number, operation, first, 1, Chain::EMPTY, request);
 }

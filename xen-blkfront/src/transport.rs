@@ -7,7 +7,6 @@ use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 use xen_xenstore::{Path, Transaction, Xenstore, names, parse};
 
 use crate::abi::{ABI, MAX_RING_ORDER};
-use crate::features::bad;
 use crate::queue::Queue;
 use crate::table::Table;
 use crate::{Config, Error};
@@ -51,7 +50,7 @@ impl Transport {
         // The last one is in our own directory.
         const NODES: [&str; 4] =
             ["max-ring-page-order", "max-ring-pages", "multi-queue-max-queues", "trusted"];
-        let (mut numbers, mut leftovers, mut read) = ([None; NODES.len()], false, Ok(()));
+        let (mut numbers, mut leftovers, mut read) = ([None::<u32>; NODES.len()], false, Ok(()));
         xs.together(
             |ask| {
                 for (tag, name) in NODES.iter().enumerate() {
@@ -61,20 +60,14 @@ impl Transport {
                 ask.directory(NODES.len(), device.frontend_path())
             },
             |tag, answer| {
-                let answer = match NODES.get(tag) {
-                    Some(node) => {
-                        answer.and_then(parse).map(|number| numbers[tag] = Some(number)).map_err(bad(node))
-                    }
-                    None => {
-                        let noted =
-                            answer.map(|list| leftovers = names(list).any(|name| OPTIONAL.contains(&name)));
-                        noted.map_err(Error::from)
-                    }
+                let answer = match numbers.get_mut(tag) {
+                    // What makes no sense is no offer; a backend of which nobody knows is not trusted.
+                    Some(number) => answer.map(|value| *number = Some(parse(value).unwrap_or(0))),
+                    None => answer.map(|list| leftovers = names(list).any(|name| OPTIONAL.contains(&name))),
                 };
                 match answer {
-                    Err(Error::Xenstore(error)) if error.is_not_found() => {}
-                    Err(error) => read = Err(error),
-                    Ok(()) => {}
+                    Err(error) if !error.is_not_found() => read = Err(error),
+                    _ => {}
                 }
             },
         )?;
@@ -88,7 +81,7 @@ impl Transport {
             order: offered.min(wanted).min(MAX_RING_ORDER),
             queues: config.queues.clamp(1, queues),
             leftovers,
-            trusted: trusted != Some(0_u32),
+            trusted: trusted != Some(0),
         })
     }
 
@@ -114,8 +107,7 @@ impl Transport {
         queues: &Queues<'x, P>,
         persistent: bool,
     ) -> Result<Frontend<Published>, Error> {
-        let watch = *device.watch();
-        let published = device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
+        Ok(device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
             if self.leftovers {
                 for node in OPTIONAL {
                     transaction.remove(&path.join(node)?)?;
@@ -139,11 +131,7 @@ impl Transport {
             // A backend may tell only later whether it keeps pages mapped, when it is too late for us to tell, so this
             // does not depend on it. The protocol allows that: we use the same pages again and again either way.
             transaction.write_display(&path.join("feature-persistent")?, u32::from(persistent))
-        });
-        published.map_err(|error| {
-            let _ = xs.unwatch(watch);
-            error.into()
-        })
+        })?)
     }
 
     fn publish_queue<'x, P: Platform + Wait>(

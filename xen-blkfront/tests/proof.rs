@@ -5,13 +5,14 @@
 #![cfg(feature = "mock")]
 
 mod common;
-mod model;
 
 use std::time::Duration;
 
 use common::{Machine, small};
-use model::{Model, SECTORS, decode, encode};
 use proptest::prelude::*;
+use xen_blkfront::mock::model::{
+    Conduct, Flush, Model, SECTORS, check_broken, decode, encode, is_fair, poll,
+};
 use xen_blkfront::mock::{Discard, Faults, MockBlkback, Options, Order};
 use xen_blkfront::{BlkFront, Config, Error, Piece, State, Ticket};
 use xen_gnttab::Access;
@@ -106,6 +107,7 @@ struct Run<'x> {
     disk: BlkFront<'x, MockDomain>,
     model: Model,
     flights: Vec<Flight>,
+    flushes: Vec<(Ticket, Flush, bool)>,
 }
 
 impl<'x> Run<'x> {
@@ -132,15 +134,17 @@ impl<'x> Run<'x> {
 
     /// Whether an error may be.
     fn is_fair(&self, error: Error) -> bool {
-        match error {
-            Error::Broken(_) => matches!(self.disk.state(), State::Broken(_)),
-            Error::Closing => matches!(self.disk.state(), State::Closing | State::Gone),
-            Error::Io | Error::Unsupported => true,
-            Error::Status(_) => self.back.lies_hit() > 0,
-            Error::TimedOut => self.back.faults_hit() > 0 || !self.back.is_connected(),
-            Error::Busy | Error::TooLong => true,
-            Error::Xenstore(_) => true,
-            _ => false,
+        let unlucky = self.back.faults_hit() > 0 || !self.back.is_connected();
+        is_fair(&self.disk, error, Conduct { lied: !self.truthful(), unlucky })
+    }
+
+    fn flushed(&mut self, flush: Flush, result: Result<(), Error>, flushes: bool) {
+        if let Err(error) = result {
+            assert!(self.is_fair(error), "{error:?}");
+        }
+        // Of one that is nothing nothing follows.
+        if result.is_err() || flushes && self.disk.can_flush() {
+            self.model.flushed(flush, result);
         }
     }
 
@@ -152,6 +156,15 @@ impl<'x> Run<'x> {
             self.check_read(flight.id, bytes);
         }
         self.model.end(flight.id, result);
+    }
+
+    fn take_flushes(&mut self) {
+        for (ticket, flush, flushes) in core::mem::take(&mut self.flushes) {
+            match self.disk.take(ticket, &mut []) {
+                None => self.flushes.push((ticket, flush, flushes)),
+                Some(result) => self.flushed(flush, result, flushes),
+            }
+        }
     }
 
     fn take(&mut self, index: usize) {
@@ -167,11 +180,8 @@ impl<'x> Run<'x> {
         } else {
             self.disk.take(flight.ticket, &mut bytes)
         };
-        let kept = matches!(self.disk.state(), State::Gone | State::Broken(_));
         match result {
             None => {}
-            // It is not taken, and may still come.
-            Some(Err(Error::Closing | Error::Broken(_))) if kept => {}
             Some(result) => {
                 let flight = self.flights.swap_remove(index);
                 self.resolve(&flight, result, &bytes);
@@ -202,13 +212,9 @@ impl<'x> Run<'x> {
                 self.model.end(id, result);
             }
             Step::Flush => {
-                let flushes = self.disk.can_flush();
+                let (flush, flushes) = (self.model.flush(), self.disk.can_flush());
                 let result = self.disk.flush();
-                if let Err(error) = result {
-                    assert!(self.is_fair(error), "{error:?}");
-                } else if flushes && self.disk.can_flush() {
-                    self.model.flushed();
-                }
+                self.flushed(flush, result, flushes);
             }
             Step::Discard { at, count } => {
                 self.model.discard(at, count);
@@ -252,17 +258,17 @@ impl<'x> Run<'x> {
                 self.begin(submitted, id, if write { 0 } else { pages as usize * 4096 }, pages as usize);
             }
             Step::SubmitFlush => {
+                let flushes = self.disk.can_flush();
                 if let Ok(ticket) = self.disk.submit_flush() {
-                    self.disk.forget(ticket);
+                    self.flushes.push((ticket, self.model.flush(), flushes));
                 }
             }
             Step::Publish => drop(self.disk.publish()),
-            Step::Poll => {
-                if let Ok(count) = self.disk.poll() {
-                    assert!(count <= self.disk.ring_slots());
-                }
+            Step::Poll => poll(&mut self.disk, &self.back, false),
+            Step::Take(index) => {
+                self.take_flushes();
+                self.take(index);
             }
-            Step::Take(index) => self.take(index),
             Step::Forget(index) => {
                 if index < self.flights.len() {
                     let flight = self.flights.swap_remove(index);
@@ -301,17 +307,14 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
     let config = Config { requests: 12, pages: 60, segments: 40, ring_pages: 2, queues: 2, ..small() };
     let disk = machine.connect_with(&mut xs, config).unwrap();
     back.set_faults(Dice::new(seed), faults);
-    let mut run = Run { machine: &machine, back, disk, model: Model::new(), flights: Vec::new() };
+    let mut run =
+        Run { machine: &machine, back, disk, model: Model::new(), flights: Vec::new(), flushes: Vec::new() };
     for step in steps {
         machine.xen.trace(|| format!("-- {step:?}"));
         run.act(&mut xs, step);
         if let State::Broken(violation) = run.disk.state() {
-            let broken = Error::Broken(violation);
             assert!(run.back.lies_hit() > 0, "{violation}");
-            assert_eq!(run.disk.read(0, &mut [0; 512]), Err(broken));
-            assert_eq!(run.disk.submit_write(0, &[0; 512]), Err(broken));
-            assert_eq!(run.disk.poll(), Err(broken));
-            assert_eq!(run.disk.reconnect(&mut xs, Duration::ZERO), Err(broken));
+            check_broken(&mut run.disk, &mut xs);
         }
     }
     // An honest backend, from here on: everything that is under way has a result.
@@ -335,9 +338,14 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
             run.disk.publish().unwrap();
             assert!(machine.xen.run_until_idle(50) < 50);
             run.disk.poll().unwrap();
+            run.take_flushes();
             run.take(0);
         }
-        run.disk.flush().unwrap();
+        run.take_flushes();
+        let (flush, flushes) = (run.model.flush(), run.disk.can_flush());
+        let result = run.disk.flush();
+        run.flushed(flush, result, flushes);
+        assert!(matches!(result, Ok(()) | Err(Error::Lost)), "{result:?}");
         assert_eq!(run.disk.pending(), 0);
         let mut all = vec![0; SECTORS as usize * 512];
         run.disk.read(0, &mut all).unwrap();

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use core::time::Duration;
 
 use xen_blkfront::BlkFront;
-use xen_evtchn::{EventChannels, Virq};
+use xen_evtchn::{Deadline, EventChannels, Virq};
 use xen_gnttab::GrantTable;
 use xen_hypercall::{VcpuId, Wait};
 use xen_xenstore::Xenstore;
@@ -41,17 +41,18 @@ impl Place {
 
     /// Takes a disk's responses; if there is none yet, waits for one more than `skip`.
     pub(crate) fn response(&self, disk: &mut BlkFront<'static, Xen>, skip: u32) -> Result<(), Failure> {
-        let deadline = self.soon();
+        let mut deadline = Deadline::new(self.soon());
         loop {
             let seen = self.events.seq();
             if disk.poll()? > 0 {
                 return Ok(());
             }
-            if disk.arm_after(skip) {
-                continue;
+            let there = disk.arm_after(skip);
+            let until = deadline.until(self.kernel.now());
+            ensure!(until.is_some(), "the backend does not answer");
+            if !there {
+                self.events.wait_since(seen, until);
             }
-            ensure!(self.kernel.now() < deadline, "the backend does not answer");
-            self.events.wait_since(seen, Some(deadline));
         }
     }
 

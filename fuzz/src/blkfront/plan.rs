@@ -1,8 +1,8 @@
 //! What is tried with a disk, and how it goes wrong.
 
+use xen_blkfront::mock::model::SECTORS;
 use xen_blkfront::mock::{Discard, Fault, Faults, Options, Order};
 
-use super::model::SECTORS;
 use crate::input::{Number, Ops, Value, chance, input};
 
 input! {

@@ -56,7 +56,7 @@ impl embedded_io::Error for Error {
             }
             Self::TimedOut => ErrorKind::TimedOut,
             Self::Unsupported => ErrorKind::Unsupported,
-            Self::Closing => ErrorKind::BrokenPipe,
+            Self::Closed | Self::Lost => ErrorKind::BrokenPipe,
             Self::BadNode(_) | Self::Broken(_) => ErrorKind::InvalidData,
             Self::Grant(xen_gnttab::Error::OutOfMemory) => ErrorKind::OutOfMemory,
             _ => ErrorKind::Other,

@@ -6,7 +6,6 @@ use std::io;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use xen_hypercall::DomId;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
@@ -48,13 +47,20 @@ impl Backend {
         options: Options,
         storage: Storage,
     ) -> Self {
-        let (id, dom0) = (guest.id().0, guest.xen().inside().domain(DomId(0)));
+        let (id, dom0) = (guest.id().0, guest.xen().inside().domain(options.domain));
         dom0.ensure_shared_info();
         let front_path = format!("/local/domain/{id}/device/vbd/{index}");
-        let back_path = format!("/local/domain/0/backend/vbd/{id}/{index}");
+        let own = options.domain.0;
+        let back_path = format!("/local/domain/{own}/backend/vbd/{id}/{index}");
         store.write(&front_path, "");
-        store.set_permissions(&front_path, &format!("n{id}\0r0"));
-        for (node, value) in [("backend", &*back_path), ("backend-id", "0"), ("state", "1")] {
+        store.set_permissions(&front_path, &format!("n{id}\0r{own}"));
+        let kind = if options.cdrom { "cdrom" } else { "disk" };
+        for (node, value) in [
+            ("backend", &*back_path),
+            ("backend-id", &own.to_string()),
+            ("device-type", kind),
+            ("state", "1"),
+        ] {
             store.write(&format!("{front_path}/{node}"), value);
         }
         let backend = Self {
@@ -87,7 +93,7 @@ impl Backend {
     fn appear(&self) {
         let id = self.guest.id().0;
         self.store.write(&self.back_path, "");
-        self.store.set_permissions(&self.back_path, &format!("n0\0r{id}"));
+        self.store.set_permissions(&self.back_path, &format!("n{}\0r{id}", self.options.domain.0));
         for (node, value) in [
             ("frontend", &*self.front_path),
             ("frontend-id", &*id.to_string()),

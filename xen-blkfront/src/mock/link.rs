@@ -19,6 +19,8 @@ pub(super) struct Link {
     pub(super) queues: Vec<Queue>,
     /// Whether both sides said that pages may stay mapped.
     pub(super) persistent: bool,
+    /// Responses that no guest may believe; none when nobody knows which of them it sees.
+    pub(super) incredible: Option<u64>,
 }
 
 pub(super) struct Queue {
@@ -85,7 +87,7 @@ impl Link {
             Queue::connect(backend, &at, pages)
         });
         let persistent = backend.options.persistent && backend.front("feature-persistent") == Some(1_u32);
-        Ok(Self { queues: queues.collect::<Result<_, _>>()?, persistent })
+        Ok(Self { queues: queues.collect::<Result<_, _>>()?, persistent, incredible: Some(0) })
     }
 
     pub(super) fn disconnect(self, dom0: &MockDomain, mapped: &mut Mapped) {

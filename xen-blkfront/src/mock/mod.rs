@@ -1,6 +1,6 @@
 //! A blkback for tests on the host: a disk in memory or in a file behind the real protocol.
 //!
-//! It is served by domain 0, takes part in the handshake by a [`MockXenstored`], and maps the guest's pages by the
+//! It is served by [a domain](Options::domain), takes part in the handshake by a [`MockXenstored`], and maps the guest's pages by the
 //! mock of the grant table. It looks at a ring only when it got an event for it, so a driver that forgets one hangs here
 //! as it would on Xen. What it offers is said by [`Options`]; what it does wrong by [`Fault`] (the next response) and
 //! [`Faults`] (anything, by chance from a seed). See the crate's first page for an example.
@@ -8,6 +8,7 @@
 mod backend;
 mod faults;
 mod link;
+pub mod model;
 mod options;
 mod perform;
 mod serve;
@@ -41,7 +42,7 @@ impl std::fmt::Debug for MockBlkback {
 }
 
 impl MockBlkback {
-    /// Gives a guest a disk, as the toolstack does, and serves it from domain 0, out of memory. The mocks of event
+    /// Gives a guest a disk, as the toolstack does, and serves it out of memory. The mocks of event
     /// channels and grant tables must be installed.
     ///
     /// # Panics
@@ -93,8 +94,7 @@ impl MockBlkback {
     /// When it is too small, or its file cannot be written.
     pub fn load(&self, content: &[u8]) {
         let mut state = self.state();
-        state.storage.write(0, content).expect("a disk that is large enough");
-        state.storage.flush().expect("a disk that can be written");
+        state.storage.load(content).expect("a disk that is large enough and can be written");
     }
 
     /// What is on the disk, as the guest would read it.
@@ -106,7 +106,7 @@ impl MockBlkback {
     }
 
     /// The power fails: of the writes that were not flushed (with [`Options::volatile_cache`]) any number is lost,
-    /// sector by sector, and the others may have happened in any order. Answers how many sectors' writes were lost.
+    /// sector by sector, and the others may have happened in any order. Returns how many sectors' writes were lost.
     /// The backend itself goes on; [`vanish`](Self::vanish) before, and [`come_back`](Self::come_back) after, is a crash
     /// of its machine.
     ///
@@ -150,6 +150,12 @@ impl MockBlkback {
     /// which was not, or another one.
     pub fn lies_hit(&self) -> u64 {
         self.state().lied
+    }
+
+    /// How many responses no guest may believe, of those sent since the guest connected last: they name no request under
+    /// way, or another operation than the request's. None when nobody knows what of its ring the guest sees.
+    pub fn incredible(&self) -> Option<u64> {
+        self.state().link.as_ref().map_or(Some(0), |link| link.incredible)
     }
 
     /// A backend that hangs: neither serves nor answers anything until it is told otherwise.

@@ -1,11 +1,15 @@
 //! What kind of disk the mock is.
 
+use xen_hypercall::DomId;
+
 use crate::abi::SECTOR;
 
 /// What kind of disk it is, and what its backend offers. The default is a small disk whose backend offers what Linux's
 /// offers for most disks, with one queue and a ring of one page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
+    /// The domain that serves the disk.
+    pub domain: DomId,
     /// Size, in units of 512 bytes.
     pub sectors: u64,
     /// The disk's own sectors, in bytes; requests for parts of one fail.
@@ -46,6 +50,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            domain: DomId(0),
             sectors: 2048,
             sector_size: SECTOR as u32,
             physical_sector_size: None,

@@ -173,6 +173,14 @@ impl Backend {
             (_, Some((before, true))) => response = before,
             _ => {}
         }
+        let credible = match fault {
+            Some(Fault::Index(_) | Fault::Unwritten) => None,
+            _ => self.is_credible(index, &request, &response, last),
+        };
+        if let Some(link) = &mut self.link {
+            link.incredible =
+                link.incredible.zip(credible).map(|(count, credible)| count + u64::from(!credible));
+        }
         let dom0 = self.dom0.clone();
         let queue = self.queue(index)?;
         let pushed = match fault {
@@ -200,6 +208,29 @@ impl Backend {
         Some((response, fault == Some(Fault::Twice)))
     }
 
+    /// Whether a guest that looks may take this for the response to a request.
+    fn is_credible(
+        &mut self,
+        index: usize,
+        request: &Request,
+        response: &Response,
+        last: Option<(Response, bool)>,
+    ) -> Option<bool> {
+        if let Some((before, true)) = last {
+            return Some(before.id != response.id);
+        }
+        let queue = self.queue(index)?;
+        let mut open = queue.requests.iter().chain(&queue.late);
+        if response.id != request.id {
+            return Some(open.any(|open| open.id == response.id));
+        }
+        let meant = match request.as_kind::<RequestIndirect>() {
+            Some(indirect) if request.operation == OP_INDIRECT => [OP_INDIRECT, indirect.indirect_op],
+            _ => [request.operation; 2],
+        };
+        Some(meant.contains(&response.operation))
+    }
+
     fn notify(&mut self, index: usize) {
         let (lost, late) =
             (self.hit(false, |faults| faults.lost_event), self.hit(false, |faults| faults.late_event));
@@ -221,6 +252,9 @@ impl Backend {
     /// Changes what the guest has no reason to read any more.
     fn scribble(&mut self, index: usize) {
         let seed = self.random(u64::MAX);
+        if let Some(link) = &mut self.link {
+            link.incredible = None;
+        }
         let Some(queue) = self.queue(index) else { return };
         let (slots, unread) = (queue.ring.slots(), queue.ring.response_index().wrapping_sub(1));
         let mem = queue.ring.backing().mem();

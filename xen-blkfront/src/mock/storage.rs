@@ -125,6 +125,13 @@ impl Storage {
         Ok(())
     }
 
+    /// Fills the medium from its beginning.
+    pub(super) fn load(&mut self, content: &[u8]) -> io::Result<()> {
+        self.flush()?;
+        self.medium.write(0, content)?;
+        self.flush()
+    }
+
     /// Puts on the medium what is in the cache.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         if let Some(cache) = &mut self.cache {
@@ -139,7 +146,7 @@ impl Storage {
         }
     }
 
-    /// The cache is gone. Of the writes in it any number, in any order, had reached the medium; answers how many had
+    /// The cache is gone. Of the writes in it any number, in any order, had reached the medium; returns how many had
     /// not. A sector is written whole or not at all.
     pub(super) fn power_loss(&mut self, dice: &Dice) -> io::Result<usize> {
         let Some(cache) = &mut self.cache else { return Ok(0) };

@@ -133,7 +133,7 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
         disk.publish()?;
         disk.poll()?;
         take(disk, model, &mut open)?;
-        if open.len() >= DEPTH && !disk.arm() {
+        if open.len() >= DEPTH && !disk.arm()? {
             place.events.wait_since(seen, Some(place.kernel.now() + TURN));
         }
     }
@@ -168,8 +168,7 @@ fn take(disk: &mut Disk, model: &Model, open: &mut Vec<Open>) -> Result<(), Fail
                     model.expect(lba, &out)?;
                 }
             }
-            // Asked for again later.
-            None | Some(Err(Error::Closing)) => index += 1,
+            None => index += 1,
             Some(Err(error)) => return Err(error.into()),
         }
     }

@@ -1,0 +1,390 @@
+//! What each sector of a disk may hold when any number of operations is under way, and what a disk owes its caller: the
+//! model that this crate's property tests and its fuzz target have in common.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::vec;
+use std::vec::Vec;
+
+use core::fmt;
+use core::time::Duration;
+
+use xen_hypercall::{Platform, Wait};
+use xen_xenstore::Xenstore;
+
+use super::MockBlkback;
+use crate::{BlkFront, Error, State};
+
+/// Sectors of the disk.
+pub const SECTORS: u64 = 256;
+/// What a discarded sector holds, by the mock.
+const DISCARDED: u32 = u32::MAX;
+
+/// Sectors that tell which write they are of, and where they belong.
+pub fn encode(at: u64, count: u64, tag: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(count as usize * 512);
+    for at in at..at + count {
+        let word = (tag ^ place(at)).to_le_bytes();
+        let start = bytes.len();
+        bytes.extend_from_slice(&word);
+        // Doubled until it is a sector.
+        while bytes.len() - start < 512 {
+            bytes.extend_from_within(start..);
+        }
+    }
+    bytes
+}
+
+fn place(at: u64) -> u32 {
+    (at as u32).wrapping_mul(0x9E37_79B1)
+}
+
+/// The write that a sector is of; none: of no single one.
+pub fn decode(at: u64, bytes: &[u8]) -> Option<u32> {
+    let (word, rest) = bytes.split_first_chunk::<4>()?;
+    if bytes.iter().all(|byte| *byte == 0xDC) {
+        return Some(DISCARDED);
+    }
+    let before = bytes.get(..rest.len())?;
+    (rest == before).then(|| u32::from_le_bytes(*word) ^ place(at))
+}
+
+/// Some tags, each once. Almost always a few, which need no memory of their own: there are many sets.
+#[derive(Clone, Default)]
+struct Tags {
+    few: [u32; 3],
+    len: usize,
+    more: BTreeSet<u32>,
+}
+
+impl Tags {
+    fn of(tag: u32) -> Self {
+        Self { few: [tag, 0, 0], len: 1, more: BTreeSet::new() }
+    }
+
+    fn few(&self) -> &[u32] {
+        &self.few[..self.len]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        self.few().iter().chain(&self.more).copied()
+    }
+
+    fn contains(&self, tag: u32) -> bool {
+        self.few().contains(&tag) || self.more.contains(&tag)
+    }
+
+    fn insert(&mut self, tag: u32) {
+        if self.contains(tag) {
+            return;
+        }
+        match self.few.get_mut(self.len) {
+            Some(place) => {
+                *place = tag;
+                self.len += 1;
+            }
+            None => drop(self.more.insert(tag)),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        other.iter().for_each(|tag| self.insert(tag));
+    }
+
+    fn clear(&mut self) {
+        (self.len, self.more) = (0, BTreeSet::new());
+    }
+
+    fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        let before = core::mem::take(self);
+        before.iter().filter(|tag| keep(*tag)).for_each(|tag| self.insert(tag));
+    }
+}
+
+impl fmt::Debug for Tags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// Tags that each sector may hold.
+#[derive(Debug)]
+pub struct Model {
+    /// By the operations that are done, and those under way.
+    now: Vec<Tags>,
+    /// By writes of which nobody knows when they happen, if at all.
+    loose: Vec<Tags>,
+    /// At the last flush, and by what was written since.
+    durable: Vec<Tags>,
+    since: Vec<Tags>,
+    /// What a loss of power may have left, as long as nobody was told of it.
+    untold: Vec<Tags>,
+    flying: BTreeMap<usize, Flying>,
+    next: u32,
+}
+
+#[derive(Debug)]
+struct Flying {
+    at: usize,
+    /// None: a read.
+    tag: Option<u32>,
+    /// A read's sectors: what they may hold. A write's: what is written there meanwhile.
+    others: Vec<Tags>,
+    /// The power failed meanwhile, perhaps after it was done.
+    crashed: bool,
+}
+
+/// A flush under way.
+#[derive(Debug)]
+pub struct Flush {
+    durable: Vec<Tags>,
+    /// The first tag of what is written later.
+    next: u32,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Model {
+    /// Of a disk that was [encoded](encode) with tag 0.
+    pub fn new() -> Self {
+        let zero = vec![Tags::of(0); SECTORS as usize];
+        let none = vec![Tags::default(); SECTORS as usize];
+        Self {
+            now: zero.clone(),
+            loose: none.clone(),
+            durable: zero,
+            since: none.clone(),
+            untold: none,
+            flying: BTreeMap::new(),
+            next: 1,
+        }
+    }
+
+    fn id(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    fn may(&self, sector: usize) -> Tags {
+        let mut may = self.now[sector].clone();
+        may.add(&self.loose[sector]);
+        may.add(&self.untold[sector]);
+        may
+    }
+
+    /// Begins a read. Returns its number.
+    pub fn read(&mut self, at: u64, count: u64) -> usize {
+        let id = self.id() as usize;
+        let (at, end) = (at as usize, (at + count) as usize);
+        let others = (at..end).map(|at| self.may(at)).collect();
+        self.flying.insert(id, Flying { at, tag: None, others, crashed: false });
+        id
+    }
+
+    /// Begins a write. Returns its number, and the tag that it writes.
+    pub fn write(&mut self, at: u64, count: u64) -> (usize, u32) {
+        let tag = self.id();
+        let (at, end) = (at as usize, (at + count) as usize);
+        let mut others = vec![Tags::default(); count as usize];
+        for flying in self.flying.values_mut() {
+            for sector in at.max(flying.at)..end.min(flying.at + flying.others.len()) {
+                flying.others[sector - flying.at].insert(tag);
+                if let Some(tag) = flying.tag {
+                    others[sector - at].insert(tag);
+                }
+            }
+        }
+        for sector in at..end {
+            self.now[sector].insert(tag);
+            self.since[sector].insert(tag);
+        }
+        self.flying.insert(tag as usize, Flying { at, tag: Some(tag), others, crashed: false });
+        (tag as usize, tag)
+    }
+
+    /// An operation was not submitted after all.
+    pub fn cancel(&mut self, id: usize) {
+        self.end(id, Err(Error::Io));
+    }
+
+    /// An operation has this result.
+    pub fn end(&mut self, id: usize, result: Result<(), Error>) {
+        if result == Err(Error::Lost) {
+            self.told();
+        }
+        let Some(Flying { at, tag: Some(tag), others, crashed }) = self.flying.remove(&id) else { return };
+        for (sector, others) in (at..).zip(others) {
+            match result {
+                Ok(()) if crashed => {}
+                Ok(()) => {
+                    self.now[sector] = others;
+                    self.now[sector].insert(tag);
+                    self.untold[sector].clear();
+                }
+                // Done in part, or not at all; what is over is over.
+                Err(Error::Io | Error::Unsupported | Error::Status(_) | Error::Lost) => {}
+                Err(_) => self.loose[sector].insert(tag),
+            }
+        }
+    }
+
+    /// Sectors are discarded, now or later, if at all.
+    pub fn discard(&mut self, at: u64, count: u64) {
+        for sector in at as usize..(at + count) as usize {
+            self.loose[sector].insert(DISCARDED);
+            for flying in self.flying.values_mut() {
+                if let Some(others) = sector.checked_sub(flying.at).and_then(|at| flying.others.get_mut(at)) {
+                    others.insert(DISCARDED);
+                }
+            }
+        }
+    }
+
+    /// Begins a flush, of what is answered by now.
+    pub fn flush(&mut self) -> Flush {
+        Flush { durable: self.now.clone(), next: self.next + 1 }
+    }
+
+    /// A flush says that everything answered before is durable, or that some may be lost.
+    pub fn flushed(&mut self, flush: Flush, result: Result<(), Error>) {
+        match result {
+            // It was told of all that was lost, if anything was.
+            Ok(()) => {
+                self.untold.iter_mut().for_each(Tags::clear);
+                for (sector, durable) in flush.durable.into_iter().enumerate() {
+                    self.durable[sector] = durable;
+                    self.since[sector].retain(|tag| tag >= flush.next);
+                }
+                for flying in self.flying.values() {
+                    for sector in flying.at..flying.at + flying.others.len() {
+                        if let Some(tag) = flying.tag {
+                            self.since[sector].insert(tag);
+                        }
+                    }
+                }
+            }
+            Err(Error::Lost) => self.told(),
+            Err(_) => {}
+        }
+    }
+
+    /// The caller knows that what was not flushed may be lost.
+    fn told(&mut self) {
+        for (now, untold) in self.now.iter_mut().zip(&mut self.untold) {
+            now.add(untold);
+            untold.clear();
+        }
+    }
+
+    /// The backend's machine lost power.
+    pub fn power_lost(&mut self) {
+        self.flying.values_mut().for_each(|flying| flying.crashed = true);
+        for sector in 0..self.now.len() {
+            let mut left = self.durable[sector].clone();
+            left.add(&self.since[sector]);
+            self.untold[sector].add(&left);
+            for flying in self.flying.values_mut().filter(|flying| flying.tag.is_none()) {
+                if let Some(others) = sector.checked_sub(flying.at).and_then(|at| flying.others.get_mut(at)) {
+                    others.add(&left);
+                }
+            }
+        }
+    }
+
+    /// Holds what a read returns against what it may.
+    ///
+    /// # Panics
+    /// When a read holds what it cannot.
+    pub fn check_read(&self, id: usize, bytes: &[u8]) {
+        let flying = &self.flying[&id];
+        assert_eq!(bytes.len(), flying.others.len() * 512);
+        for (at, (bytes, may)) in (flying.at..).zip(bytes.chunks(512).zip(&flying.others)) {
+            let tag = decode(at as u64, bytes);
+            assert!(tag.is_some_and(|tag| may.contains(tag)), "sector {at} reads {tag:?}, not {may:?}");
+        }
+    }
+
+    /// Looks at a sector when nothing is under way.
+    ///
+    /// # Panics
+    /// When it holds what it cannot.
+    pub fn check_sector(&self, at: usize, tag: Option<u32>) {
+        let may = self.may(at);
+        assert!(tag.is_some_and(|tag| may.contains(tag)), "sector {at} holds {tag:?}, not {may:?}");
+    }
+}
+
+/// What a run knows of its backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Conduct {
+    /// It may have lied.
+    pub lied: bool,
+    /// It had bad luck, so that an answer may be late or missing.
+    pub unlucky: bool,
+}
+
+/// Whether a disk may return an error, by the state that it is in and what its backend did.
+pub fn is_fair<P: Platform>(disk: &BlkFront<'_, P>, error: Error, conduct: Conduct) -> bool {
+    let Conduct { lied, unlucky } = conduct;
+    match error {
+        Error::Broken(violation) => disk.state() == State::Broken(violation),
+        Error::Closed => {
+            matches!(disk.state(), State::Closing | State::Closed) || disk.stats().reconnects > 0
+        }
+        Error::Lost => disk.stats().reconnects > 0,
+        Error::Io | Error::Unsupported | Error::Busy | Error::TooLong | Error::Xenstore(_) => true,
+        Error::Status(_) => lied,
+        Error::TimedOut => lied || unlucky,
+        Error::ReadOnly => disk.is_read_only() || lied,
+        Error::OutOfRange | Error::Unaligned | Error::BadNode(_) => lied,
+        _ => false,
+    }
+}
+
+/// Polls a disk. It takes what is there, or it breaks; and a response that cannot be believed breaks it.
+///
+/// # Panics
+/// When it believes one, or finds more than there can be.
+pub fn poll<P: Platform>(disk: &mut BlkFront<'_, P>, back: &MockBlkback, meddled: bool) {
+    match disk.poll() {
+        Ok(count) => {
+            assert!(count <= disk.ring_slots());
+            let believed = back.incredible().filter(|_| !meddled).unwrap_or(0);
+            assert_eq!(believed, 0, "believed what no backend may say");
+        }
+        Err(error) => assert!(matches!(error, Error::Broken(_) | Error::Event(_)), "{error}"),
+    }
+}
+
+/// Asks everything of a disk whose backend broke the protocol.
+///
+/// # Panics
+/// When anything but that error is the answer.
+pub fn check_broken<'x, P: Platform + Wait>(disk: &mut BlkFront<'x, P>, xs: &mut Xenstore<'x, P>) {
+    let State::Broken(violation) = disk.state() else { return };
+    let broken = Error::Broken(violation);
+    let (pending, requests, free) = (disk.pending(), disk.stats().requests, disk.free_requests());
+    assert_eq!(disk.read(0, &mut [0; 512]), Err(broken));
+    assert_eq!(disk.write(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.flush(), Err(broken));
+    assert_eq!(disk.discard_sectors(0, 8), Err(broken));
+    assert_eq!(disk.erase(0, 8), Err(broken));
+    assert_eq!(disk.submit_read(0, 1), Err(broken));
+    assert_eq!(disk.submit_write(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.submit_barrier(0, &[0; 512]), Err(broken));
+    assert_eq!(disk.submit_read_into(0, &mut []), Err(broken));
+    assert_eq!(disk.submit_write_from(0, &mut [None]), Err(broken));
+    assert_eq!(disk.submit_flush(), Err(broken));
+    assert_eq!(disk.submit_discard(0, 8), Err(broken));
+    assert_eq!(disk.submit_secure_discard(0, 8), Err(broken));
+    assert_eq!(disk.publish(), Err(broken));
+    assert_eq!(disk.poll(), Err(broken));
+    assert_eq!(disk.service(xs), Ok(State::Broken(violation)));
+    assert_eq!(disk.reconnect(xs, Duration::ZERO), Err(broken));
+    assert_eq!(disk.state(), State::Broken(violation));
+    // And nothing of that reached the backend, or took a place.
+    assert_eq!((disk.pending(), disk.stats().requests, disk.free_requests()), (pending, requests, free));
+}

@@ -1,0 +1,283 @@
+//! Tasks that wait for a disk: none is forgotten, none waits for a backend that has gone, and all go on together.
+#![cfg(feature = "mock")]
+
+mod common;
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use aligned::{A1, Aligned};
+use block_device_driver::BlockDevice;
+use common::{Machine, pattern, small};
+use xen_blkfront::blocks::BlkDevice;
+use xen_blkfront::mock::{Fault, Options};
+use xen_blkfront::{Config, Error, State, Ticket};
+use xen_hypercall::VcpuId;
+use xen_xenstore::Xenstore;
+
+/// Counts how often a task was woken.
+#[derive(Default)]
+struct Task(AtomicU32);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Task {
+    fn woken(&self) -> bool {
+        self.0.swap(0, Ordering::SeqCst) > 0
+    }
+}
+
+fn tasks<const N: usize>() -> [(Arc<Task>, Waker); N] {
+    [(); N].map(|()| {
+        let task = Arc::new(Task::default());
+        (task.clone(), Waker::from(task))
+    })
+}
+
+/// The far sides act, and events are delivered.
+fn turn(machine: &Machine) {
+    machine.xen.run_until_idle(100);
+    machine.events.dispatch(VcpuId(0));
+}
+
+#[test]
+fn of_several_tasks_each_is_woken_even_if_others_were_dropped_without_a_word() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    back.load(&pattern(64 * 512, 1));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    for dropped in 0..6 {
+        let tickets: Vec<Ticket> = (0..6).map(|i| disk.submit_read(i * 8, 1).unwrap()).collect();
+        disk.publish().unwrap();
+        let tasks = tasks::<6>();
+        let mut out = [0; 512];
+        for (ticket, (_, waker)) in tickets.iter().zip(&tasks) {
+            assert!(disk.poll_take(*ticket, &mut out, &mut Context::from_waker(waker)).is_pending());
+        }
+        assert!(tasks.iter().all(|(task, _)| !task.woken()), "nothing has happened");
+        turn(&machine);
+        // That one does nothing any more, though nobody said so.
+        for (i, (task, waker)) in tasks.iter().enumerate().filter(|(i, _)| *i != dropped) {
+            assert!(task.woken(), "task {i} without task {dropped}");
+            let taken = disk.poll_take(tickets[i], &mut out, &mut Context::from_waker(waker));
+            assert_eq!(taken, Poll::Ready(Ok(())));
+            assert!(out[..] == pattern(64 * 512, 1)[i * 4096..][..512]);
+        }
+        disk.forget(tickets[dropped]);
+    }
+    assert_eq!((disk.pending(), disk.free_requests()), (0, 8));
+}
+
+#[test]
+fn tasks_that_wait_for_any_event_are_all_woken_however_many() {
+    let machine = Machine::new();
+    let _back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    let tasks = tasks::<7>();
+    while disk.poll_event(&mut Context::from_waker(Waker::noop())).is_ready() {}
+    for (_, waker) in &tasks {
+        assert!(disk.poll_event(&mut Context::from_waker(waker)).is_pending());
+    }
+    // The first have lost their places, and were told so.
+    let early = tasks.iter().filter(|(task, _)| task.woken()).count();
+    let ticket = disk.submit_read(0, 1).unwrap();
+    disk.publish().unwrap();
+    assert_eq!(disk.arm(), Ok(false));
+    turn(&machine);
+    let late = tasks.iter().filter(|(task, _)| task.woken()).count();
+    assert_eq!(early + late, 7);
+    disk.poll().unwrap();
+    disk.forget(ticket);
+}
+
+#[test]
+fn a_backend_that_goes_is_not_waited_for() {
+    for way in 0..3 {
+        let machine = Machine::new();
+        let back = machine.disk(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut disk = machine.connect(&mut xs).unwrap();
+        back.stall(true);
+        let tickets = [0, 8].map(|lba| disk.submit_read(lba, 1).unwrap());
+        disk.publish().unwrap();
+        let tasks = tasks::<3>();
+        let poll = |disk: &mut xen_blkfront::BlkFront<'_, _>| -> [Poll<Result<(), Error>>; 2] {
+            [0, 1].map(|i| disk.poll_take(tickets[i], &mut [0; 512], &mut Context::from_waker(&tasks[i].1)))
+        };
+        assert_eq!(poll(&mut disk), [Poll::Pending; 2]);
+        assert!(disk.poll_room(&mut Context::from_waker(&tasks[2].1)).is_pending());
+        back.stall(false);
+        match way {
+            0 => back.vanish(),
+            1 => back.drop_out(),
+            _ => back.fault(Fault::Id(77)),
+        }
+        turn(&machine);
+        let error = if way < 2 {
+            assert_eq!(disk.service(&mut xs), Ok(State::Closed));
+            assert_eq!(disk.arm(), Err(Error::Closed));
+            Error::Closed
+        } else {
+            disk.poll().unwrap_err()
+        };
+        assert!(tasks.iter().all(|(task, _)| task.woken()), "{way}");
+        assert_eq!(poll(&mut disk), [Poll::Ready(Err(error)); 2]);
+        assert!(disk.poll_room(&mut Context::from_waker(&tasks[2].1)).is_ready());
+    }
+}
+
+#[test]
+fn a_task_goes_on_with_another_backend() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    back.load(&pattern(512, 4));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    back.stall(true);
+    let ticket = disk.submit_read(0, 1).unwrap();
+    disk.publish().unwrap();
+    let [(task, waker)] = tasks();
+    let (mut out, mut cx) = ([0; 512], Context::from_waker(&waker));
+    assert!(disk.poll_take(ticket, &mut out, &mut cx).is_pending());
+    back.vanish();
+    back.come_back();
+    back.stall(false);
+    // Before the task has run.
+    disk.reconnect(&mut xs, machine.soon()).unwrap();
+    assert!(task.woken());
+    let mut polls = 0;
+    while disk.poll_take(ticket, &mut out, &mut cx).is_pending() {
+        turn(&machine);
+        assert!(task.woken() && polls < 3);
+        polls += 1;
+    }
+    assert!(out[..] == pattern(512, 4));
+}
+
+#[test]
+fn a_waker_may_outlive_its_disk() {
+    let machine = Machine::new();
+    let _back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect(&mut xs).unwrap();
+    let [(task, waker)] = tasks();
+    assert!(disk.poll_event(&mut Context::from_waker(&waker)).is_pending());
+    drop(disk);
+    turn(&machine);
+    drop(waker);
+    assert_eq!(Arc::strong_count(&task), 1, "the disk keeps no waker");
+}
+
+fn blocks(count: usize) -> Vec<Aligned<A1, [u8; 512]>> {
+    vec![Aligned([0; 512]); count]
+}
+
+#[test]
+fn a_transfer_waits_for_room_that_a_dropped_one_has() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { sectors: 8192, ..Options::default() });
+    back.load(&pattern(2048 * 512, 6));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let disk = RefCell::new(machine.connect_with(&mut xs, Config::default()).unwrap());
+    let mut device = BlkDevice::new(&disk);
+    let mut data = blocks(2048);
+    back.stall(true);
+    {
+        let mut read = pin!(device.read(0, &mut data));
+        assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    let [(task, waker)] = tasks();
+    let mut cx = Context::from_waker(&waker);
+    let mut read = Box::pin(device.read(0, &mut data));
+    assert!(read.as_mut().poll(&mut cx).is_pending(), "it has to wait, not to fail");
+    back.stall(false);
+    let mut polls = 0;
+    let result = loop {
+        turn(&machine);
+        assert!(task.woken(), "the task waits for ever");
+        if let Poll::Ready(result) = read.as_mut().poll(&mut cx) {
+            break result;
+        }
+        polls += 1;
+        assert!(polls < 50);
+    };
+    drop(read);
+    assert_eq!(result, Ok(()));
+    assert!(data.iter().zip(pattern(2048 * 512, 6).chunks(512)).all(|(block, right)| block[..] == *right));
+    assert_eq!(disk.borrow().free_requests(), 32);
+}
+
+#[test]
+fn a_transfer_has_several_operations_under_way() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { indirect_segments: None, ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let disk = RefCell::new(machine.connect_with(&mut xs, Config::default()).unwrap());
+    let mut device = BlkDevice::new(&disk);
+    let mut data = blocks(88 * 5);
+    back.stall(true);
+    let mut read = pin!(device.read(0, &mut data));
+    assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert_eq!((disk.borrow().pending(), disk.borrow().stats().requests), (5, 5));
+}
+
+type Job<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'a>>;
+
+#[test]
+fn tasks_share_a_disk_and_a_backend_that_goes_ends_them_all() {
+    for goes in [false, true] {
+        let machine = Machine::new();
+        let back = machine.disk(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let disk = RefCell::new(machine.connect_with(&mut xs, small()).unwrap());
+        let device = BlkDevice::new(&disk);
+        let tasks = tasks::<4>();
+        let mut jobs: Vec<Option<Job<'_>>> = (0..4_u32)
+            .map(|i| {
+                let job = async move {
+                    let (mut device, data) = (device, vec![Aligned::<A1, _>([i as u8 + 1; 512]); 200]);
+                    device.write(i * 256, &data).await?;
+                    device.flush().await
+                };
+                Some(Box::pin(job) as Job<'_>)
+            })
+            .collect();
+        back.stall(goes);
+        for round in 0.. {
+            assert!(round < 100, "they wait for ever");
+            for (job, (task, waker)) in jobs.iter_mut().zip(&tasks) {
+                let Some(running) = job.as_mut().filter(|_| task.woken() || round == 0) else { continue };
+                if let Poll::Ready(ended) = running.as_mut().poll(&mut Context::from_waker(waker)) {
+                    assert_eq!(ended, if goes { Err(Error::Closed) } else { Ok(()) });
+                    *job = None;
+                }
+            }
+            if jobs.iter().all(Option::is_none) {
+                break;
+            }
+            if goes && round == 1 {
+                back.vanish();
+            }
+            turn(&machine);
+            // Somebody else's task.
+            disk.borrow_mut().service(&mut xs).unwrap();
+        }
+        if !goes {
+            assert!(
+                (0..4).all(|i| back.disk()[i * 256 * 512..][..200 * 512]
+                    .iter()
+                    .all(|b| usize::from(*b) == i + 1))
+            );
+        }
+    }
+}
