@@ -229,24 +229,27 @@ impl<P: Platform> Frames<P> {
         }
     }
 
-    /// Adds the next frame: its entries, the status words if the version has any, and slots, all of which are "owned"; the
-    /// caller frees those that may be handed out. Answers the first new reference. One caller at a time.
+    /// Adds the frame whose first reference is `first`: its entries, the status words if the version has any, and slots, all of
+    /// which are "owned". They are there once they are [published](Self::publish). One caller at a time.
     ///
     /// What was done before a failure is kept for the next try.
-    pub(crate) fn add(&self) -> Result<u32, Error> {
-        let first = self.refs();
+    pub(crate) fn add(&self, first: u32) -> Result<(), Error> {
         let frame = first / self.per_frame();
         if frame >= MAX_FRAMES {
             return Err(Error::NoFreeReference);
         }
         self.add_slots(first as usize / SLOTS)?;
         self.add_frame(ENTRIES_AT + frame as usize, frame.into())?;
-        if let Some(version_2) = &self.version_2 {
-            (version_2.add_status)(self, first)?;
+        match &self.version_2 {
+            Some(version_2) => (version_2.add_status)(self, first),
+            None => Ok(()),
         }
+    }
+
+    /// Says that so many references are there.
+    pub(crate) fn publish(&self, refs: u32) {
         // Release: who sees the number sees the pointers and slots.
-        self.directory.refs.store(first + self.per_frame(), Ordering::Release);
-        Ok(first)
+        self.directory.refs.store(refs, Ordering::Release);
     }
 
     fn add_slots(&self, index: usize) -> Result<(), Error> {
