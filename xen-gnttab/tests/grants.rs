@@ -1,9 +1,12 @@
 //! What the table and its pages do, one behaviour at a time.
 #![cfg(feature = "mock")]
 
-use xen_gnttab::{Access, Ended, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, mock};
+use xen_gnttab::{
+    Access, Ended, EndedPages, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, Version, mock,
+};
 use xen_hypercall::abi::{GNTTABOP_COPY, GnttabCopy, GnttabCopyPtr, XENMAPSPACE_GRANT_TABLE};
 use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::sched::Resumed;
 use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, PAGE_SIZE, grant};
 use xen_ring::Backing;
 
@@ -308,4 +311,53 @@ fn pages_are_rings_backing() {
     let mut granted = table.grant(owned, DOM0, Access::ReadWrite).unwrap();
     assert_eq!(first_byte(&mut granted), 3);
     assert_eq!(first_byte(&mut mock::map(&dom0, GUEST, granted.gref(), false).unwrap()), 3);
+}
+
+#[test]
+fn a_domain_has_one_table() {
+    let (_xen, _dom0, guest) = machine();
+    let token = guest.boot().unwrap();
+    let table = GrantTable::new(&token).unwrap();
+    assert_eq!(GrantTable::new(&token).unwrap_err(), Error::Claimed);
+    assert_eq!(GrantTable::with_version(&token, Version::Best).unwrap_err(), Error::Claimed);
+    drop(table);
+    assert_eq!(GrantTable::new(&token).unwrap_err(), Error::Claimed, "Xen has its frames still");
+}
+
+#[test]
+fn what_was_granted_before_a_resume_is_stale_and_comes_back_untouched() {
+    let (xen, dom0, guest) = machine();
+    let token = guest.boot().unwrap();
+    let table = GrantTable::with_version(&token, Version::V2).unwrap();
+    let before = guest.pages_in_use();
+    let mut page = table.share(DOM0, Access::ReadWrite).unwrap();
+    page.write_bytes(0, b"kept").unwrap();
+    let lent = table.lend(table.alloc_page().unwrap(), DOM0).unwrap();
+    let run = table.share_pages(2, DOM0, Access::ReadWrite).unwrap();
+    let reference = table.reserve().unwrap();
+    let held = table.share(DOM0, Access::ReadWrite).unwrap();
+    let passed = table.grant_transitive(DOM0, Access::ReadOnly, DomId(7), GrantRef(9)).unwrap();
+    // The peer of the old domain holds on to it; nothing of that reaches the new one.
+    let mapping = mock::map(&dom0, GUEST, held.gref(), true).unwrap();
+    // SAFETY: one vCPU, one thread, no page of another domain is mapped.
+    assert_eq!(unsafe { token.suspend() }, Ok(Resumed::InNewDomain));
+    let (stats, calls) = (table.stats(), xen.trace_text());
+    assert!(!page.is_current() && !held.in_use() && run.in_use() == 0);
+    assert_eq!(run.grefs().count(), 0, "there is no reference to tell anybody");
+    assert_eq!(table.share(DOM0, Access::ReadOnly).unwrap_err(), Error::Stale);
+    assert_eq!(table.reserve().unwrap_err(), Error::Stale);
+    let rejected = reference.grant(table.alloc_page().unwrap(), DOM0, Access::ReadOnly).unwrap_err();
+    assert_eq!(rejected.error, Error::Stale);
+    drop(rejected);
+    let back = page.end().page().expect("nobody can use it");
+    assert!(back.bytes().starts_with(b"kept"));
+    let (taken, stale) = held.take_back().expect("nobody can use it");
+    assert_eq!(stale.grant(taken, DOM0, Access::ReadOnly).unwrap_err().error, Error::Stale);
+    assert!(matches!(run.end(), EndedPages::Pages(_)) && passed.end());
+    drop((back, lent));
+    assert_eq!((table.reclaim(), table.stats()), (0, stats), "the table's entries are as they were");
+    assert_eq!(guest.pages_in_use(), before);
+    assert_eq!(xen.trace_text(), calls, "nothing was asked of Xen");
+    drop(mapping);
+    assert_eq!(table.close(), Err(Error::Stale));
 }

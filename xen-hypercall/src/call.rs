@@ -16,7 +16,7 @@ pub unsafe trait Command {
     const CMD: usize;
 }
 
-/// Runs a command; what it answers is in `argument` afterwards.
+/// Runs a command. Xen fills `argument` in.
 pub(crate) fn run<C: Command>(xen: &(impl Hypercall + ?Sized), argument: &mut C) -> Result<usize, Errno> {
     let pointer = core::ptr::from_mut(argument).expose_provenance();
     // SAFETY: `Command` promises that the call reaches only `argument`, which is exclusively borrowed meanwhile.

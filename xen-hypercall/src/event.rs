@@ -44,10 +44,10 @@ pub fn alloc_unbound(xen: &(impl Hypercall + ?Sized), remote: DomId) -> Result<u
     Ok(op.port)
 }
 
-/// A new port bound to one that `remote` allocated for us.
+/// A new port, bound to a port that `remote` allocated for this domain.
 ///
 /// # Errors
-/// `EINVAL` when the remote port is not ours to bind, `ESRCH` for a domain that does not exist, `ENOSPC`.
+/// `EINVAL` when the remote port is not allocated for this domain, `ESRCH` for a domain that does not exist, `ENOSPC`.
 pub fn bind_interdomain(
     xen: &(impl Hypercall + ?Sized),
     remote: DomId,
@@ -119,11 +119,11 @@ pub fn status(xen: &(impl Hypercall + ?Sized), port: u32) -> Result<EvtchnStatus
 
 /// The number by which Xen and other domains know the calling domain.
 ///
-/// No call is there for that: Xen tells it of a port that may be bound by the domain itself. The port is allocated for the
-/// question, and closed. A domain gets another number when it is restored or migrated.
+/// Xen has no call for it. The number is in the status of an unbound port that the domain allocates for itself; this function
+/// allocates one, reads the status, and closes the port. A restored or migrated domain has another number.
 ///
 /// # Errors
-/// As [`alloc_unbound`]; `EBADMSG` when Xen says of the port what it never should.
+/// As [`alloc_unbound`]; `EBADMSG` when the status is not that of such a port.
 pub fn own_domain(xen: &(impl Hypercall + ?Sized)) -> Result<DomId, Errno> {
     let port = alloc_unbound(xen, DomId::SELF)?;
     let said = status(xen, port);
@@ -156,8 +156,8 @@ const RESETS: usize = 16;
 /// succeeded, pages given by [`init_control`] and [`expand_array`] are the guest's alone again; after an error they may still
 /// be Xen's.
 ///
-/// Xen closes port after port. It answers `EAGAIN` when a port below was opened meanwhile, by another vCPU; this function then
-/// begins anew, 16 times at most.
+/// Xen closes port after port. It returns `EAGAIN` when another vCPU opened one of the ports passed meanwhile; this function then
+/// makes the call again, 16 times at most.
 ///
 /// # Errors
 /// `EBUSY` while another vCPU of the domain is in this call: it is done when that one returns. `EAGAIN` when other vCPUs open
@@ -175,7 +175,7 @@ pub fn reset(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
 
 /// Gives Xen the control block of a vCPU, at `offset` in page `gfn`: the ready bits and the queue heads of the FIFO ABI.
 /// The first call switches the domain to that ABI, without event words yet; ports that are open stay open, and events
-/// that are pending are raised again once their words exist. Answers how many bits a link has (17).
+/// that are pending are raised again once their words exist. Returns the number of bits in a link (17).
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `EINVAL` for an offset that is no multiple of 8 or too near the end of the

@@ -31,20 +31,20 @@ unsafe fn each<T>(
     Errno::check(unsafe { xen.hypercall(HypercallNr::GRANT_TABLE_OP, args) })
 }
 
-/// How large the table is and may become, in frames.
+/// The size of the table and its limit, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Size {
-    /// Frames it has.
+    /// Frames that the table has.
     pub frames: u32,
-    /// Frames it may have.
+    /// Frames that the table may grow to.
     pub max_frames: u32,
 }
 
 /// Asks for the size of the calling domain's table.
 ///
 /// # Errors
-/// The hypercall's own, or `EINVAL` when Xen answers with a status other than `GNTST_okay`.
+/// The hypercall's own, or `EINVAL` when the status is not `GNTST_okay`.
 pub fn query_size(xen: &(impl Hypercall + ?Sized)) -> Result<Size, Errno> {
     let mut op = GnttabQuerySize { dom: DomId::SELF.0, ..Default::default() };
     // SAFETY: GNTTABOP_query_size reads and fills a `gnttab_query_size`.
@@ -66,7 +66,7 @@ pub fn get_version(xen: &(impl Hypercall + ?Sized)) -> Result<u32, Errno> {
     Ok(op.version)
 }
 
-/// Chooses the version of the table's layout; answers the one in force afterwards.
+/// Chooses the version of the table's layout. Returns the version in force afterwards.
 ///
 /// # Errors
 /// `EBUSY` while grants are in use, `ENOSYS` where Xen does not have that version.
@@ -81,7 +81,7 @@ pub unsafe fn set_version(xen: &(impl Hypercall + ?Sized), version: u32) -> Resu
 }
 
 /// Copies bytes between granted pages and the domain's own, each copy within one page at both ends
-/// (`GNTTABOP_copy`). Each tells in `status` how it went (`GNTST_*`).
+/// (`GNTTABOP_copy`). Xen puts the outcome of each copy into its `status` (`GNTST_*`).
 ///
 /// # Errors
 /// `EFAULT`; single copies may have been done then.
@@ -94,8 +94,8 @@ pub unsafe fn copy(xen: &(impl Hypercall + ?Sized), copies: &mut [GnttabCopy]) -
     unsafe { each(xen, GNTTABOP_COPY, copies) }.map(drop)
 }
 
-/// Maps pages that other domains granted at guest-physical addresses of this one (`GNTTABOP_map_grant_ref`). Each tells in
-/// `status` how it went; `handle` is what [`unmap`] needs.
+/// Maps pages that other domains granted at guest-physical addresses of this one (`GNTTABOP_map_grant_ref`). Xen
+/// puts the outcome of each into its `status`, and into `handle` the number that [`unmap`] takes.
 ///
 /// # Errors
 /// `EFAULT`; single pages may be mapped then.
@@ -109,8 +109,8 @@ pub unsafe fn map(xen: &(impl Hypercall + ?Sized), maps: &mut [GnttabMapGrantRef
     unsafe { each(xen, GNTTABOP_MAP_GRANT_REF, maps) }.map(drop)
 }
 
-/// Takes mappings away that [`map`] made (`GNTTABOP_unmap_grant_ref`). Each tells in `status` how it went. When the call
-/// returns no processor has an old translation.
+/// Removes mappings that [`map`] made (`GNTTABOP_unmap_grant_ref`). Xen puts the outcome of each into its `status`. When the
+/// call returns, no processor has a translation of them any more.
 ///
 /// # Errors
 /// `EFAULT`; single pages may be unmapped then.
@@ -129,7 +129,7 @@ pub unsafe fn unmap(
 /// it puts them itself by [`memory::add_to_physmap`](crate::memory::add_to_physmap).
 ///
 /// # Errors
-/// The hypercall's own, `EINVAL` when Xen answers with a status other than `GNTST_okay`, and when `frames` is longer
+/// The hypercall's own, `EINVAL` when the status is not `GNTST_okay`, and when `frames` is longer
 /// than Xen's numbers.
 pub fn setup_table(xen: &(impl Hypercall + ?Sized), frames: &mut [Gfn]) -> Result<(), Errno> {
     let mut op = GnttabSetupTable {
@@ -165,10 +165,10 @@ pub fn status_frames(xen: &(impl Hypercall + ?Sized), frames: &mut [Gfn]) -> Res
 /// means what the other meant. Since Xen 4.2.
 ///
 /// # Errors
-/// `EINVAL` when Xen answers with a status other than `GNTST_okay`: a reference is out of range or in use.
+/// `EINVAL` when the status is not `GNTST_okay`: a reference is out of range or in use.
 ///
 /// # Safety
-/// Whoever owns one of the references expects it; nobody writes to one of the entries meanwhile.
+/// The owners of both references expect the exchange; nobody writes to one of the entries meanwhile.
 pub unsafe fn swap(xen: &(impl Hypercall + ?Sized), a: u32, b: u32) -> Result<(), Errno> {
     let mut op = GnttabSwapGrantRef { ref_a: a, ref_b: b, ..Default::default() };
     // SAFETY: GNTTABOP_swap_grant_ref reads and fills a `gnttab_swap_grant_ref`; the caller vouches for the entries.
@@ -187,10 +187,11 @@ pub enum Cache {
 }
 
 /// Cleans the processor's caches of part of a page that another domain granted, `length` bytes from `offset` on, for
-/// devices that see memory only. Arm, since Xen 4.5.
+/// devices that see memory only. Arm, since Xen 4.5. On x86 PV guests alone
+/// had it, until Xen 4.20.
 ///
 /// # Errors
-/// `ENOSYS` for HVM and PVH guests on x86, `EOPNOTSUPP` elsewhere, `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
+/// `ENOSYS` on x86 (for PV guests since Xen 4.21), `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
 /// this domain, `EFAULT`.
 pub fn flush_cache(
     xen: &(impl Hypercall + ?Sized),

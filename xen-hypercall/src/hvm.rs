@@ -263,7 +263,7 @@ pub fn flush_tlbs(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::FlushTlbs, [0; 4]).map(drop)
 }
 
-/// Tells whoever monitors this domain that the guest asks for its attention; nothing when nobody does. Since Xen 4.6.
+/// Sends an event to the domain that monitors this one; without a monitor the call has no effect. Since Xen 4.6.
 ///
 /// # Errors
 /// `ENOSYS` where Xen lacks the call.

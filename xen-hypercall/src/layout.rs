@@ -1,6 +1,6 @@
 //! What the compiler checks of the types here: where their fields are, as Xen's headers have them, and what may cross threads.
 //!
-//! `abi-check` compares the same with the headers themselves; this holds in every build, for whoever changes a type.
+//! `abi-check` compares the same with the headers themselves; these checks run in every build.
 #![allow(dead_code, reason = "structures declared for their layout alone")]
 
 use core::mem::{align_of, offset_of};

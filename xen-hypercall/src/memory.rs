@@ -143,7 +143,7 @@ impl BitOr for MemFlags {
     }
 }
 
-/// Hands a list of extents to Xen; answers how many it did.
+/// Hands a list of extents to Xen. Returns the number of extents done.
 ///
 /// # Safety
 /// What `command` does to the memory at the extents is right, and the list is valid for what it does with it.
@@ -169,8 +169,8 @@ unsafe fn reservation(
 }
 
 /// Puts fresh memory at frames of the calling domain: `2^order` pages from each of `extents` on, which are multiples of
-/// that. Answers how many extents were done, in order. Fewer than asked for: Xen has no more memory, or the domain has
-/// reached [`maximum_reservation`]. This is how a balloon deflates.
+/// that. Returns the number of extents done, in order. Fewer than asked for: Xen has no more memory, or the domain has
+/// reached [`maximum_reservation`]. A balloon driver deflates by this call.
 ///
 /// The list must be writable, since Xen may put machine frames there (it does for PV guests).
 ///
@@ -190,8 +190,8 @@ pub unsafe fn populate_physmap(
     unsafe { reservation(xen, XENMEM_POPULATE_PHYSMAP, list, order, flags) }
 }
 
-/// Gives memory back to Xen: `2^order` pages from each of `extents` on. Answers how many extents were done, in order.
-/// Fewer than asked for: the next one is not memory of this domain. This is how a balloon inflates.
+/// Gives memory back to Xen: `2^order` pages from each of `extents` on. Returns the number of extents done, in order.
+/// Fewer than asked for: the next one is not memory of this domain. A balloon driver inflates by this call.
 ///
 /// # Errors
 /// None that Xen documents.
@@ -213,7 +213,7 @@ macro_rules! of_domain {
         #[repr(transparent)]
         struct $wrapper(#[allow(dead_code, reason = "Xen reads it")] XenMemoryDomain);
 
-        // SAFETY: the command reads a `xen_memory_domain` and answers by its result alone.
+        // SAFETY: the command reads a `xen_memory_domain` and writes no memory.
         unsafe impl Command for $wrapper {
             const NR: HypercallNr = HypercallNr::MEMORY_OP;
             const CMD: usize = $cmd;
@@ -259,7 +259,7 @@ pub struct MemoryRange {
     pub kind: u32,
 }
 
-/// The calling domain's memory map, as much of it as fits; answers how many ranges were filled in (x86 only).
+/// Copies the calling domain's memory map, as much of it as fits. Returns the number of ranges filled in. x86 only.
 ///
 /// # Errors
 /// `ENOSYS` when nobody made a map.

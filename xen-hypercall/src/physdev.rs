@@ -2,7 +2,7 @@
 //!
 //! A *pirq* is the number by which guest and Xen name such an interrupt; `event::bind_pirq` gives it a port. PV guests,
 //! and x86 HVM guests whose toolstack says so: an HVM or PVH guest of today uses its own interrupt controllers, and
-//! everything here answers `ENOSYS`.
+//! everything here returns `ENOSYS`.
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
 use crate::abi::*;
@@ -28,7 +28,7 @@ commands! {
     PhysdevGetFreePirq = PHYSDEVOP_GET_FREE_PIRQ;
 }
 
-/// Says that an interrupt was served, so that the line may interrupt again.
+/// Signals the end of an interrupt, so that the line may interrupt again.
 ///
 /// # Errors
 /// `EINVAL` for a pirq out of range, `ENOSYS` for guests without pirqs.
@@ -40,9 +40,9 @@ bitflags::bitflags! {
     /// What Xen says about an interrupt (`XENIRQSTAT_*`). Unknown bits are kept.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct IrqStatus: u32 {
-        /// It wants [`eoi`].
+        /// The interrupt needs [`eoi`].
         const NEEDS_EOI = XENIRQSTAT_NEEDS_EOI;
-        /// Other domains have it, too.
+        /// Other domains have the same interrupt.
         const SHARED = XENIRQSTAT_SHARED;
         const _ = !0;
     }
@@ -90,7 +90,7 @@ pub enum Source {
     },
 }
 
-/// Gives an interrupt a pirq: the one asked for, or any. Answers it, the first one of several.
+/// Gives an interrupt a pirq: the one asked for, or any. Returns the pirq, of several the first.
 ///
 /// # Errors
 /// `EPERM` for a device that is not this domain's, `EINVAL`, `ENOSPC` when there are no more, `ENOSYS` for guests
@@ -149,7 +149,7 @@ pub fn free_pirq(xen: &(impl Hypercall + ?Sized), source: Source) -> Result<u32,
     Ok(argument.pirq)
 }
 
-/// Gives Xen a page in which it sets a bit for each pirq that wants [`eoi`], so that nobody need ask. PV only, since Xen
+/// Gives Xen a page in which it sets a bit for each pirq that needs [`eoi`], in place of [`irq_status`]. PV only, since Xen
 /// 4.1.
 ///
 /// # Errors

@@ -124,11 +124,11 @@ pub fn yield_now(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::Yield, [0; 4]).map(drop)
 }
 
-/// Sleeps until an event is pending for this vCPU, at once if one is and upcalls can be delivered.
+/// Sleeps until an event is pending for this vCPU; returns at once if one is and its upcall can be delivered.
 ///
-/// An HVM or PVH vCPU whose interrupts are off is not woken by the events that come while `upcall_pending` is set already: with
-/// one that came unseen before the call it sleeps for ever. Call it with interrupts on, in one step after looking for events,
-/// as `sti` before the call does.
+/// On HVM and PVH the upcall of an event cannot be delivered while interrupts are off, nor while the processor holds them back
+/// after `sti`. An event that is pending already does not end the sleep then. No later event does either, because
+/// Xen wakes a vCPU only when `upcall_pending` becomes set. Kernels sleep by `arch::x86_64::idle`, which depends on neither.
 ///
 /// # Errors
 /// None that Xen documents.
@@ -282,7 +282,7 @@ pub struct WatchdogId(u32);
 /// `ENOSPC` when there are two already.
 pub fn start_watchdog(xen: &(impl Hypercall + ?Sized), timeout: Duration) -> Result<WatchdogId, Errno> {
     let id = run(xen, &mut SchedWatchdog { id: 0, timeout: whole_seconds(timeout) })?;
-    // Xen makes the error a number of 32 bits without a sign before it answers with 64.
+    // Xen 4.17 returns the error as an unsigned number of 32 bits, extended to 64 by zeros.
     Errno::check(id as u32 as i32 as isize)?;
     Ok(WatchdogId(id as u32))
 }
@@ -327,7 +327,27 @@ pub fn pin_override(xen: &(impl Hypercall + ?Sized), cpu: Option<u32>) -> Result
     run(xen, &mut SchedPinOverride { pcpu }).map(drop)
 }
 
-/// Nanoseconds as Xen's interfaces count them; a time past the year 2554 is the last that can be told.
+/// Sleeps as [`Wait::wait`](crate::Wait::wait) demands, in a kernel without interrupts: by [`poll`], unless `is_due` returns
+/// true.
+///
+/// `ports` are all ports whose events are to end the sleep. One of them that is pending already ends it at once, so no
+/// event on them is lost, whenever it comes. An event on another port is lost if it comes before the sleep. A port that
+/// stays pending, as a masked one may, ends each sleep at once: leave it out until it is unmasked.
+///
+/// An error of Xen's, such as that for a port that was closed meanwhile, ends the sleep as well.
+pub fn wait_on(
+    xen: &(impl Hypercall + ?Sized),
+    ports: &[u32],
+    deadline: Option<Duration>,
+    is_due: &dyn Fn() -> bool,
+) {
+    if !is_due() {
+        let _ = poll(xen, ports, deadline);
+    }
+}
+
+/// Nanoseconds as Xen's interfaces count them: 63 bits, 292 years, to which a longer time is cut. To Xen a 64th bit is a sign,
+/// and the time long past.
 pub(crate) fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    i64::try_from(time.as_nanos()).map_or(i64::MAX as u64, i64::unsigned_abs)
 }

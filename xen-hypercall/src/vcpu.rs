@@ -6,7 +6,7 @@
 //!
 //! Unless a function says otherwise, PV, HVM and PVH guests on x86 have these calls in every Xen since 4.0. HVM guests had
 //! few of them before 4.7, and none that starts a vCPU. On Arm there are [`register_vcpu_info`] and
-//! [`register_runstate_area`]; all others answer `EINVAL`, [`set_timer`] `ENOSYS`: PSCI and the generic timer do it there.
+//! [`register_runstate_area`]; all others return `EINVAL`, [`set_timer`] `ENOSYS`: a guest there has PSCI and the generic timer.
 #![allow(unsafe_code, reason = "hands over structures")]
 
 use core::ptr::NonNull;
@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 use crate::abi::*;
 use crate::call::{Plain, numbers};
 use crate::sched::nanoseconds;
-use crate::{Errno, Gfn, Hypercall, HypercallNr, VcpuId};
+use crate::{Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, VcpuId};
 
 /// Runs a command on a vCPU with a structure.
 ///
@@ -195,6 +195,59 @@ pub unsafe fn register_time_area(
     unsafe { on(xen, VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA, vcpu, &raw mut argument) }.map(drop)
 }
 
+/// The guest-physical address of a place in a page, or the number that means none.
+fn physical(place: Option<(Gfn, u32)>) -> Result<u64, Errno> {
+    let Some((gfn, offset)) = place else { return Ok(u64::MAX) };
+    if offset as usize >= PAGE_SIZE || offset % 8 != 0 {
+        return Err(Errno::ENXIO);
+    }
+    gfn.0.checked_mul(PAGE_SIZE as u64).map(|page| page + u64::from(offset)).ok_or(Errno::EINVAL)
+}
+
+/// Lets Xen write a vCPU's times to byte `offset` of a page, as [`register_runstate_area`] does to an address; none: ends it.
+/// It works whatever page tables are in use, and costs Xen less. While such a place is registered Xen does not write to that
+/// of the older call. `XEN_RUNSTATE_UPDATE` is set in `state_entry_time` while Xen writes.
+///
+/// Since Xen 4.18, which says so by [`Features::RUNSTATE_PHYS_AREA`](crate::version::Features::RUNSTATE_PHYS_AREA).
+///
+/// # Errors
+/// `ENOENT` for a vCPU that does not exist, `ENXIO` for an offset that is not a multiple of 8 or from which the 48 bytes of
+/// a [`VcpuRunstateInfo`] cross the page's end, `EINVAL` for a frame that is not the guest's, `EACCES` for one that cannot be
+/// written, `ENOSYS` from a Xen before 4.18.
+///
+/// # Safety
+/// Xen writes there at any time until the domain ends or another place is registered. Nobody has a reference to the place or
+/// uses it otherwise than by atomics.
+pub unsafe fn register_runstate_page(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    place: Option<(Gfn, u32)>,
+) -> Result<(), Errno> {
+    let mut argument = VcpuRegisterRunstateMemoryArea { addr: physical(place)? };
+    // SAFETY: the command reads the structure; the caller vouches for the place.
+    unsafe { on(xen, VCPUOP_REGISTER_RUNSTATE_PHYS_AREA, vcpu, &raw mut argument) }.map(drop)
+}
+
+/// Lets Xen write a vCPU's `vcpu_time_info` to byte `offset` of a page, as the older call for it does to an address; none:
+/// ends it. Otherwise as [`register_runstate_page`]. x86 only.
+///
+/// Since Xen 4.18, which says so by [`Features::VCPU_TIME_PHYS_AREA`](crate::version::Features::VCPU_TIME_PHYS_AREA).
+///
+/// # Errors
+/// As for [`register_runstate_page`], with the 32 bytes of a `vcpu_time_info`.
+///
+/// # Safety
+/// As for [`register_runstate_page`].
+pub unsafe fn register_time_page(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    place: Option<(Gfn, u32)>,
+) -> Result<(), Errno> {
+    let mut argument = VcpuRegisterTimeMemoryArea { addr: physical(place)? };
+    // SAFETY: the command reads the structure; the caller vouches for the place.
+    unsafe { on(xen, VCPUOP_REGISTER_VCPU_TIME_PHYS_AREA, vcpu, &raw mut argument) }.map(drop)
+}
+
 /// Moves a vCPU's `vcpu_info` from `shared_info` to byte `offset` of a page; those numbered 32 and above on x86, and 1 and
 /// above on Arm, have none otherwise. It can be done once, by the vCPU itself or while it is down. Afterwards all its
 /// events are marked as pending, so that none is lost. [`VcpuArea::register`](crate::VcpuArea::register) does this on
@@ -202,7 +255,8 @@ pub unsafe fn register_time_area(
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `ENXIO` for an offset that is not a multiple of 8 or too near the page's
-/// end, `EINVAL` for a vCPU that has been moved before or is running, or a frame that is not the guest's RAM.
+/// end, `EINVAL` for a vCPU that is running, or a frame that is not the guest's RAM, and for a vCPU that has been moved before
+/// (`EBUSY` since Xen 4.18).
 ///
 /// # Safety
 /// Xen writes there until the domain ends. Nobody uses the place otherwise than by atomics.

@@ -10,6 +10,7 @@ use xen_hypercall::hvm::{HvmParam, MemType};
 use xen_hypercall::memory::{MemFlags, MemoryRange, PhysmapSpace};
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
 use xen_hypercall::sched::{ShutdownCode, ShutdownReason};
+use xen_hypercall::version::LongText;
 use xen_hypercall::{
     DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, VcpuArea, VcpuId, console_io, event, hvm, memory,
     physdev, sched, vcpu, version,
@@ -121,6 +122,22 @@ fn a_poll_whose_deadline_is_the_beginning_of_time_ends() {
     let now = xen.now();
     sched::poll(&guest, &[7], Some(Duration::ZERO)).unwrap();
     assert_eq!(xen.now(), now);
+}
+
+#[test]
+fn a_time_beyond_xens_numbers_is_far_ahead_and_has_not_passed() {
+    let (xen, _, guest, _trace) = machine();
+    let fired = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&fired);
+    xen.set_timer_hook(move |_, _| {
+        count.fetch_add(1, Relaxed);
+    });
+    vcpu::set_singleshot_timer(&guest, VcpuId(0), Duration::MAX).unwrap();
+    xen.advance(1000 * SECOND);
+    assert_eq!(fired.load(Relaxed), 0, "not at once");
+    vcpu::stop_singleshot_timer(&guest, VcpuId(0)).unwrap();
+    sched::poll(&guest, &[], Some(Duration::MAX)).unwrap();
+    assert!(xen.now() > Duration::from_secs(9_000_000_000), "it slept for centuries: {:?}", xen.now());
 }
 
 #[test]
@@ -359,6 +376,45 @@ fn xen_says_what_it_is_and_to_whom() {
     assert!(features.contains(version::Features::HVM_CALLBACK_VECTOR | version::Features::NOT_DIRECT_MAPPED));
     assert!(!features.contains(version::Features::DOM0));
     assert!(version::features(&dom0).unwrap().contains(version::Features::DOM0));
+}
+
+#[test]
+fn texts_are_whole_where_xen_has_the_calls_for_it() {
+    let (xen, dom0, guest, _trace) = machine();
+    // Xen 4.17 has only the older calls.
+    let changeset = version::long_text::<4>(&guest, LongText::Changeset);
+    assert_eq!(changeset.unwrap().as_str(), "mock");
+    assert_eq!(version::long_text::<3>(&guest, LongText::Changeset), Err(Errno::ENOBUFS));
+    assert_eq!(version::long_text::<9>(&guest, LongText::Extraversion).unwrap().as_str(), ".0-mock");
+    let capabilities = version::long_text::<2048>(&guest, LongText::Capabilities).unwrap();
+    assert_eq!(capabilities.as_str(), version::capabilities(&guest).unwrap().as_str());
+    assert_eq!(version::long_text::<64>(&dom0, LongText::CommandLine).unwrap().as_str(), "dom0=mock");
+
+    // A newer one: length and text of a `xen_varbuf`, without a zero at the end.
+    const LONG: &[u8; 100] = &[b'x'; 100];
+    xen.register(HypercallNr::XEN_VERSION, |_, [command, pointer, ..]| {
+        if !(11..=14).contains(&command) {
+            return Errno::ENOSYS.as_return();
+        }
+        if command == 14 {
+            return Errno::EPERM.as_return();
+        }
+        let pointer = core::ptr::with_exposed_provenance_mut::<u8>(pointer);
+        // SAFETY: the caller's structure begins with its length, and so many bytes follow.
+        unsafe {
+            if (pointer.cast::<u32>().read_unaligned() as usize) < LONG.len() {
+                return Errno::ENOBUFS.as_return();
+            }
+            pointer.add(4).copy_from_nonoverlapping(LONG.as_ptr(), LONG.len());
+        }
+        LONG.len() as isize
+    });
+    for text in [LongText::Extraversion, LongText::Capabilities, LongText::Changeset] {
+        assert_eq!(version::long_text::<100>(&guest, text).unwrap().as_str().as_bytes(), LONG);
+        assert_eq!(version::long_text::<101>(&guest, text).unwrap().as_str().as_bytes(), LONG);
+        assert_eq!(version::long_text::<99>(&guest, text), Err(Errno::ENOBUFS));
+    }
+    assert_eq!(version::long_text::<100>(&guest, LongText::CommandLine), Err(Errno::EPERM));
 }
 
 #[test]

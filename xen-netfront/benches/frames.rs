@@ -87,7 +87,7 @@ fn send(c: &mut Criterion) {
                 for _ in 0..BATCH {
                     machine.card.transmit(&frame).unwrap();
                 }
-                machine.card.flush().unwrap();
+                machine.card.publish().unwrap();
                 assert_eq!(machine.sent(), BATCH);
             });
         });
@@ -110,7 +110,7 @@ fn large(c: &mut Criterion) {
                 part.page.write_bytes(0, &frame[..14]).unwrap();
                 machine.card.transmit_pages(std::slice::from_mut(part), TxMeta::default()).unwrap();
             }
-            machine.card.flush().unwrap();
+            machine.card.publish().unwrap();
             assert_eq!(machine.sent(), BATCH);
         });
     });
@@ -120,7 +120,7 @@ fn large(c: &mut Criterion) {
     group.bench_function("one of 65535 bytes", |b| {
         b.iter(|| {
             machine.card.transmit(&frame).unwrap();
-            machine.card.flush().unwrap();
+            machine.card.publish().unwrap();
             assert_eq!(machine.sent(), 1);
         });
     });
@@ -141,7 +141,7 @@ fn receive(c: &mut Criterion) {
                     black_box(&buffer[..len]);
                     count += 1;
                 }
-                machine.card.flush().unwrap();
+                machine.card.publish().unwrap();
                 assert_eq!(count, BATCH);
             });
         });
@@ -155,7 +155,7 @@ fn receive(c: &mut Criterion) {
         b.iter(|| {
             machine.arrive(&frame, 1);
             assert_eq!(machine.card.receive(&mut buffer).unwrap(), Some(9014));
-            machine.card.flush().unwrap();
+            machine.card.publish().unwrap();
         });
     });
     group.finish();

@@ -89,7 +89,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A second is enough for any answer.
         while xen.now() - sent < Duration::from_secs(1) {
             guest.poll(instant(xen.now()), &mut device, &mut sockets);
-            device.flush()?;
+            device.publish()?;
             xen.run_until_idle(100);
             xen.advance(WIRE);
             host.poll(instant(xen.now()), &mut host_device, &mut SocketSet::new(vec![]));

@@ -25,7 +25,11 @@ use crate::{Checksum, Config, Error, Features, Gso, Mac, RxMeta, Stats, TxMeta};
 pub enum State {
     /// At work.
     Connected,
-    /// The backend has ended the device, or is gone. [`NetFront::reconnect`] begins anew.
+    /// The backend wants the device to end, and was told that it has ended here. It may still have the pages: the state is
+    /// [`Closed`](Self::Closed) when it has let go.
+    Closing,
+    /// The backend has ended the device, is gone, or was started again and waits for a new beginning.
+    /// [`NetFront::reconnect`] begins anew.
     Closed,
     /// The backend broke the protocol.
     Broken(Violation),
@@ -35,6 +39,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connected => f.write_str("connected"),
+            Self::Closing => f.write_str("about to be closed by the backend"),
             Self::Closed => f.write_str("closed by the backend"),
             Self::Broken(violation) => write!(f, "broken: {violation}"),
         }
@@ -168,7 +173,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.check().and_then(|()| self.settle(room)).unwrap_or(false)
     }
 
-    /// Copies a frame into shared pages and queues it; [`flush`](Self::flush) tells the backend.
+    /// Copies a frame into shared pages and queues it; [`publish`](Self::publish) tells the backend.
     ///
     /// # Errors
     /// [`Error::Full`]; [`Error::Length`]; [`Error::Closed`], [`Error::Broken`].
@@ -248,7 +253,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
                 tx.send_staged(len, &plan, stats)
             })?;
             // The backend can be at work on it while the next one is put together.
-            queue.flush_transmit(stats)
+            queue.publish_transmit(stats)
         });
         self.settle(sent)
     }
@@ -256,7 +261,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// Shows the backend what was sent by the queue that this frame belongs to.
     #[cfg(feature = "smoltcp-v0-14-segmentation")]
     pub(crate) fn show_sent(&mut self, head: &[u8]) -> Result<(), Error> {
-        let shown = self.on_queue(head, |queue, stats| queue.flush_transmit(stats));
+        let shown = self.on_queue(head, |queue, stats| queue.publish_transmit(stats));
         self.settle(shown)
     }
 
@@ -368,11 +373,11 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].
-    pub fn flush(&mut self) -> Result<(), Error> {
+    pub fn publish(&mut self) -> Result<(), Error> {
         self.check()?;
         let Self { queues, stats, .. } = self;
-        let flushed = queues.iter_mut().flatten().try_for_each(|queue| queue.flush(stats));
-        self.settle(flushed)
+        let published = queues.iter_mut().flatten().try_for_each(|queue| queue.publish(stats));
+        self.settle(published)
     }
 
     /// The end of a look at the device, before sleeping: gives the backend the pages whose frames were taken, asks for an
@@ -423,7 +428,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     fn ended(&self) -> Error {
         match self.state {
             State::Broken(violation) => Error::Broken(violation),
-            State::Closed | State::Connected => Error::Closed,
+            State::Closing | State::Closed | State::Connected => Error::Closed,
         }
     }
 

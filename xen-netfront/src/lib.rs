@@ -14,6 +14,7 @@ mod error;
 mod front;
 pub mod hash;
 mod layout;
+mod lifecycle;
 mod link;
 mod mac;
 mod meta;

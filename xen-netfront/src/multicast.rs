@@ -27,7 +27,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     /// Adds an address to those whose frames are wanted, or takes it away. The list exists whether the backend filters or
     /// not, and is empty when a device was connected or began anew. The backend sees the request with the next
-    /// [`flush`](Self::flush); one that it refuses counts as an error of sending.
+    /// [`publish`](Self::publish); one that it refuses counts as an error of sending.
     ///
     /// # Errors
     /// [`Error::NoMulticast`] when it has no such list, [`Error::Full`], [`Error::Closed`], [`Error::Broken`].

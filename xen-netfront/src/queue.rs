@@ -38,7 +38,7 @@ impl<'x, P: Platform> Queue<'x, P> {
     }
 
     /// Shows the backend what was queued, and notifies it at most once for each channel.
-    pub(crate) fn flush(&mut self, stats: &mut Stats) -> Result<(), Error> {
+    pub(crate) fn publish(&mut self, stats: &mut Stats) -> Result<(), Error> {
         self.rx.refill()?;
         let mut tx = self.tx.ring.has_unpublished() && self.tx.ring.publish().map_err(broken)?;
         let rx = self.rx.ring.has_unpublished() && self.rx.ring.publish().map_err(broken)?;
@@ -70,7 +70,7 @@ impl<'x, P: Platform> Queue<'x, P> {
 
     /// Shows the backend what was queued to be sent, and notifies it if it sleeps.
     #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn flush_transmit(&mut self, stats: &mut Stats) -> Result<(), Error> {
+    pub(crate) fn publish_transmit(&mut self, stats: &mut Stats) -> Result<(), Error> {
         if self.tx.ring.publish().map_err(broken)? {
             stats.notifications += 1;
             self.channel.notify()?;

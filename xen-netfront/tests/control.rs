@@ -54,7 +54,7 @@ fn multicast_frames_are_filtered_as_the_guest_wants() {
             continue;
         }
         front.want_multicast(Mac(GROUP), true).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
         assert!(arrives(&mut front, GROUP));
         assert_eq!(back.wanted(), [GROUP]);
         assert_eq!(arrives(&mut front, OTHER), !filters);
@@ -64,7 +64,7 @@ fn multicast_frames_are_filtered_as_the_guest_wants() {
         assert_eq!(arrives(&mut front, OTHER), !filters);
         assert!(arrives(&mut front, GROUP));
         front.want_multicast(Mac(GROUP), false).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
         assert_eq!(arrives(&mut front, GROUP), !filters);
         assert!(back.wanted().is_empty());
         // What is refused is an error of sending and no more; none of it is a frame.
@@ -72,7 +72,7 @@ fn multicast_frames_are_filtered_as_the_guest_wants() {
         for _ in 0..300 {
             front.want_multicast(Mac(GROUP), true).unwrap();
             front.want_multicast(Mac(GROUP), false).unwrap();
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
         }
         assert_eq!((front.stats().tx_errors, front.stats().tx_frames, back.stats().from_guest), (1, 0, 0));
@@ -131,7 +131,7 @@ fn packets_come_by_the_queue_that_their_hash_says() {
             );
             assert_eq!(meta.queue as u32, mapping[value as usize % 128]);
             queues.insert(meta.queue);
-            front.flush().unwrap();
+            front.publish().unwrap();
         }
     }
     assert_eq!(queues.len(), 4);
@@ -175,7 +175,7 @@ fn the_backend_keeps_as_many_pages_mapped_as_it_can() {
         assert_eq!(back.mapped_pages(), mapped);
         front.transmit(&udp(false, true, &bytes(700))).unwrap();
         machine.switch.send(udp(false, false, &bytes(700)));
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert_eq!(machine.switch.receive().unwrap().bytes, udp(false, true, &bytes(700)));
         assert_eq!(front.receive(&mut [0; 800]), Ok(Some(742)));
@@ -220,7 +220,7 @@ fn a_control_ring_that_is_not_there_or_does_not_answer() {
     assert_eq!(front.control(soon).unwrap().hash_types(), Err(broken));
     assert_eq!(front.state(), State::Connected);
     front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert!(machine.switch.receive().is_some());
 }

@@ -31,7 +31,7 @@ fn frames_of_any_length_go_both_ways() {
     for len in [14, 60, 1514, 4095, 4096, 4097, 8192, 9014, 20_000, 61_440, 61_441, 65_534, 65_535] {
         front.transmit(&frame(HOST, GUEST, len, 1)).unwrap();
         machine.switch.send(frame(GUEST, HOST, len, 2));
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert!(machine.switch.receive().unwrap().bytes == frame(HOST, GUEST, len, 1), "{len}");
         let meta = front.receive_with(&mut buf).unwrap().unwrap();
@@ -59,7 +59,7 @@ fn a_backend_without_scatter_gather_gets_a_page_at_most() {
     assert_eq!(front.mtu(), 4082);
     front.transmit(&frame(HOST, GUEST, 4096, 0)).unwrap();
     assert_eq!(front.transmit(&frame(HOST, GUEST, 4097, 0)), Err(Error::Length(4097)));
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!(machine.switch.receive().unwrap().bytes.len(), 4096);
     // One that is too large for the guest does not reach it.
@@ -82,7 +82,7 @@ fn a_frame_in_parts_is_put_together() {
             // With a checksum that is made here the parts may begin at odd places.
             let meta = if features { BLANK } else { TxMeta::default() };
             front.transmit_with(&parts, meta).unwrap();
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             let sent = machine.switch.receive().unwrap();
             assert!(sent.to_wire().unwrap() == [whole.clone()]);
@@ -111,7 +111,7 @@ fn a_blank_checksum_is_made_by_whoever_can() {
                     frame[at] ^= 0x5a;
                     let (head, rest) = frame.split_at(frame.len().min(77));
                     front.transmit_with(&[head, rest], BLANK).unwrap();
-                    front.flush().unwrap();
+                    front.publish().unwrap();
                     machine.run();
                     let sent = machine.switch.receive().unwrap();
                     let blank = if v6 { blank_v6 } else { blank_v4 };
@@ -152,7 +152,7 @@ fn what_a_backend_would_choke_on_is_refused() {
     }
     // The headers must be in the first part.
     assert_eq!(front.transmit_with(&[&good[..50], &good[50..]], BLANK), Err(Error::Headers));
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!((back.stats().from_guest, back.complaints()), (0, vec![]));
 }
@@ -170,7 +170,7 @@ fn large_packets_are_cut_by_whoever_can() {
             for len in [1, 1400, 1401, 2800, 10_000, 65_400] {
                 let (data, mss) = (bytes(len), 1400);
                 front.transmit_with(&[&tcp(v6, true, 5, &data)], gso(v6, mss)).unwrap();
-                front.flush().unwrap();
+                front.publish().unwrap();
                 machine.run();
                 let sent: Vec<Frame> = std::iter::from_fn(|| machine.switch.receive()).collect();
                 assert_eq!(sent.len(), if uncut { 1 } else { len.div_ceil(1400) });
@@ -243,7 +243,7 @@ fn a_guest_that_wants_all_gets_packets_uncut() {
             let meta = front.receive_with(&mut buf).unwrap().unwrap();
             assert_eq!((meta.len, meta.checksum, meta.gso), (large.bytes.len(), Checksum::Blank, large.gso));
             assert!(buf[..meta.len] == large.bytes);
-            front.flush().unwrap();
+            front.publish().unwrap();
         }
     }
     // A checksum that is blank is made for those who do not want to know.
@@ -288,7 +288,7 @@ fn few_pages_do() {
         for round in 0..600usize {
             front.transmit(&frame(HOST, GUEST, 60, round as u8)).unwrap();
             machine.switch.send(frame(GUEST, HOST, 60, round as u8));
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             assert_eq!(front.receive(&mut [0; 100]), Ok(Some(60)));
             assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, 60, round as u8));

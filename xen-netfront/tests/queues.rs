@@ -37,7 +37,7 @@ fn several_queues_carry_different_flows_and_keep_each_in_order() {
                 got[34] = flow;
                 machine.switch.send(got);
             }
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             let mut seen = BTreeSet::new();
             for _ in 0..8 {
@@ -111,7 +111,7 @@ fn each_direction_wakes_its_own_channel() {
         front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
     }
     back.stall(true);
-    front.flush().unwrap();
+    front.publish().unwrap();
     assert_eq!(front.arm(), Ok(false));
     back.stall(false);
     machine.run();
@@ -158,7 +158,7 @@ fn pages_of_the_callers_own_are_not_copied() {
         }
         // The rest of the packet is not there, so the length in its header is not true.
         front.transmit_pages(&mut pages, TxMeta::default()).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert!(machine.switch.receive().unwrap().bytes == data[..4200]);
     }
@@ -178,7 +178,7 @@ fn pages_of_the_callers_own_are_not_copied() {
         let offset = spare[0].offset;
         spare[0].page.read_bytes(offset, &mut got).unwrap();
         assert!(got == data[..4096] && spare[1].len == data.len() - 4096);
-        front.flush().unwrap();
+        front.publish().unwrap();
     }
     // Too few pages for a frame: it is dropped.
     machine.switch.send(data.clone());
@@ -192,7 +192,7 @@ fn pages_of_the_callers_own_are_not_copied() {
     (spare[0].offset, spare[0].len) = (7, whole.len());
     let blank = TxMeta { checksum: xen_netfront::Checksum::Blank, gso: None };
     front.transmit_pages(&mut spare[..1], blank).unwrap();
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!(machine.switch.receive().unwrap().to_wire().unwrap(), [whole]);
     assert_eq!(back.complaints(), [""; 0]);
@@ -229,7 +229,7 @@ fn pages_that_are_not_the_backends_are_refused() {
         let mut parts: Vec<_> = (0..count).map(|_| FramePage { page: page(), offset: 0, len }).collect();
         assert!(front.transmit_pages(&mut parts, TxMeta::default()).is_err());
     }
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!((back.stats().from_guest, back.complaints()), (0, vec![]));
 }
@@ -252,7 +252,7 @@ fn a_backend_that_is_not_trusted_gets_copies() {
     front.transmit_pages(&mut parts, TxMeta::default()).unwrap();
     assert_eq!([parts[0].page.gref(), parts[1].page.gref()], grefs, "the pages stay");
     assert_eq!(front.stats().copied_bytes, 4999);
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert!(machine.switch.receive().unwrap().bytes == data);
     assert_eq!(back.complaints(), [""; 0]);
@@ -328,7 +328,7 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
             front.transmit(&frame(HOST, GUEST, 60, i)).unwrap();
             machine.switch.send(frame(GUEST, HOST, 60, i));
         }
-        front.flush().unwrap();
+        front.publish().unwrap();
         // In the middle of it.
         match round % 4 {
             0 => back.detach(),
@@ -338,6 +338,10 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
         }
         machine.run();
         let ended = if round % 4 == 3 { State::Connected } else { State::Closed };
+        if round % 4 == 0 {
+            assert_eq!(front.service(&mut xs), Ok(State::Closing));
+            machine.run();
+        }
         assert_eq!(front.service(&mut xs), Ok(ended));
         if ended == State::Closed {
             assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Closed));
@@ -358,7 +362,7 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
         while machine.switch.receive().is_some() {}
         front.transmit(&frame(HOST, GUEST, 99, round)).unwrap();
         machine.switch.send(frame(GUEST, HOST, 99, round));
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, 99, round));
         assert_eq!(front.receive(&mut buf), Ok(Some(99)));

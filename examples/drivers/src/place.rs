@@ -42,14 +42,17 @@ impl Place {
     /// Takes a disk's responses; if there is none yet, waits for one more than `skip`.
     pub(crate) fn response(&self, disk: &mut BlkFront<'static, Xen>, skip: u32) -> Result<(), Failure> {
         let deadline = self.soon();
-        while disk.poll()? == 0 {
+        loop {
+            let seen = self.events.seq();
+            if disk.poll()? > 0 {
+                return Ok(());
+            }
             if disk.arm_after(skip) {
                 continue;
             }
             ensure!(self.kernel.now() < deadline, "the backend does not answer");
-            self.events.wait(Some(deadline));
+            self.events.wait_since(seen, Some(deadline));
         }
-        Ok(())
     }
 
     /// A deadline from now on.

@@ -227,7 +227,7 @@ fn xen_send(card: &mut NetFront<'static, Guest>, frames: &mut [FramePage<'static
     for frame in frames {
         card.transmit_pages(std::slice::from_mut(frame), TxMeta::default()).expect("room");
     }
-    card.flush().expect("the backend keeps to the protocol");
+    card.publish().expect("the backend keeps to the protocol");
 }
 
 #[unsafe(no_mangle)]
@@ -236,7 +236,7 @@ fn xen_copy(card: &mut NetFront<'static, Guest>, frame: &[u8], count: usize) {
     for _ in 0..count {
         card.transmit(frame).expect("room");
     }
-    card.flush().expect("the backend keeps to the protocol");
+    card.publish().expect("the backend keeps to the protocol");
 }
 
 impl Turns for Send {
@@ -284,7 +284,7 @@ fn xen_receive(card: &mut NetFront<'static, Guest>, spare: &mut [FramePage<'stat
     while let Some(meta) = card.receive_pages(spare).expect("the backend keeps to the protocol") {
         bytes += meta.len;
     }
-    card.flush().expect("the backend keeps to the protocol");
+    card.publish().expect("the backend keeps to the protocol");
     bytes
 }
 

@@ -7,7 +7,7 @@ use core::time::Duration;
 use webserver::config::{self, Config};
 use webserver::report::Report;
 use webserver::{Machine, Request};
-use xen_evtchn::EventChannels;
+use xen_evtchn::{EventChannels, EventSeq};
 use xen_hypercall::{Wait, version};
 use xen_xenstore::{Path, Xenstore, control};
 
@@ -25,6 +25,8 @@ pub(crate) struct XenMachine {
     events: Events,
     control: Option<(Store, control::ShutdownWatch)>,
     slot: Option<&'static Slot>,
+    /// The last event before the round began.
+    seen: EventSeq,
 }
 
 impl fmt::Debug for XenMachine {
@@ -37,7 +39,7 @@ impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
     pub(crate) fn new(domain: Owned, events: Events, mut config: Config) -> (Self, Devices, Config) {
         let kernel = *domain.platform();
-        let mut machine = Self { kernel, events, control: None, slot: None };
+        let mut machine = Self { kernel, events, seen: events.seq(), control: None, slot: None };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
             Err(error) => {
@@ -102,8 +104,12 @@ impl Machine for XenMachine {
         self.slot?.come()
     }
 
+    fn begin(&mut self) {
+        self.seen = self.events.seq();
+    }
+
     fn sleep(&mut self, deadline: Option<Duration>) {
-        self.events.wait(deadline);
+        self.events.wait_since(self.seen, deadline);
     }
 
     fn console_read(&mut self, buf: &mut [u8]) -> usize {

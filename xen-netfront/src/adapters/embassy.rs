@@ -71,7 +71,7 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Embassy
     /// Shows the backend what is queued, and leaves the task's waker. Whether to look again instead of waiting.
     fn look_again(&mut self, cx: &mut Context<'_>) -> bool {
         // A device that is not at work any more says so by its link.
-        self.front.flush().is_ok() && self.front.poll_receivable(cx) == Poll::Ready(())
+        self.front.publish().is_ok() && self.front.poll_receivable(cx) == Poll::Ready(())
     }
 }
 
@@ -113,7 +113,7 @@ impl<P: Platform, const QUEUES: usize> TxToken for ToSend<'_, '_, P, QUEUES> {
             meta.checksum = crate::Checksum::Blank;
         }
         // There was room when the token was made. A device that broke since loses frames, as networks do.
-        let _ = self.front.transmit_with(&[frame], meta).and_then(|()| self.front.flush());
+        let _ = self.front.transmit_with(&[frame], meta).and_then(|()| self.front.publish());
         result
     }
 }

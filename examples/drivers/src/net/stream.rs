@@ -77,6 +77,7 @@ fn echo(
             });
             sent += more.map_err(|error| Failure(alloc::format!("{error:?}")))?;
         }
+        let seen = place.events.seq();
         let mut right = true;
         while socket.can_recv() {
             let more = socket.recv(|bytes| {
@@ -87,11 +88,11 @@ fn echo(
         }
         ensure!(right, "another byte than was sent, before {received}");
         iface.poll(now(), device, &mut sockets);
-        device.flush()?;
+        device.publish()?;
         ensure!(place.kernel.now() < deadline, "{sent} bytes sent, {received} received");
         if !device.front_mut().arm()? {
             let delay = iface.poll_delay(now(), &sockets).map_or(50_000, |delay| delay.total_micros());
-            place.events.wait(Some(place.kernel.now() + Duration::from_micros(delay)));
+            place.events.wait_since(seen, Some(place.kernel.now() + Duration::from_micros(delay)));
         }
     }
     Ok(())

@@ -49,7 +49,7 @@ fn main() -> Result<()> {
             for _ in 0..BATCH {
                 card.transmit(&frame)?;
             }
-            card.flush()?;
+            card.publish()?;
             xen.run_until_idle(100);
             while switch.receive().is_some() {
                 arrived += 1;
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
             while card.receive(&mut buffer)?.is_some() {
                 arrived += 1;
             }
-            card.flush()?;
+            card.publish()?;
         }
         ensure!(arrived == FRAMES / BATCH * BATCH, "{arrived} of {FRAMES} frames were received");
         report("received", size, arrived, start);

@@ -105,7 +105,7 @@ impl webserver::Nic for Nic {
 
     fn flush(&mut self) {
         // A device that is broken or closed says so when it is armed.
-        let _ = self.device.flush();
+        let _ = self.device.publish();
     }
 
     fn report(&self, to: &mut dyn Report) {

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::Acquire;
 use core::time::Duration;
 use std::vec::Vec;
 
-use super::{Answer, read, read_at};
+use super::{Answer, at, read, read_at};
 use crate::abi::*;
 use crate::mock::MockDomain;
 use crate::sched::ShutdownCode;
@@ -79,7 +79,7 @@ fn poll(domain: &MockDomain, op: SchedPoll) -> Answer {
             })
     };
     if !pending() {
-        domain.wait((op.timeout != 0).then(|| Duration::from_nanos(op.timeout)), &|| false);
+        domain.wait((op.timeout != 0).then(|| at(op.timeout)), &|| false);
     }
     Ok(0)
 }
