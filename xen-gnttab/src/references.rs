@@ -189,7 +189,7 @@ impl<P: Platform> GrantTable<P> {
         self.take_references(1)
     }
 
-    /// Takes so many references at once, at least one, all or none. They are linked from the one answered.
+    /// Takes so many references at once, at least one, all or none. They are linked from the one that is returned.
     pub(crate) fn take_references(&self, count: u32) -> Result<GrantRef, Error> {
         self.current()?;
         // The table would grow to its limit for nothing.
