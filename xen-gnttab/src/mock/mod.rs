@@ -39,6 +39,7 @@ mod copy;
 mod faults;
 mod handles;
 mod map;
+pub mod model;
 mod row;
 mod tables;
 
