@@ -172,9 +172,9 @@ impl<P: Platform> GrantTable<P> {
     /// Ends the grant of `page` by `gref`.
     ///
     /// # Safety
-    /// Both were one grant until now, on this table, and are the caller's.
+    /// Both were one grant until now, on this table, and are the caller's, who has just found the table in its domain's life.
     pub(crate) unsafe fn finish(&self, gref: GrantRef, page: ExposedPage) -> Option<OwnedPage<'_, P>> {
-        if self.frames.revoke(gref) {
+        if self.frames.revoke_current(gref) {
             self.ended.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the page comes from this table's memory, the caller gives it up, and no grant leads to it any more.
             Some(unsafe { OwnedPage::from_exposed(self.platform(), page) })
