@@ -49,7 +49,10 @@ impl XenMachine {
         };
         {
             let mut xs = store.borrow_mut();
-            match control::ShutdownWatch::new(&mut xs) {
+            match control::ShutdownWatch::new(
+                &mut xs,
+                &[control::Request::PowerOff, control::Request::Reboot],
+            ) {
                 Ok(watch) => machine.control = Some((store, watch)),
                 Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
             }
@@ -83,7 +86,14 @@ impl Machine for XenMachine {
 
     fn poll(&mut self) -> Option<Request> {
         let (store, watch) = self.control.as_ref()?;
-        match watch.poll(&mut store.borrow_mut()) {
+        let xs = &mut store.borrow_mut();
+        let asked = watch.poll(xs).and_then(|asked| match asked {
+            // It stays there, and the toolstack sees that nothing comes of it.
+            Some(control::Request::Suspend) => Ok(asked),
+            Some(request) => Ok(watch.accept(xs, request)?.then_some(request)),
+            None => Ok(None),
+        });
+        match asked {
             Ok(None) => None,
             Ok(Some(control::Request::PowerOff | control::Request::Halt)) => Some(Request::PowerOff),
             Ok(Some(control::Request::Reboot)) => Some(Request::Reboot),
