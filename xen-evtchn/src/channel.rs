@@ -220,12 +220,10 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// [`EventChannels::next_unmask`] for the time, then calls [`EventChannels::unmask_due`].
     #[inline]
     pub fn done(&self, progress: Progress) {
-        if !self.is_current() {
-            return;
-        }
         match progress {
             Progress::Work => {
-                if !self.record.is_quiet() {
+                // First what is nearly always so.
+                if !self.record.is_quiet() && self.is_current() {
                     self.record.progressed();
                     self.events.finish(self.port, self.record);
                 }
@@ -235,7 +233,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     }
 
     fn done_in_vain(&self) {
-        if !self.record.is_unfinished() {
+        if !self.record.is_unfinished() || !self.is_current() {
             // No event is under way, or its end has been told already: a driver that polls without reason.
             return;
         }

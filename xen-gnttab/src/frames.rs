@@ -168,6 +168,12 @@ impl<P: Platform> Frames<P> {
         self.incarnation() == self.life
     }
 
+    /// The life of the domain in which the table was made.
+    #[inline]
+    pub(crate) fn life(&self) -> Incarnation {
+        self.life
+    }
+
     pub(crate) fn is_version_2(&self) -> bool {
         self.version_2.is_some()
     }
@@ -188,9 +194,12 @@ impl<P: Platform> Frames<P> {
 
     /// Makes an entry grant something; `None` if it cannot say that, or is not there any more.
     pub(crate) fn write(&self, gref: GrantRef, to: DomId, grant: &Grant) -> Option<()> {
-        if !self.is_current() {
-            return None;
-        }
+        if self.is_current() { self.write_current(gref, to, grant) } else { None }
+    }
+
+    /// As [`write`](Self::write), for a caller who has just found the frames where the directory says.
+    #[inline]
+    pub(crate) fn write_current(&self, gref: GrantRef, to: DomId, grant: &Grant) -> Option<()> {
         match &self.version_2 {
             None => v1::write(&self.directory, gref, to, grant),
             Some(version_2) => (version_2.ops.write)(&self.directory, gref, to, grant),
@@ -199,10 +208,13 @@ impl<P: Platform> Frames<P> {
 
     /// Makes an entry grant nothing. False: the peer still uses what was granted.
     pub(crate) fn revoke(&self, gref: GrantRef) -> bool {
-        if !self.is_current() {
-            // Nobody uses what a domain granted that is gone.
-            return true;
-        }
+        // Nobody uses what a domain granted that is gone.
+        !self.is_current() || self.revoke_current(gref)
+    }
+
+    /// As [`revoke`](Self::revoke), for a caller who has just found the frames where the directory says.
+    #[inline]
+    pub(crate) fn revoke_current(&self, gref: GrantRef) -> bool {
         match &self.version_2 {
             None => v1::revoke(&self.directory, gref),
             Some(version_2) => (version_2.ops.revoke)(&self.directory, gref),
@@ -229,24 +241,27 @@ impl<P: Platform> Frames<P> {
         }
     }
 
-    /// Adds the next frame: its entries, the status words if the version has any, and slots, all of which are "owned"; the
-    /// caller frees those that may be handed out. Answers the first new reference. One caller at a time.
+    /// Adds the frame whose first reference is `first`: its entries, the status words if the version has any, and slots, all of
+    /// which are "owned". They are there once they are [published](Self::publish). One caller at a time.
     ///
     /// What was done before a failure is kept for the next try.
-    pub(crate) fn add(&self) -> Result<u32, Error> {
-        let first = self.refs();
+    pub(crate) fn add(&self, first: u32) -> Result<(), Error> {
         let frame = first / self.per_frame();
         if frame >= MAX_FRAMES {
             return Err(Error::NoFreeReference);
         }
         self.add_slots(first as usize / SLOTS)?;
         self.add_frame(ENTRIES_AT + frame as usize, frame.into())?;
-        if let Some(version_2) = &self.version_2 {
-            (version_2.add_status)(self, first)?;
+        match &self.version_2 {
+            Some(version_2) => (version_2.add_status)(self, first),
+            None => Ok(()),
         }
+    }
+
+    /// Says that so many references are there.
+    pub(crate) fn publish(&self, refs: u32) {
         // Release: who sees the number sees the pointers and slots.
-        self.directory.refs.store(first + self.per_frame(), Ordering::Release);
-        Ok(first)
+        self.directory.refs.store(refs, Ordering::Release);
     }
 
     fn add_slots(&self, index: usize) -> Result<(), Error> {

@@ -55,7 +55,7 @@ pub fn pop(links: &impl Links) -> Option<u32> {
     }
 }
 
-/// Takes `count` references at once, at least one, linked from the one answered; or none.
+/// Takes `count` references at once, at least one, linked from the one that is returned; or none.
 pub fn pop_chain(links: &impl Links, count: u32) -> Option<u32> {
     let mut head = links.head();
     loop {

@@ -68,7 +68,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         peer: DomId,
         access: Access,
     ) -> Self {
-        Self { table, page, gref, peer, access, life: table.incarnation() }
+        Self { table, page, gref, peer, access, life: table.frames.life() }
     }
 
     fn into_parts(self) -> (&'g GrantTable<P>, GrantRef, ExposedPage) {

@@ -21,8 +21,18 @@ mod free_list;
 #[doc(hidden)]
 pub mod free_list;
 mod granted;
+#[cfg(not(loom))]
+mod growth;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod growth;
 mod layout;
 mod mapped;
+#[cfg(not(loom))]
+mod marks;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod marks;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod page;

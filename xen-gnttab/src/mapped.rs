@@ -207,7 +207,7 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
     }
 
     fn mem(&mut self) -> SharedMem<'_> {
-        // SAFETY: `count` pages are mapped at the address (a `Mapping` that `new` answered has all of them) until this value
+        // SAFETY: `count` pages are mapped at the address (a `Mapping` that `new` returned has all of them) until this value
         // is dropped; borrowed exclusively for the result's lifetime. If they are mapped for reading, `MappedForReading` only
         // reads. What their owner does to them is what `SharedMem` is made for.
         unsafe { SharedMem::new(self.address.cast(), self.count * PAGE_SIZE) }

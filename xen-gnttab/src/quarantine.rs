@@ -1,8 +1,7 @@
 //! How a grant ends, and where page and reference stay while the peer does not let go.
 //!
 //! Which slots have something in quarantine is noted in a bit for each page of 512 slots, so that a sweep looks at those
-//! pages only. A bit is set after its slot, and cleared before the slots are looked at: a sweep that misses a slot leaves
-//! the bit for the next one.
+//! pages only; see [`marks`].
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
@@ -13,6 +12,7 @@ use xen_hypercall::{Page, Platform};
 use crate::GrantTable;
 use crate::abi::GrantRef;
 use crate::granted::Ended;
+use crate::marks::{self, Mark};
 use crate::page::{ExposedPage, OwnedPage};
 use crate::pages::{EndedPages, OwnedPages};
 use crate::slot::Quarantined;
@@ -39,23 +39,39 @@ pub(crate) struct Quarantine {
 const _: () = assert!(4 * BITS * PER_MARK >= crate::frames::MAX_FRAMES * crate::entry::v1::PER_FRAME as u32);
 
 impl Quarantine {
-    fn mark(&self, gref: GrantRef) {
-        let bit = gref.0 / PER_MARK;
-        if let Some(word) = self.marks.get((bit / BITS) as usize) {
-            word.fetch_or(1 << (bit % BITS), Ordering::AcqRel);
-        }
+    /// The mark of a portion; none beyond the greatest table.
+    fn mark(&self, portion: u32) -> Option<Portion<'_>> {
+        Some(Portion { word: self.marks.get((portion / BITS) as usize)?, mask: 1 << (portion % BITS) })
     }
 
-    /// Takes a mark away; whether there was one.
-    fn unmark(&self, bit: u32) -> bool {
-        let Some(word) = self.marks.get((bit / BITS) as usize) else { return false };
-        let mask = 1 << (bit % BITS);
-        word.load(Ordering::Relaxed) & mask != 0 && word.fetch_and(!mask, Ordering::AcqRel) & mask != 0
+    /// Puts something into a slot, with its mark.
+    fn put(&self, gref: GrantRef, put: impl FnOnce()) {
+        if let Some(mark) = self.mark(gref.0 / PER_MARK) {
+            marks::put(&mark, put);
+        }
+    }
+}
+
+/// The bit of one portion.
+struct Portion<'a> {
+    word: &'a AtomicU64,
+    mask: u64,
+}
+
+impl Mark for Portion<'_> {
+    fn set(&self) {
+        self.word.fetch_or(self.mask, Ordering::AcqRel);
+    }
+
+    fn take(&self) -> bool {
+        // A plain load first: most portions have no mark.
+        self.word.load(Ordering::Relaxed) & self.mask != 0
+            && self.word.fetch_and(!self.mask, Ordering::AcqRel) & self.mask != 0
     }
 }
 
 impl<P: Platform> GrantTable<P> {
-    /// Looks through the quarantine: frees the pages that peers have let go of, and their references. Answers how many
+    /// Looks through the quarantine: frees the pages that peers have let go of, and their references. Returns how many
     /// references that were.
     ///
     /// Xen tells nobody when a peer lets go. A driver that closed a device calls this some time later, to get the memory
@@ -85,9 +101,10 @@ impl<P: Platform> GrantTable<P> {
                 break;
             }
             let bit = start.wrapping_add(step) % all;
-            if self.quarantine.unmark(bit) {
+            let Some(mark) = self.quarantine.mark(bit) else { continue };
+            if let Some(here) = marks::sweep(&mark, || self.sweep_portion(bit * PER_MARK)) {
                 self.quarantine.cursor.store((bit + 1) % all, Ordering::Relaxed);
-                reclaimed += self.sweep_portion(bit * PER_MARK);
+                reclaimed += here;
                 done += 1;
             }
         }
@@ -141,8 +158,7 @@ impl<P: Platform> GrantTable<P> {
         }
         let (Some(slot), Some(pages)) = (self.frames.slot(head), pages) else { return 0 };
         if !free {
-            slot.set_quarantined_run(next.0);
-            self.quarantine.mark(head);
+            self.quarantine.put(head, || slot.set_quarantined_run(next.0));
             return 0;
         }
         // SAFETY: `finish_run` left these pages, one allocation of as many pages as the run has references. No grant leads to
@@ -156,9 +172,9 @@ impl<P: Platform> GrantTable<P> {
     /// Ends the grant of `page` by `gref`.
     ///
     /// # Safety
-    /// Both were one grant until now, on this table, and are the caller's.
+    /// Both were one grant until now, on this table, and are the caller's, who has just found the table in its domain's life.
     pub(crate) unsafe fn finish(&self, gref: GrantRef, page: ExposedPage) -> Option<OwnedPage<'_, P>> {
-        if self.frames.revoke(gref) {
+        if self.frames.revoke_current(gref) {
             self.ended.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the page comes from this table's memory, the caller gives it up, and no grant leads to it any more.
             Some(unsafe { OwnedPage::from_exposed(self.platform(), page) })
@@ -226,8 +242,7 @@ impl<P: Platform> GrantTable<P> {
         } else if let (Some(head_slot), Some(last_slot)) = (self.frames.slot(head), self.frames.slot(last)) {
             let next = head_slot.link();
             last_slot.set_last(first);
-            head_slot.set_quarantined_run(next);
-            self.quarantine.mark(head);
+            self.quarantine.put(head, || head_slot.set_quarantined_run(next));
         }
         EndedPages::Quarantined
     }
@@ -241,8 +256,7 @@ impl<P: Platform> GrantTable<P> {
     fn put_quarantined(&self, gref: GrantRef, page: Option<ExposedPage>) {
         // A reference is handed out only after its slot was published; without one keeping the page is right, too.
         if let Some(slot) = self.frames.slot(gref) {
-            slot.set_quarantined(page);
-            self.quarantine.mark(gref);
+            self.quarantine.put(gref, || slot.set_quarantined(page));
         }
     }
 

@@ -11,6 +11,7 @@ use xen_hypercall::{DomId, Incarnation, Platform};
 use crate::abi::{Access, GrantRef};
 use crate::free_list::{self, Links};
 use crate::granted::GrantedPage;
+use crate::growth::{self, Grows};
 use crate::page::OwnedPage;
 use crate::{Error, GrantTable, Rejected, xen};
 
@@ -84,6 +85,20 @@ pub(crate) struct Waiters {
 
 impl Waiters {
     pub(crate) const PLACES: usize = 4;
+
+    /// Wakes all of them, even if one's waker panics.
+    fn wake(&self) {
+        struct Rest<'a>(core::slice::Iter<'a, AtomicWaker>);
+        impl Drop for Rest<'_> {
+            fn drop(&mut self) {
+                self.0.by_ref().for_each(AtomicWaker::wake);
+            }
+        }
+        let mut rest = Rest(self.wakers.iter());
+        for waker in rest.0.by_ref() {
+            waker.wake();
+        }
+    }
 }
 
 /// A place in the table's waiting room, for one task.
@@ -174,7 +189,7 @@ impl<P: Platform> GrantTable<P> {
         self.take_references(1)
     }
 
-    /// Takes so many references at once, at least one, all or none. They are linked from the one answered.
+    /// Takes so many references at once, at least one, all or none. They are linked from the one that is returned.
     pub(crate) fn take_references(&self, count: u32) -> Result<GrantRef, Error> {
         self.current()?;
         // The table would grow to its limit for nothing.
@@ -210,7 +225,7 @@ impl<P: Platform> GrantTable<P> {
     pub(crate) fn put_references(&self, first: GrantRef, last: GrantRef, count: u32) {
         self.free_count.fetch_add(count, Ordering::Relaxed);
         if free_list::push_chain(self, first.0, last.0) {
-            self.waiters.wakers.iter().for_each(AtomicWaker::wake);
+            self.waiters.wake();
         }
     }
 
@@ -222,19 +237,29 @@ impl<P: Platform> GrantTable<P> {
         })
     }
 
-    /// Adds a frame. One caller at a time; another is sent away instead of waiting, as it may be an interrupt handler that
-    /// the first one cannot get past.
+    /// Adds a frame. One caller at a time; see [`growth::grow`].
     pub(crate) fn grow(&self) -> Result<(), Error> {
-        if self.growing.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            return Err(Error::Growing);
-        }
-        let grown = self.add_frame();
-        self.growing.store(false, Ordering::Release);
-        grown
+        growth::grow(self).unwrap_or(Err(Error::Growing))
+    }
+}
+
+impl<P: Platform> Grows for GrantTable<P> {
+    type Error = Error;
+
+    fn begin(&self) -> bool {
+        self.growing.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    fn add_frame(&self) -> Result<(), Error> {
-        if self.frames.refs() / self.frames.per_frame() >= self.max_frames {
+    fn end(&self) {
+        self.growing.store(false, Ordering::Release);
+    }
+
+    fn count(&self) -> u32 {
+        self.frames.refs()
+    }
+
+    fn fill(&self, first: u32) -> Result<u32, Error> {
+        if first / self.frames.per_frame() >= self.max_frames {
             return Err(Error::NoFreeReference);
         }
         // Another table may have changed it, and what we wrote then would grant who knows what.
@@ -242,20 +267,34 @@ impl<P: Platform> GrantTable<P> {
         if now != ours {
             return Err(Error::Version(now));
         }
-        let first = self.frames.add()?;
-        // Last to first, so that they are handed out in order.
-        for gref in (first..first + self.frames.per_frame()).rev().map(GrantRef) {
+        self.frames.add(first).map(|()| self.frames.per_frame())
+    }
+
+    fn publish(&self, count: u32) {
+        self.frames.publish(count);
+    }
+
+    fn hand_out(&self, first: u32, count: u32) {
+        // Linked from last to first, so that they are taken in order; then given out in one step.
+        let (mut head, mut last, mut free) = (0, 0, 0);
+        for gref in (first..first + count).rev().map(GrantRef) {
             if gref.0 < GrantRef::RESERVED {
                 continue;
             }
             // A boot loader may have left a grant behind. Its page is unknown, and not ours to free.
             if self.frames.revoke(gref) {
-                self.put_reference(gref);
+                self.set_next(gref.0, head);
+                (head, free) = (gref.0, free + 1);
+                if last == 0 {
+                    last = gref.0;
+                }
             } else {
                 self.quarantine_unknown(gref);
             }
         }
-        Ok(())
+        if free > 0 {
+            self.put_references(GrantRef(head), GrantRef(last), free);
+        }
     }
 }
 

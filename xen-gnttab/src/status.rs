@@ -1,8 +1,8 @@
-//! The answers of grant table operations.
+//! The results of grant table operations.
 
 use core::fmt;
 
-/// What Xen answers to a single grant table operation (`GNTST_*` in `grant_table.h`). Zero and up is success.
+/// The result of a single grant table operation (`GNTST_*` in `grant_table.h`). Zero and up is success.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GrantStatus(pub i16);

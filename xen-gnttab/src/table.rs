@@ -267,7 +267,7 @@ impl<P: Platform> GrantTable<P> {
         }
     }
 
-    /// Grants a page that was checked by a reference that was taken for it.
+    /// Grants a page that was checked by a reference that was taken for it, just now, in the table's life.
     pub(crate) fn grant_checked<'g>(
         &'g self,
         page: OwnedPage<'g, P>,
@@ -276,7 +276,7 @@ impl<P: Platform> GrantTable<P> {
         access: Access,
     ) -> GrantedPage<'g, P> {
         // Cannot fail: the frame was checked, and the reference is one of the table's.
-        let _ = self.frames.write(gref, to, &Grant::Page { frame: page.gfn(), access });
+        let _ = self.frames.write_current(gref, to, &Grant::Page { frame: page.gfn(), access });
         self.granted.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the page is of this table's memory, and the reference was taken for it.
         unsafe { GrantedPage::new(self, page.expose(), gref, to, access) }

@@ -18,7 +18,7 @@ pub(crate) fn version(platform: &impl Platform) -> Result<u32, Error> {
 }
 
 /// Makes sure that entries have this version's layout. A domain starts with version 1, but a boot loader may have changed
-/// that. Called before anything is granted. Answers how many frames there may be that others have mapped and take to be in
+/// that. Called before anything is granted. Returns how many frames there may be that others have mapped and take to be in
 /// the other layout: they are to be taken from them.
 pub(crate) fn require_version(platform: &impl Platform, version: u32) -> Result<u32, Error> {
     match self::version(platform)? {
@@ -26,11 +26,11 @@ pub(crate) fn require_version(platform: &impl Platform, version: u32) -> Result<
         before => {
             // SAFETY: nothing of the table is mapped by us yet, and what an earlier kernel or table has mapped is taken from it
             // before anything is granted, so nobody writes to it in the other layout. If grants of theirs are in force Xen
-            // answers EBUSY.
+            // refuses with EBUSY.
             match unsafe { grant::set_version(platform, version) } {
                 Ok(now) if now == version => Ok(size(platform)?.frames),
                 Ok(now) => Err(Error::Version(now)),
-                // What Xen answers that has this version forbidden.
+                // From a Xen that has this version forbidden.
                 Err(Errno::ENOSYS) => Err(Error::Version(before)),
                 Err(errno) => Err(Error::Hypercall { operation: "GNTTABOP_set_version", errno }),
             }

@@ -1,13 +1,15 @@
-//! The free list, and how grants are taken away, on loom's model of memory.
+//! The free list, how grants are taken away, the quarantine's marks and the table's growth, on loom's model of memory.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p xen-gnttab --release --test loom`
 #![cfg(loom)]
 
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use loom::thread;
 use xen_gnttab::entry::revoke;
 use xen_gnttab::free_list::{self, Links, pop, pop_chain, push_chain};
+use xen_gnttab::growth::{Grows, grow};
+use xen_gnttab::marks::{self, Mark};
 
 const OWNED: u32 = u32::MAX;
 
@@ -291,4 +293,196 @@ fn version_2_never_gives_a_page_to_both() {
 #[should_panic]
 fn version_2_without_the_fence_does() {
     a_page_is_taken_away(peer_v2, |shared| revoke::revoke_v2(&V2::<false>(shared)));
+}
+
+/// One portion of the quarantine with two slots, of which a page may be in each.
+struct Portion {
+    mark: AtomicU32,
+    slots: [AtomicU32; 2],
+    /// What was taken out, and how often.
+    found: [AtomicU32; 2],
+}
+
+impl Mark for Portion {
+    fn set(&self) {
+        self.mark.fetch_or(1, Ordering::AcqRel);
+    }
+    fn take(&self) -> bool {
+        self.mark.load(Ordering::Relaxed) & 1 != 0 && self.mark.fetch_and(!1, Ordering::AcqRel) & 1 != 0
+    }
+}
+
+impl Portion {
+    fn put(&self, slot: usize) {
+        marks::put(self, || self.slots[slot].store(1, Ordering::Release));
+    }
+
+    fn look(&self) {
+        for (slot, found) in self.slots.iter().zip(&self.found) {
+            let here = slot.load(Ordering::Relaxed) == 1;
+            if here && slot.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                found.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        marks::sweep(self, || self.look());
+    }
+
+    /// Takes the mark away only after it has looked.
+    fn sweep_and_unmark(&self) {
+        if self.mark.load(Ordering::Acquire) & 1 != 0 {
+            self.look();
+            self.take();
+        }
+    }
+}
+
+/// Two references go into quarantine while another vCPU sweeps; a later sweep finds what that one missed.
+fn what_enters_during_a_sweep_is_found(sweep: fn(&Portion)) {
+    loom::model(move || {
+        let portion = Arc::new(Portion {
+            mark: AtomicU32::new(0),
+            slots: core::array::from_fn(|_| AtomicU32::new(0)),
+            found: core::array::from_fn(|_| AtomicU32::new(0)),
+        });
+        let theirs = portion.clone();
+        let sweeper = thread::spawn(move || sweep(&theirs));
+        let others = portion.clone();
+        let other = thread::spawn(move || others.put(1));
+        portion.put(0);
+        sweeper.join().unwrap();
+        other.join().unwrap();
+        sweep(&portion);
+        for found in &portion.found {
+            assert_eq!(
+                found.load(Ordering::Relaxed),
+                1,
+                "a page is in quarantine for ever, or left it twice"
+            );
+        }
+    });
+}
+
+#[test]
+fn nothing_stays_in_quarantine_because_a_sweep_was_under_way() {
+    what_enters_during_a_sweep_is_found(Portion::sweep);
+}
+
+#[test]
+#[should_panic(expected = "in quarantine for ever")]
+fn with_the_mark_taken_away_after_the_look_it_stays() {
+    what_enters_during_a_sweep_is_found(Portion::sweep_and_unmark);
+}
+
+/// A table of two frames with one reference each. `TURNS`: whether one grows at a time; `ORDERED`: whether the number of
+/// references is published with what is behind it.
+struct Growing<const TURNS: bool, const ORDERED: bool> {
+    growing: AtomicBool,
+    count: AtomicU32,
+    /// Written by who makes a frame, read by everybody.
+    frames: [loom::cell::UnsafeCell<u32>; 2],
+    /// A bit for each reference that was handed out.
+    free: AtomicU32,
+    /// The second frame cannot be had.
+    refused: bool,
+}
+
+// SAFETY: a frame is written by its only maker before it is published, and read afterwards; that this holds is what loom
+// checks.
+unsafe impl<const TURNS: bool, const ORDERED: bool> Sync for Growing<TURNS, ORDERED> {}
+
+impl<const TURNS: bool, const ORDERED: bool> Grows for Growing<TURNS, ORDERED> {
+    type Error = ();
+
+    fn begin(&self) -> bool {
+        !TURNS || self.growing.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+    fn end(&self) {
+        self.growing.store(false, Ordering::Release);
+    }
+    fn count(&self) -> u32 {
+        self.count.load(Ordering::Acquire)
+    }
+    fn fill(&self, first: u32) -> Result<u32, ()> {
+        let frame = self.frames.get(first as usize).ok_or(())?;
+        if first == 1 && self.refused {
+            return Err(());
+        }
+        frame.with_mut(|frame| {
+            // SAFETY: see above.
+            unsafe { *frame = first + 1 };
+        });
+        Ok(1)
+    }
+    fn publish(&self, count: u32) {
+        self.count.store(count, if ORDERED { Ordering::Release } else { Ordering::Relaxed });
+    }
+    fn hand_out(&self, first: u32, count: u32) {
+        for reference in first..first + count {
+            let before = self.free.fetch_or(1 << reference, Ordering::AcqRel);
+            assert_eq!(before & 1 << reference, 0, "handed out twice");
+        }
+    }
+}
+
+impl<const TURNS: bool, const ORDERED: bool> Growing<TURNS, ORDERED> {
+    /// Looks at all references that there are, as a sweep does.
+    fn look(&self) {
+        for reference in 0..self.count() {
+            let frame = self.frames[reference as usize].with(|frame| {
+                // SAFETY: see above.
+                unsafe { *frame }
+            });
+            assert_eq!(frame, reference + 1);
+        }
+    }
+}
+
+/// Two grow at once while a third looks at what there is.
+fn a_table_grows_in_use<const TURNS: bool, const ORDERED: bool>(refused: bool) {
+    loom::model(move || {
+        let table = Arc::new(Growing::<TURNS, ORDERED> {
+            growing: AtomicBool::new(false),
+            count: AtomicU32::new(0),
+            frames: core::array::from_fn(|_| loom::cell::UnsafeCell::new(0)),
+            free: AtomicU32::new(0),
+            refused,
+        });
+        let (theirs, others) = (table.clone(), table.clone());
+        let grower = thread::spawn(move || matches!(grow(&*theirs), Some(Ok(()))));
+        let looker = thread::spawn(move || others.look());
+        let mine = matches!(grow(&*table), Some(Ok(())));
+        let theirs = grower.join().unwrap();
+        looker.join().unwrap();
+        table.look();
+        assert!(mine || theirs, "one at least had the turn");
+        let grown = u32::from(mine) + u32::from(theirs);
+        assert_eq!((table.count(), table.free.load(Ordering::Relaxed)), (grown, (1 << grown) - 1));
+        // Nobody has kept the turn.
+        assert_eq!(grow(&*table), Some(if grown == 1 && !refused { Ok(()) } else { Err(()) }));
+    });
+}
+
+#[test]
+fn a_table_grows_while_it_is_used() {
+    a_table_grows_in_use::<true, true>(false);
+}
+
+#[test]
+fn a_table_that_cannot_grow_stays_as_it_is() {
+    a_table_grows_in_use::<true, true>(true);
+}
+
+#[test]
+#[should_panic]
+fn two_that_grow_at_once_make_one_frame_twice() {
+    a_table_grows_in_use::<false, true>(false);
+}
+
+#[test]
+#[should_panic]
+fn a_number_that_is_seen_before_its_frame_leads_nowhere() {
+    a_table_grows_in_use::<true, false>(false);
 }

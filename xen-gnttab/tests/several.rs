@@ -396,3 +396,46 @@ fn a_sweep_in_portions_comes_round() {
     let stats = table.stats();
     assert_eq!((stats.free, stats.quarantines, stats.reclaimed, stats.ended), (stats.refs, 4, 4, 1496));
 }
+
+/// A waker that panics.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker")
+    }
+}
+
+#[test]
+fn a_waker_that_panics_keeps_no_reference_and_no_turn_from_others() {
+    let (xen, _dom0, guest) = machine();
+    mock::set_max_frames(&xen, GUEST, 2);
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
+    guest.fail_allocs_after(Some(0));
+    let held: Vec<_> = std::iter::from_fn(|| table.reserve().ok()).collect();
+    assert_eq!(held.len() as u32, FIRST_FRAME);
+    let (mut first, mut second) = (table.waiter().unwrap(), table.waiter().unwrap());
+    let woken = Arc::new(Count::default());
+    let panics = Waker::from(Arc::new(Panics));
+    let counts = Waker::from(woken.clone());
+    let mut wait = |round: usize| {
+        assert!(first.poll_reference(&mut Context::from_waker(&panics)).is_pending());
+        assert!(second.poll_reference(&mut Context::from_waker(&counts)).is_pending());
+        assert_eq!(woken.0.load(Ordering::Relaxed), round);
+    };
+    // One reference is given back, and what gives it back panics.
+    wait(0);
+    let mut held = held.into_iter();
+    let back = std::panic::AssertUnwindSafe(held.next());
+    assert!(std::panic::catch_unwind(move || drop(back)).is_err());
+    let again = table.reserve().unwrap();
+    // The table grows, and panics at the end of that.
+    wait(1);
+    guest.fail_allocs_after(None);
+    let grow = std::panic::AssertUnwindSafe(|| table.reserve().map(drop));
+    assert!(std::panic::catch_unwind(grow).is_err());
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+    drop((again, held));
+    let stats = table.stats();
+    assert_eq!((stats.frames, stats.free, stats.in_use), (2, stats.refs, 0));
+}

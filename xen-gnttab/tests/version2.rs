@@ -41,6 +41,12 @@ fn the_version_is_what_was_asked_for_or_what_xen_has() {
     // A site that forbids version 2 (`gnttab=max-ver:1`) loses nothing.
     let table = GrantTable::with_version(&token, Version::Best).unwrap();
     assert_eq!(table.version(), Version::V1);
+    let ring = table.share_pages(4, DOM0, Access::ReadWrite).unwrap();
+    let page = table.share(DOM0, Access::ReadOnly).unwrap();
+    for gref in ring.grefs().chain([page.gref()]) {
+        assert!(mock::map(&xen.domain(DOM0), DomId(2), gref, false).is_ok());
+    }
+    drop((ring, page));
     // A Xen that never heard of versions.
     let old = MockXen::new();
     mock::install(&old);

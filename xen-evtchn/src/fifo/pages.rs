@@ -115,9 +115,8 @@ impl Pages {
                 hint::spin_loop();
                 continue;
             }
-            let added = self.grow(platform, page);
-            index.growing.store(false, Ordering::Release);
-            added?;
+            let _turn = Turn(&index.growing);
+            self.grow(platform, page)?;
         }
         Ok(())
     }
@@ -127,17 +126,18 @@ impl Pages {
         if self.index().pages.load(Ordering::Acquire) as usize > page {
             return Ok(());
         }
-        let words = platform.alloc_pages(1).ok_or(Error::OutOfMemory)?;
-        self.give(platform, words).inspect_err(|_| {
-            // SAFETY: allocated above, and Xen refused it.
-            unsafe { platform.free_pages(words, 1) };
-        })
+        // One that Xen refused is there still.
+        let index = self.index();
+        let next = index.array.get(index.pages.load(Ordering::Acquire) as usize).ok_or(Error::OutOfMemory)?;
+        let kept = NonNull::new(next.load(Ordering::Acquire)).map(NonNull::cast);
+        self.give(platform, kept.or_else(|| platform.alloc_pages(1)).ok_or(Error::OutOfMemory)?)
     }
 
-    /// Makes a page the next of the array. Called by one at a time.
+    /// Makes a page the next of the array. Called by one at a time. If Xen refuses it the page stays where it is, for the next
+    /// try: another vCPU may have found it by then.
     fn give(&self, platform: &dyn Platform, page: NonNull<Page>) -> Result<(), Error> {
         let words = page.cast::<[AtomicU32; WORDS]>();
-        // SAFETY: the page was just allocated: valid, aligned, ours alone; a zeroed page is a valid array of atomics.
+        // SAFETY: allocated for this: valid, aligned, only reached by atomics; a zeroed page is a valid array of them.
         for word in unsafe { words.as_ref() } {
             // No port has an owner yet, and without one it is masked.
             word.store(MASKED, Ordering::Relaxed);
@@ -148,11 +148,8 @@ impl Pages {
         // Before Xen has it: from then on a port in it may be in a queue.
         slot.store(words.as_ptr(), Ordering::Release);
         // SAFETY: the page is only reached by atomics from here on, and not freed before a reset.
-        let given = unsafe { event::expand_array(&platform, platform.gfn(page)) };
-        if let Err(errno) = given {
-            slot.store(ptr::null_mut(), Ordering::Release);
-            return Err(refused("EVTCHNOP_expand_array")(errno));
-        }
+        unsafe { event::expand_array(&platform, platform.gfn(page)) }
+            .map_err(refused("EVTCHNOP_expand_array"))?;
         index.pages.store(next + 1, Ordering::Release);
         Ok(())
     }
@@ -160,8 +157,8 @@ impl Pages {
     /// A port's word; none beyond the array.
     pub(crate) fn word(&self, port: u32) -> Option<&AtomicU32> {
         let words = self.index().array.get(port as usize / WORDS)?.load(Ordering::Acquire);
-        // SAFETY: null, or published by `give`, fully initialised before (Release there, Acquire here). A page is taken
-        // back only if Xen refused it, and then nobody was told of a port in it.
+        // SAFETY: null, or published by `give`, fully initialised before (Release there, Acquire here), and there until
+        // `reset`, which consumes the handle.
         let words = unsafe { words.as_ref() }?;
         words.get(port as usize % WORDS)
     }
@@ -207,6 +204,15 @@ impl Pages {
             platform.free_pages(self.0.cast(), 1);
         }
         Ok(())
+    }
+}
+
+/// The turn to add a page, given back however that ends.
+struct Turn<'a>(&'a AtomicBool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -26,6 +26,7 @@
 mod call;
 mod faults;
 mod fifo;
+pub mod model;
 mod ports;
 mod signal;
 

@@ -155,7 +155,7 @@ impl EntryRef<'_> {
         fits && self.domid() == peer && !(write && flags.contains(GrantFlags::READONLY))
     }
 
-    /// Sets "reading", and "writing" if asked for, in an entry that grants that. Answers its flags.
+    /// Sets "reading", and "writing" if asked for, in an entry that grants that. Returns its flags.
     ///
     /// In version 1 in one exchange; in version 2 first the status word, then the entry is looked at once more.
     fn mark(&self, peer: DomId, write: bool, how: How) -> Result<GrantFlags, GrantStatus> {

@@ -39,6 +39,7 @@ mod copy;
 mod faults;
 mod handles;
 mod map;
+pub mod model;
 mod row;
 mod tables;
 
@@ -80,7 +81,7 @@ pub fn set_faults(xen: &MockXen, dice: Dice, faults: Faults) {
     with(xen, |machine| machine.faults = Some((dice, faults)));
 }
 
-/// Lets go of everything that [`Faults::keep`] has kept in use; answers how many uses that were.
+/// Lets go of everything that [`Faults::keep`] has kept in use; returns how many uses that were.
 pub fn release_kept(xen: &MockXen) -> usize {
     with(xen, |machine| machine.release_kept(xen))
 }
