@@ -326,7 +326,7 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it is not within the memory or not aligned to 4 bytes.
     ///
     /// # Panics
-    /// If `order` is none for loads, as [`AtomicU32::load`].
+    /// If `order` is none for loads, as [`AtomicU32::load`](core::sync::atomic::AtomicU32::load).
     #[inline]
     pub fn load_u32(&self, offset: usize, order: Ordering) -> Result<u32, OutOfRange> {
         let word = self.word(offset)?;
@@ -340,7 +340,7 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it is not within the memory or not aligned to 4 bytes.
     ///
     /// # Panics
-    /// If `order` is none for stores, as [`AtomicU32::store`].
+    /// If `order` is none for stores, as [`AtomicU32::store`](core::sync::atomic::AtomicU32::store).
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> Result<(), OutOfRange> {
         let word = self.word(offset)?;
