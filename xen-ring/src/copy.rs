@@ -6,7 +6,7 @@
 //! sides may be threads of one program. Hence three ways:
 //!
 //! - x86-64: the processor's moves by name, into which the compiler does not look ([`x86_64`](crate::x86_64)).
-//! - Other processors: relaxed atomics, of a word where the alignment permits ([`generic`](crate::generic)).
+//! - Other processors: relaxed atomics, of a word where the alignment permits (`generic`).
 //! - Other processors with feature `mock`, and Miri: relaxed atomics of single bytes, also for the words of indices. A lock
 //!   keeps those whole.
 #![allow(unsafe_code, reason = "accesses memory that is outside of Rust's rules")]
