@@ -9,7 +9,7 @@ use xen_console::{Error, SecondaryConsole, State};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, HypercallNr, SharedInfo};
+use xen_hypercall::{DomId, HypercallNr};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::wire::{Header, Operation};
@@ -33,8 +33,9 @@ impl Machine {
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(DomId(1));
         store.connect(&guest);
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
-        let grants = GrantTable::new(guest.clone()).unwrap();
+        let token = guest.boot().unwrap();
+        let events = EventChannels::new(&token).unwrap();
+        let grants = GrantTable::new(&token).unwrap();
         Self { xen, guest, store, events, grants }
     }
 

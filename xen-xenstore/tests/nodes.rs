@@ -289,8 +289,7 @@ fn a_machine_without_xenstore_says_so() {
     let xen = xen_hypercall::mock::MockXen::new();
     xen_evtchn::mock::install(&xen);
     let guest = xen.domain(ID);
-    let shared = xen_hypercall::SharedInfo::map(&guest).unwrap();
-    let events = xen_evtchn::EventChannels::new(guest.clone(), shared).unwrap();
+    let events = xen_evtchn::EventChannels::new(&guest.boot().unwrap()).unwrap();
     assert_eq!(xen_xenstore::Xenstore::new(&events).err(), Some(Error::NoStore));
     guest.set_hvm_param(xen_hypercall::hvm::HvmParam::STORE_PFN, 0x77);
     guest.set_hvm_param(xen_hypercall::hvm::HvmParam::STORE_EVTCHN, 1);

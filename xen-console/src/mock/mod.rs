@@ -18,7 +18,7 @@ use std::vec::Vec;
 use xen_evtchn::EventChannels;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, SharedInfo, event};
+use xen_hypercall::{DomId, Gfn, event};
 use xen_ring::{ByteRing, ConsoleLayout, Reversed, StreamLayout};
 
 use page::DaemonPage;
@@ -111,9 +111,7 @@ impl MockConsoled {
 
     fn start(guest: &MockDomain, home: &MockDomain, link: Option<Link>) -> Self {
         let home = home.inside();
-        if home.shared_info().is_none() {
-            SharedInfo::map(&home).expect("shared_info of the daemon's domain");
-        }
+        home.ensure_shared_info();
         let daemon = Self(Arc::new(Mutex::new(State {
             guest: guest.inside(),
             home,
@@ -272,7 +270,7 @@ fn took_event(home: &MockDomain, port: u32) -> bool {
 /// When the machine has no memory left.
 pub fn guest(xen: &MockXen, id: DomId) -> (MockDomain, EventChannels<MockDomain>) {
     let domain = xen.domain(id);
-    let shared = SharedInfo::map(&domain).expect("shared_info");
-    let events = EventChannels::new(domain.clone(), shared).expect("event channels");
+    let token = domain.boot().expect("memory for a token");
+    let events = EventChannels::new(&token).expect("event channels");
     (domain, events)
 }
