@@ -3,11 +3,9 @@
 //! The front believes an index that is possible and nothing else, and a ring that is broken stays so; no more responses
 //! come than there were requests; the back's end does the same with requests.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
-use xen_ring::mock::{BackOp, Field, HostileBack, Meddled, SharedPages};
-use xen_ring::{Back, Front, Protocol, RingError, Violation};
+use xen_ring::Protocol;
+use xen_ring::mock::model::{self, FrontAct};
+use xen_ring::mock::{BackOp, Field};
 
 use crate::input::{Input, Number, Ops, input};
 use crate::machine::attempt;
@@ -25,8 +23,6 @@ impl Protocol for Blk {
     type Request = [u64; 14];
     type Response = [u64; 2];
 }
-
-const SLOTS: u32 = 256;
 
 input! {
     /// What is tried.
@@ -46,6 +42,8 @@ input! {
         Push { value: u8, times: u8 },
         Publish,
         Pop { times: u8 },
+        PopBatch { count: u8 },
+        PopEach { count: u8 },
         Look,
         Arm { skip: Number },
         Back { act: Hostile },
@@ -58,6 +56,7 @@ input! {
         Pop { times: u8 },
         Respond { times: u8 },
         Publish,
+        Look,
         Arm,
         Front { act: Hostile },
     }
@@ -87,221 +86,49 @@ impl Hostile {
     }
 }
 
-/// What an end may believe of the other's index.
-struct Belief {
-    taken: u32,
-    available: u32,
-    limit: u32,
-}
-
-impl Belief {
-    fn judge(&mut self, index: u32) -> Result<bool, RingError> {
-        let behind = index.wrapping_sub(self.taken) < self.available.wrapping_sub(self.taken);
-        // Counted out, not computed: the index is one of those from what is taken to what is possible.
-        let possible = (0..=self.limit).any(|n| self.taken.wrapping_add(n) == index);
-        if behind || !possible {
-            return Err(RingError::Broken(Violation { index, ours: self.taken, limit: self.limit }));
-        }
-        self.available = index;
-        Ok(self.available != self.taken)
-    }
-}
-
-fn front(start: u32, acts: &[Act]) {
-    let shared = SharedPages::new(1);
-    let mut front = Front::<Net, _>::init_at(shared.clone(), start).expect("a page is enough");
-    let mut back = HostileBack::<Net, _>::new(shared.clone()).expect("a page is enough");
-    let mut belief = Belief { taken: start, available: start, limit: 0 };
-    let (mut pushed, mut published, mut broken) = (start, start, None);
-    for act in acts {
-        if let Act::Back { act } = act {
-            back.apply(act.op());
-            continue;
-        }
-        if let Some(error) = broken {
-            let before = shared.snapshot();
-            assert_eq!(front.free(), 0);
-            assert_eq!(front.push(&[0; 12]), Err(error));
-            assert_eq!(front.publish(), Err(error));
-            assert_eq!(front.pop(), Err(error));
-            assert_eq!(front.arm(), Err(error));
-            assert_eq!(shared.snapshot(), before, "a broken ring is left alone");
-            continue;
-        }
-        belief.limit = published.wrapping_sub(belief.taken);
-        let result = match *act {
-            Act::Push { value, times } => {
-                for _ in 0..times % 80 {
-                    let full = pushed.wrapping_sub(belief.taken) == SLOTS;
-                    let expected = if full { Err(RingError::Full) } else { Ok(pushed) };
-                    assert_eq!(front.push(&[value; 12]), expected);
-                    pushed = pushed.wrapping_add(u32::from(!full));
-                }
-                Ok(())
-            }
-            Act::Publish => {
-                let event = back.get(Field::ReqEvent);
-                let count = pushed.wrapping_sub(published);
-                let notify = (1..=count).any(|n| published.wrapping_add(n) == event);
-                assert_eq!(front.publish(), Ok(notify));
-                published = pushed;
-                assert!(count == 0 || back.get(Field::ReqProd) == published);
-                Ok(())
-            }
-            Act::Pop { times } => (0..1 + times % 80).try_for_each(|_| {
-                let known = belief.available != belief.taken;
-                let there = if known { Ok(true) } else { belief.judge(back.get(Field::RspProd)) };
-                let slot: [u8; 12] = back.request(belief.taken);
-                let first = [slot[0], slot[1], slot[2], slot[3]];
-                assert_eq!(front.pop(), there.map(|there| there.then_some(first)));
-                belief.taken = belief.taken.wrapping_add(u32::from(there == Ok(true)));
-                belief.limit = published.wrapping_sub(belief.taken);
-                there.map(drop)
-            }),
-            Act::Look => {
-                let known = belief.available != belief.taken;
-                let there = if known { Ok(true) } else { belief.judge(back.get(Field::RspProd)) };
-                assert_eq!(front.has_responses(), there);
-                there.map(drop)
-            }
-            Act::Arm { ref skip } => {
-                let there = belief.judge(back.get(Field::RspProd));
-                assert_eq!(front.arm_after(skip.get()), there);
-                let event = belief.taken.wrapping_add(skip.get()).wrapping_add(1);
-                assert_eq!(back.get(Field::RspEvent), event);
-                there.map(drop)
-            }
-            Act::Back { .. } => Ok(()),
-        };
-        broken = result.err();
-        assert_eq!(front.is_broken(), broken.is_some());
-    }
-}
-
-fn back(start: u32, acts: &[BackAct]) {
-    let shared = SharedPages::new(1);
-    Front::<Net, _>::init_at(shared.clone(), start).expect("a page is enough");
-    let mut back = Back::<Net, _>::attach_at(shared.clone(), start).expect("a page is enough");
-    let mut raw = HostileBack::<Net, _>::new(shared).expect("a page is enough");
-    let mut belief = Belief { taken: start, available: start, limit: SLOTS };
-    let (mut pushed, mut published, mut broken) = (start, start, None);
-    for act in acts {
-        if let BackAct::Front { act } = act {
-            raw.apply(act.op());
-            continue;
-        }
-        if let Some(error) = broken {
-            assert!(back.is_broken());
-            assert_eq!(back.pop(), Err(error));
-            assert_eq!(back.push(&[0; 4]), Err(error));
-            assert_eq!(back.publish(), Err(error));
-            assert_eq!(back.arm(), Err(error));
-            continue;
-        }
-        // A slot is free for a request again once its response is published.
-        belief.limit = SLOTS - belief.taken.wrapping_sub(published);
-        match *act {
-            BackAct::Requests { count, value } => {
-                let room = SLOTS - raw.get(Field::ReqProd).wrapping_sub(published).min(SLOTS);
-                raw.apply(BackOp::Fill { value });
-                raw.advance(Field::ReqProd, room.min(count.into()));
-            }
-            BackAct::Pop { times } => {
-                for _ in 0..1 + times % 80 {
-                    let known = belief.available != belief.taken;
-                    let there = if known { Ok(true) } else { belief.judge(raw.get(Field::ReqProd)) };
-                    let slot = raw.request(belief.taken);
-                    assert_eq!(back.pop(), there.map(|there| there.then_some(slot)));
-                    belief.taken = belief.taken.wrapping_add(u32::from(there == Ok(true)));
-                    belief.limit = SLOTS - belief.taken.wrapping_sub(published);
-                    broken = there.err();
-                    if there != Ok(true) {
-                        break;
-                    }
-                }
-            }
-            BackAct::Respond { times } => {
-                for _ in 0..times {
-                    assert_eq!(back.unanswered(), belief.taken.wrapping_sub(pushed));
-                    if pushed == belief.taken {
-                        assert_eq!(back.push(&[0; 4]), Err(RingError::Full));
-                        break;
-                    }
-                    assert_eq!(back.push(&[1; 4]), Ok(()));
-                    pushed = pushed.wrapping_add(1);
-                }
-            }
-            BackAct::Publish => {
-                let event = raw.get(Field::RspEvent);
-                let count = pushed.wrapping_sub(published);
-                let notify = (1..=count).any(|n| published.wrapping_add(n) == event);
-                assert_eq!(back.publish(), Ok(notify));
-                published = pushed;
-            }
-            BackAct::Arm => {
-                let there = belief.judge(raw.get(Field::ReqProd));
-                assert_eq!(back.arm(), there);
-                broken = there.err();
-            }
-            BackAct::Front { .. } => {}
+impl Act {
+    /// The same as the model's.
+    fn act(&self) -> FrontAct {
+        match *self {
+            Self::Push { value, times } => FrontAct::Push(value, u32::from(times % 80)),
+            Self::Publish => FrontAct::Publish,
+            Self::Pop { times } => FrontAct::Pop(1 + u32::from(times % 80)),
+            Self::PopBatch { count } => FrontAct::PopBatch(count.into()),
+            Self::PopEach { count } => FrontAct::PopEach(count.into()),
+            Self::Look => FrontAct::Look,
+            Self::Arm { ref skip } => FrontAct::Arm(skip.get()),
+            Self::Back { ref act } => FrontAct::Back(act.op()),
         }
     }
 }
 
-/// The hostile acts of the input happen between accesses instead, one each time `every` of them have passed.
-fn meddled<P: Protocol>(pages: usize, start: u32, every: u8, acts: &[Act], request: &P::Request) {
-    let shared = SharedPages::new(pages);
-    let mut back = HostileBack::<P, _>::new(shared.clone()).expect("pages enough");
-    let slots = back.slots();
-    let waiting = Rc::new(RefCell::new(Vec::new()));
-    let (queue, mut count) = (Rc::clone(&waiting), 0_u32);
-    let meddled = Meddled::new(shared, move |_| {
-        count = count.wrapping_add(1);
-        if count.is_multiple_of(u32::from(every % 5) + 1)
-            && let Some(op) = queue.borrow_mut().pop()
-        {
-            back.apply(op);
-        }
-    });
-    let mut front = Front::<P, _>::init_at(meddled, start).expect("pages enough");
-    let (mut published, mut responses) = (0_u32, 0_u32);
-    let mut broken = None;
-    for act in acts {
-        let result = match *act {
-            Act::Push { times, .. } => (0..times % 80).try_for_each(|_| match front.push(request) {
-                Err(RingError::Full) => Ok(()),
-                pushed => pushed.map(drop),
-            }),
-            Act::Publish => {
-                let before = front.in_flight();
-                front.publish().map(|_| published += front.in_flight() - before)
-            }
-            Act::Pop { times } => (0..1 + times % 80)
-                .try_for_each(|_| front.pop().map(|response| responses += u32::from(response.is_some()))),
-            Act::Look => front.has_responses().map(drop),
-            Act::Arm { ref skip } => front.arm_after(skip.get()).map(drop),
-            Act::Back { ref act } => {
-                waiting.borrow_mut().push(act.op());
-                Ok(())
-            }
-        };
-        assert!(front.in_flight() <= slots && responses <= published, "more responses than requests");
-        if let (Err(error), false) = (result, matches!(act, Act::Back { .. })) {
-            assert!(matches!(error, RingError::Broken(_)));
-            assert!(front.is_broken() && *broken.get_or_insert(error) == error, "broken means broken");
-        } else if !matches!(act, Act::Back { .. } | Act::Push { times: _, .. }) {
-            assert!(broken.is_none(), "works again");
+impl BackAct {
+    /// The same as the model's.
+    fn act(&self) -> model::BackAct {
+        match *self {
+            Self::Requests { count, value } => model::BackAct::Requests(count.into(), value),
+            Self::Pop { times } => model::BackAct::Pop(1 + u32::from(times % 80)),
+            Self::Respond { times } => model::BackAct::Respond(times.into()),
+            Self::Publish => model::BackAct::Publish,
+            Self::Look => model::BackAct::Look,
+            Self::Arm => model::BackAct::Arm,
+            Self::Front { ref act } => model::BackAct::Front(act.op()),
         }
     }
 }
 
 /// Tries an input.
 pub fn run(data: &[u8]) {
+    let every = |every: u8| u32::from(every % 5) + 1;
     attempt(data, |plan: &Plan| match plan {
-        Plan::Front { start, acts } => front(start.get(), &acts.0),
-        Plan::Back { start, acts } => back(start.get(), &acts.0),
-        Plan::Meddled { start, every, acts } => meddled::<Net>(1, start.get(), *every, &acts.0, &[7; 12]),
-        Plan::Large { start, every, acts } => meddled::<Blk>(2, start.get(), *every, &acts.0, &[7; 14]),
+        Plan::Front { start, acts } => model::front(start.get(), acts.0.iter().map(Act::act)),
+        Plan::Back { start, acts } => model::back(start.get(), acts.0.iter().map(BackAct::act)),
+        Plan::Meddled { start, every: n, acts } => {
+            model::meddled_front::<Net>(1, start.get(), every(*n), &[7; 12], acts.0.iter().map(Act::act));
+        }
+        Plan::Large { start, every: n, acts } => {
+            model::meddled_front::<Blk>(2, start.get(), every(*n), &[7; 14], acts.0.iter().map(Act::act));
+        }
     });
 }
 
@@ -316,6 +143,8 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Act::Pop { times: 9 },
             Act::Arm { skip: Number::Up { by: 3 } },
             Act::Look,
+            Act::PopBatch { count: 5 },
+            Act::PopEach { count: 5 },
             Act::Pop { times: 79 },
         ]
     };
@@ -327,6 +156,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         BackAct::Pop { times: 79 },
         BackAct::Respond { times: 50 },
         BackAct::Publish,
+        BackAct::Look,
         BackAct::Arm,
     ];
     let and = |act| Ops([requests.clone(), vec![BackAct::Front { act }], requests.clone()].concat());

@@ -165,7 +165,8 @@ impl<'x, P: Platform> Console<'x, P> {
         })
     }
 
-    /// Ready when there is something to read or the console is broken; otherwise wakes the task then.
+    /// Ready when there is something to read or the console does not work any more; otherwise wakes the task then. Two tasks
+    /// may wait, and a task that is dropped while it waits keeps the wake-up from no other ([`Channel::poll_event`]).
     ///
     /// # Errors
     /// [`Error::Broken`] when the daemon broke the protocol; [`Error::Event`] when it cannot be notified.
@@ -325,6 +326,10 @@ impl<P: Platform> Console<'_, P> {
 
     /// A look at the console: tells of what was lost, and ends the event under way.
     fn serve(&mut self) -> Result<(), Error> {
+        if !self.channel.is_current() {
+            // No event of it comes any more, so that a wait would be in vain.
+            return Err(Error::Stale);
+        }
         self.tell(0)?;
         self.announce()?;
         self.looked(0);

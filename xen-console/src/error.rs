@@ -16,6 +16,8 @@ pub enum Error {
     Hypercall(Errno),
     /// The event channel does not work.
     Event(xen_evtchn::Error),
+    /// The console is of a life before the domain's last resume in a new domain: open it anew.
+    Stale,
     /// The console daemon, or the backend, broke the protocol; the console is of no use any more.
     Broken(Violation),
     /// The backend has ended the console, or is gone.
@@ -52,6 +54,7 @@ impl fmt::Display for Error {
             Self::Unreachable(gfn) => write!(f, "the console's page at {gfn} cannot be mapped"),
             Self::Hypercall(errno) => write!(f, "console: {errno}"),
             Self::Event(error) => write!(f, "console: {error}"),
+            Self::Stale => f.write_str("the console is of a life before the domain's last resume"),
             Self::Broken(violation) => write!(f, "console: {violation}"),
             #[cfg(feature = "xenbus")]
             Self::Closed => f.write_str("the console's backend has ended it, or is gone"),
@@ -73,7 +76,10 @@ impl From<Errno> for Error {
 
 impl From<xen_evtchn::Error> for Error {
     fn from(error: xen_evtchn::Error) -> Self {
-        Self::Event(error)
+        match error {
+            xen_evtchn::Error::Stale => Self::Stale,
+            error => Self::Event(error),
+        }
     }
 }
 
@@ -86,7 +92,10 @@ impl From<xen_ring::RingError> for Error {
 #[cfg(feature = "xenbus")]
 impl From<xen_gnttab::Error> for Error {
     fn from(error: xen_gnttab::Error) -> Self {
-        Self::Grant(error)
+        match error {
+            xen_gnttab::Error::Stale => Self::Stale,
+            error => Self::Grant(error),
+        }
     }
 }
 

@@ -10,9 +10,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::{Machine, pattern};
+use xen_console::mock::MockConsoled;
 use xen_console::{Console, Error, XenConsole};
+use xen_evtchn::EventChannels;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::MockXen;
+use xen_hypercall::sched::Resumed;
 use xen_hypercall::{DomId, Gfn, VcpuId};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -237,6 +240,49 @@ fn a_task_is_woken_when_something_is_typed() {
     assert_eq!(console.wait_readable(SECOND), Ok(false));
     machine.daemon.type_in(b"y");
     assert_eq!(console.wait_readable(2 * SECOND), Ok(true));
+}
+
+#[test]
+fn a_task_that_is_dropped_keeps_the_wake_up_from_no_other() {
+    for dropped in [0, 1] {
+        let machine = Machine::new();
+        let mut console = machine.console();
+        let tasks = [Arc::new(Woken::default()), Arc::new(Woken::default())];
+        for task in &tasks {
+            let waker = Waker::from(Arc::clone(task));
+            assert_eq!(console.poll_readable(&mut Context::from_waker(&waker)), Poll::Pending);
+        }
+        machine.daemon.type_in(b"x");
+        machine.settle();
+        machine.events.dispatch(VcpuId(0));
+        // The dropped one is woken, too, and does not look.
+        let task = &tasks[1 - dropped];
+        assert_eq!(task.0.load(SeqCst), 1);
+        let waker = Waker::from(Arc::clone(task));
+        assert_eq!(console.poll_readable(&mut Context::from_waker(&waker)), Poll::Ready(Ok(())));
+    }
+}
+
+#[test]
+fn a_console_from_before_a_resume_says_so_and_nobody_waits_for_it() {
+    let xen = MockXen::new();
+    xen_evtchn::mock::install(&xen);
+    let guest = xen.domain(DomId(1));
+    let token = guest.boot().unwrap();
+    let events = EventChannels::new(&token).unwrap();
+    let _daemon = MockConsoled::connect(&xen, &guest);
+    let mut console = Console::new(&events).unwrap();
+    // SAFETY: one vCPU, one thread, no mapping of another domain's page.
+    assert_eq!(unsafe { token.suspend() }, Ok(Resumed::InNewDomain));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert_eq!(console.poll_readable(&mut cx), Poll::Ready(Err(Error::Stale)));
+    assert_eq!(console.write(b"x"), Err(Error::Stale));
+    assert_eq!(console.write_text(format_args!("x"), SECOND), Err(Error::Stale));
+    assert_eq!(console.wait_readable(SECOND), Err(Error::Stale));
+    assert_eq!(console.wait_writable(SECOND), Err(Error::Stale));
+    assert_eq!(console.wait_connected(SECOND), Err(Error::Stale));
+    assert_eq!(console.drain(SECOND), Err(Error::Stale));
+    assert_eq!(xen.now(), Duration::ZERO);
 }
 
 #[test]

@@ -142,6 +142,18 @@ fn a_long_line_goes_in_pieces_and_ends_where_one_is_lost() {
 }
 
 #[test]
+fn a_line_that_lost_its_beginning_does_not_go_on() {
+    let machine = Machine::new();
+    let mut console = machine.console();
+    // Too little room for the first piece, and enough for a mark and the last one.
+    machine.full_but(&mut console, 100);
+    writeln!(console, "{}", "y".repeat(LINE + 2)).unwrap();
+    assert_eq!(machine.resume(), "");
+    assert_eq!(console.drain(SECOND), Ok(true));
+    assert_eq!(machine.text(), format!("[1 line lost, {} bytes]\r\n", LINE + 4));
+}
+
+#[test]
 fn a_line_of_the_greatest_length_is_whole() {
     for (len, whole) in [(LINE - 2, true), (LINE - 1, false)] {
         let machine = Machine::new();

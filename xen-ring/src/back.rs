@@ -92,7 +92,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         Ok(Some(request))
     }
 
-    /// The same to a place that is there, at less cost; answers whether there was one.
+    /// The same to a place that is there, at less cost. Returns whether there was one.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -116,7 +116,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         Ok(self.available != self.taken || self.look()?)
     }
 
-    /// Takes requests, as many as are there and fit, at less cost than one by one. Answers how many.
+    /// Takes requests, as many as are there and fit, at less cost than one by one. Returns how many.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -148,7 +148,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         Ok(())
     }
 
-    /// Writes responses, as many as requests were taken, at less cost than one by one. Answers how many.
+    /// Writes responses, as many as requests were taken, at less cost than one by one. Returns how many.
     ///
     /// # Errors
     /// [`RingError::Broken`] for ever after the peer broke the protocol.
@@ -161,7 +161,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         Ok(due.len() as u32)
     }
 
-    /// Shows the peer all responses pushed so far, and answers whether it must be notified.
+    /// Shows the peer all responses pushed so far, and returns whether it must be notified.
     ///
     /// # Errors
     /// [`RingError::Broken`] for ever after the peer broke the protocol.
@@ -178,7 +178,7 @@ impl<P: Protocol, M: Backing> Back<P, M> {
         Ok(notify)
     }
 
-    /// Asks to be notified of the next request, and answers whether one is there already.
+    /// Asks to be notified of the next request, and returns whether one is there already.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).

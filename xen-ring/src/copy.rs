@@ -1,9 +1,14 @@
-//! Copies between shared and private memory, in atomic accesses.
+//! Copies between shared and private memory, each byte accessed once.
 //!
-//! Why atomics, and not volatile accesses: to the language, memory that somebody else changes meanwhile is a data
-//! race unless every access is atomic, and a volatile access is not. A relaxed atomic access of a word costs the
-//! same single instruction, may not be torn, repeated or invented by the compiler either, and stays defined when
-//! the other side is a thread of the same program, as with the mocks.
+//! To the language, memory that a thread of the same program changes meanwhile is a data race unless every access to it is
+//! atomic and all that race are of the same size. A volatile access is not atomic. The other domain is not of this program, so
+//! no such rule holds for it: what counts is that the compiler neither repeats nor invents an access. But with the mocks, both
+//! sides may be threads of one program. Hence three ways:
+//!
+//! - x86-64: the processor's moves by name, into which the compiler does not look ([`x86_64`](crate::x86_64)).
+//! - Other processors: relaxed atomics, of a word where the alignment permits (`generic`).
+//! - Other processors with feature `mock`, and Miri: relaxed atomics of single bytes, also for the words of indices. A lock
+//!   keeps those whole.
 #![allow(unsafe_code, reason = "accesses memory that is outside of Rust's rules")]
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -11,10 +16,15 @@ use crate::x86_64::{At, Move};
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 
 /// A machine word, the largest granule.
-const WORD: usize = size_of::<usize>();
+pub(crate) const WORD: usize = size_of::<usize>();
+
+/// Whether the other side may be a thread of this program, where the accesses are the language's own.
+pub(crate) const THREADS: bool =
+    cfg!(all(any(miri, feature = "mock"), not(all(target_arch = "x86_64", not(miri)))));
 
 /// From so many bytes on the processor's own copy is no slower than a loop, however old it is.
-const STRING: usize = if cfg!(all(target_arch = "x86_64", not(miri))) { 256 } else { usize::MAX };
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+const STRING: usize = 256;
 
 /// An integer that is read and written as one in shared memory.
 pub(crate) trait Granule: Copy {
@@ -93,6 +103,7 @@ pub(crate) trait Direction {
     ///
     /// # Safety
     /// As for [`step`](Self::step), for each of the words.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     unsafe fn words(shared: *mut u8, private: *mut u8, count: usize);
 }
 
@@ -100,11 +111,11 @@ pub(crate) trait Direction {
 ///
 /// # Safety
 /// `from` is valid for reads and `to` for writes of so many words, and they do not overlap.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline]
 unsafe fn string(from: *const u8, to: *mut u8, count: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: reads and writes what the caller says is valid; the direction flag is clear, as everywhere in Rust. To the
-    // compiler it may be any code that moves each word once, atomically as the steps of this module do.
+    // SAFETY: reads and writes what the caller says is valid; the direction flag is clear, as everywhere in Rust. The
+    // compiler knows no more of it than that it may read and write this memory.
     unsafe {
         core::arch::asm!(
             "rep movsq",
@@ -113,11 +124,6 @@ unsafe fn string(from: *const u8, to: *mut u8, count: usize) {
             inout("rdi") to => _,
             options(nostack, preserves_flags),
         );
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    {
-        let _ = (from, to, count);
-        unreachable!("no copy is long enough");
     }
 }
 
@@ -140,6 +146,7 @@ impl Direction for Out {
         unsafe { private.add(A::AT).cast::<M>().write_unaligned(M::load_at::<A>(base, offset)) };
     }
 
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline(always)]
     unsafe fn words(shared: *mut u8, private: *mut u8, count: usize) {
         // SAFETY: the caller's promise.
@@ -161,6 +168,7 @@ impl Direction for In {
         unsafe { M::store_at::<A>(base, offset, private.add(A::AT).cast::<M>().read_unaligned()) };
     }
 
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline(always)]
     unsafe fn words(shared: *mut u8, private: *mut u8, count: usize) {
         // SAFETY: the caller's promise.
@@ -192,43 +200,8 @@ pub(crate) unsafe fn bytes<D: Direction>(mut shared: *mut u8, mut private: *mut 
     }
 }
 
-/// Copies `len` bytes, in words where the shared side is aligned to them; each byte is accessed once.
-///
-/// # Safety
-/// `shared` is valid for atomic reads and writes of `len` bytes; `private` is valid for reads of as many ([`In`])
-/// or writes ([`Out`]), and no part of the shared memory.
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-#[inline]
-pub(crate) unsafe fn bytes<D: Direction>(mut shared: *mut u8, mut private: *mut u8, mut len: usize) {
-    // SAFETY: in all of this `len` is what is left of both sides, no step is longer than that, and steps of words
-    // begin only where the shared side is aligned to words.
-    unsafe {
-        while len > 0 && shared.addr() % WORD != 0 {
-            D::step::<u8>(shared, private);
-            (shared, private, len) = (shared.add(1), private.add(1), len - 1);
-        }
-        if len >= STRING {
-            let words = len / WORD;
-            D::words(shared, private, words);
-            (shared, private, len) = (shared.add(words * WORD), private.add(words * WORD), len % WORD);
-        }
-        // The loop around a word costs more than the word, so four at a time.
-        while len >= 4 * WORD {
-            for i in 0..4 {
-                D::step::<usize>(shared.add(i * WORD), private.add(i * WORD));
-            }
-            (shared, private, len) = (shared.add(4 * WORD), private.add(4 * WORD), len - 4 * WORD);
-        }
-        while len >= WORD {
-            D::step::<usize>(shared, private);
-            (shared, private, len) = (shared.add(WORD), private.add(WORD), len - WORD);
-        }
-        while len > 0 {
-            D::step::<u8>(shared, private);
-            (shared, private, len) = (shared.add(1), private.add(1), len - 1);
-        }
-    }
-}
+pub(crate) use crate::generic::{bytes, record};
 
 /// Copies a `T`'s bytes without a loop, for a record that is small: so many units of `L` behind `base`.
 ///
@@ -241,80 +214,47 @@ pub(crate) unsafe fn record<D: Direction, T, L: Place>(base: *mut u8, offset: us
     unsafe { crate::x86_64::record::<D, T, L>(base, offset, private) };
 }
 
-/// Copies a `T`'s bytes, in the largest granules that divide its size if the shared side is aligned to them: without
-/// a loop, for a record that is small.
-///
-/// # Safety
-/// As for [`bytes`], with the size of `T` as the length.
-#[cfg(not(all(target_arch = "x86_64", not(miri))))]
-#[inline(always)]
-pub(crate) unsafe fn record<D: Direction, T, L: Place>(base: *mut u8, offset: usize, private: *mut u8) {
-    let offset = L::START + offset * L::UNIT;
-    // SAFETY: the caller's promise.
-    unsafe {
-        match const { granule(size_of::<T>()) } {
-            2 => granules::<D, u16, T>(base, offset, private),
-            4 => granules::<D, u32, T>(base, offset, private),
-            WORD => granules::<D, usize, T>(base, offset, private),
-            _ => bytes::<D>(base.add(offset), private, size_of::<T>()),
-        }
-    }
-}
-
-#[cfg(not(all(target_arch = "x86_64", not(miri))))]
-const fn granule(size: usize) -> usize {
-    let mut granule = WORD;
-    while size % granule != 0 {
-        granule /= 2;
-    }
-    granule
-}
-
-#[cfg(not(all(target_arch = "x86_64", not(miri))))]
-/// # Safety
-/// As for [`record`]; the size of `T` is a multiple of the size of `G`.
-#[inline(always)]
-unsafe fn granules<D: Direction, G: Granule, T>(base: *mut u8, offset: usize, private: *mut u8) {
-    // SAFETY: every offset is that of a whole granule of `T`'s bytes, and the alignment of the first is that of all.
-    unsafe {
-        let shared = base.add(offset);
-        // What is known of the offset when this is compiled need not be computed.
-        if (base.addr() | offset) % size_of::<G>() == 0 {
-            for offset in (0..size_of::<T>()).step_by(size_of::<G>()) {
-                D::step::<G>(shared.add(offset), private.add(offset));
-            }
-        } else {
-            misaligned::<D>(shared, private, size_of::<T>());
-        }
-    }
-}
-
-#[cfg(not(all(target_arch = "x86_64", not(miri))))]
-/// # Safety
-/// As for [`bytes`].
-#[cold]
-#[inline(never)]
-unsafe fn misaligned<D: Direction>(shared: *mut u8, private: *mut u8, len: usize) {
-    // SAFETY: the caller's promise.
-    unsafe { bytes::<D>(shared, private, len) };
-}
-
 /// Writes the same byte `len` times.
 ///
 /// # Safety
 /// `shared` is valid for atomic reads and writes of `len` bytes.
 pub(crate) unsafe fn fill(mut shared: *mut u8, mut len: usize, value: u8) {
-    let word = usize::from_ne_bytes([value; WORD]);
-    // SAFETY: `len` is what is left, no step is longer, and words are written where they are aligned.
-    unsafe {
-        while len > 0 {
-            if len >= WORD && shared.addr() % WORD == 0 {
-                usize::store(shared, word);
-                (shared, len) = (shared.add(WORD), len - WORD);
-            } else {
-                u8::store(shared, value);
-                (shared, len) = (shared.add(1), len - 1);
-            }
-        }
+    let mut chunk = [value; 128];
+    while len > 0 {
+        let count = len.min(chunk.len());
+        // SAFETY: `count` is no more than what is left of the shared bytes, and than there are in the chunk, which is only read.
+        shared = unsafe {
+            bytes::<In>(shared, chunk.as_mut_ptr(), count);
+            shared.add(count)
+        };
+        len -= count;
     }
+}
+
+/// Reads the word of an index or an event field, whole.
+///
+/// # Safety
+/// The address is valid for atomic reads and writes of four bytes, and aligned to four.
+#[inline]
+pub(crate) unsafe fn load_word(from: *mut u8, order: Ordering) -> u32 {
+    if THREADS {
+        // SAFETY: the caller's promise.
+        return unsafe { crate::whole::load(from) };
+    }
+    // SAFETY: the caller's promise; an atomic may be changed by others at any time.
+    unsafe { AtomicU32::from_ptr(from.cast()) }.load(order)
+}
+
+/// Writes the word of an index or an event field, whole.
+///
+/// # Safety
+/// As for [`load_word`].
+#[inline]
+pub(crate) unsafe fn store_word(to: *mut u8, value: u32, order: Ordering) {
+    if THREADS {
+        // SAFETY: the caller's promise.
+        return unsafe { crate::whole::store(to, value) };
+    }
+    // SAFETY: as in `load_word`.
+    unsafe { AtomicU32::from_ptr(to.cast()) }.store(value, order);
 }

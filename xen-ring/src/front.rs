@@ -107,7 +107,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         self.broken.is_some()
     }
 
-    /// Writes a request. The peer does not see it before [`publish`](Self::publish). Answers its index, counted
+    /// Writes a request. The peer does not see it before [`publish`](Self::publish). Returns its index, counted
     /// through from the first and wrapping.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(index)
     }
 
-    /// Writes requests, as many as fit, at less cost than one by one. Answers how many; their indices follow one another.
+    /// Writes requests, as many as fit, at less cost than one by one. Returns how many; their indices follow one another.
     ///
     /// # Errors
     /// [`RingError::Broken`] for ever after the peer broke the protocol.
@@ -148,7 +148,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         any
     }
 
-    /// Shows the peer all requests pushed so far, and answers whether it must be notified.
+    /// Shows the peer all requests pushed so far, and returns whether it must be notified.
     ///
     /// # Errors
     /// [`RingError::Broken`] for ever after the peer broke the protocol.
@@ -182,7 +182,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(Some(response))
     }
 
-    /// The same to a place that is there, at less cost; answers whether there was one.
+    /// The same to a place that is there, at less cost. Returns whether there was one.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -209,13 +209,13 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(Responses::new(self.mem.mem(), slots, &mut self.taken, self.available)?)
     }
 
-    /// The index that the next request will have, counted through and wrapping, as [`push`](Self::push) answers it.
+    /// The index that the next request will have, counted through and wrapping, as [`push`](Self::push) returns it.
     #[inline]
     pub fn request_index(&self) -> u32 {
         self.pushed
     }
 
-    /// Takes responses, as many as are there and fit, at less cost than one by one. Answers how many.
+    /// Takes responses, as many as are there and fit, at less cost than one by one. Returns how many.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -245,7 +245,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         Ok(self.available != self.taken || self.look()?)
     }
 
-    /// Asks to be notified of the next response, and answers whether one is there already: then there will be no
+    /// Asks to be notified of the next response, and returns whether one is there already: then there will be no
     /// notification for it, and sleeping would be wrong.
     ///
     /// # Errors
@@ -256,7 +256,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     }
 
     /// Like [`arm`](Self::arm), but for the response that follows `skip` others: who needs no single one of them
-    /// is woken less often. Answers whether any response is there already.
+    /// is woken less often. Returns whether any response is there already.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).

@@ -9,6 +9,8 @@ mod back;
 mod copy;
 mod error;
 mod front;
+#[cfg(any(test, not(all(target_arch = "x86_64", not(miri)))))]
+mod generic;
 mod header;
 mod layout;
 mod mem;
@@ -16,6 +18,7 @@ mod mem;
 pub mod mock;
 mod responses;
 mod stream;
+mod whole;
 pub mod word;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86_64;

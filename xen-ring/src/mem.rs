@@ -5,7 +5,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -14,8 +14,9 @@ use crate::copy::{self, Bytes, In, Out, Place};
 /// Bytes that another domain may change at any time.
 ///
 /// It is linear like `&mut [u8]` (one owner, may be split, lent and sent to another thread) but never hands out a
-/// reference: what is read is copied out once, and only the copy is looked at. Every access is atomic, so that
-/// whatever the others do is a wrong value at worst, and never undefined.
+/// reference: what is read is copied out once, and only the copy is looked at. Whatever the others do meanwhile is a wrong
+/// value at worst, and never undefined. Only the words of [`load_u32`](Self::load_u32) and [`store_u32`](Self::store_u32) are
+/// whole: of everything else, each byte may be from another moment.
 pub struct SharedMem<'a> {
     ptr: NonNull<u8>,
     len: usize,
@@ -23,7 +24,7 @@ pub struct SharedMem<'a> {
     _owner: PhantomData<&'a mut core::cell::Cell<u8>>,
 }
 
-// SAFETY: the bytes are not bound to a thread, and all access to them is atomic (`new` promises the same of others).
+// SAFETY: the bytes are not bound to a thread, and `new` promises that all access to them is by views like this one.
 unsafe impl Send for SharedMem<'_> {}
 
 /// An access that is not within the memory, or not aligned as it needs to be.
@@ -87,9 +88,10 @@ impl<'a> SharedMem<'a> {
     /// # Safety
     /// During `'a`
     /// - the bytes are valid for reads and writes, and initialised;
-    /// - no reference to any of them is used, and whatever else in this program accesses them does so by atomics:
-    ///   another `SharedMem` does. So two views may overlap, as those of the two sides do in a test, where one
-    ///   program holds both; a driver should not make two, for what one writes the other would have to mistrust.
+    /// - no reference to any of them is used, and nothing else in this program accesses them but other views of this type.
+    ///   Two views may overlap, as those of the two sides do in a test, where one program holds both;
+    /// - if two such views are used by several threads at once, the processor is an x86-64, or the feature `mock` is on:
+    ///   elsewhere the views may access the same byte by accesses of different sizes, which must not race.
     ///
     /// Other domains, Xen and devices may access them at any time and as they like.
     pub const unsafe fn new(ptr: NonNull<u8>, len: usize) -> Self {
@@ -310,14 +312,12 @@ impl<'a> SharedMem<'a> {
     }
 
     #[inline]
-    fn word(&self, offset: usize) -> Result<&AtomicU32, OutOfRange> {
-        let ptr = self.at(offset, 4)?.cast::<u32>();
-        if !ptr.is_aligned() {
+    fn word(&self, offset: usize) -> Result<*mut u8, OutOfRange> {
+        let ptr = self.at(offset, 4)?;
+        if !ptr.cast::<u32>().is_aligned() {
             return Err(OutOfRange { offset, len: 4, available: self.len });
         }
-        // SAFETY: in range and aligned; an atomic may be changed by others at any time, and nobody accesses these bytes
-        // but by atomics. The reference does not outlive the view, and does not leave this module.
-        Ok(unsafe { AtomicU32::from_ptr(ptr.as_ptr()) })
+        Ok(ptr.as_ptr())
     }
 
     /// Reads a word as an atomic, for indices and event fields.
@@ -326,10 +326,12 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it is not within the memory or not aligned to 4 bytes.
     ///
     /// # Panics
-    /// If `order` is none for loads, as [`AtomicU32::load`].
+    /// If `order` is none for loads, as [`AtomicU32::load`](core::sync::atomic::AtomicU32::load).
     #[inline]
     pub fn load_u32(&self, offset: usize, order: Ordering) -> Result<u32, OutOfRange> {
-        Ok(self.word(offset)?.load(order))
+        let word = self.word(offset)?;
+        // SAFETY: in range and aligned, and `new` promises that nobody accesses these bytes by other means than this one's.
+        Ok(unsafe { copy::load_word(word, order) })
     }
 
     /// Writes a word as an atomic, for indices and event fields.
@@ -338,10 +340,12 @@ impl<'a> SharedMem<'a> {
     /// [`OutOfRange`] when it is not within the memory or not aligned to 4 bytes.
     ///
     /// # Panics
-    /// If `order` is none for stores, as [`AtomicU32::store`].
+    /// If `order` is none for stores, as [`AtomicU32::store`](core::sync::atomic::AtomicU32::store).
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> Result<(), OutOfRange> {
-        self.word(offset)?.store(value, order);
+        let word = self.word(offset)?;
+        // SAFETY: as in `load_u32`.
+        unsafe { copy::store_word(word, value, order) };
         Ok(())
     }
 }

@@ -165,7 +165,7 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         Ok(progress)
     }
 
-    /// Writes as much as fits; answers how many bytes that was. The peer is to be notified when it was any.
+    /// Writes as much as fits. Returns how many bytes that was. The peer is to be notified when it was any.
     ///
     /// # Errors
     /// As [`writable`](Self::writable).
@@ -184,7 +184,7 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         Ok(count)
     }
 
-    /// Reads as much as is there and fits; answers how many bytes that was. The peer is to be notified when it was
+    /// Reads as much as is there and fits. Returns how many bytes that was. The peer is to be notified when it was
     /// any.
     ///
     /// # Errors

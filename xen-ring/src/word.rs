@@ -60,7 +60,7 @@ impl Word for SharedWord<'_, '_> {
     }
 }
 
-/// Moves the producer's index from `old` to `new`, and answers whether the consumer asked to be notified of one
+/// Moves the producer's index from `old` to `new`, and returns whether the consumer asked to be notified of one
 /// of the entries between (`RING_PUSH_*_AND_CHECK_NOTIFY` of `io/ring.h`).
 ///
 /// # Errors
@@ -74,7 +74,7 @@ pub fn publish<W: Word>(producer: &W, event: &W, old: u32, new: u32) -> Result<b
     Ok(new.wrapping_sub(event) < new.wrapping_sub(old))
 }
 
-/// Asks to be notified of the entry after `consumed`, and answers the producer's index as it is after asking: what
+/// Asks to be notified of the entry after `consumed`, and returns the producer's index as it is after asking: what
 /// is there already will not be notified (`RING_FINAL_CHECK_FOR_*` of `io/ring.h`).
 ///
 /// # Errors

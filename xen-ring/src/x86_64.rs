@@ -1,7 +1,8 @@
 //! Copies of records on x86-64, whose moves need no alignment.
 //!
-//! Rust's atomics do, and there are none of 16 bytes; so these are the processor's moves by name. To the compiler each
-//! is any code that accesses each of its bytes once, atomically, as the steps of [`copy`](crate::copy) do.
+//! Rust's atomics do, and there are none of 16 bytes; so these are the processor's moves by name. The compiler does not look into
+//! them: it knows that they may read or write this memory, and has no access of its own there to race with but the words of
+//! indices, which are aligned and which the processor accesses whole.
 #![allow(unsafe_code, reason = "accesses memory that is outside of Rust's rules")]
 
 use core::arch::asm;

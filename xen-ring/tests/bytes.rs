@@ -6,10 +6,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use proptest::prelude::*;
+use xen_ring::mock::model::{StreamAct, meddled_streams, streams};
 use xen_ring::mock::{Cursor, HostilePeer, Meddled, PeerOp, SharedPages};
-use xen_ring::{
-    Backing, ByteRing, ConsoleLayout, Reversed, RingError, StreamLayout, Violation, XenstoreLayout,
-};
+use xen_ring::{Backing, ByteRing, ConsoleLayout, Reversed, RingError, StreamLayout, XenstoreLayout};
 
 #[derive(Clone, Copy, Debug)]
 enum Act {
@@ -143,62 +142,18 @@ fn peer_ops() -> impl Strategy<Value = PeerOp> {
     ]
 }
 
-/// The near end's acts, each after one of the peer's.
-fn check_hostile<L: StreamLayout>(
-    (out, input): (u32, u32),
-    acts: &[(PeerOp, u8, u16)],
-) -> Result<(), TestCaseError> {
-    let shared = started::<L>(out, input);
-    let mut ring = ByteRing::<L, _>::new(shared.clone()).unwrap();
-    let mut peer = HostilePeer::<L, _>::new(shared.clone()).unwrap();
-    let (mut written, mut read, mut broken) = (out, input, None);
-    for &(op, act, len) in acts {
-        peer.apply(op);
-        let before = shared.snapshot();
-        let (mut data, len) = (vec![0x77; len.into()], u32::from(len));
-        if let Some(error) = broken {
-            let failed = Err(RingError::Broken(error));
-            prop_assert!(ring.is_broken());
-            prop_assert_eq!((ring.readable(), ring.writable()), (failed, failed));
-            prop_assert_eq!((ring.read(&mut data), ring.write(&data)), (failed, failed));
-            prop_assert_eq!(shared.snapshot(), before, "a broken ring is left alone");
-            continue;
-        }
-        let (index, ours, limit) = match act % 2 {
-            0 => (peer.get(Cursor::InProd), read, L::IN.1),
-            _ => (peer.get(Cursor::OutCons), written, L::OUT.1),
-        };
-        let distance = if act % 2 == 0 { index.wrapping_sub(ours) } else { ours.wrapping_sub(index) };
-        if distance > limit {
-            broken = Some(Violation { index, ours, limit });
-            let failed = Err(RingError::Broken(Violation { index, ours, limit }));
-            prop_assert_eq!(if act % 2 == 0 { ring.read(&mut data) } else { ring.write(&data) }, failed);
-        } else if act % 2 == 0 {
-            let count = distance.min(len);
-            prop_assert_eq!(ring.read(&mut data), Ok(count as usize));
-            for (i, byte) in (0..count).zip(&data) {
-                let place = L::IN.0 + (read.wrapping_add(i) & (limit - 1)) as usize;
-                prop_assert_eq!(*byte, before[place]);
-            }
-            read = read.wrapping_add(count);
-            prop_assert!(count == 0 || peer.get(Cursor::InCons) == read, "what is ours we know ourselves");
-        } else {
-            let count = (limit - distance).min(len);
-            prop_assert_eq!(ring.write(&data), Ok(count as usize));
-            written = written.wrapping_add(count);
-            prop_assert!(
-                count == 0 || peer.get(Cursor::OutProd) == written,
-                "what is ours we know ourselves"
-            );
-            // Nothing is written but the stream and its index.
-            for (i, (was, is)) in before.iter().zip(&shared.snapshot()).enumerate() {
-                let stream = L::OUT.0..L::OUT.0 + limit as usize;
-                let index = L::OUT_INDICES.1..L::OUT_INDICES.1 + 4;
-                prop_assert!(was == is || stream.contains(&i) || index.contains(&i));
-            }
-        }
-    }
-    Ok(())
+fn stream_acts() -> impl Strategy<Value = Vec<StreamAct>> {
+    let len = || lengths().prop_map(usize::from);
+    let act = prop_oneof![
+        4 => peer_ops().prop_map(StreamAct::Peer),
+        2 => (len(), any::<u8>()).prop_map(|(len, value)| StreamAct::Write(len, value)),
+        2 => len().prop_map(StreamAct::Read),
+        1 => (len(), len()).prop_map(|(skip, len)| StreamAct::Untaken(skip, len)),
+        1 => prop::sample::select(&[StreamAct::Readable, StreamAct::Writable, StreamAct::Drained][..]),
+        1 => Just(StreamAct::Progressed),
+        1 => prop::option::weighted(0.1, Just(StreamAct::Rejoin)).prop_map(|act| act.unwrap_or(StreamAct::Readable)),
+    ];
+    prop::collection::vec(act, 1..80)
 }
 
 proptest! {
@@ -217,14 +172,17 @@ proptest! {
     }
 
     #[test]
-    fn a_peer_that_does_anything(
-        starts in (starts(), starts()),
-        acts in prop::collection::vec((peer_ops(), any::<u8>(), 0..400_u16), 1..80),
-    ) {
-        check_hostile::<ConsoleLayout>(starts, &acts)?;
-        check_hostile::<XenstoreLayout>(starts, &acts)?;
-        check_hostile::<Reversed<ConsoleLayout>>(starts, &acts)?;
-        check_hostile::<Reversed<XenstoreLayout>>(starts, &acts)?;
+    fn a_peer_that_does_anything(out in starts(), input in starts(), acts in stream_acts()) {
+        streams::<ConsoleLayout>(out, input, acts.iter().copied());
+        streams::<XenstoreLayout>(out, input, acts.iter().copied());
+        streams::<Reversed<ConsoleLayout>>(out, input, acts.iter().copied());
+        streams::<Reversed<XenstoreLayout>>(out, input, acts);
+    }
+
+    #[test]
+    fn a_peer_that_acts_between_two_accesses(every in 1..5_u32, acts in stream_acts()) {
+        meddled_streams::<ConsoleLayout>(every, acts.iter().copied());
+        meddled_streams::<XenstoreLayout>(every, acts);
     }
 }
 

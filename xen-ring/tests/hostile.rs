@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
+use xen_ring::mock::model::{self, BackAct, FrontAct};
 use xen_ring::mock::{BackOp, Field, HostileBack, Meddled, SharedPages};
 use xen_ring::{Back, Backing, Front, Protocol, RingError, Violation};
 
@@ -13,18 +14,6 @@ struct Net;
 impl Protocol for Net {
     type Request = [u8; 12];
     type Response = [u8; 4];
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Act {
-    Push(u8),
-    Publish,
-    Pop,
-    PopBatch(u8),
-    PopEach(u8),
-    Look,
-    Arm(u32),
-    Back(BackOp),
 }
 
 fn numbers() -> impl Strategy<Value = u32> {
@@ -43,16 +32,28 @@ fn back_ops() -> impl Strategy<Value = BackOp> {
     ]
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
+fn acts() -> impl Strategy<Value = Vec<FrontAct>> {
     let act = prop_oneof![
-        2 => any::<u8>().prop_map(Act::Push),
-        2 => Just(Act::Publish),
-        3 => Just(Act::Pop),
-        2 => (0..20_u8).prop_map(Act::PopBatch),
-        2 => (0..20_u8).prop_map(Act::PopEach),
-        1 => Just(Act::Look),
-        1 => numbers().prop_map(Act::Arm),
-        3 => back_ops().prop_map(Act::Back),
+        2 => (any::<u8>(), 1..4_u32).prop_map(|(value, times)| FrontAct::Push(value, times)),
+        2 => Just(FrontAct::Publish),
+        3 => (1..4_u32).prop_map(FrontAct::Pop),
+        2 => (0..20_u32).prop_map(FrontAct::PopBatch),
+        2 => (0..20_u32).prop_map(FrontAct::PopEach),
+        1 => Just(FrontAct::Look),
+        1 => numbers().prop_map(FrontAct::Arm),
+        3 => back_ops().prop_map(FrontAct::Back),
+    ];
+    prop::collection::vec(act, 1..200)
+}
+
+fn back_acts() -> impl Strategy<Value = Vec<BackAct>> {
+    let act = prop_oneof![
+        2 => (0..16_u32, any::<u8>()).prop_map(|(count, value)| BackAct::Requests(count, value)),
+        2 => (1..4_u32).prop_map(BackAct::Pop),
+        2 => (0..16_u32).prop_map(BackAct::Respond),
+        2 => Just(BackAct::Publish),
+        1 => prop::sample::select(&[BackAct::Look, BackAct::Arm][..]),
+        1 => back_ops().prop_map(BackAct::Front),
     ];
     prop::collection::vec(act, 1..200)
 }
@@ -61,199 +62,26 @@ fn starts() -> impl Strategy<Value = u32> {
     prop_oneof![(0..50_u32).prop_map(|n| u32::MAX - n), Just(0), any::<u32>()]
 }
 
-/// What a ring may believe of its peer's index.
-struct Belief {
-    taken: u32,
-    available: u32,
-    limit: u32,
-}
-
-impl Belief {
-    fn judge(&mut self, index: u32) -> Result<bool, RingError> {
-        let behind = index.wrapping_sub(self.taken) < self.available.wrapping_sub(self.taken);
-        // Counted out, not computed: the index is one of those from what is taken to what is possible.
-        let possible = (0..=self.limit).any(|n| self.taken.wrapping_add(n) == index);
-        if behind || !possible {
-            return Err(RingError::Broken(Violation { index, ours: self.taken, limit: self.limit }));
-        }
-        self.available = index;
-        Ok(self.available != self.taken)
-    }
-}
-
-fn stays_broken(front: &mut Front<Net, SharedPages>, error: RingError) -> Result<(), TestCaseError> {
-    prop_assert!(front.is_broken());
-    prop_assert_eq!(front.free(), 0);
-    prop_assert_eq!(front.push(&[0; 12]), Err(error));
-    prop_assert_eq!(front.publish(), Err(error));
-    prop_assert_eq!(front.pop(), Err(error));
-    prop_assert_eq!(front.push_batch(&[[0; 12]; 3]), Err(error));
-    prop_assert_eq!(front.pop_batch(&mut [[0; 4]; 3]), Err(error));
-    prop_assert_eq!(front.has_responses(), Err(error));
-    prop_assert_eq!(front.arm(), Err(error));
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn a_front_believes_what_is_possible_and_nothing_else(start in starts(), acts in acts()) {
-        let shared = SharedPages::new(1);
-        let mut front = Front::<Net, _>::init_at(shared.clone(), start).unwrap();
-        let mut back = HostileBack::<Net, _>::new(shared.clone()).unwrap();
-        let mut belief = Belief { taken: start, available: start, limit: 0 };
-        let (mut pushed, mut published, mut broken) = (start, start, None);
-        for act in acts {
-            if let Some(error) = broken {
-                if let Act::Back(op) = act {
-                    back.apply(op);
-                }
-                let before = shared.snapshot();
-                stays_broken(&mut front, error)?;
-                prop_assert_eq!(shared.snapshot(), before, "a broken ring is left alone");
-                continue;
-            }
-            belief.limit = published.wrapping_sub(belief.taken);
-            let result = match act {
-                Act::Push(value) => {
-                    let expected = match pushed.wrapping_sub(belief.taken) {
-                        256 => Err(RingError::Full),
-                        _ => Ok(pushed),
-                    };
-                    prop_assert_eq!(front.push(&[value; 12]), expected);
-                    pushed = pushed.wrapping_add(u32::from(expected.is_ok()));
-                    Ok(())
-                }
-                Act::Publish => {
-                    let event = back.get(Field::ReqEvent);
-                    let count = pushed.wrapping_sub(published);
-                    let notify = (1..=count).any(|n| published.wrapping_add(n) == event);
-                    prop_assert_eq!(front.publish(), Ok(notify));
-                    published = pushed;
-                    // What we wrote is right again, whatever the peer had put there.
-                    prop_assert!(count == 0 || back.get(Field::ReqProd) == published);
-                    Ok(())
-                }
-                Act::Pop | Act::Look => {
-                    let known = belief.available != belief.taken;
-                    let there = if known { Ok(true) } else { belief.judge(back.get(Field::RspProd)) };
-                    if matches!(act, Act::Look) {
-                        prop_assert_eq!(front.has_responses(), there);
-                    } else {
-                        let slot: [u8; 12] = back.request(belief.taken);
-                        let first = slot[..4].try_into().unwrap();
-                        prop_assert_eq!(front.pop(), there.map(|there| there.then_some(first)));
-                        belief.taken = belief.taken.wrapping_add(u32::from(there == Ok(true)));
-                    }
-                    there.map(drop)
-                }
-                Act::PopBatch(count) | Act::PopEach(count) => {
-                    let known = belief.available.wrapping_sub(belief.taken);
-                    let each = matches!(act, Act::PopEach(_));
-                    let there = match each || known < u32::from(count) {
-                        true => belief.judge(back.get(Field::RspProd)),
-                        false => Ok(true),
-                    };
-                    let expected = there.map(|_| {
-                        let available = belief.available.wrapping_sub(belief.taken);
-                        let first = |n| {
-                            let slot: [u8; 12] = back.request(belief.taken.wrapping_add(n));
-                            slot[..4].try_into().unwrap()
-                        };
-                        (0..available.min(count.into())).map(first).collect::<Vec<[u8; 4]>>()
-                    });
-                    let taken = if each {
-                        front.responses().map(|each| each.take(count.into()).collect())
-                    } else {
-                        let mut out = vec![[0; 4]; count.into()];
-                        front.pop_batch(&mut out).map(|count| out[..count as usize].to_vec())
-                    };
-                    prop_assert_eq!(&taken, &expected);
-                    let taken = taken.map_or(0, |taken| taken.len() as u32);
-                    belief.taken = belief.taken.wrapping_add(taken);
-                    there.map(drop)
-                }
-                Act::Arm(skip) => {
-                    let there = belief.judge(back.get(Field::RspProd));
-                    prop_assert_eq!(front.arm_after(skip), there);
-                    prop_assert_eq!(
-                        back.get(Field::RspEvent), belief.taken.wrapping_add(skip).wrapping_add(1)
-                    );
-                    there.map(drop)
-                }
-                Act::Back(op) => {
-                    back.apply(op);
-                    Ok(())
-                }
-            };
-            broken = result.err();
-            prop_assert_eq!(front.is_broken(), broken.is_some());
-        }
+        model::front(start, acts);
     }
 
     #[test]
-    fn a_back_believes_what_is_possible_and_nothing_else(
+    fn a_back_believes_what_is_possible_and_nothing_else(start in starts(), acts in back_acts()) {
+        model::back(start, acts);
+    }
+
+    #[test]
+    fn a_back_that_acts_between_two_accesses_breaks_its_ring_and_no_more(
         start in starts(),
-        acts in prop::collection::vec((0..4_u8, numbers()), 1..200),
+        every in 1..5_u32,
+        acts in acts(),
     ) {
-        let shared = SharedPages::new(1);
-        Front::<Net, _>::init_at(shared.clone(), start).unwrap();
-        let mut back = Back::<Net, _>::attach_at(shared.clone(), start).unwrap();
-        let mut raw = HostileBack::<Net, _>::new(shared).unwrap();
-        let mut belief = Belief { taken: start, available: start, limit: 256 };
-        let (mut pushed, mut published, mut broken) = (start, start, None);
-        for (act, number) in acts {
-            if let Some(error) = broken {
-                prop_assert!(back.is_broken());
-                raw.set(Field::ReqProd, number);
-                prop_assert_eq!(back.pop(), Err(error));
-                prop_assert_eq!(back.push(&[0; 4]), Err(error));
-                prop_assert_eq!(back.publish(), Err(error));
-                prop_assert_eq!(back.push_batch(&[[0; 4]; 3]), Err(error));
-                prop_assert_eq!(back.pop_batch(&mut [[0; 12]; 3]), Err(error));
-                prop_assert_eq!(back.has_requests(), Err(error));
-                prop_assert_eq!(back.arm(), Err(error));
-                continue;
-            }
-            // A slot is free for a request again once its response is published.
-            belief.limit = 256 - belief.taken.wrapping_sub(published);
-            match act {
-                0 if number % 16 == 0 => raw.advance(Field::ReqProd, number),
-                0 => {
-                    // Some more, as far as there is room: a front that keeps to the rules.
-                    let room = 256 - raw.get(Field::ReqProd).wrapping_sub(published).min(256);
-                    raw.apply(BackOp::Fill { value: number as u8 });
-                    raw.advance(Field::ReqProd, room.min(number % 16));
-                }
-                1 => {
-                    let known = belief.available != belief.taken;
-                    let there = if known { Ok(true) } else { belief.judge(raw.get(Field::ReqProd)) };
-                    let slot = raw.request(belief.taken);
-                    prop_assert_eq!(back.pop(), there.map(|there| there.then_some(slot)));
-                    belief.taken = belief.taken.wrapping_add(u32::from(there == Ok(true)));
-                    broken = there.err();
-                }
-                2 => {
-                    for _ in 0..number % 16 {
-                        prop_assert_eq!(back.unanswered(), belief.taken.wrapping_sub(pushed));
-                        if pushed == belief.taken {
-                            prop_assert_eq!(back.push(&[0; 4]), Err(RingError::Full));
-                            break;
-                        }
-                        prop_assert_eq!(back.push(&[1; 4]), Ok(()));
-                        pushed = pushed.wrapping_add(1);
-                    }
-                    back.publish().unwrap();
-                    published = pushed;
-                }
-                _ => {
-                    let there = belief.judge(raw.get(Field::ReqProd));
-                    prop_assert_eq!(back.arm(), there);
-                    broken = there.err();
-                }
-            }
-        }
+        model::meddled_front::<Net>(1, start, every, &[7; 12], acts);
     }
 
     #[test]

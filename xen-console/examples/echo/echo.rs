@@ -37,7 +37,7 @@ pub(crate) fn run(mut input: impl BufRead, output: &mut impl Write) -> Result<()
     }
 }
 
-/// The guest's part: handles what was typed. Answers whether that was anything.
+/// The guest's part: handles what was typed. Returns whether that was anything.
 fn serve<P: Platform>(
     console: &mut Console<'_, P>,
     lines: &mut LineReader<80>,

@@ -4,7 +4,8 @@
 //! the [`Back`](crate::Back), and they talk as two domains do that share these pages. A test of how code stands a bad
 //! peer gives the second handle to a [`HostileBack`] or [`HostilePeer`] instead; they write any index and any byte,
 //! by method or as a list of [`BackOp`] or [`PeerOp`] that a property test or a fuzzer made up. [`Meddled`] gets in
-//! between two accesses of the code under test, where another domain could change what was just checked.
+//! between two accesses of the code under test, where another domain could change what was just checked. [`model`] is what the
+//! rings themselves have to do.
 //!
 //! ```
 //! use xen_ring::mock::{BackOp, Field, HostileBack, SharedPages};
@@ -33,6 +34,7 @@
 
 mod back;
 mod meddle;
+pub mod model;
 mod pages;
 mod peer;
 
