@@ -20,7 +20,7 @@ impl Backend {
         if self.queues.is_empty() {
             return false;
         }
-        if self.options.multicast == Multicast::Dynamic {
+        if self.word.multicast == Multicast::Dynamic {
             self.filters = self.says("request-multicast-control");
         }
         while self.backlog.len() < 64 {
@@ -175,7 +175,7 @@ impl Backend {
             status: (self.headroom + chunk.len()) as i16,
         };
         let gref = GrantRef(request.gref);
-        match map(&self.dom0, self.guest.id(), gref, true) {
+        match map(&self.own, self.guest.id(), gref, true) {
             Ok(mut page) => {
                 if let Err(error) = page.mem().write_bytes(self.headroom, chunk) {
                     self.complain(error.to_string());
