@@ -37,7 +37,13 @@ pub(super) struct Queue {
     pub(super) room: VecDeque<RxRequest>,
     /// Responses that are not written yet.
     pub(super) tx_answers: Vec<TxResponse>,
-    pub(super) rx_answers: Vec<RxResponse>,
+    /// With the request's id, if a guest that has followed so far must take the response for a whole frame.
+    pub(super) rx_answers: Vec<(RxResponse, Option<u16>)>,
+    /// Something went before by which the guest may take a response for something else.
+    pub(super) rx_muddled: bool,
+    /// The guest was shown what cannot be.
+    pub(super) tx_lie: bool,
+    pub(super) rx_lie: bool,
     /// Some of the former are late.
     pub(super) put_off: bool,
     /// How much too far the guest is told that they go.
@@ -177,6 +183,9 @@ impl Backend {
             room: VecDeque::new(),
             tx_answers: Vec::new(),
             rx_answers: Vec::new(),
+            rx_muddled: false,
+            tx_lie: false,
+            rx_lie: false,
             put_off: false,
             tx_jump: None,
             rx_jump: None,

@@ -13,6 +13,7 @@ mod frame;
 #[cfg(feature = "smoltcp-v0-14")]
 mod host;
 mod link;
+pub mod model;
 mod options;
 mod pcap;
 mod serve;
@@ -241,6 +242,17 @@ impl MockNetback {
     /// How many of them were lies, which an honest backend has none of.
     pub fn lies_hit(&self) -> u64 {
         self.state().lied
+    }
+
+    /// Whether the guest was shown a response to a frame that it sent that no honest backend shows, since it connected.
+    pub fn lied_about_sent(&self) -> bool {
+        self.state().queues.iter().any(|queue| queue.tx_lie)
+    }
+
+    /// Whether the guest was shown a response with a frame that no honest backend shows, and that it cannot take for anything
+    /// else, since it connected.
+    pub fn lied_about_received(&self) -> bool {
+        self.state().queues.iter().any(|queue| queue.rx_lie)
     }
 
     /// A backend that hangs: does nothing until it is told otherwise.

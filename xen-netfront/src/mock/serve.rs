@@ -71,8 +71,22 @@ impl Backend {
         let now = self.put_off(index);
         let Some(queue) = self.queue(index) else { return };
         // What is there twice takes another's place, so some may not fit.
-        let _ = queue.tx_answers.drain(..now).try_for_each(|answer| queue.tx.push(&answer));
-        let _ = queue.rx_answers.drain(..).try_for_each(|answer| queue.rx.push(&answer));
+        let mut ids = BTreeSet::new();
+        let jumps = queue.tx_jump.is_some();
+        for answer in queue.tx_answers.drain(..now) {
+            let Ok(_) = queue.tx.push(&answer) else { break };
+            // An id that no page has, or one twice in what the guest sees at once.
+            let lie = answer.status != RSP_NULL && (answer.id >= 256 || !ids.insert(answer.id));
+            queue.tx_lie |= lie && !jumps;
+        }
+        queue.rx_muddled |= queue.rx_jump.is_some();
+        for (answer, id) in queue.rx_answers.drain(..) {
+            let Ok(_) = queue.rx.push(&answer) else { break };
+            let len = usize::try_from(answer.status).unwrap_or(0);
+            let outside = len > 0 && usize::from(answer.offset) + len > PAGE_SIZE;
+            let lie = id.is_some_and(|id| id != answer.id || outside);
+            queue.rx_lie |= lie && !queue.rx_muddled;
+        }
         let (mut tx, mut rx) = (queue.tx.publish().unwrap_or(false), queue.rx.publish().unwrap_or(false));
         if let Some(more) = queue.tx_jump.take() {
             jump(&mut queue.tx, more);
