@@ -59,7 +59,7 @@ impl Control {
 }
 
 impl Backend {
-    /// Answers what the guest asked, if an event said so.
+    /// Serves what the guest asked, if an event said so.
     pub(super) fn serve_control(&mut self) -> bool {
         let Some(port) = self.control.as_ref().map(|control| control.port) else { return false };
         if !self.notified(port) {
