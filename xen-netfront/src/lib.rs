@@ -32,6 +32,7 @@ mod segment;
 mod stats;
 mod tx;
 mod waiters;
+mod wake;
 
 pub use config::{Config, Features};
 pub use connect::Connecting;

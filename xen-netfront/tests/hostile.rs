@@ -4,9 +4,11 @@
 mod common;
 
 use common::{GUEST, HOST, Machine, frame};
+use xen_gnttab::Access;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::MockDomain;
 use xen_netfront::mock::{Fault, MockNetback, Options};
-use xen_netfront::{Error, FRAME_MAX, NetFront, State, Violation};
+use xen_netfront::{Config, Error, FRAME_MAX, Features, FramePage, Mac, NetFront, State, Violation};
 use xen_xenstore::Xenstore;
 
 /// Connects, runs `f`, and closes with a backend that still has everything mapped: that is in quarantine, and comes
@@ -304,5 +306,101 @@ fn memory_that_runs_out_is_an_error() {
         assert_eq!(machine.grants.stats().in_use, 0);
         machine.guest.fail_allocs_after(None);
         machine.connect(&mut xs).unwrap();
+    }
+}
+
+#[test]
+fn a_chain_of_responses_that_is_too_long_leaks_no_page() {
+    // So many slots of 1500 bytes each, said to be one frame.
+    for chain in [44, 60, 200, 255] {
+        for exchanges in [false, true] {
+            let machine = Machine::new();
+            let back = machine.vif(Options::default());
+            let mut xs = Xenstore::new(&machine.events).unwrap();
+            let config = Config { receive: Features::all(), ..Config::default() };
+            let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+            let page = || machine.grants.share(DomId(0), Access::ReadWrite).unwrap();
+            let mut spare: Vec<_> = (0..4).map(|_| FramePage { page: page(), offset: 0, len: 0 }).collect();
+            let in_use = machine.grants.stats().in_use;
+            for round in 0..4 {
+                for _ in 1..chain {
+                    back.fault_rx(Fault::Flags(4));
+                    machine.switch.send(frame(GUEST, HOST, 1500, 1));
+                }
+                machine.switch.send(frame(GUEST, HOST, 1500, 1));
+                for _ in 0..8 {
+                    machine.run();
+                }
+                let received = if exchanges {
+                    front.receive_pages(&mut spare).map(drop)
+                } else {
+                    front.receive(&mut [0; FRAME_MAX]).map(drop)
+                };
+                assert_eq!(received, Ok(()));
+                assert_eq!(front.stats().rx_dropped, round + 1, "{chain} {exchanges}");
+                front.publish().unwrap();
+                assert_eq!((machine.grants.stats().in_use, back.room()), (in_use, 256));
+                machine.switch.send(frame(GUEST, HOST, 99, 2));
+                machine.run();
+                assert_eq!(front.receive(&mut [0; FRAME_MAX]), Ok(Some(99)));
+            }
+            front.close(&mut xs, machine.soon()).unwrap();
+            drop(spare);
+            assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn events_that_are_under_way_when_a_card_goes_reach_nobody() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    for round in 0..20 {
+        let mut front = machine.connect(&mut xs).unwrap();
+        machine.run();
+        while front.arm().unwrap() {}
+        machine.switch.send(frame(GUEST, HOST, 60, 0));
+        // Xen has raised the event, and nobody has dispatched it yet.
+        machine.xen.run_until_idle(100);
+        let stray = machine.events.stats().stray;
+        match round % 4 {
+            0 => drop(front),
+            1 => front.close(&mut xs, machine.soon()).unwrap(),
+            2 => {
+                front.reconnect(&mut xs, machine.soon()).unwrap();
+                front.close(&mut xs, machine.soon()).unwrap();
+            }
+            _ => {
+                back.vanish();
+                assert!(front.reconnect(&mut xs, machine.soon()).is_err());
+                // A card of which half is gone refuses everything, and can be let go.
+                assert_eq!(front.service(&mut xs), Ok(State::Closed));
+                assert_eq!((front.queues(), front.backend(), front.channel(0).is_none()), (0, None, true));
+                assert_eq!(front.arm(), Err(Error::Closed));
+                assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Closed));
+                let soon = machine.soon();
+                assert!(front.control(soon).is_none());
+                assert_eq!(front.want_multicast(Mac([1; 6]), true), Err(Error::Closed));
+                assert_eq!(front.close(&mut xs, machine.soon()), Ok(()));
+            }
+        }
+        machine.events.dispatch(xen_hypercall::VcpuId(0));
+        assert_eq!(machine.events.stats().stray, stray);
+        back.vanish();
+        back.come_back();
+        machine.run();
+        machine.grants.reclaim();
+        assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0), "{round}");
+        // The next card, maybe by the same port, hears of its frames.
+        let mut front = machine.connect(&mut xs).unwrap();
+        machine.run();
+        while front.arm().unwrap() {}
+        let seen = machine.events.seq();
+        machine.switch.send(frame(GUEST, HOST, 61, 0));
+        machine.run();
+        assert!(machine.events.seq() != seen);
+        assert_eq!(front.receive(&mut [0; 61]), Ok(Some(61)));
+        front.close(&mut xs, machine.soon()).unwrap();
     }
 }

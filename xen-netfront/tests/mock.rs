@@ -12,6 +12,7 @@ use xen_hypercall::mock::{Chance, Dice, MockDomain};
 use xen_netfront::abi::*;
 use xen_netfront::mock::{Faults, MockNetback, Options};
 use xen_netfront::packet::{self, Packet};
+use xen_netfront::{Checksum, Config, Error, FramePage, Gso, GsoKind, TxMeta};
 use xen_ring::Front;
 use xen_xenstore::Xenstore;
 use xen_xenstore::xenbus::{Frontend, XenbusState};
@@ -282,4 +283,47 @@ fn a_machine_with_a_device_goes_when_the_test_lets_go_of_it() {
     assert!(gone.is_alive());
     drop(machine);
     assert!(!gone.is_alive());
+}
+
+#[test]
+fn a_backend_can_be_in_any_domain() {
+    let machine = Machine::new();
+    let back = machine.vif(Options { domain: DomId(3), ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { control_ring: true, ..Config::default() };
+    let mut front = machine.connect_with::<2>(&mut xs, config).unwrap();
+    assert_eq!((front.backend(), front.queues()), (Some(DomId(3)), 2));
+    front.transmit(&frame(HOST, GUEST, 60, 1)).unwrap();
+    machine.switch.send(frame(GUEST, HOST, 70, 2));
+    front.publish().unwrap();
+    machine.run();
+    assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, 60, 1));
+    assert_eq!(front.receive(&mut [0; 70]), Ok(Some(70)));
+    let soon = machine.soon();
+    front.control(soon).unwrap().set_hash_algorithm(1).unwrap();
+    // Another backend in the same place may be in another domain.
+    let page = machine.grants.share(DomId(0), Access::ReadOnly).unwrap();
+    let mut part = [FramePage { page, offset: 0, len: 60 }];
+    assert_eq!(front.transmit_pages(&mut part, TxMeta::default()), Err(Error::Page));
+    front.close(&mut xs, machine.soon()).unwrap();
+    assert_eq!(back.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_backend_keeps_to_what_it_said() {
+    let machine = Machine::new();
+    let back = machine.vif(Options { sg: false, gso_v4: false, ..Options::default() });
+    back.lie("feature-sg", Some("1"));
+    back.lie("feature-gso-tcpv4", Some("1"));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    // What it says later it was not asked.
+    back.set_back("feature-sg", "0");
+    let gso = Some(Gso { kind: GsoKind::TcpV4, size: 1400 });
+    let large = tcp(false, true, 1, &bytes(20_000));
+    front.transmit_with(&[&large], TxMeta { checksum: Checksum::Blank, gso }).unwrap();
+    front.publish().unwrap();
+    machine.run();
+    assert_eq!(machine.switch.receive().unwrap().gso, gso);
+    assert_eq!(back.complaints(), [""; 0]);
 }

@@ -1,12 +1,11 @@
 //! What is tried with a network device, and how it goes wrong.
 
+use xen_hypercall::DomId;
+use xen_netfront::mock::model::{self, QUEUES};
 use xen_netfront::mock::{Fault, Faults, Options};
 use xen_netfront::{Config, Features};
 
 use crate::input::{Number, Ops, Value, chance, input};
-
-/// Queues that the driver has room for.
-pub(super) const QUEUES: usize = 2;
 
 input! {
     /// What is tried.
@@ -45,18 +44,22 @@ input! {
         /// Receives into a buffer of so many bytes.
         ReceiveShort { room: u8 },
         ReceivePages,
-        Flush,
+        Publish,
         Arm,
         /// The far sides act.
         Run,
         Service,
         Reconnect,
+        /// The guest wants a multicast address, or no more.
+        Multicast { number: u8, wanted: bool },
         Stall { on: bool },
         Hold { on: bool },
         Detach,
-        Drop,
+        Close,
         Vanish,
         ComeBack,
+        Restart,
+        ForceDetach,
         /// The next response to a frame that was sent, or with one received, is wrong.
         Spoil { tx: bool, fault: FaultInput },
         /// A node of the backend says something else: at once, or when it is written next.
@@ -95,10 +98,59 @@ impl FaultInput {
     }
 }
 
+impl Op {
+    /// What it stands for.
+    pub(super) fn model(&self) -> model::Op {
+        use model::Op as To;
+        match *self {
+            Self::Transmit { v6, len, cut } => To::Transmit { v6, len: usize::from(len) % 9000, cut },
+            Self::TransmitLarge { len } => {
+                To::Transmit { v6: false, len: 58_000 + usize::from(len) % 7_400, cut: None }
+            }
+            Self::TransmitPages { len } => To::TransmitPages { len: usize::from(len) % 9000 },
+            Self::TransmitAnything { bytes, len, blank, cut } => {
+                let bytes = bytes[..usize::from(len) % 25].to_vec();
+                To::TransmitAnything { bytes, blank, cut }
+            }
+            Self::Host { v6, len, cut, times } => {
+                To::Host { v6, len: usize::from(len) % 9000, cut, times: usize::from(times) % 12 }
+            }
+            Self::Receive { times } => To::Receive { times: usize::from(times) % 64 },
+            Self::ReceiveShort { room } => To::ReceiveShort { room: room.into() },
+            Self::ReceivePages => To::ReceivePages,
+            Self::Publish => To::Publish,
+            Self::Arm => To::Arm,
+            Self::Run => To::Run,
+            Self::Service => To::Service,
+            Self::Reconnect => To::Reconnect,
+            Self::Multicast { number, wanted } => To::Multicast { number, wanted },
+            Self::Stall { on } => To::Stall(on),
+            Self::Hold { on } => To::Hold(on),
+            Self::Detach => To::Detach,
+            Self::Close => To::Close,
+            Self::Vanish => To::Vanish,
+            Self::ComeBack => To::ComeBack,
+            Self::Restart => To::Restart,
+            Self::ForceDetach => To::ForceDetach,
+            Self::Spoil { tx, ref fault } => To::Spoil { tx, fault: fault.fault() },
+            Self::Say { node, ref value, next } => To::Say { node: node.into(), value: value.text(), next },
+            Self::SayFront { node, ref value } => To::SayFront { node: node.into(), value: value.text() },
+            Self::Poke { tx, queue, offset, bytes } => {
+                To::Poke { tx, queue: queue.into(), offset: offset.into(), bytes }
+            }
+            Self::Index { tx, queue, word, ref number } => {
+                let (offset, bytes) = (usize::from(word % 16) * 4, number.get().to_le_bytes());
+                To::Poke { tx, queue: queue.into(), offset, bytes }
+            }
+        }
+    }
+}
+
 impl Plan {
     pub(super) fn options(&self) -> Options {
         let bit = |bit: u8| self.offers & 1 << bit != 0;
         Options {
+            domain: DomId(if bit(7) { 3 } else { 0 }),
             sg: bit(0),
             gso_v4: bit(1),
             gso_v6: bit(2),
@@ -114,8 +166,8 @@ impl Plan {
         Config {
             send: Features::from_bits_truncate(self.send.into()),
             receive: Features::from_bits_truncate(self.receive.into()),
-            tx_pages: 1 + usize::from(self.tx_pages) % 48,
-            rx_pages: 1 + usize::from(self.rx_pages) % 64,
+            tx_pages: 1 + usize::from(self.tx_pages) % 24,
+            rx_pages: 1 + usize::from(self.rx_pages) % 32,
             queues: QUEUES,
             split_channels: self.split,
             ..Config::default()

@@ -59,7 +59,7 @@ impl Control {
 }
 
 impl Backend {
-    /// Answers what the guest asked, if an event said so.
+    /// Serves what the guest asked, if an event said so.
     pub(super) fn serve_control(&mut self) -> bool {
         let Some(port) = self.control.as_ref().map(|control| control.port) else { return false };
         if !self.notified(port) {
@@ -137,7 +137,7 @@ impl Backend {
                     return Err(CTRL_INVALID_PARAMETER);
                 }
                 for (gref, flags) in self.read_grefs(b, c)? {
-                    let page = map(&self.dom0, self.guest.id(), GrantRef(gref), flags & GREF_READONLY == 0);
+                    let page = map(&self.own, self.guest.id(), GrantRef(gref), flags & GREF_READONLY == 0);
                     control.pages.insert((a, gref), page.map_err(|_| CTRL_INVALID_PARAMETER)?);
                 }
             }
@@ -164,7 +164,7 @@ impl Backend {
             return Err(CTRL_INVALID_PARAMETER);
         }
         let mut bytes = vec![0; len];
-        let page = map(&self.dom0, self.guest.id(), GrantRef(gref), false);
+        let page = map(&self.own, self.guest.id(), GrantRef(gref), false);
         match page.map(|mut page| page.mem().read_bytes(0, &mut bytes)) {
             Ok(Ok(())) => Ok(bytes),
             other => {

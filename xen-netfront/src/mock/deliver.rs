@@ -20,7 +20,7 @@ impl Backend {
         if self.queues.is_empty() {
             return false;
         }
-        if self.options.multicast == Multicast::Dynamic {
+        if self.word.multicast == Multicast::Dynamic {
             self.filters = self.says("request-multicast-control");
         }
         while self.backlog.len() < 64 {
@@ -144,7 +144,12 @@ impl Backend {
             slots.push(self.fill(index, chunk, flags | more | extra));
             flags = RxFlags::empty();
             for info in infos.drain(..) {
+                let lies = self.lied;
                 let slot = self.spoil_extra(transmute!(info));
+                let spoilt = self.lied != lies;
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.rx_muddled |= spoilt;
+                }
                 extras.push(slots.len());
                 slots.push(slot);
                 self.queues.get_mut(index).and_then(|queue| queue.room.pop_front());
@@ -154,11 +159,12 @@ impl Backend {
         self.stats.slots_to_guest += slots.len() as u64;
         self.stats.blank_to_guest += u64::from(frame.checksum == Checksum::Blank);
         self.stats.gso_to_guest += u64::from(frame.gso.is_some());
+        let whole = slots.len() == 1;
         for (place, response) in slots.into_iter().enumerate() {
             if !extras.contains(&place) {
-                self.answer_rx(index, response);
+                self.answer_rx(index, response, whole);
             } else if let Some(queue) = self.queues.get_mut(index) {
-                queue.rx_answers.push(response);
+                queue.rx_answers.push((response, None));
             }
         }
     }
@@ -175,7 +181,7 @@ impl Backend {
             status: (self.headroom + chunk.len()) as i16,
         };
         let gref = GrantRef(request.gref);
-        match map(&self.dom0, self.guest.id(), gref, true) {
+        match map(&self.own, self.guest.id(), gref, true) {
             Ok(mut page) => {
                 if let Err(error) = page.mem().write_bytes(self.headroom, chunk) {
                     self.complain(error.to_string());
@@ -192,8 +198,14 @@ impl Backend {
         response
     }
 
-    fn answer_rx(&mut self, index: usize, mut response: RxResponse) {
+    fn answer_rx(&mut self, index: usize, mut response: RxResponse, whole: bool) {
         let fault = self.rx_fault();
+        let id = whole.then_some(response.id);
+        let muddles =
+            matches!(fault, Some(Fault::Missing | Fault::Twice | Fault::Flags(_) | Fault::Index(_)));
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.rx_muddled |= muddles;
+        }
         match fault {
             Some(Fault::Id(id)) => response.id = id,
             Some(Fault::Status(status)) => response.status = status,
@@ -204,9 +216,9 @@ impl Backend {
         }
         let Some(queue) = self.queues.get_mut(index) else { return };
         if fault == Some(Fault::Twice) {
-            queue.rx_answers.push(response);
+            queue.rx_answers.push((response, None));
         }
-        queue.rx_answers.push(response);
+        queue.rx_answers.push((response, id));
         if let Some(Fault::Index(more)) = fault {
             queue.rx_jump = Some(more);
         }

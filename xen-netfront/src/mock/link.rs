@@ -37,7 +37,13 @@ pub(super) struct Queue {
     pub(super) room: VecDeque<RxRequest>,
     /// Responses that are not written yet.
     pub(super) tx_answers: Vec<TxResponse>,
-    pub(super) rx_answers: Vec<RxResponse>,
+    /// With the request's id, if a guest that has followed so far must take the response for a whole frame.
+    pub(super) rx_answers: Vec<(RxResponse, Option<u16>)>,
+    /// Something went before by which the guest may take a response for something else.
+    pub(super) rx_muddled: bool,
+    /// The guest was shown what cannot be.
+    pub(super) tx_lie: bool,
+    pub(super) rx_lie: bool,
     /// Some of the former are late.
     pub(super) put_off: bool,
     /// How much too far the guest is told that they go.
@@ -54,7 +60,7 @@ fn attach<P: Protocol>(mut ring: MockMapping) -> Result<Back<P, MockMapping>, St
 }
 
 impl Backend {
-    pub(super) fn offer(&self) {
+    pub(super) fn offer(&mut self) {
         let super::Options { sg, gso_v4, gso_v6, csum_v4, csum_v6, rx_copy, split, queues, .. } =
             self.options;
         for (node, there) in [
@@ -81,6 +87,31 @@ impl Backend {
         if queues > 0 {
             self.publish("multi-queue-max-queues", &queues.to_string());
         }
+        self.word = self.given_word();
+    }
+
+    /// What the guest may rely on: what the nodes say, lies included.
+    fn given_word(&self) -> super::Options {
+        let read = |node: &str| self.store.read(&format!("{}/{node}", self.back_path))?.parse::<u32>().ok();
+        let says = |node: &str| read(node).unwrap_or(0) != 0;
+        super::Options {
+            sg: says("feature-sg"),
+            gso_v4: says("feature-gso-tcpv4"),
+            gso_v6: says("feature-gso-tcpv6"),
+            csum_v4: !says("feature-no-csum-offload"),
+            csum_v6: says("feature-ipv6-csum-offload"),
+            rx_copy: says("feature-rx-copy"),
+            split: says("feature-split-event-channels"),
+            multicast: match (says("feature-dynamic-multicast-control"), says("feature-multicast-control")) {
+                (true, _) => Multicast::Dynamic,
+                (false, true) => Multicast::Static,
+                _ => Multicast::Unfiltered,
+            },
+            control: says("feature-ctrl-ring").then(|| self.options.control.unwrap_or_default()),
+            headroom: says("feature-xdp-headroom"),
+            queues: read("multi-queue-max-queues").unwrap_or(0),
+            ..self.options
+        }
     }
 
     pub(super) fn connect(&mut self) -> Result<(), String> {
@@ -98,7 +129,7 @@ impl Backend {
             return Err("no feature-rx-notify".into());
         }
         let count: u32 = self.front("multi-queue-num-queues").unwrap_or(1);
-        if count == 0 || count > self.options.queues.max(1) {
+        if count == 0 || count > self.word.queues.max(1) {
             return Err(format!("{count} queues"));
         }
         for index in 0..count {
@@ -109,14 +140,13 @@ impl Backend {
         if count > 1 && self.front::<u32>("tx-ring-ref").is_some() {
             return Err("keys of a single queue beside those of several".into());
         }
-        self.headroom = if self.options.headroom { self.front("xdp-headroom").unwrap_or(0) } else { 0 };
-        self.filters =
-            self.options.multicast != Multicast::Unfiltered && self.says("request-multicast-control");
-        if let (Some(limits), Some(gref)) = (self.options.control, self.front("ctrl-ring-ref")) {
+        self.headroom = if self.word.headroom { self.front("xdp-headroom").unwrap_or(0) } else { 0 };
+        self.filters = self.word.multicast != Multicast::Unfiltered && self.says("request-multicast-control");
+        if let (Some(limits), Some(gref)) = (self.word.control, self.front("ctrl-ring-ref")) {
             let port = self.front("event-channel-ctrl").ok_or("no event-channel-ctrl")?;
-            let page = map(&self.dom0, self.guest.id(), GrantRef(gref), true);
+            let page = map(&self.own, self.guest.id(), GrantRef(gref), true);
             let ring = Back::attach(page.map_err(|status| format!("ctrl-ring-ref: {status:?}"))?);
-            let port = event::bind_interdomain(&self.dom0, self.guest.id(), port);
+            let port = event::bind_interdomain(&self.own, self.guest.id(), port);
             let (ring, port) = (ring.map_err(|e| e.to_string())?, port.map_err(|e| e.to_string())?);
             self.control = Some(Control::new(ring, port, limits));
         }
@@ -128,16 +158,16 @@ impl Backend {
         let guest = self.guest.id();
         let ring = |name: &str| {
             let gref = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
-            map(&self.dom0, guest, GrantRef(gref), true).map_err(|status| format!("{name}: {status:?}"))
+            map(&self.own, guest, GrantRef(gref), true).map_err(|status| format!("{name}: {status:?}"))
         };
         let tx = attach(ring("tx-ring-ref")?)?;
         let rx = attach(ring("rx-ring-ref")?)?;
         let bind = |name: &str| {
             let port = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
-            event::bind_interdomain(&self.dom0, guest, port).map_err(|errno| errno.to_string())
+            event::bind_interdomain(&self.own, guest, port).map_err(|errno| errno.to_string())
         };
         let (tx_port, rx_port) = if self.front::<u32>(&format!("{below}event-channel-tx")).is_some() {
-            if !self.options.split {
+            if !self.word.split {
                 return Err("split event channels".into());
             }
             (bind("event-channel-tx")?, bind("event-channel-rx")?)
@@ -153,6 +183,9 @@ impl Backend {
             room: VecDeque::new(),
             tx_answers: Vec::new(),
             rx_answers: Vec::new(),
+            rx_muddled: false,
+            tx_lie: false,
+            rx_lie: false,
             put_off: false,
             tx_jump: None,
             rx_jump: None,
@@ -166,12 +199,12 @@ impl Backend {
         self.late_events.clear();
         self.wanted.clear();
         if let Some(control) = self.control.take() {
-            let _ = event::close(&self.dom0, control.port);
+            let _ = event::close(&self.own, control.port);
         }
         for queue in core::mem::take(&mut self.queues) {
             // The guest may have closed its ends; ours are there in any case.
             for port in BTreeSet::from([queue.tx_port, queue.rx_port]) {
-                let _ = event::close(&self.dom0, port);
+                let _ = event::close(&self.own, port);
             }
             if self.holds {
                 self.kept.extend([queue.tx.into_inner(), queue.rx.into_inner()]);
@@ -181,7 +214,7 @@ impl Backend {
 
     /// Whether an event came to a port since the last look.
     pub(super) fn notified(&mut self, port: u32) -> bool {
-        let Some(shared) = self.dom0.shared_info() else { return false };
+        let Some(shared) = self.own.shared_info() else { return false };
         let bit = 1 << (port % 64);
         let word = shared.evtchn_pending(port as usize / 64);
         let came = word.is_some_and(|word| word.fetch_and(!bit, SeqCst) & bit != 0);
@@ -201,7 +234,7 @@ impl Backend {
 
     pub(super) fn send_event(&mut self, port: u32) {
         // Fails when the guest has closed its end, who then does not care.
-        let _ = event::send(&self.dom0, port);
+        let _ = event::send(&self.own, port);
         self.stats.notifications += 1;
     }
 }

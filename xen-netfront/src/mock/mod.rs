@@ -1,6 +1,6 @@
 //! A netback for tests on the host, and the switch that its guests are on.
 //!
-//! [`MockNetback`] gives a guest a network device. It is served by domain 0, takes part in the handshake by a
+//! [`MockNetback`] gives a guest a network device. It is served by domain 0 or any other, takes part in the handshake by a
 //! [`MockXenstored`], maps the rings and copies from and to the guest's pages by the mock of the grant table, under
 //! the rules of Linux' netback: what that one would not take is a [complaint](MockNetback::complaints), and ends the
 //! device where it does there. It looks at its ring of frames to send only when it got an event, so a driver that
@@ -13,6 +13,7 @@ mod frame;
 #[cfg(feature = "smoltcp-v0-14")]
 mod host;
 mod link;
+pub mod model;
 mod options;
 mod pcap;
 mod serve;
@@ -25,7 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use xen_gnttab::mock::MockMapping;
-use xen_hypercall::DomId;
 use xen_hypercall::mock::{Dice, MockDomain};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
@@ -54,10 +54,13 @@ struct Backend {
     switch: MockSwitch,
     port: usize,
     guest: MockDomain,
-    dom0: MockDomain,
+    /// The domain that it is in.
+    own: MockDomain,
     front_path: String,
     back_path: String,
     options: Options,
+    /// What it can do as it told the guest, which it keeps to.
+    word: Options,
     state: XenbusState,
     lies: Vec<(String, Option<String>)>,
     queues: Vec<Queue>,
@@ -89,11 +92,11 @@ struct Backend {
 }
 
 impl MockNetback {
-    /// Gives a guest a network device on a switch, as the toolstack does, and serves it from domain 0. The mocks of
+    /// Gives a guest a network device on a switch, as the toolstack does, and serves it from a domain. The mocks of
     /// event channels and grant tables must be installed.
     ///
     /// # Panics
-    /// When domain 0 cannot be made ready.
+    /// When the backend's domain cannot be made ready.
     pub fn new(
         switch: &MockSwitch,
         store: &MockXenstored,
@@ -101,17 +104,18 @@ impl MockNetback {
         index: u32,
         options: Options,
     ) -> Self {
-        let (id, dom0) = (guest.id().0, guest.xen().inside().domain(DomId(0)));
-        dom0.ensure_shared_info();
+        let (id, own) = (guest.id().0, guest.xen().inside().domain(options.domain));
+        own.ensure_shared_info();
         let backend = Self(Arc::new(Mutex::new(Backend {
             store: store.clone(),
             switch: switch.clone(),
             port: switch.add_port(),
             guest: guest.inside(),
-            dom0,
+            own,
             front_path: format!("/local/domain/{id}/device/vif/{index}"),
-            back_path: format!("/local/domain/0/backend/vif/{id}/{index}"),
+            back_path: format!("/local/domain/{}/backend/vif/{id}/{index}", options.domain.0),
             options,
+            word: options,
             state: XenbusState::INITIALISING,
             lies: Vec::new(),
             queues: Vec::new(),
@@ -237,6 +241,17 @@ impl MockNetback {
         self.state().lied
     }
 
+    /// Whether the guest was shown a response to a frame that it sent that no honest backend shows, since it connected.
+    pub fn lied_about_sent(&self) -> bool {
+        self.state().queues.iter().any(|queue| queue.tx_lie)
+    }
+
+    /// Whether the guest was shown a response with a frame that no honest backend shows, and that it cannot take for anything
+    /// else, since it connected.
+    pub fn lied_about_received(&self) -> bool {
+        self.state().queues.iter().any(|queue| queue.rx_lie)
+    }
+
     /// A backend that hangs: does nothing until it is told otherwise.
     pub fn stall(&self, stalled: bool) {
         self.state().stalled = stalled;
@@ -291,14 +306,14 @@ impl Backend {
     /// Writes the nodes that the toolstack writes.
     fn create(&mut self) {
         let (id, index) = (self.guest.id().0, self.front_path.rsplit('/').next().unwrap_or_default());
-        let (front, back) = (&self.front_path, &self.back_path);
+        let (front, back, own) = (&self.front_path, &self.back_path, self.own.id().0.to_string());
         self.store.write(front, "");
-        self.store.set_permissions(front, &format!("n{id}\0r0"));
+        self.store.set_permissions(front, &format!("n{id}\0r{own}"));
         self.store.write(back, "");
-        self.store.set_permissions(back, &format!("n0\0r{id}"));
+        self.store.set_permissions(back, &format!("n{own}\0r{id}"));
         let mac = self.options.mac.to_string();
         for (node, value) in
-            [("backend", &**back), ("backend-id", "0"), ("handle", index), ("mac", &*mac), ("state", "1")]
+            [("backend", &**back), ("backend-id", &*own), ("handle", index), ("mac", &*mac), ("state", "1")]
         {
             self.store.write(&format!("{front}/{node}"), value);
         }

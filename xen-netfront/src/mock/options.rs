@@ -1,11 +1,15 @@
 //! What can be chosen about a backend, and what it tells.
 
+use xen_hypercall::DomId;
+
 use crate::abi::HashTypes;
 use crate::{Mac, Multicast};
 
 /// What kind of device it is, and what its backend can do. By default all that Linux' can.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
+    /// The domain that the backend is in.
+    pub domain: DomId,
     /// The device's address.
     pub mac: Mac,
     /// What the toolstack says the MTU is, if anything.
@@ -37,6 +41,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            domain: DomId(0),
             mac: Mac([0x00, 0x16, 0x3e, 0x12, 0x34, 0x56]),
             mtu: None,
             sg: true,

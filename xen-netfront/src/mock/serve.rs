@@ -71,8 +71,22 @@ impl Backend {
         let now = self.put_off(index);
         let Some(queue) = self.queue(index) else { return };
         // What is there twice takes another's place, so some may not fit.
-        let _ = queue.tx_answers.drain(..now).try_for_each(|answer| queue.tx.push(&answer));
-        let _ = queue.rx_answers.drain(..).try_for_each(|answer| queue.rx.push(&answer));
+        let mut ids = BTreeSet::new();
+        let jumps = queue.tx_jump.is_some();
+        for answer in queue.tx_answers.drain(..now) {
+            let Ok(_) = queue.tx.push(&answer) else { break };
+            // An id that no page has, or one twice in what the guest sees at once.
+            let lie = answer.status != RSP_NULL && (answer.id >= 256 || !ids.insert(answer.id));
+            queue.tx_lie |= lie && !jumps;
+        }
+        queue.rx_muddled |= queue.rx_jump.is_some();
+        for (answer, id) in queue.rx_answers.drain(..) {
+            let Ok(_) = queue.rx.push(&answer) else { break };
+            let len = usize::try_from(answer.status).unwrap_or(0);
+            let outside = len > 0 && usize::from(answer.offset) + len > PAGE_SIZE;
+            let lie = id.is_some_and(|id| id != answer.id || outside);
+            queue.rx_lie |= lie && !queue.rx_muddled;
+        }
         let (mut tx, mut rx) = (queue.tx.publish().unwrap_or(false), queue.rx.publish().unwrap_or(false));
         if let Some(more) = queue.tx_jump.take() {
             jump(&mut queue.tx, more);
@@ -135,7 +149,7 @@ impl Backend {
     fn take_multicast(&mut self, slots: &Slots) -> Option<i16> {
         let asks = [EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL];
         let extra = slots.extras.iter().find(|extra| asks.contains(&extra.kind))?;
-        if self.options.multicast == Multicast::Unfiltered || extra.data[0] & 1 == 0 {
+        if self.word.multicast == Multicast::Unfiltered || extra.data[0] & 1 == 0 {
             self.complain("a multicast address that nobody asked for");
             return Some(RSP_ERROR);
         }
@@ -185,7 +199,7 @@ impl Backend {
     /// Whether Linux' netback would take the frame, and the frame.
     fn judge(&mut self, slots: &Slots) -> Result<Frame, Refusal> {
         let Some((first, rest)) = slots.requests.split_first() else { return Err("no slots".into()) };
-        if !rest.is_empty() && !self.options.sg {
+        if !rest.is_empty() && !self.word.sg {
             return Err("a frame of several slots".into());
         }
         if slots.requests.len() > NR_SLOTS_MIN {
@@ -213,7 +227,7 @@ impl Backend {
                 return Err(Refusal::Fatal(format!("{size} bytes at {offset} cross a page")));
             }
             let gref = GrantRef(request.gref);
-            let page = map(&self.dom0, self.guest.id(), gref, false);
+            let page = map(&self.own, self.guest.id(), gref, false);
             let mut page = page.map_err(|status| Refusal::Drop(format!("{gref}: {status:?}")))?;
             let at = bytes.len();
             bytes.resize(at + size, 0);
@@ -241,8 +255,8 @@ impl Backend {
 
     fn judge_gso(&self, (size, kind): (u16, u8)) -> Result<Gso, Refusal> {
         let (kind, offered) = match kind {
-            GSO_TYPE_TCPV4 => (GsoKind::TcpV4, self.options.gso_v4),
-            GSO_TYPE_TCPV6 => (GsoKind::TcpV6, self.options.gso_v6),
+            GSO_TYPE_TCPV4 => (GsoKind::TcpV4, self.word.gso_v4),
+            GSO_TYPE_TCPV6 => (GsoKind::TcpV6, self.word.gso_v6),
             kind => return Err(Refusal::Fatal(format!("GSO of kind {kind}"))),
         };
         if size == 0 {
@@ -266,7 +280,7 @@ impl Backend {
         if packet.payload > in_first {
             return Err("headers in more than the first slot".into());
         }
-        if !(if packet.v6 { self.options.csum_v6 } else { self.options.csum_v4 }) {
+        if !(if packet.v6 { self.word.csum_v6 } else { self.word.csum_v4 }) {
             return Err("a blank checksum, which was not offered".into());
         }
         if !packet::has_partial(&frame.bytes, &packet) {

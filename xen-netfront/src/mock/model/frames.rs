@@ -1,17 +1,21 @@
 //! Frames that tell which they are, and whether they arrive as they were sent.
 
-use xen_netfront::packet::{self, Packet};
-use xen_netfront::{Gso, GsoKind};
+use std::vec::Vec;
+
+use crate::packet::{self, Packet};
+use crate::{Gso, GsoKind};
 
 /// What went one way. Each frame begins with its number, from which all that it holds follows.
 #[derive(Default)]
 pub(super) struct Direction {
-    pub(super) sent: Vec<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
     /// The number that the next frame to arrive has at least.
-    pub(super) next: usize,
+    next: usize,
+    arrived: usize,
 }
 
 impl Direction {
+    /// The payload of the next frame.
     pub(super) fn payload(&mut self, len: usize) -> Vec<u8> {
         let number = self.sent.len();
         let mut payload = (number as u32).to_be_bytes().to_vec();
@@ -20,30 +24,46 @@ impl Direction {
         payload
     }
 
+    /// The last frame was not sent after all.
+    pub(super) fn take_back(&mut self) {
+        self.sent.pop();
+    }
+
+    /// Frames may overtake each other from now on.
+    pub(super) fn forget_order(&mut self) {
+        self.next = 0;
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.arrived == self.sent.len()
+    }
+
     /// A frame arrived, or segments of it one after the other.
     pub(super) fn arrive(&mut self, pieces: &[Vec<u8>]) {
         let mut whole = Vec::new();
         for piece in pieces {
             let packet = Packet::parse(piece).expect("what was sent");
             assert!(packet::verify(piece, &packet), "a wrong checksum");
-            whole.extend_from_slice(&piece[packet.payload..packet.end]);
+            whole.extend_from_slice(piece.get(packet.payload..packet.end).unwrap_or_default());
         }
-        let number = u32::from_be_bytes(whole[..4].try_into().expect("four bytes")) as usize;
+        let number = whole.first_chunk::<4>().expect("a number");
+        let number = u32::from_be_bytes(*number) as usize;
         assert!(number >= self.next, "frame {number} after {}", self.next);
         assert!(self.sent.get(number) == Some(&whole), "frame {number} is another one");
         self.next = number + 1;
+        self.arrived += 1;
     }
 }
 
-const HOST_MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
-const GUEST_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0x12, 0x34, 0x56];
+const HOST: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
+const GUEST: [u8; 6] = [0x00, 0x16, 0x3e, 0x12, 0x34, 0x56];
 
 /// A frame with TCP or UDP, to the host or back, whose checksum is right.
 pub(super) fn segment(v6: bool, to_host: bool, tcp: bool, payload: &[u8]) -> Vec<u8> {
-    let (to, from, a, b) = if to_host { (HOST_MAC, GUEST_MAC, 2, 1) } else { (GUEST_MAC, HOST_MAC, 1, 2) };
+    let (to, from, a, b) = if to_host { (HOST, GUEST, 2, 1) } else { (GUEST, HOST, 1, 2) };
     let mut frame = [&to[..], &from[..]].concat();
     let len = payload.len() + if tcp { 20 } else { 8 };
-    let protocol = if tcp { 6 } else { 17 };
+    let protocol = if tcp { packet::TCP } else { packet::UDP };
     if v6 {
         frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
         frame.extend((len as u16).to_be_bytes());
@@ -72,6 +92,7 @@ pub(super) fn segment(v6: bool, to_host: bool, tcp: bool, payload: &[u8]) -> Vec
     frame
 }
 
+/// What a frame with TCP says that is to be cut.
 pub(super) fn gso(v6: bool, cut: Option<u16>) -> Option<Gso> {
     cut.map(|size| Gso { kind: if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 }, size: size.max(500) })
 }
