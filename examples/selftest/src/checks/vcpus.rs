@@ -9,7 +9,7 @@ use xen_hypercall::abi::{VcpuHvmContext, VcpuRunstateInfo};
 use xen_hypercall::vcpu::{self, RunState};
 use xen_hypercall::{Errno, PageMemory, VcpuArea, VcpuId, Wait, event, sched};
 
-use super::Domain;
+use super::{Domain, PATIENCE};
 use crate::platform::Kernel;
 use crate::report::{Failure, Report, ensure};
 use crate::second;
@@ -28,13 +28,12 @@ fn sleep(kernel: &Kernel, time: Duration) -> Result<(), Failure> {
 
 /// Waits until something holds.
 fn until(kernel: &Kernel, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
-    for _ in 0..2000 {
-        if holds() {
-            return Ok(());
-        }
+    let end = kernel.now() + PATIENCE;
+    while !holds() {
+        ensure!(kernel.now() < end, "{what} did not happen within {PATIENCE:?}");
         sleep(kernel, Duration::from_millis(1))?;
     }
-    Err(Failure(alloc::format!("{what} did not happen within 2 s")))
+    Ok(())
 }
 
 pub(super) fn run(domain: &Domain, report: &mut Report) {
