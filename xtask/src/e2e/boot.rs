@@ -1,7 +1,5 @@
 //! It boots: with everything, with little, with another store, and as the first domain.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
 use super::lab::{Lab, read, unikernel};
