@@ -12,7 +12,7 @@ use xen_evtchn::{Abi, Channel, Error, Port, Priority, Progress, Status, Virq};
 use xen_hypercall::{DomId, Errno, VcpuId, Wait, event, sched, vcpu};
 
 use super::calls::NOBODY;
-use super::{Domain, Events, PATIENCE};
+use super::{Domain, Events, PATIENCE, poll_sleeps};
 use crate::platform::Kernel;
 use crate::report::{Failure, Report, ensure};
 
@@ -122,17 +122,7 @@ pub(super) fn run(domain: &Domain, events: &Events, timer: &Own<'_>, report: &mu
     report.check(&name("sched-poll"), || {
         let (near, far) = pair(events)?;
         far.mask();
-        // On a busy machine the end of a sleep may have come before it begins.
-        let mut sleeps = 0;
-        while sleeps == 0 {
-            let until = domain.kernel.now() + Duration::from_millis(5);
-            // The console's events end it, too.
-            while domain.kernel.now() < until {
-                sched::poll(domain.kernel, &[far.port().0], Some(until))?;
-                sleeps += 1;
-                ensure!(sleeps < 50, "awake {sleeps} times without an event");
-            }
-        }
+        poll_sleeps(domain.kernel, &[far.port().0])?;
         near.notify()?;
         let until = domain.kernel.now() + PATIENCE;
         sched::poll(domain.kernel, &[far.port().0], Some(until))?;
