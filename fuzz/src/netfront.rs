@@ -74,7 +74,7 @@ impl<'m> Run<'m> {
             Error::Length(_) => {}
             Error::Full | Error::NotOffered(_) | Error::Page => {}
             // The backend was away when the device began anew.
-            Error::Store(_) | Error::NoMac | Error::NoRxCopy => {}
+            Error::Xenstore(_) | Error::NoMac | Error::NoRxCopy => {}
             other => panic!("{other:?}"),
         }
         None

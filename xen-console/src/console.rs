@@ -7,6 +7,8 @@ use core::time::Duration;
 use xen_evtchn::{Channel, Deadline, EventChannels, Port, Progress};
 use xen_hypercall::hvm::{HvmParam, get_param};
 use xen_hypercall::{Gfn, Platform, Wait};
+#[cfg(feature = "xenbus")]
+use xen_ring::RingError;
 use xen_ring::{ByteRing, ConsoleLayout};
 
 use crate::Error;
@@ -99,7 +101,11 @@ impl<'x, P: Platform> Console<'x, P> {
     where
         P: Wait,
     {
-        self.wait_for(&mut Deadline::new(deadline), &mut |console| Ok(console.is_connected()))
+        self.wait_for(&mut Deadline::new(deadline), &mut |console| {
+            console.serve()?;
+            console.readable()?;
+            Ok(console.is_connected())
+        })
     }
 
     /// Writes as many bytes as there is room for, at once. Returns how many that was.
@@ -262,6 +268,26 @@ impl<'x, P: Platform> Console<'x, P> {
 
 /// What the ways to write have in common.
 impl<P: Platform> Console<'_, P> {
+    /// How the daemon broke the protocol, if it did.
+    #[cfg(feature = "xenbus")]
+    pub(crate) fn violation(&self) -> Option<crate::Violation> {
+        self.ring.violation().map(|violation| crate::Violation::Ring(RingError::Broken(violation)))
+    }
+
+    /// Goes on where an earlier console of the same device ended: what its daemon did not take comes first.
+    #[cfg(feature = "xenbus")]
+    pub(crate) fn go_on_from(&mut self, earlier: &mut Self) -> Result<(), Error> {
+        let (mut done, mut bytes) = (0, [0; 256]);
+        // What a daemon that lied has taken, nobody knows.
+        while let Ok(count @ 1..) = earlier.ring.untaken(done, &mut bytes) {
+            self.push(bytes.get(..count).unwrap_or_default())?;
+            done += count;
+        }
+        (self.lost, self.after_text, self.stats) = (earlier.lost, earlier.after_text, earlier.stats);
+        self.tell(0)?;
+        self.announce()
+    }
+
     fn push(&mut self, data: &[u8]) -> Result<usize, Error> {
         let count = self.ring.write(data)?;
         if let Some([.., last]) = data.get(..count) {

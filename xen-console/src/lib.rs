@@ -22,9 +22,9 @@ mod text;
 mod xen;
 
 pub use console::{Console, Stats};
-pub use error::Error;
+pub use error::{Error, Violation};
 pub use line::{Line, LineReader};
 #[cfg(feature = "xenbus")]
-pub use secondary::SecondaryConsole;
+pub use secondary::{SecondaryConsole, State};
 pub use text::LINE;
 pub use xen::XenConsole;

@@ -16,7 +16,8 @@ use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
 use crate::queue::Queue;
-use crate::{Config, Error, FRAME_MAX, Features, Mac, NetFront, State, Stats};
+use crate::waiters::Waiters;
+use crate::{Config, Error, FRAME_MAX, Features, Followup, Mac, NetFront, State, Stats};
 
 /// The MTU when nobody says another, in bytes.
 const MTU: u32 = 1500;
@@ -134,8 +135,9 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// [`connect`](NetFront::connect) with another [`Config`], and up to `QUEUES` queues.
     ///
     /// # Errors
-    /// [`Error::Store`] when there is no such device or the backend does not come; [`Error::NoRxCopy`],
-    /// [`Error::NoMac`]; [`Error::Grant`] and [`Error::Event`] when resources are short. Nothing is left behind.
+    /// [`Error::Xenstore`] when there is no such device or the backend does not come; [`Error::NoRxCopy`],
+    /// [`Error::NoMac`]; [`Error::Grant`] and [`Error::Event`] when resources do not suffice for one queue; there are
+    /// fewer queues when they do not suffice for all. Nothing is left behind.
     pub fn connect_with(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
@@ -163,15 +165,22 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let config = Config { receive: config.receive.consistent(), ..config };
         let device = open(xs, index, deadline, config.await_device)?;
         let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
-            let mut queues = [const { None }; QUEUES];
-            for queue in queues.iter_mut().take(terms.queues) {
-                *queue = Some(Queue::new(events, grants, device.backend_id(), &config, terms.split)?);
-            }
             let control = match terms.control {
                 true => Some(Control::new(events, grants, device.backend_id())?),
                 false => None,
             };
-            Ok((terms, queues, control))
+            let mut queues = [const { None }; QUEUES];
+            let mut count = 0;
+            for place in queues.iter_mut().take(terms.queues) {
+                match Queue::new(events, grants, device.backend_id(), &config, terms.split) {
+                    Ok(queue) => *place = Some(queue),
+                    // Memory, references or ports for as many as there are.
+                    Err(_) if count > 0 => break,
+                    Err(error) => return Err(error),
+                }
+                count += 1;
+            }
+            Ok((Terms { queues: count, ..terms }, queues, control))
         });
         let (terms, mut queues, mut control) = match shared {
             Ok(shared) => shared,
@@ -209,12 +218,16 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             queues,
             control,
             multicast: terms.multicast,
+            groups: None,
+            followup: Followup::empty(),
             turn: 0,
             config: Config { send: terms.send, ..config },
             wanted: config.send,
             trusted: terms.trusted,
             headroom: terms.headroom,
             link: Link::unknown(),
+            waiters: Waiters::default(),
+            told_up: false,
             mac: terms.mac,
             mtu: terms.mtu,
             state: State::Closed,
@@ -294,12 +307,16 @@ fn agree<P: Platform + Wait>(
     };
     let control = config.control_ring && control == Some(1);
     let headroom = if headroom == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
-    let limit = if config.receive.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE };
-    let limit = (limit - ETHERNET - usize::from(headroom)) as u32;
+    let send = (offered & config.send).consistent();
+    let longest = |features: Features| {
+        if features.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE }
+    };
+    // Each direction has its own limit.
+    let limit = longest(send).min(longest(config.receive) - usize::from(headroom)) - ETHERNET;
     Ok(Terms {
         mac,
-        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit),
-        send: (offered & config.send).consistent(),
+        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit as u32),
+        send,
         queues: queues.min(config.queues).min(most).max(1),
         split,
         trusted: trusted != Some(0),

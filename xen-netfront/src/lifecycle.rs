@@ -2,17 +2,21 @@
 
 use core::time::Duration;
 
+use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{Connected, Frontend, XenbusState};
 use xen_xenstore::{Path, Xenstore};
 
-use crate::{Config, Error, NetFront, State, Stats};
+use crate::{Config, Error, Followup, NetFront, State, Stats};
 
 impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// Begins anew in the same place: for a device that was closed by the backend, whose backend was started again
     /// or moved to another domain, that was unplugged and plugged in again, or that is broken. What was agreed on
-    /// may differ afterwards; the counters go on. Frames under way are lost, as networks lose frames.
+    /// may differ afterwards, the [MTU](Self::mtu) too; the counters go on. Frames under way are lost, as networks lose frames.
+    ///
+    /// The multicast addresses that are wanted are asked for again. What else the owner has to see to
+    /// [`take_followup`](Self::take_followup) tells.
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with); the device is [`State::Closed`] then, and this may be tried again.
@@ -21,17 +25,55 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let _ = self.end(xs, deadline);
         let config = Config { send: self.wanted, ..self.config };
         let again = Self::connect_with(xs, self.events, self.grants, self.index, deadline, config)?;
-        let stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
-        *self = again;
-        self.stats = Stats { notifications: stats.notifications + self.stats.notifications, ..stats };
+        let mut stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
+        stats.notifications += again.stats.notifications;
+        let (groups, followup) = (self.groups.take(), self.followup | Followup::ANNOUNCE);
+        let waiters = core::mem::take(&mut self.waiters);
+        *self = Self { groups, followup, stats, waiters, ..again };
+        self.want_again(deadline);
+        self.told_up = false;
+        self.tell();
         Ok(())
+    }
+
+    /// The backend says once more that it is connected: it was started again, and took up the rings where they were.
+    fn taken_up(&mut self) {
+        self.followup |= Followup::ANNOUNCE;
+        if self.control.as_ref().is_some_and(|control| control.changed) {
+            self.followup |= Followup::CONTROL;
+        }
+        if self.ask_again(0).is_err() {
+            self.followup |= Followup::MULTICAST;
+        }
+    }
+
+    /// Asks the new backend for all multicast addresses that are wanted, as many at a time as there are pages.
+    fn want_again(&mut self, deadline: Duration) {
+        let (events, mut deadline, mut from) = (self.events, Deadline::new(deadline), 0);
+        loop {
+            let seen = events.seq();
+            match self.ask_again(from) {
+                Ok(()) => return,
+                Err((next, Error::Full)) => from = next,
+                // It is not at work any more, and there will be another one.
+                Err(_) => break,
+            }
+            if self.publish().is_err() {
+                break;
+            }
+            if self.arm() == Ok(false) {
+                let Some(until) = deadline.until(events.platform().now()) else { break };
+                events.wait_since(seen, Some(until));
+            }
+        }
+        self.followup |= Followup::MULTICAST;
     }
 
     /// Whether a backend is there for this device, so that [`reconnect`](Self::reconnect) would not wait long: one that is
     /// new, or was started again. Asks xenstore, so it is for a device that is not at work, when xenstore has an event.
     ///
     /// # Errors
-    /// [`Error::Store`] when the connection to xenstore is of no use any more.
+    /// [`Error::Xenstore`] when the connection to xenstore is of no use any more.
     pub fn is_backend_waiting(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
         let path = Path::format(format_args!("device/vif/{}/backend", self.index))?;
         let waits =
@@ -54,7 +96,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// A device that the toolstack removed, or put another one in the place of, is ended here alone.
     ///
     /// # Errors
-    /// [`Error::Store`] when the backend did not close by `deadline`; the device is closed nevertheless.
+    /// [`Error::Xenstore`] when the backend did not close by `deadline`; the device is closed nevertheless.
     pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
         self.end(xs, deadline)
     }
@@ -74,8 +116,11 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         };
         // Only now: before, the backend had every right to the pages.
         self.queues.iter_mut().for_each(|queue| *queue = None);
-        self.control = None;
+        if self.control.take().is_some_and(|control| control.changed) {
+            self.followup |= Followup::CONTROL;
+        }
         self.state = State::Closed;
+        self.tell();
         Ok(closed?)
     }
 
@@ -83,7 +128,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// whether the link is up. Cheap when nothing has happened; to be called when xenstore has an event.
     ///
     /// # Errors
-    /// [`Error::Store`] when the connection to xenstore is of no use any more.
+    /// [`Error::Xenstore`] when the connection to xenstore is of no use any more.
     pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
         let Some(device) = self.device.as_ref().filter(|_| self.state != State::Closed) else {
             return Ok(self.state);
@@ -106,6 +151,9 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         };
         if matches!(next, State::Connected | State::Broken(_)) {
             self.link.service(xs, device)?;
+            if theirs == Some(XenbusState::CONNECTED) {
+                self.taken_up();
+            }
         } else if next != self.state {
             // One that begins again must not be told: it waits for us to begin, too.
             if !theirs.is_some_and(is_beginning) {
@@ -114,6 +162,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             }
             self.state = next;
         }
+        self.tell();
         Ok(self.state)
     }
 }

@@ -285,7 +285,7 @@ fn a_backend_that_does_not_come_up_costs_nothing() {
         let mut xs = Xenstore::new(&machine.events).unwrap();
         back.lie("state", Some(state));
         for _ in 0..40 {
-            assert!(matches!(machine.connect(&mut xs).err(), Some(Error::Store(_))), "{state}");
+            assert!(matches!(machine.connect(&mut xs).err(), Some(Error::Xenstore(_))), "{state}");
             assert_eq!(machine.grants.stats().in_use, 0);
             assert_eq!(xen_evtchn::mock::open_ports(&machine.guest), ports);
         }

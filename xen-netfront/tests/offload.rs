@@ -70,6 +70,81 @@ fn a_backend_without_scatter_gather_gets_a_page_at_most() {
 }
 
 #[test]
+fn as_much_as_the_mtu_says_can_be_sent_and_arrives() {
+    for (sg, receive, tx_pages, headroom, mtu) in [
+        (true, Features::all(), 256, 0, 9000),
+        (true, Features::empty(), 256, 0, 4082),
+        (false, Features::all(), 256, 0, 4082),
+        (false, Features::empty(), 256, 0, 4082),
+        // Too few pages for frames of several.
+        (true, Features::all(), 16, 0, 4082),
+        (true, Features::empty(), 256, 100, 3982),
+        (false, Features::all(), 256, 100, 4082),
+    ] {
+        let machine = Machine::new();
+        let back = machine.vif(Options { sg, mtu: Some(9000), ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let config = Config { receive, tx_pages, headroom, ..Config::default() };
+        let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+        assert_eq!(front.mtu(), mtu, "{sg} {receive:?} {tx_pages} {headroom}");
+        let (sent, got) =
+            (frame(HOST, GUEST, mtu as usize + 14, 1), frame(GUEST, HOST, mtu as usize + 14, 2));
+        front.transmit(&sent).unwrap();
+        front.publish().unwrap();
+        machine.switch.send(got.clone());
+        machine.run();
+        assert!(machine.switch.receive().unwrap().bytes == sent);
+        let mut buffer = vec![0; FRAME_MAX];
+        assert_eq!(front.receive(&mut buffer), Ok(Some(got.len())));
+        assert!(buffer[..got.len()] == got);
+        assert_eq!(back.complaints(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_packet_that_is_cut_here_is_sent_whole_or_not_at_all() {
+    let options = Options { gso_v4: false, mtu: Some(9000), ..Options::default() };
+    for (pages, size, len) in [(20, 8000, 64_000), (24, 8000, 64_000), (17, 4500, 40_000), (40, 1400, 60_000)]
+    {
+        let machine = Machine::new();
+        let back = machine.vif(options);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let config = Config { tx_pages: pages, receive: Features::all(), ..Config::default() };
+        let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+        back.stall(true);
+        let large = tcp(false, true, 1, &bytes(len));
+        let segments = len.div_ceil(size.into());
+        let needed: usize = (0..segments)
+            .map(|index| (54 + (len - index * usize::from(size)).min(size.into())).div_ceil(4096))
+            .sum();
+        let mut waiting = 0;
+        loop {
+            match front.transmit_with(&[&large], gso(false, size)) {
+                Ok(()) => waiting += segments as u64,
+                // With all pages here it would not fit.
+                Err(Error::Length(_)) if needed > pages => break,
+                Err(Error::Full) if needed <= pages => {}
+                other => panic!("{pages} {size} {len}: {other:?}"),
+            }
+            assert_eq!(front.stats().tx_frames, waiting, "{pages} {size} {len}");
+            if front.can_transmit().unwrap() == 0 {
+                break;
+            }
+            // A page less each time.
+            front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+            waiting += 1;
+        }
+        assert_eq!(front.stats().tx_frames, waiting, "{pages} {size} {len}");
+        assert_eq!(waiting == 0, needed > pages);
+        front.publish().unwrap();
+        back.stall(false);
+        machine.run();
+        assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count() as u64, waiting);
+        assert_eq!(back.complaints(), [""; 0]);
+    }
+}
+
+#[test]
 fn a_frame_in_parts_is_put_together() {
     let machine = Machine::new();
     let back = machine.vif(Options::default());

@@ -204,7 +204,7 @@ impl<'m> Run<'m> {
                 Ok(None)
             }
             // The backend was away when the device began anew.
-            Err(Error::Store(_) | Error::NoMac | Error::NoRxCopy) => Ok(None),
+            Err(Error::Xenstore(_) | Error::NoMac | Error::NoRxCopy) => Ok(None),
             Err(other) => Err(TestCaseError::fail(format!("{other:?}"))),
         }
     }

@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::task::{Context, Poll, Waker};
 
 use common::{GUEST, HOST, Machine, bytes, frame, tcp, udp};
+use xen_evtchn::Port;
 use xen_gnttab::Access;
 use xen_hypercall::DomId;
+use xen_hypercall::mock::MockDomain;
 use xen_netfront::mock::Options;
-use xen_netfront::{Config, Error, FRAME_MAX, Features, FramePage, State, TxMeta};
+use xen_netfront::{Config, Error, FRAME_MAX, Features, FramePage, NetFront, State, TxMeta};
 use xen_xenstore::Xenstore;
 
 #[test]
@@ -85,6 +87,78 @@ fn a_backend_decides_how_many_queues_there_are() {
         let config = Config { tx_pages: 20, rx_pages: 32, ..Config::default() };
         assert_eq!(machine.connect_with::<4>(&mut xs, config).unwrap().queues(), 1);
     }
+}
+
+#[test]
+fn there_are_fewer_queues_where_resources_do_not_suffice_for_all() {
+    // A queue takes two rings, and pages; what else there is takes some, too.
+    let whole = 2 + 64 + 64;
+    let config = Config { tx_pages: 64, rx_pages: 64, ..Config::default() };
+    let connect = |machine: &Machine, before: &dyn Fn(&Machine)| {
+        let back = machine.vif(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        before(machine);
+        let mut front = machine.connect_with::<4>(&mut xs, config)?;
+        let queues = front.queues();
+        let says = back.front("multi-queue-num-queues").map_or(1, |count| count.parse().unwrap());
+        assert_eq!((says, back.complaints()), (queues, vec![]));
+        for flow in 0..16 {
+            let mut sent = udp(false, true, &[flow]);
+            sent[34] = flow;
+            front.transmit(&sent).unwrap();
+        }
+        front.publish().unwrap();
+        machine.run();
+        assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 16);
+        front.close(&mut xs, machine.soon()).unwrap();
+        assert_eq!(machine.grants.stats().in_use, 0);
+        Ok::<_, Error>(queues)
+    };
+    // Memory.
+    let mut seen = BTreeSet::new();
+    for pages in (0..5 * (whole + 4)).step_by(29) {
+        let machine = Machine::new();
+        match connect(&machine, &|machine| machine.guest.fail_allocs_after(Some(pages))) {
+            Ok(queues) => drop(seen.insert(queues)),
+            Err(error) => {
+                assert!(pages < whole + 8 && matches!(error, Error::Grant(_)), "{pages}: {error:?}")
+            }
+        }
+    }
+    assert_eq!(seen, BTreeSet::from([1, 2, 3, 4]));
+    // Grant references: a frame of the table has 512, of which eight are not ours.
+    let machine = Machine::new();
+    xen_gnttab::mock::set_max_frames(&machine.xen, DomId(1), 1);
+    assert_eq!(connect(&machine, &|_| ()), Ok(3));
+    // Ports.
+    let machine = Machine::new();
+    let ports = |machine: &Machine| {
+        let last = xen_evtchn::mock::alloc_for(&machine.guest, DomId(0)).unwrap();
+        xen_evtchn::mock::set_max_port(&machine.guest, Port(last.0 + 2));
+    };
+    assert_eq!(connect(&machine, &ports), Ok(2));
+}
+
+#[test]
+fn a_card_is_small_however_many_queues_it_has() {
+    const WORDS: usize = 2 * size_of::<usize>();
+    let one = size_of::<NetFront<'_, MockDomain, 1>>();
+    assert!(one < 1200, "{one}");
+    assert_eq!(size_of::<NetFront<'_, MockDomain, 8>>(), one + 7 * WORDS);
+    // Eight queues come up and carry frames in a thread with little stack.
+    let small = std::thread::Builder::new().stack_size(384 << 10).spawn(|| {
+        let machine = Machine::new();
+        let _back = machine.vif(Options { queues: 8, ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let config = Config { tx_pages: 20, rx_pages: 32, ..Config::default() };
+        let mut front = machine.connect_with::<8>(&mut xs, config).unwrap();
+        assert_eq!(front.queues(), 8);
+        front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+        front.publish().unwrap();
+        machine.run();
+        assert!(machine.switch.receive().is_some());
+    });
+    small.unwrap().join().unwrap();
 }
 
 #[test]
@@ -348,7 +422,7 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
         }
         if round % 4 == 2 {
             // Gone for longer than one is willing to wait: an error, and the guest goes on without.
-            assert!(matches!(front.reconnect(&mut xs, machine.soon()), Err(Error::Store(_))));
+            assert!(matches!(front.reconnect(&mut xs, machine.soon()), Err(Error::Xenstore(_))));
             assert_eq!((front.state(), machine.grants.stats().in_use), (State::Closed, 0));
         }
         if ended == State::Closed {

@@ -304,7 +304,7 @@ fn a_backend_that_ends_before_the_second_half_is_an_error_and_no_more() {
     back.close();
     machine.run();
     let error = begun.finish(&mut xs, machine.soon()).unwrap_err();
-    assert!(matches!(error, Error::Store(xen_xenstore::Error::BackendGone(_))), "{error:?}");
+    assert!(matches!(error, Error::Xenstore(xen_xenstore::Error::BackendGone(_))), "{error:?}");
     machine.run();
     assert_eq!(back.front("state").as_deref(), Some("6"));
     assert_eq!(machine.grants.stats().quarantined, 0);

@@ -67,7 +67,7 @@ fn run(args: Args) -> Result<()> {
     let events = leak(EventChannels::new(domain).context("no event channels")?);
     let _timer = events.bind_virq(Virq::TIMER, VcpuId(0)).context("no timer")?;
     console::open(events);
-    let config = Config::parse(args.cmdline.leak());
+    let config = Config::parse::<true>(args.cmdline.leak());
     log::set_max_level(config.log.unwrap_or(log::LevelFilter::Info));
     log::info!("unikernel {} on a mock of Xen, in a process", env!("CARGO_PKG_VERSION"));
     let (machine, devices, config) = XenMachine::new(domain, events, config);

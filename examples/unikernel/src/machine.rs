@@ -53,7 +53,7 @@ impl XenMachine {
                 Ok(watch) => machine.control = Some((store, watch)),
                 Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
             }
-            if config.address.is_none() {
+            if <Nic as webserver::Nic>::PRESENT && config.address.is_none() {
                 config.address = address_from_store(&mut xs);
             }
         }

@@ -39,7 +39,7 @@ fn main(info: &arch::BootInfo) -> ! {
     // The timer's event has nothing to tell but that it is time to look around.
     let _timer = events.bind_virq(Virq::TIMER, VcpuId(0)).inspect_err(|e| log::error!("timer: {e}"));
     console::open(events);
-    let config = Config::parse(command_line);
+    let config = Config::parse::<{ <devices::Nic as webserver::Nic>::PRESENT }>(command_line);
     log::set_max_level(config.log.unwrap_or(log::LevelFilter::Info));
     greet(kernel, info);
     if let Some(name) = config.selftest {

@@ -56,7 +56,8 @@ impl Faults {
 
 struct State {
     guest: MockDomain,
-    dom0: MockDomain,
+    /// The domain that the daemon runs in.
+    home: MockDomain,
     link: Option<Link>,
     #[cfg(feature = "xenbus")]
     device: Option<xenbus::Device>,
@@ -90,22 +91,30 @@ impl MockConsoled {
     /// # Panics
     /// When the guest has a console already.
     pub fn connect(xen: &MockXen, guest: &MockDomain) -> Self {
+        Self::connect_from(xen, guest, DomId(0))
+    }
+
+    /// As [`connect`](Self::connect), with a daemon in any domain.
+    ///
+    /// # Panics
+    /// When the guest has a console already.
+    pub fn connect_from(xen: &MockXen, guest: &MockDomain, home: DomId) -> Self {
         let page = guest.special_page(CONSOLE_GFN);
-        let dom0 = xen.domain(DomId(0));
-        let local = event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
-        let port = event::bind_interdomain(&dom0, guest.id(), local).expect("a port for the daemon");
+        let home = xen.domain(home);
+        let local = event::alloc_unbound(guest, home.id()).expect("a port for the guest");
+        let port = event::bind_interdomain(&home, guest.id(), local).expect("a port for the daemon");
         guest.set_hvm_param(HvmParam::CONSOLE_PFN, CONSOLE_GFN.0);
         guest.set_hvm_param(HvmParam::CONSOLE_EVTCHN, local.into());
         let ring = ByteRing::new(DaemonPage::special(page)).expect("a page is large enough");
-        Self::start(guest, Some(Link { ring, port }))
+        Self::start(guest, &home, Some(Link { ring, port }))
     }
 
-    fn start(guest: &MockDomain, link: Option<Link>) -> Self {
-        let dom0 = guest.xen().inside().domain(DomId(0));
-        dom0.ensure_shared_info();
+    fn start(guest: &MockDomain, home: &MockDomain, link: Option<Link>) -> Self {
+        let home = home.inside();
+        home.ensure_shared_info();
         let daemon = Self(Arc::new(Mutex::new(State {
             guest: guest.inside(),
-            dom0,
+            home,
             link,
             #[cfg(feature = "xenbus")]
             device: None,
@@ -167,17 +176,16 @@ impl MockConsoled {
     }
 
     /// What the daemon says of whether it serves the console (`XENCONSOLE_CONNECTED`, `_DISCONNECTED`). It sends an event
-    /// with that.
-    ///
-    /// # Panics
-    /// When the console is not connected.
+    /// with that. A daemon that has no page says nothing.
     pub fn say_connected(&self, connected: bool) {
         let flag = if connected { ConsoleLayout::CONNECTED } else { ConsoleLayout::DISCONNECTED };
-        self.poke(ConsoleLayout::CONNECTION, flag.into());
-        let state = self.state();
-        let port = state.link.as_ref().expect("a connected console").port;
-        // Fails when the guest has closed its end, which is its own affair.
-        let _ = event::send(&state.dom0, port);
+        let mut state = self.state();
+        let state = &mut *state;
+        if let Some(link) = &mut state.link {
+            link.ring.set_word(ConsoleLayout::CONNECTION, flag.into()).expect("a word of the page");
+            // Fails when the guest has closed its end, which is its own affair.
+            let _ = event::send(&state.home, link.port);
+        }
     }
 
     /// A daemon that lies: writes any value to a word of the page (offsets as in `io/console.h`).
@@ -206,7 +214,7 @@ impl State {
     fn serve(&mut self) -> bool {
         let id = self.guest.id();
         let Some(link) = &mut self.link else { return false };
-        self.looks |= took_event(&self.dom0, link.port);
+        self.looks |= took_event(&self.home, link.port);
         let reads = self.looks && !self.unread;
         if !reads && self.input.is_empty() {
             return false;
@@ -241,7 +249,7 @@ impl State {
         }
         if read + written > 0 || self.dice.hit(self.faults.spurious_event) {
             // Fails when the guest has closed its end, which is its own affair.
-            let _ = event::send(&self.dom0, link.port);
+            let _ = event::send(&self.home, link.port);
         }
         self.looks = link.ring.readable().is_ok_and(|count| count > 0);
         read + written > 0
@@ -249,8 +257,8 @@ impl State {
 }
 
 /// Whether an event came since the last look.
-fn took_event(dom0: &MockDomain, port: u32) -> bool {
-    let Some(shared) = dom0.shared_info() else { return false };
+fn took_event(home: &MockDomain, port: u32) -> bool {
+    let Some(shared) = home.shared_info() else { return false };
     let bit = 1 << (port % 64);
     let word = shared.evtchn_pending(port as usize / 64);
     word.is_some_and(|word| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)

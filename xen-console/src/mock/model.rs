@@ -149,6 +149,17 @@ impl<'m> Model<'m> {
         self.collect();
     }
 
+    /// The console was connected anew, and its [`Stats`](crate::Stats) were `before` until then: what the last daemon did not
+    /// take is written to the next one, and what it typed is lost.
+    pub fn reconnected(&mut self, console: &mut Console<'_, MockDomain>, before: crate::Stats) {
+        self.broken = None;
+        // The next one may have typed already.
+        self.read = self.typed - self.daemon.untyped() - console.readable().unwrap_or(0);
+        let mark = self.mark();
+        self.marked(console.stats().written - before.written, mark);
+        self.collect();
+    }
+
     /// Does something, and looks that the console did what it has to do.
     ///
     /// # Panics
@@ -231,6 +242,7 @@ impl<'m> Model<'m> {
                 most = time;
                 let there = self.check(console.wait_connected(start + time));
                 assert!(there.is_none_or(|there| there == console.is_connected()));
+                self.told(console, before, mark);
             }
             Act::PollReadable => {
                 if let Poll::Ready(ready) = console.poll_readable(&mut Context::from_waker(Waker::noop())) {

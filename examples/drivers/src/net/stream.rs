@@ -66,6 +66,7 @@ fn echo(
     let (mut sent, mut received) = (0, 0);
     let deadline = place.soon();
     while received < BYTES {
+        let seen = place.events.seq();
         iface.poll(now(), device, &mut sockets);
         let socket = sockets.get_mut::<Socket<'_>>(handle);
         ensure!(socket.state() != State::Closed, "dom0 does not listen at port 7, or hung up");
@@ -77,7 +78,6 @@ fn echo(
             });
             sent += more.map_err(|error| Failure(alloc::format!("{error:?}")))?;
         }
-        let seen = place.events.seq();
         let mut right = true;
         while socket.can_recv() {
             let more = socket.recv(|bytes| {

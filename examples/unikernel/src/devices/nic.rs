@@ -35,7 +35,7 @@ pub(super) fn begin(store: Store, events: Events, grants: Grants, deadline: Dura
         Config { receive: Features::all(), await_device: false, follow_link: false, ..Config::default() };
     match NetFront::begin(&mut store.borrow_mut(), events, grants, 0, deadline, config) {
         Ok(begun) => return Some(Begun(begun)),
-        Err(Error::Store(error)) if error.is_not_found() => {
+        Err(Error::Xenstore(error)) if error.is_not_found() => {
             log::warn!("net: this domain has no network card (vif)");
         }
         Err(error) => log::error!("net: {error}; carrying on without"),
