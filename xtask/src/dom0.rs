@@ -75,7 +75,7 @@ impl Default for Options {
             disk: None,
             http_port: None,
             forwards: Vec::new(),
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_secs(300),
             echo: false,
         }
     }
@@ -182,7 +182,7 @@ impl Dom0 {
     }
 
     fn file(&self, request: &str, bytes: &[u8]) -> Result<Vec<u8>> {
-        let (status, answer) = self.ask(request, bytes, Duration::from_secs(60))?;
+        let (status, answer) = self.ask(request, bytes, Duration::from_secs(300))?;
         if status != "0" {
             bail!("{}", String::from_utf8_lossy(&answer).trim());
         }

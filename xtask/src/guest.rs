@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::dom0::{Dom0, Follow};
 
-/// How long xl may take for anything, on the slowest bed.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+/// How long anything may take, on the slowest bed and a machine with much else to do.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What xl is told of a guest.
 #[derive(Debug, Clone)]

@@ -1,7 +1,5 @@
 //! It boots: with everything, with little, with another store, and as the first domain.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
 use super::lab::{Lab, read, unikernel};
@@ -124,7 +122,7 @@ pub(super) fn it_boots_as_the_first_domain() -> Result<()> {
     let machine =
         Machine { memory: 512, dom0_memory: 64, system, disk: None, forwards: Vec::new(), echo: false };
     let qemu = Qemu::start(&bed, &machine)?;
-    qemu.wait_for(&["ready; type help"], Duration::from_secs(60))?;
+    qemu.wait_for(&["ready; type help"], PATIENCE)?;
     let text = qemu.serial();
     // The first domain has neither a console of its own nor a store.
     for line in ["unikernel 0.", "log lines go to Xen's log", "no devices, no name"] {

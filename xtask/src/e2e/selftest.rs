@@ -1,7 +1,5 @@
 //! The self-test's kernel: as the first domain, and as two domains that check each other.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 
 use super::lab::{CHECKED, Lab, judge_checks, kernel};
@@ -29,7 +27,7 @@ pub(super) fn as_the_first_domain() -> Result<()> {
     let machine =
         Machine { memory: 512, dom0_memory: 64, system, disk: None, forwards: Vec::new(), echo: false };
     let qemu = Qemu::start(&bed, &machine)?;
-    qemu.wait_for(&[CHECKED, "Dom0 halted", "Dom0 crashed"], Duration::from_secs(120))?;
+    qemu.wait_for(&[CHECKED, "Dom0 halted", "Dom0 crashed"], PATIENCE)?;
     judge("the first domain", &qemu.serial())
 }
 
@@ -60,8 +58,8 @@ pub(super) fn as_a_pair(lab: &mut Lab) -> Result<()> {
             ),
             PATIENCE,
         )?;
-        judge("the front", &front_console.wait_for(CHECKED, PATIENCE)?)?;
-        judge("the back", &back_console.wait_for(CHECKED, PATIENCE)?)?;
+        judge("the front", &front_console.wait_for(CHECKED, 3 * PATIENCE)?)?;
+        judge("the back", &back_console.wait_for(CHECKED, 3 * PATIENCE)?)?;
         front.wait("end", |listed| listed.is_none())?;
         back.wait("end", |listed| listed.is_none())?;
     }

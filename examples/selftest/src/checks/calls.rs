@@ -120,14 +120,7 @@ fn versions(domain: &Domain, report: &mut Report) {
 fn scheduling(domain: &Domain, report: &mut Report) {
     let xen = domain.kernel;
     report.check("sched/yield", || Ok(sched::yield_now(xen)?));
-    report.check("sched/poll-sleeps", || {
-        let until = xen.now() + Duration::from_millis(5);
-        // The console's events end it, too, but not often.
-        let sleeps = (0..50).take_while(|_| xen.now() < until && sched::poll(xen, &[], Some(until)).is_ok());
-        let sleeps = sleeps.count();
-        ensure!((1..50).contains(&sleeps), "{sleeps} sleeps, {:?} left", until.saturating_sub(xen.now()));
-        Ok(())
-    });
+    report.check("sched/poll-sleeps", || super::poll_sleeps(xen, &[]));
     report.refused("sched/poll-too-many", sched::poll(xen, &[1; 129], None), Errno::EINVAL);
     report.check("sched/watchdog", || {
         let minute = Duration::from_secs(60);

@@ -10,18 +10,61 @@ mod pair;
 mod vcpus;
 
 use alloc::boxed::Box;
+use core::time::Duration;
 
-use xen_evtchn::{Abi, Channel, EventChannels, Virq};
+use xen_evtchn::{Abi, Channel, Deadline, EventChannels, Virq};
 use xen_gnttab::{GrantTable, Version};
-use xen_hypercall::{VcpuId, event};
+use xen_hypercall::{VcpuId, Wait, event, sched};
 
 use crate::console;
 use crate::platform::{Kernel, Owned};
-use crate::report::{Failure, Report};
+use crate::report::{Failure, Report, ensure};
 use crate::words::Words;
 
 pub(crate) type Events = EventChannels<&'static Kernel>;
 pub(crate) type Grants = GrantTable<&'static Kernel>;
+
+/// How long anything may take, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long to sleep between two looks at something that no event tells of.
+const TURN: Duration = Duration::from_millis(20);
+
+/// Looks whenever there was an event, until `look` finds something. With `turn` it looks that often, too.
+fn wait_for<T>(
+    events: &Events,
+    turn: Option<Duration>,
+    what: &str,
+    mut look: impl FnMut() -> Result<Option<T>, Failure>,
+) -> Result<T, Failure> {
+    let now = || events.platform().now();
+    let mut deadline = Deadline::new(now() + PATIENCE);
+    loop {
+        let seen = events.seq();
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        let Some(until) = deadline.until(now()) else {
+            return Err(Failure(alloc::format!("{what} did not happen within {PATIENCE:?}")));
+        };
+        events.wait_since(seen, Some(turn.map_or(until, |turn| until.min(now() + turn))));
+    }
+}
+
+/// `sched::poll` sleeps until its deadline, when none of the ports has an event.
+fn poll_sleeps(xen: &Kernel, ports: &[u32]) -> Result<(), Failure> {
+    let mut sleeps = 0;
+    // On a busy machine the end of a sleep may have come before it begins.
+    while sleeps == 0 {
+        let until = xen.now() + Duration::from_millis(5);
+        // The console's events end it, too, but not often.
+        while xen.now() < until {
+            sched::poll(xen, ports, Some(until))?;
+            sleeps += 1;
+            ensure!(sleeps < 50, "awake {sleeps} times without an event");
+        }
+    }
+    Ok(())
+}
 
 /// The domain that runs this.
 #[derive(Debug)]

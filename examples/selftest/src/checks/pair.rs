@@ -7,21 +7,17 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
-use core::time::Duration;
 
 use xen_evtchn::{Channel, Port, Progress, Status};
 use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantTable, Version};
-use xen_hypercall::{DomId, PAGE_SIZE, Wait};
+use xen_hypercall::{DomId, PAGE_SIZE};
 use xen_ring::Backing;
 use xen_xenstore::Xenstore;
 
 use super::loopback::{GrantCopyError, copy_from, copy_to, refused};
-use super::{Domain, Events, Grants};
+use super::{Domain, Events, Grants, PATIENCE, TURN, wait_for};
 use crate::platform::Kernel;
 use crate::report::{Failure, Report, ensure};
-
-/// How long the other one may take for a step. It may have much to check before it comes here.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Rounds of events to and fro.
 const ROUNDS: u32 = 100;
@@ -85,19 +81,18 @@ impl<M: Backing> Line<'_, M> {
         self.memory.mem().write_bytes(self.word * 4, &step.to_le_bytes())?;
         fence(Ordering::SeqCst);
         self.channel.notify()?;
-        let end = self.events.platform().now() + PATIENCE;
-        loop {
-            self.channel.take();
+        let Self { events, channel, memory, word, .. } = self;
+        let what = alloc::format!("the peer's step {step}");
+        wait_for(events, None, &what, || {
+            channel.take();
             let mut other = [0; 4];
-            self.memory.mem().read_bytes((1 - self.word) * 4, &mut other)?;
-            let other = u32::from_le_bytes(other);
-            if other >= step {
-                return Ok(());
+            memory.mem().read_bytes((1 - *word) * 4, &mut other)?;
+            if u32::from_le_bytes(other) >= step {
+                return Ok(Some(()));
             }
-            ensure!(self.events.platform().now() < end, "the peer is at step {other} of {step}");
-            self.channel.done(Progress::Work);
-            self.events.wait(Some(end));
-        }
+            channel.done(Progress::Work);
+            Ok(None)
+        })
     }
 }
 
@@ -206,12 +201,11 @@ fn front(side: &mut Side<'_>, report: &mut Report) -> Result<(), Failure> {
     line.meet(USED_BACK)?;
     line.meet(OVER)?;
     report.check("pair/peer-closes", || {
-        let end = line.events.platform().now() + PATIENCE;
-        while line.channel.status()? != (Status::Unbound { remote: peer }) || line.memory.in_use() > 0 {
-            let status = line.channel.status()?;
-            ensure!(line.events.platform().now() < end, "{status:?}, {} pages in use", line.memory.in_use());
-            line.events.wait(Some(line.events.platform().now() + Duration::from_millis(5)));
-        }
+        // Xen tells nobody of it.
+        wait_for(line.events, Some(TURN), "the peer's end", || {
+            let gone = line.channel.status()? == (Status::Unbound { remote: peer });
+            Ok((gone && line.memory.in_use() == 0).then_some(()))
+        })?;
         ensure!(matches!(line.memory.end(), EndedPages::Pages(_)), "the pages did not come back");
         Ok(())
     });
@@ -319,13 +313,8 @@ fn lent(grants: &Grants, peer: DomId, offer: &Offer, report: &mut Report) {
 /// Reads the front's node, which is not there or not to be read at first.
 fn wait_for_offer(side: &mut Side<'_>) -> Result<Offer, Failure> {
     let path = alloc::format!("/local/domain/{}/data/offer", side.peer.0);
-    let end = side.store.now() + PATIENCE;
-    loop {
-        let text = side.store.read_str(&path).map(String::from);
-        match text {
-            Ok(text) => return Offer::parse(&text).ok_or(Failure(alloc::format!("the offer is {text:?}"))),
-            Err(error) if side.store.now() > end => return Err(error.into()),
-            Err(_) => side.events.wait(Some(side.store.now() + Duration::from_millis(20))),
-        }
-    }
+    let text = wait_for(side.events, Some(TURN), "the front's offer", || {
+        Ok(side.store.read_str(&path).map(String::from).ok())
+    })?;
+    Offer::parse(&text).ok_or(Failure(alloc::format!("the offer is {text:?}")))
 }

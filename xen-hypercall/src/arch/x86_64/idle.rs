@@ -121,6 +121,26 @@ pub fn upcall_entry() -> usize {
 ///
 /// That is `rip`, unless the interrupt came within [`sleep_unless`] before the processor slept. Call it in every handler that
 /// leaves work to code that sleeps so, and in every handler that can itself be interrupted by such a one.
+///
+/// ```
+/// use xen_hypercall::arch::x86_64::idle;
+///
+/// /// What the processor saved, below what the kernel's entry saved of the other registers.
+/// #[repr(C)]
+/// struct Frame {
+///     rip: u64,
+///     cs: u64,
+///     rflags: u64,
+///     rsp: u64,
+///     ss: u64,
+/// }
+///
+/// /// Called by the upcall's entry, which returns by `iretq` afterwards.
+/// extern "C" fn upcall(frame: &mut Frame) {
+///     // Here the kernel dispatches its events, which clears `upcall_pending`.
+///     frame.rip = idle::resume_at(frame.rip);
+/// }
+/// ```
 #[inline]
 pub fn resume_at(rip: u64) -> u64 {
     let (begin, end) =

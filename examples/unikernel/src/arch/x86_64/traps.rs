@@ -16,7 +16,8 @@ pub(crate) const UPCALL_VECTOR: u8 = 0x20;
 
 const CODE: u16 = 8;
 const TSS: u16 = 16;
-const FAULTS: usize = 32;
+/// Vectors from here on to 31 are reserved, or of features that no guest of this kind has.
+const FAULTS: usize = 22;
 /// Faults run on a stack of their own: the one they come from may be what is broken.
 const FAULT_STACK: usize = 16 * 1024;
 
@@ -27,7 +28,7 @@ fault_entries:
     .set vector, 0
     .rept {faults}
     .balign 16
-    .if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)
+    .if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21)
     .else
     push 0
     .endif
