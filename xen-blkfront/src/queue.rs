@@ -66,8 +66,6 @@ impl<'x, P: Platform> Queue<'x, P> {
             let _ = slots.push(Slot { id: NO_ID, first, count: 0, indirect, operation: 0, next });
         }
         let channel = events.alloc_unbound(backend)?;
-        // A backend that sends events without answers is listened to less and less often.
-        channel.set_late_eoi(true);
         Ok(Self { ring, channel, slots: Slots { slots, free, next: 1 } })
     }
 

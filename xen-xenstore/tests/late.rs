@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use xen_evtchn::EventChannels;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_ring::XenstoreLayout;
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::{Error, ServerFeatures, Xenstore};
@@ -26,7 +26,7 @@ fn machine() -> Machine {
     let store = MockXenstored::new(&xen);
     let guest = xen.domain(ID);
     store.prepare(&guest);
-    let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
+    let events = EventChannels::new(&guest.boot().unwrap()).unwrap();
     Machine { xen, guest, store, events }
 }
 

@@ -306,8 +306,7 @@ fn a_machine_without_xenstore_says_so() {
     let xen = xen_hypercall::mock::MockXen::new();
     xen_evtchn::mock::install(&xen);
     let guest = xen.domain(ID);
-    let shared = xen_hypercall::SharedInfo::map(&guest).unwrap();
-    let events = xen_evtchn::EventChannels::new(guest.clone(), shared).unwrap();
+    let events = xen_evtchn::EventChannels::new(&guest.boot().unwrap()).unwrap();
     assert_eq!(xen_xenstore::Xenstore::new(&events).err(), Some(Error::NoStore));
     let port = xen_hypercall::event::alloc_unbound(&guest, xen_hypercall::DomId(0)).unwrap();
     guest.set_hvm_param(xen_hypercall::hvm::HvmParam::STORE_PFN, 0x77);

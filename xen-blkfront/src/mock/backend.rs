@@ -6,8 +6,8 @@ use std::io;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
 
@@ -49,9 +49,7 @@ impl Backend {
         storage: Storage,
     ) -> Self {
         let (id, dom0) = (guest.id().0, guest.xen().inside().domain(DomId(0)));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of domain 0");
-        }
+        dom0.ensure_shared_info();
         let front_path = format!("/local/domain/{id}/device/vbd/{index}");
         let back_path = format!("/local/domain/0/backend/vbd/{id}/{index}");
         store.write(&front_path, "");

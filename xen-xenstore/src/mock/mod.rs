@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use xen_evtchn::EventChannels;
-//! use xen_hypercall::{DomId, SharedInfo, mock::MockXen};
+//! use xen_hypercall::{DomId, mock::MockXen};
 //! use xen_xenstore::{Xenstore, mock::MockXenstored};
 //!
 //! let xen = MockXen::new();
@@ -13,7 +13,8 @@
 //! let store = MockXenstored::new(&xen);
 //! let guest = xen.domain(DomId(1));
 //! store.connect(&guest);
-//! let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
+//! let token = guest.boot().unwrap();
+//! let events = EventChannels::new(&token).unwrap();
 //!
 //! let mut xs = Xenstore::new(&events).unwrap();
 //! assert_eq!(xs.read_str("name").unwrap(), "d1");
@@ -36,7 +37,7 @@ use std::vec::Vec;
 
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, SharedInfo};
+use xen_hypercall::{DomId, Gfn};
 
 use crate::ServerFeatures;
 use crate::wire::Header;
@@ -128,9 +129,7 @@ impl MockXenstored {
     pub fn prepare(&self, guest: &MockDomain) {
         let page = guest.special_page(STORE_GFN);
         let dom0 = guest.xen().inside().domain(DomId(0));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of domain 0");
-        }
+        dom0.ensure_shared_info();
         let local = xen_hypercall::event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
         let port =
             xen_hypercall::event::bind_interdomain(&dom0, guest.id(), local).expect("a port for the daemon");

@@ -6,8 +6,8 @@ pub mod device;
 use std::time::Duration;
 
 use xen_evtchn::EventChannels;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::wire::{Operation, Refusal};
 use xen_xenstore::{Error, Xenstore};
@@ -29,7 +29,8 @@ impl Machine {
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(ID);
         store.connect(&guest);
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
+        let token = guest.boot().unwrap();
+        let events = EventChannels::new(&token).unwrap();
         Self { xen, guest, store, events }
     }
 

@@ -68,7 +68,7 @@ pub(super) fn run(place: &mut Place, report: &mut Report) {
         fill(BAD.start, 3, &mut data);
         while let Err(error) = disk.write(BAD.start, &data) {
             ensure!(error == Error::Io && place.kernel.now() < deadline, "{error}");
-            place.events.wait(Some(place.kernel.now() + life::TURN));
+            place.events.wait_since(place.events.seq(), Some(place.kernel.now() + life::TURN));
         }
         let mut out = vec![0; data.len()];
         disk.read(BAD.start, &mut out)?;
