@@ -6,7 +6,6 @@ use core::time::Duration;
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
 use xen_xenstore::{Path, Xenstore};
 
@@ -114,20 +113,11 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
     /// [`Error::Xenstore`] when xenstore cannot be asked; the next call asks again.
     pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
         let Some(device) = self.device.as_ref().filter(|_| self.connected) else { return Ok(self.state()) };
-        let ended = match device.changed(xs) {
-            Ok(None) => false,
-            Ok(Some(XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED)) => {
-                false
-            }
-            // Closing, closed, gone; or beginning anew, which is another backend than the one that has the page.
-            Ok(Some(_)) => true,
-            // The node is gone, and what is above it was never ours to read.
-            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => true,
-            Err(error) => return Err(error.into()),
-        };
-        if ended {
+        // Closing, closed, gone; or beginning anew, which is another backend than the one that has the page.
+        if device.is_closing(xs)? {
             self.connected = false;
-            tell_closed(xs, device)?;
+            // If the backend cannot be told now, it is when the device is ended.
+            let _ = device.switch(xs, XenbusState::CLOSED);
         }
         Ok(self.state())
     }
@@ -148,15 +138,8 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
         let _ = self.service(xs);
         let was = core::mem::replace(&mut self.connected, false);
         let Some(device) = self.device.take() else { return Ok(()) };
-        let ours = is_ours(xs, &device);
-        if was && ours == Ok(true) {
-            return Ok(device.close(xs, deadline)?);
-        }
-        // Told already, or nobody is there to tell; then only the watch is left.
-        match xs.unwatch(*device.watch()) {
-            Ok(()) | Err(xen_xenstore::Error::Refused(..)) => ours.map(drop),
-            Err(error) => Err(error.into()),
-        }
+        // One that has ended is not waited for; only the watch is left.
+        Ok(if was { device.close(xs, deadline) } else { device.abandon(xs) }?)
     }
 }
 
@@ -238,40 +221,6 @@ fn share<'x, P: Platform>(
     let page = grants.share(backend, Access::ReadWrite)?;
     let gref = page.gref().0;
     Ok((Console::on(ConsolePage::Granted(page), events.alloc_unbound(backend)?)?, gref))
-}
-
-/// Whether the device's directory says what this driver wrote last. A toolstack that detached the device by force has
-/// removed the directory, and may have made it anew for another handshake: then nothing may be written to it.
-fn is_ours<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    device: &Frontend<Connected>,
-) -> Result<bool, Error> {
-    match device.read_frontend(xs, "state") {
-        Ok(state) => Ok(state == Some(XenbusState::CONNECTED)),
-        Err(
-            xen_xenstore::Error::Refused(..) | xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText,
-        ) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Says that the console has ended, in its directory as far as that is [ours](is_ours).
-fn tell_closed<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    device: &Frontend<Connected>,
-) -> Result<(), Error> {
-    let state = device.frontend_path().join("state")?;
-    let told = xs.transaction(|transaction| match transaction.read_optional(&state)? {
-        Some(XenbusState::CONNECTED) => transaction.write_display(&state, XenbusState::CLOSED.0),
-        _ => Ok(()),
-    });
-    match told {
-        // The directory is somebody else's.
-        Err(
-            xen_xenstore::Error::Refused(..) | xen_xenstore::Error::BadValue | xen_xenstore::Error::NotText,
-        ) => Ok(()),
-        told => Ok(told?),
-    }
 }
 
 impl<P: Platform> fmt::Debug for SecondaryConsole<'_, P> {

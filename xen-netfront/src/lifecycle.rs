@@ -4,8 +4,7 @@ use core::time::Duration;
 
 use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::wire::Refusal;
-use xen_xenstore::xenbus::{Connected, Frontend, XenbusState};
+use xen_xenstore::xenbus::{BackendChange, XenbusState};
 use xen_xenstore::{Path, Xenstore};
 
 use crate::{Config, Error, Followup, NetFront, State, Stats};
@@ -105,13 +104,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.link.end(xs);
         let closed = match self.device.take() {
             None => Ok(()),
-            Some(device) if self.state == State::Closed || !is_ours(xs, &device, self.state) => {
-                let ended = xs.unwatch(*device.watch());
-                device.frontend_path().join("state").and_then(|state| {
-                    say_closed(xs, &state, Some(XenbusState::CONNECTED));
-                    ended
-                })
-            }
+            Some(device) if self.state == State::Closed => device.abandon(xs),
             Some(device) => device.close(xs, deadline),
         };
         // Only now: before, the backend had every right to the pages.
@@ -133,32 +126,23 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let Some(device) = self.device.as_ref().filter(|_| self.state != State::Closed) else {
             return Ok(self.state);
         };
-        let theirs = match device.changed(xs) {
-            // The node is gone, and what is above it was never ours to read.
-            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => Some(XenbusState::UNKNOWN),
-            theirs => theirs?,
-        };
-        let next = match theirs {
-            None => self.state,
-            Some(XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED)
-                if self.state != State::Closing =>
-            {
-                self.state
-            }
-            Some(XenbusState::CLOSING) => State::Closing,
+        let change = device.change(xs)?;
+        let next = match change {
+            BackendChange::Same | BackendChange::Told(_) => self.state,
+            BackendChange::Closing => State::Closing,
             // Closed, gone, or at the beginning again: nobody is behind the rings.
-            Some(_) => State::Closed,
+            _ => State::Closed,
         };
         if matches!(next, State::Connected | State::Broken(_)) {
             self.link.service(xs, device)?;
-            if theirs == Some(XenbusState::CONNECTED) {
+            if change == BackendChange::Told(XenbusState::CONNECTED) {
                 self.taken_up();
             }
         } else if next != self.state {
-            // One that begins again must not be told: it waits for us to begin, too.
-            if !theirs.is_some_and(is_beginning) {
-                let state = device.frontend_path().join("state")?;
-                say_closed(xs, &state, Some(XenbusState::CONNECTED));
+            // One that begins again must not be told: it waits for us to begin, too. Whether the others can be told does not
+            // change that the device is closed.
+            if change != BackendChange::Restarted {
+                let _ = device.switch(xs, XenbusState::CLOSED);
             }
             self.state = next;
         }
@@ -170,12 +154,6 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 /// Whether a backend in this state begins a handshake.
 fn is_beginning(state: XenbusState) -> bool {
     matches!(state, XenbusState::INITIALISING | XenbusState::INIT_WAIT | XenbusState::INITIALISED)
-}
-
-/// Whether the device's directory still says what we wrote: the toolstack may have removed it, or made another.
-fn is_ours<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, device: &Frontend<Connected>, state: State) -> bool {
-    let wrote = if state == State::Closing { XenbusState::CLOSED } else { XenbusState::CONNECTED };
-    device.read_frontend(xs, "state") == Ok(Some(wrote))
 }
 
 /// Says that the device is closed, if its directory is there and says `ours`, or anything. To write into one that was removed
