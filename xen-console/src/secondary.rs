@@ -113,10 +113,10 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
     /// [`Error::Xenstore`] when xenstore cannot be asked; the next call asks again.
     pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
         let Some(device) = self.device.as_ref().filter(|_| self.connected) else { return Ok(self.state()) };
-        // Closing, closed, gone; or beginning anew, which is another backend than the one that has the page.
-        if device.is_closing(xs)? {
+        if device.change(xs)?.is_over() {
             self.connected = false;
-            // If the backend cannot be told now, it is when the device is ended.
+            // Writes nothing into the directory of a device that was taken away, or that is another's by now. If the backend cannot
+            // be told now, it is when the device is ended.
             let _ = device.switch(xs, XenbusState::CLOSED);
         }
         Ok(self.state())
@@ -138,7 +138,7 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
         let _ = self.service(xs);
         let was = core::mem::replace(&mut self.connected, false);
         let Some(device) = self.device.take() else { return Ok(()) };
-        // One that has ended is not waited for; only the watch is left.
+        // Told already, or nobody is there to tell; then only the watch is left.
         Ok(if was { device.close(xs, deadline) } else { device.abandon(xs) }?)
     }
 }

@@ -11,7 +11,6 @@ use xen_xenstore::{Path, Transaction, Xenstore, names, parse};
 use crate::config::NODES;
 use crate::control::Control;
 use crate::front::LARGE;
-use crate::lifecycle::say_closed;
 use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
@@ -185,10 +184,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let (terms, mut queues, mut control) = match shared {
             Ok(shared) => shared,
             Err(error) => {
-                let state = device.frontend_path().join("state")?;
                 // The first error says more than one of the way out.
-                let _ = xs.unwatch(*device.watch());
-                say_closed(xs, &state, None);
+                let _ = device.abandon(xs);
                 return Err(error);
             }
         };
@@ -354,7 +351,11 @@ fn publish<'x, P: Platform + Wait>(
 
 /// The backend must not go on with pages that are about to be taken away. The handshake has ended its watch.
 fn give_up<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, state: &Path, error: xen_xenstore::Error) -> Error {
-    say_closed(xs, state, None);
+    // The device is given up whether this succeeds or not. To write into a directory that was removed would bring it back.
+    let _ = xs.transaction(|transaction| match transaction.read_parsed::<XenbusState>(state) {
+        Ok(said) if said != XenbusState::CLOSED => transaction.write_display(state, XenbusState::CLOSED.0),
+        _ => Ok(()),
+    });
     error.into()
 }
 

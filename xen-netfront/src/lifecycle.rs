@@ -101,6 +101,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 
     fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+        // A backend that is not connected any more would be waited for in vain. An error comes again below.
+        let _ = self.service(xs);
         self.link.end(xs);
         let closed = match self.device.take() {
             None => Ok(()),
@@ -128,9 +130,10 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         };
         let change = device.change(xs)?;
         let next = match change {
-            BackendChange::Same | BackendChange::Told(_) => self.state,
+            BackendChange::Same => self.state,
+            BackendChange::Told(_) if self.state != State::Closing => self.state,
             BackendChange::Closing => State::Closing,
-            // Closed, gone, or at the beginning again: nobody is behind the rings.
+            // Nobody is behind the rings.
             _ => State::Closed,
         };
         if matches!(next, State::Connected | State::Broken(_)) {
@@ -139,9 +142,9 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
                 self.taken_up();
             }
         } else if next != self.state {
-            // One that begins again must not be told: it waits for us to begin, too. Whether the others can be told does not
-            // change that the device is closed.
+            // One that begins again must not be told: it waits for us to begin, too.
             if change != BackendChange::Restarted {
+                // The device is closed whether this succeeds or not.
                 let _ = device.switch(xs, XenbusState::CLOSED);
             }
             self.state = next;
@@ -154,20 +157,4 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 /// Whether a backend in this state begins a handshake.
 fn is_beginning(state: XenbusState) -> bool {
     matches!(state, XenbusState::INITIALISING | XenbusState::INIT_WAIT | XenbusState::INITIALISED)
-}
-
-/// Says that the device is closed, if its directory is there and says `ours`, or anything. To write into one that was removed
-/// would bring it back.
-pub(crate) fn say_closed<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    state: &Path,
-    ours: Option<XenbusState>,
-) {
-    // The device is closed whether this succeeds or not.
-    let _ = xs.transaction(|transaction| match transaction.read_parsed::<XenbusState>(state) {
-        Ok(said) if ours.is_none_or(|ours| said == ours) && said != XenbusState::CLOSED => {
-            transaction.write_display(state, XenbusState::CLOSED.0)
-        }
-        _ => Ok(()),
-    });
 }
