@@ -115,8 +115,9 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
         let Some(device) = self.device.as_ref().filter(|_| self.connected) else { return Ok(self.state()) };
         if device.change(xs)?.is_over() {
             self.connected = false;
-            // Writes nothing into the directory of a device that was taken away, or that is another's by now.
-            device.switch(xs, XenbusState::CLOSED)?;
+            // Writes nothing into the directory of a device that was taken away, or that is another's by now. If the backend cannot
+            // be told now, it is when the device is ended.
+            let _ = device.switch(xs, XenbusState::CLOSED);
         }
         Ok(self.state())
     }

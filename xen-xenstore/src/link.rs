@@ -28,7 +28,7 @@ pub(crate) type Sink<'s> = dyn FnMut(usize, Result<&[u8], Error>) + 's;
 struct Question {
     id: u32,
     operation: Operation,
-    /// What whoever asked knows it by.
+    /// The caller's name for it.
     tag: usize,
 }
 

@@ -101,7 +101,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     ///
     /// # Errors
     /// Each question has its own, as [`read`](Self::read), and [`Error::BadPath`]; a directory whose list is too long for a
-    /// message is [`Refusal::TooBig`]. What `ask` answers otherwise, and what is one for all as with
+    /// message is [`Refusal::TooBig`]. What `ask` returns otherwise, and what is one for all as with
     /// [`read_all`](Self::read_all), ends all: `each` has seen a part of the questions then.
     pub fn together(
         &mut self,

@@ -43,7 +43,7 @@ impl Assembler {
         }
     }
 
-    /// Tells that `count` bytes of the room were written. Answers whether a message is complete.
+    /// Notes that `count` bytes of the room were written. Returns whether a message is complete.
     ///
     /// # Errors
     /// [`Violation::Length`] when the header says that it is longer than any may be. Where the next one begins is not

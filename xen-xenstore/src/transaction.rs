@@ -19,9 +19,9 @@ const TRIES: usize = 64;
 ///
 /// What changes something ([`write`](Self::write), [`write_display`](Self::write_display), [`mkdir`](Self::mkdir),
 /// [`remove`](Self::remove), [`set_permissions`](Self::set_permissions)) is sent, and its answer is not waited for, so that
-/// any number of changes takes hardly longer than one. These calls answer at once only what is wrong with the call itself:
+/// any number of changes takes hardly longer than one. These calls return at once only what is wrong with the call itself:
 /// [`Error::BadPath`], [`Error::TooLong`]. The answers are there when the transaction reads something or ends. If a
-/// change was refused, the transaction comes to nothing: the next call on it that finds out answers the first refusal, so do
+/// change was refused, the transaction comes to nothing: the next call on it that finds out returns the first refusal, so do
 /// all after it, and so does [`Xenstore::transaction`] if the closure passes over it; an error of the closure's own comes first.
 pub struct Transaction<'s, 'x, P: Platform> {
     store: &'s mut Xenstore<'x, P>,
@@ -35,7 +35,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// it is run again, at most 64 times.
     ///
     /// # Errors
-    /// What `f` answers, or the first refusal of a change when `f` succeeds, and nothing is changed then;
+    /// What `f` returns, or the first refusal of a change when `f` succeeds, and nothing is changed then;
     /// [`Error::Contended`] when it clashed every time;
     /// [`Error::TimedOut`] with [`Operation::TRANSACTION_END`] when it is not known whether it happened.
     pub fn transaction<R>(

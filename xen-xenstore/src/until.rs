@@ -6,8 +6,8 @@ use xen_evtchn::Deadline;
 
 /// When a wait ends: at a time of the platform's clock, or with a [`Deadline`] that several waits share.
 ///
-/// Time in which the guest was paused does not count against whoever is waited for. A time of the clock begins each wait anew;
-/// a shared deadline keeps what an earlier wait found out about pauses.
+/// Time in which the guest was paused does not count. A time of the clock begins each wait anew; a shared deadline keeps what
+/// an earlier wait found out about pauses.
 #[derive(Debug)]
 pub struct Until<'d>(Kept<'d>);
 

@@ -333,6 +333,37 @@ fn a_task_is_woken() {
 }
 
 #[test]
+fn of_tasks_that_wait_any_may_go_away() {
+    // Which of the three waits on; the others have left their wakers, and never look again.
+    for kept in 0..3 {
+        let machine = Machine::new();
+        let mut xs = machine.client();
+        let watches = ["data/a", "data/b", "data/c"].map(|path| xs.watch(path).unwrap());
+        machine.settle();
+        let tasks: [Arc<Woken>; 3] = Default::default();
+        let wakers = [0, 1, 2].map(|task: usize| Waker::from(Arc::clone(&tasks[task])));
+        for (watch, waker) in watches.iter().zip(&wakers) {
+            while xs.poll_fired(watch, &mut Context::from_waker(waker)).is_ready() {}
+        }
+        // As an executor does: a task that was woken looks again, unless it is gone.
+        let mut woken = tasks[kept].0.load(SeqCst) > 0;
+        if woken {
+            let before = tasks[kept].0.load(SeqCst);
+            let polled = xs.poll_fired(&watches[kept], &mut Context::from_waker(&wakers[kept]));
+            assert!(polled.is_pending());
+            woken = tasks[kept].0.load(SeqCst) > before;
+        }
+        let before = tasks[kept].0.load(SeqCst);
+        machine.store.write(&data(["a", "b", "c"][kept]), "1");
+        machine.settle();
+        machine.events.dispatch(xen_hypercall::VcpuId(0));
+        assert!(woken || tasks[kept].0.load(SeqCst) > before, "{kept}");
+        let polled = xs.poll_fired(&watches[kept], &mut Context::from_waker(&wakers[kept]));
+        assert_eq!(polled, Poll::Ready(Ok(())), "{kept}");
+    }
+}
+
+#[test]
 fn whoever_takes_an_event_wakes_the_task_of_its_watch() {
     let machine = Machine::new();
     let mut xs = machine.client();

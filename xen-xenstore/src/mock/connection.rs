@@ -151,7 +151,7 @@ impl Connection {
         came
     }
 
-    /// Does what a guest that wants a new connection gets; answers whether it wanted one.
+    /// Does what a guest that wants a new connection gets; returns whether it wanted one.
     pub(super) fn reconnect(&mut self) -> bool {
         let wanted =
             self.offers(ServerFeatures::RECONNECTION) && self.peek(XenstoreLayout::CONNECTION) == RECONNECT;

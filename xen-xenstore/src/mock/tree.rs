@@ -130,7 +130,7 @@ impl Tree {
         Err(Refusal::NotFound)
     }
 
-    /// Sets a value, with all the nodes that this needs; answers what has changed.
+    /// Sets a value, with all the nodes that this needs; returns what has changed.
     pub(super) fn write(&mut self, path: &str, value: &[u8], by: DomId) -> Result<Vec<Change>, Refusal> {
         self.check_size(path, value.len(), by)?;
         let mut changes = self.make(path, by)?;
@@ -247,7 +247,7 @@ impl Tree {
         self.nodes.contains_key(name).then(|| self.change(name))
     }
 
-    /// Takes a node over from another tree, as it is there; answers what changed.
+    /// Takes a node over from another tree, as it is there; returns what changed.
     pub(super) fn adopt(&mut self, path: &str, node: &Node) -> Vec<Change> {
         let mut changes = self.make(path, DomId(0)).unwrap_or_default();
         changes.retain(|change| change.path != path);
@@ -264,7 +264,7 @@ impl Tree {
         Arc::make_mut(&mut self.nodes).insert(path.to_string(), node);
     }
 
-    /// Notes that a node changes, and answers it.
+    /// Notes that a node changes, and returns it.
     fn touch(&mut self, path: &str) -> Option<&mut Node> {
         self.generation += 1;
         let node = Arc::make_mut(&mut self.nodes).get_mut(path)?;
