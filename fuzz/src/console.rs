@@ -5,13 +5,11 @@
 
 mod second;
 
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use xen_console::Console;
+use xen_console::mock::model::{Act, Model};
 use xen_console::mock::{Faults, MockConsoled};
-use xen_console::{Console, Error};
-use xen_evtchn::EventChannels;
-use xen_hypercall::VcpuId;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Dice, MockDomain};
 use xen_ring::ConsoleLayout;
@@ -36,7 +34,8 @@ input! {
     pub enum Op {
         Write { len: u16 },
         WriteAll { len: u16, patience: u8 },
-        WriteText { number: u32 },
+        Text { len: u8, ends: bool, patience: u8 },
+        Print { len: u8 },
         Read { len: u16 },
         Drain { patience: u8 },
         WaitReadable { patience: u8 },
@@ -44,7 +43,8 @@ input! {
         Readable,
         Writable,
         Emergency { len: u16 },
-        IsConnected,
+        WaitWritable { patience: u8 },
+        WaitConnected { patience: u8 },
         /// Somebody types.
         Type { len: u8 },
         /// The daemon acts.
@@ -53,6 +53,7 @@ input! {
         /// Events are delivered.
         Dispatch,
         Stall { on: bool },
+        StallReader { on: bool },
         SayConnected { connected: bool },
         /// Time goes by.
         Pass { milliseconds: u8 },
@@ -60,10 +61,14 @@ input! {
         Event,
         /// The daemon writes anywhere in its page.
         Raw { act: Hostile },
-        /// Of a console with a number: whether it is to end.
-        IsClosing,
+        /// Of a console with a number: what its backend is up to.
+        Service,
         /// The toolstack takes it away.
         Detach,
+        /// The backend is started again.
+        Restart,
+        /// It is connected again, as it is.
+        Reconnect,
         /// It is closed, if it is there, and connected again.
         Anew,
         /// A node of the backend's says this, or goes.
@@ -80,208 +85,75 @@ impl Plan {
     }
 }
 
-/// One direction: bytes that follow from how many there were before.
-#[derive(Default)]
-struct Direction {
-    sent: usize,
-    arrived: usize,
-}
-
-fn byte(at: usize) -> u8 {
-    (at % 251) as u8
-}
-
-impl Direction {
-    fn next(&self, len: usize) -> Vec<u8> {
-        (self.sent..self.sent + len).map(byte).collect()
-    }
-
-    fn arrive(&mut self, bytes: &[u8]) {
-        for got in bytes {
-            assert!(
-                self.arrived < self.sent && *got == byte(self.arrived),
-                "byte {} is another",
-                self.arrived
-            );
-            self.arrived += 1;
-        }
+impl Op {
+    /// What the model knows; nothing: an act of the peer's in its page, or of the device's.
+    fn act(&self) -> Option<Act> {
+        let time = |milliseconds: u8| Duration::from_millis(milliseconds.into());
+        let len = |len: u16, most: usize| usize::from(len) % most;
+        Some(match *self {
+            Self::Write { len: n } => Act::Write(len(n, 3000)),
+            Self::WriteAll { len: n, patience } => Act::WriteAll(len(n, 6000), time(patience)),
+            Self::Text { len, ends, patience } => Act::Text(len.into(), ends, time(patience)),
+            Self::Print { len } => Act::Print(len.into()),
+            Self::Read { len: n } => Act::Read(len(n, 3000)),
+            Self::Drain { patience } => Act::Drain(time(patience)),
+            Self::WaitReadable { patience } => Act::WaitReadable(time(patience)),
+            Self::WaitWritable { patience } => Act::WaitWritable(time(patience)),
+            Self::WaitConnected { patience } => Act::WaitConnected(time(patience)),
+            Self::PollReadable => Act::PollReadable,
+            Self::Readable => Act::Readable,
+            Self::Writable => Act::Writable,
+            Self::Emergency { len: n } => Act::Emergency(len(n, 5000)),
+            Self::Type { len } => Act::Type(len.into()),
+            Self::Run => Act::Run,
+            Self::Step => Act::Step,
+            Self::Dispatch => Act::Dispatch,
+            Self::Stall { on } => Act::Stall(on),
+            Self::StallReader { on } => Act::StallReader(on),
+            Self::SayConnected { connected } => Act::SayConnected(connected),
+            Self::Pass { milliseconds } => Act::Pass(time(milliseconds)),
+            Self::Event => Act::Event,
+            _ => return None,
+        })
     }
 }
 
 struct Run<'m> {
+    model: Model<'m>,
     daemon: &'m MockConsoled,
-    events: &'m EventChannels<MockDomain>,
-    guest: &'m MockDomain,
-    up: Direction,
-    down: Direction,
-    /// The daemon lied, or what was written is not known byte by byte.
-    lied: bool,
-    jumps: bool,
-    broken: bool,
+    /// A daemon that hangs is asked for room very many times by last words: once is enough.
     emergency: bool,
     /// Does something in the page as its peer.
     peer: &'m dyn Fn(PeerOp),
 }
 
 impl<'m> Run<'m> {
-    fn new(
-        plan: &Plan,
-        daemon: &'m MockConsoled,
-        events: &'m EventChannels<MockDomain>,
-        guest: &'m MockDomain,
-        peer: &'m dyn Fn(PeerOp),
-    ) -> Self {
+    fn new(plan: &Plan, daemon: &'m MockConsoled, mut model: Model<'m>, peer: &'m dyn Fn(PeerOp)) -> Self {
         let faults = plan.faults();
         daemon.set_faults(Dice::new(plan.seed.into()), faults);
-        Self {
-            daemon,
-            events,
-            guest,
-            up: Direction::default(),
-            down: Direction::default(),
-            lied: false,
-            jumps: faults.index_jump != Faults::new().index_jump,
-            broken: false,
-            emergency: false,
-            peer,
+        if faults.index_jump != Faults::new().index_jump {
+            model.lies();
+        }
+        Self { model, daemon, emergency: false, peer }
+    }
+
+    fn step(&mut self, console: &mut Console<'m, MockDomain>, op: &Op) {
+        if let Op::Raw { act } = op {
+            self.model.lies();
+            (self.peer)(act.op());
+        }
+        if matches!(op, Op::Emergency { .. }) && core::mem::replace(&mut self.emergency, true) {
+            return;
+        }
+        if let Some(act) = op.act() {
+            self.model.act(console, &act);
         }
     }
 
     /// An honest daemon from here on, that does its work: all of it arrives.
     fn settle(&mut self, console: &mut Console<'m, MockDomain>) {
-        if self.lied || self.jumps {
-            return;
-        }
-        for _ in 0..1 + self.down.sent / 1024 {
-            self.step(console, &Op::Pass { milliseconds: 255 });
-            self.step(console, &Op::Dispatch);
-            self.step(console, &Op::Write { len: 1 });
-            self.step(console, &Op::Run);
-            self.step(console, &Op::Read { len: 2999 });
-        }
-        self.step(console, &Op::Run);
-        self.step(console, &Op::Read { len: 2999 });
-        assert_eq!(self.up.arrived, self.up.sent, "what was written comes out");
-        assert_eq!(self.down.arrived, self.down.sent, "what was typed comes in");
-    }
-
-    fn check<T>(&mut self, result: Result<T, Error>) -> Option<T> {
-        match result {
-            Ok(value) => {
-                assert!(!self.broken, "broken means broken");
-                Some(value)
-            }
-            Err(Error::Broken(violation)) => {
-                assert!(self.lied || self.jumps, "an honest daemon, and {violation}");
-                (self.broken, self.lied) = (true, true);
-                None
-            }
-            Err(other) => panic!("{other}"),
-        }
-    }
-
-    fn collect(&mut self) {
-        let output = self.daemon.take_output();
-        // An index may jump at any time without being seen for what it is: then bytes are lost or come again.
-        if !self.lied && !self.jumps {
-            self.up.arrive(&output);
-        }
-    }
-
-    fn step(&mut self, console: &mut Console<'m, MockDomain>, op: &Op) {
-        let xen = self.guest.xen();
-        let before = xen.now();
-        let patience = |patience: u8| Duration::from_millis(patience.into());
-        let mut most = Duration::ZERO;
-        match *op {
-            Op::Write { len } => {
-                let data = self.up.next(usize::from(len) % 3000);
-                let written = console.write(&data);
-                self.up.sent += self.check(written).unwrap_or(0);
-            }
-            Op::WriteAll { len, patience: waits } => {
-                let data = self.up.next(usize::from(len) % 6000);
-                most = patience(waits);
-                let written = console.write_all(&data, patience(waits));
-                if self.broken || written.is_err() {
-                    // How much went before is not told.
-                    self.lied = true;
-                }
-                self.up.sent += self.check(written).unwrap_or(0);
-            }
-            Op::WriteText { number } => {
-                use std::fmt::Write;
-                self.lied = true;
-                let _ = writeln!(console, "{number}");
-            }
-            Op::Read { len } => {
-                let mut out = vec![0; usize::from(len) % 3000];
-                let read = console.read(&mut out);
-                let count = self.check(read).unwrap_or(0);
-                if !self.lied && !self.jumps {
-                    self.down.arrive(&out[..count]);
-                }
-            }
-            Op::Drain { patience: waits } => {
-                most = patience(waits);
-                let drained = console.drain(patience(waits));
-                self.check(drained);
-            }
-            Op::WaitReadable { patience: waits } => {
-                most = patience(waits);
-                let readable = console.wait_readable(before + most);
-                self.check(readable);
-            }
-            Op::PollReadable => {
-                let mut cx = Context::from_waker(Waker::noop());
-                if let Poll::Ready(result) = console.poll_readable(&mut cx) {
-                    self.check(result);
-                }
-            }
-            Op::Readable => {
-                let readable = console.readable();
-                let count = self.check(readable).unwrap_or(0);
-                assert!(count <= 1024);
-            }
-            Op::Writable => {
-                let writable = console.writable();
-                let room = self.check(writable).unwrap_or(0);
-                assert!(room <= 2048);
-            }
-            // A daemon that hangs is waited for by very many yields: once is enough.
-            Op::Emergency { .. } if self.emergency => {}
-            Op::Emergency { len } => {
-                (self.lied, self.emergency) = (true, true);
-                console.emergency(&vec![b'!'; usize::from(len) % 5000]);
-            }
-            Op::IsConnected => drop(console.is_connected()),
-            Op::Type { len } => {
-                let bytes = self.down.next(len.into());
-                self.daemon.type_in(&bytes);
-                self.down.sent += bytes.len();
-            }
-            Op::Run => assert!(xen.run_until_idle(10_000) < 10_000, "the daemon never ends"),
-            Op::Step => drop(xen.step()),
-            Op::Dispatch => {
-                self.events.unmask_due();
-                self.events.dispatch(VcpuId(0));
-            }
-            Op::Stall { on } => self.daemon.stall(on),
-            Op::SayConnected { connected } => self.daemon.say_connected(connected),
-            Op::Pass { milliseconds } => {
-                most = Duration::from_millis(milliseconds.into());
-                xen.advance(most);
-            }
-            Op::Event => drop(xen_evtchn::mock::inject(self.guest, console.channel().port())),
-            Op::Raw { ref act } => {
-                self.lied = true;
-                (self.peer)(act.op());
-            }
-            Op::IsClosing | Op::Detach | Op::Anew | Op::Say { .. } => {}
-        }
-        let took = xen.now() - before;
-        assert!(took <= most, "{op:?} took {took:?}");
-        self.collect();
+        self.daemon.set_faults(Dice::new(0), Faults::new());
+        self.model.settle(console);
     }
 }
 
@@ -303,13 +175,11 @@ fn first(plan: &Plan) {
         HostilePeer::<ConsoleLayout, _>::new(page).expect("a page is enough").apply(act);
     };
     let mut console = Console::new(&events).expect("a console");
-    let mut run = Run::new(plan, &daemon, &events, &guest, &peer);
+    let mut run = Run::new(plan, &daemon, Model::new(&guest, &events, &daemon), &peer);
     for op in &plan.ops.0 {
         xen.trace(|| format!("-- {op:?}"));
         run.step(&mut console, op);
     }
-    daemon.set_faults(Dice::new(0), Faults::new());
-    daemon.stall(false);
     run.settle(&mut console);
 }
 
@@ -329,7 +199,9 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Op::WaitReadable { patience: 5 },
             Op::Readable,
             Op::Read { len: 2999 },
-            Op::IsConnected,
+            Op::WaitConnected { patience: 1 },
+            Op::Text { len: 90, ends: true, patience: 2 },
+            Op::Print { len: 20 },
         ]
     };
     let plan = Plan { second: false, seed: 1, faults: [0; 5], ops: Ops(Vec::new()) };
@@ -347,7 +219,22 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             ])
             .bytes(),
         ),
-        ("away", with(vec![Op::SayConnected { connected: false }, Op::WriteText { number: 7 }]).bytes()),
+        (
+            "unread",
+            with(vec![
+                Op::StallReader { on: true },
+                Op::Write { len: 2999 },
+                Op::Print { len: 50 },
+                Op::Text { len: 60, ends: true, patience: 4 },
+                Op::StallReader { on: false },
+            ])
+            .bytes(),
+        ),
+        (
+            "away",
+            with(vec![Op::SayConnected { connected: false }, Op::Text { len: 7, ends: false, patience: 0 }])
+                .bytes(),
+        ),
         (
             "events",
             with(
@@ -363,10 +250,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             let act = Hostile::Advance { cursor: 3, by: Number::Power { bit: 10, more: 1 } };
             with(vec![Op::Raw { act }]).bytes()
         }),
-        ("second", Plan { second: true, ..with(vec![Op::IsClosing, Op::Anew]) }.bytes()),
+        ("second", Plan { second: true, ..with(vec![Op::Service, Op::Anew]) }.bytes()),
         (
             "second-detached",
-            Plan { second: true, ..with(vec![Op::Detach, Op::Run, Op::IsClosing, Op::Anew]) }.bytes(),
+            Plan { second: true, ..with(vec![Op::Detach, Op::Run, Op::Service, Op::Anew]) }.bytes(),
         ),
         (
             "second-hangs",
@@ -376,10 +263,18 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             }
             .bytes(),
         ),
+        (
+            "second-restarted",
+            Plan {
+                second: true,
+                ..with(vec![Op::Print { len: 9 }, Op::Restart, Op::Service, Op::Reconnect, Op::Service])
+            }
+            .bytes(),
+        ),
         ("second-lies", {
             let act = Hostile::Advance { cursor: 3, by: Number::Power { bit: 10, more: 1 } };
             let value = Value::Number { number: Number::Up { by: 6 } };
-            Plan { second: true, ..with(vec![Op::Raw { act }, Op::Say { node: 0, value }, Op::IsClosing]) }
+            Plan { second: true, ..with(vec![Op::Raw { act }, Op::Say { node: 0, value }, Op::Service]) }
                 .bytes()
         }),
     ]

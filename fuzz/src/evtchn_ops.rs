@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use xen_evtchn::{Abi, Channel, EventChannels, Port, Progress, mock};
 use xen_hypercall::mock::{Dice, MockDomain};
-use xen_hypercall::{DomId, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, VcpuId};
 
 use crate::input::{Input, Number, Ops, chance, input};
 use crate::machine::{Xen, attempt};
@@ -85,7 +85,7 @@ impl<'e> End<'e> {
             pending,
             doubtful: false,
             fired: false,
-            late: false,
+            late: true,
             unfinished: false,
             streak: 0,
             until: None,
@@ -338,8 +338,7 @@ fn attempt_plan(plan: &Plan) {
     let sides = [0, 1].map(|side| {
         let domain = xen.domain(DOMAINS[side]);
         let abi = if plan.fifo[side] % 2 == 1 { Abi::Fifo } else { Abi::TwoLevel };
-        let shared = SharedInfo::map(&domain).expect("shared_info");
-        EventChannels::with_abi(domain, shared, abi).expect("a Xen with both")
+        EventChannels::with_abi(&domain.boot().expect("a token"), abi).expect("a Xen with both")
     });
     let mut run = Run { sides: &sides, links: Vec::new(), sent: [0; 2], faulty: [false; 2] };
     for op in &plan.ops.0 {

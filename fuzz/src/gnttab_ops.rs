@@ -335,8 +335,8 @@ fn attempt_plan(plan: &Plan) {
     let (guest, peer) = (xen.domain(GUEST), xen.domain(BACK));
     xen.domain(STRANGER);
     let version = if plan.version2 { Version::V2 } else { Version::V1 };
-    let table = GrantTable::with_version(guest.clone(), version).expect("a fresh guest");
-    let theirs = GrantTable::new(peer.clone()).expect("a fresh domain");
+    let table = GrantTable::with_version(&guest.boot().expect("a token"), version).expect("a fresh guest");
+    let theirs = GrantTable::new(&peer.boot().expect("a token")).expect("a fresh domain");
     let (before, room) = (guest.pages_in_use(), peer.room_in_use());
     let mut faults = mock::Faults::new();
     [faults.again, faults.copy, faults.map, faults.unmap, faults.keep] = plan.faults.map(chance);

@@ -11,7 +11,7 @@ use xen_evtchn::EventChannels;
 use xen_gnttab::{GrantRef, GrantTable};
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
-use xen_hypercall::{DomId, Gfn, PAGE_SIZE, Page, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, Gfn, PAGE_SIZE, Page, VcpuId};
 use xen_ring::{Backing, SharedMem};
 use xen_xenstore::mock::MockXenstored;
 
@@ -102,9 +102,9 @@ impl Machine {
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(GUEST);
         store.connect(&guest);
-        let shared = SharedInfo::map(&guest).expect("shared_info of a fresh guest");
-        let events = EventChannels::new(guest.clone(), shared).expect("event channels of a fresh guest");
-        let grants = GrantTable::new(guest.clone()).expect("the grant table of a fresh guest");
+        let token = guest.boot().expect("the token of a fresh guest");
+        let events = EventChannels::new(&token).expect("event channels of a fresh guest");
+        let grants = GrantTable::new(&token).expect("the grant table of a fresh guest");
         Self { xen, guest, store, events, grants }
     }
 

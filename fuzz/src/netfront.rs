@@ -70,11 +70,11 @@ impl<'m> Run<'m> {
                 assert!(self.lied(), "an honest backend, and {violation:?}");
                 assert_eq!(front.state(), State::Broken(violation));
             }
-            Error::Closed => assert_eq!(front.state(), State::Closed),
+            Error::Closed => assert!(matches!(front.state(), State::Closing | State::Closed)),
             Error::Length(_) => {}
             Error::Full | Error::NotOffered(_) | Error::Page => {}
             // The backend was away when the device began anew.
-            Error::Store(_) | Error::NoMac | Error::NoRxCopy => {}
+            Error::Xenstore(_) | Error::NoMac | Error::NoRxCopy => {}
             other => panic!("{other:?}"),
         }
         None
@@ -216,8 +216,8 @@ impl<'m> Run<'m> {
             Op::ReceiveShort { room } => drop(self.receive(front, room.into())),
             Op::ReceivePages => self.receive_pages(front),
             Op::Flush => {
-                let flushed = front.flush();
-                self.check(front, flushed);
+                let published = front.publish();
+                self.check(front, published);
             }
             Op::Arm => {
                 let armed = front.arm();
@@ -314,7 +314,7 @@ fn attempt_plan(plan: &Plan) {
             let broken = Error::Broken(violation);
             assert_eq!(front.transmit(&[0; 60]), Err(broken));
             assert_eq!(front.receive(&mut [0; 60]), Err(broken));
-            assert_eq!(front.flush(), Err(broken));
+            assert_eq!(front.publish(), Err(broken));
         }
     }
     // Everything comes back when the backend has let go.

@@ -165,13 +165,13 @@ impl<'m> Run<'m> {
             (Device::Connected(device), Op::IsClosing) => {
                 if device.is_closing(xs) == Ok(true) {
                     // It stays so, whoever asks next.
-                    let again = device.changed(xs);
-                    assert!(matches!(again, Ok(Some(_)) | Err(_)));
+                    let again = device.change(xs);
+                    assert!(!matches!(again, Ok(change) if !change.is_over()));
                 }
                 self.device = Device::Connected(device);
             }
             (Device::Connected(device), Op::Changed) => {
-                let _ = device.changed(xs);
+                let _ = device.change(xs);
                 self.device = Device::Connected(device);
             }
             (Device::Connected(device), Op::Close) => drop(device.close(xs, until)),

@@ -10,8 +10,8 @@ use xen_blkfront::mock::{MockBlkback, Options};
 use xen_blkfront::{BlkFront, Config, Piece};
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::MockXenstored;
 
@@ -26,9 +26,9 @@ fn disk() -> (&'static GrantTable<MockDomain>, BlkFront<'static, MockDomain>) {
     let guest = xen.domain(DomId(1));
     store.connect(&guest);
     let _ = MockBlkback::new(&store, &guest, 51712, Options { sectors: SECTORS, ..Options::default() });
-    let shared = SharedInfo::map(&guest).unwrap();
-    let events = Box::leak(Box::new(EventChannels::new(guest.clone(), shared).unwrap()));
-    let grants = Box::leak(Box::new(GrantTable::new(guest).unwrap()));
+    let token = guest.boot().unwrap();
+    let events = Box::leak(Box::new(EventChannels::new(&token).unwrap()));
+    let grants = Box::leak(Box::new(GrantTable::new(&token).unwrap()));
     let mut xs = Xenstore::new(events).unwrap();
     let deadline = xs.now() + Duration::from_secs(5);
     let config = Config { pages: 600, ..Config::default() };

@@ -13,8 +13,8 @@ use xen_blkfront::mock::{MockBlkback, Options};
 use xen_blkfront::{BlkFront, Config, Stats, Ticket};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::MockXenstored;
 
@@ -104,8 +104,9 @@ fn through_a_disk(data: &[u8], file: File) -> Result<Stats, Box<dyn Error>> {
     store.connect(&guest);
     let backend = MockBlkback::with_file(&store, &guest, 51712, Options::everything(), file)?;
 
-    let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest)?)?;
-    let grants = GrantTable::new(guest.clone())?;
+    let token = guest.boot()?;
+    let events = EventChannels::new(&token)?;
+    let grants = GrantTable::new(&token)?;
     let mut xs = Xenstore::new(&events)?;
     let deadline = xs.now() + core::time::Duration::from_secs(5);
     // Pages for as many operations as are under way, and for their segments.

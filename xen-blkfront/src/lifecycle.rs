@@ -3,8 +3,7 @@
 use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::wire::Refusal;
-use xen_xenstore::xenbus::{Frontend, XenbusState};
+use xen_xenstore::xenbus::{BackendChange, Frontend, XenbusState};
 use xen_xenstore::{Path, Xenstore};
 
 use crate::connect::{Begun, Link};
@@ -27,25 +26,21 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             return Ok(self.state);
         }
         let Some(link) = &self.link else { return Ok(self.state) };
-        let found = match link.device.changed(xs) {
-            Ok(None) => return Ok(self.state),
-            Ok(Some(XenbusState::CONNECTED)) if self.state == State::Connected => {
-                // Linux and QEMU write their state once more after they have written a new size.
-                self.features.reread_size(xs, &link.device).map(|()| State::Connected)
+        let state = match link.device.change(xs)? {
+            // Linux and QEMU write their state once more after they have written a new size.
+            BackendChange::Told(XenbusState::CONNECTED) if self.state == State::Connected => {
+                match self.features.reread_size(xs, &link.device) {
+                    // It was taken away after that.
+                    Err(Error::Xenstore(error)) if error.is_absent() => State::Closed,
+                    read => read.map(|()| State::Connected)?,
+                }
             }
-            Ok(Some(XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED)) => {
-                Ok(self.state)
-            }
-            Ok(Some(XenbusState::CLOSING)) => Ok(State::Closing),
+            BackendChange::Same | BackendChange::Told(_) => self.state,
+            BackendChange::Closing => State::Closing,
             // Closed, or beginning anew.
-            Ok(Some(_)) => Ok(State::Closed),
-            Err(error) => Err(error.into()),
+            _ => State::Closed,
         };
-        self.change(match found {
-            // The node is gone, and what is above it was never ours to read.
-            Err(Error::Xenstore(xen_xenstore::Error::Refused(_, Refusal::AccessDenied))) => State::Closed,
-            found => found?,
-        });
+        self.change(state);
         Ok(self.state)
     }
 

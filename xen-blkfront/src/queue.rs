@@ -65,8 +65,6 @@ impl<'x, P: Platform> Queue<'x, P> {
             let _ = slots.push(Slot { id: NO_ID, first, count: 0, indirect, operation: 0, next });
         }
         let channel = events.alloc_unbound(backend)?;
-        // A backend that sends events without answers is listened to less and less often.
-        channel.set_late_eoi(true);
         Ok(Self { channel, ring, slots: Slots { slots, free } })
     }
 

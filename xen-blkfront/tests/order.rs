@@ -13,7 +13,7 @@ use xen_blkfront::{BlkFront, Config};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, Hypercall, HypercallNr, Page, PageMemory, SharedInfo, Wait};
+use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, Page, PageMemory, Wait};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::MockXenstored;
 
@@ -81,8 +81,10 @@ fn the_event_channels_are_closed_before_memory_goes() {
         store.connect(&guest.0);
         let back =
             MockBlkback::new(&store, &guest.0, VBD, Options { max_queues: Some(1), ..Options::plain() });
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
-        let grants = GrantTable::new(guest.clone()).unwrap();
+        // SAFETY: a machine of the mock's, and its only token.
+        let domain = unsafe { Domain::new(guest.clone()) }.unwrap();
+        let events = EventChannels::new(&domain).unwrap();
+        let grants = GrantTable::new(&domain).unwrap();
         let mut xs = Xenstore::new(&events).unwrap();
         let soon = guest.now() + Duration::from_secs(5);
         let begun = BlkFront::begin(&mut xs, &events, &grants, VBD, soon, Config::default()).unwrap();

@@ -16,14 +16,33 @@ pub enum Error {
     Hypercall(Errno),
     /// The event channel does not work.
     Event(xen_evtchn::Error),
-    /// The console daemon broke the ring's protocol; the console is of no use any more.
-    Broken(xen_ring::RingError),
+    /// The console daemon, or the backend, broke the protocol; the console is of no use any more.
+    Broken(Violation),
+    /// The backend has ended the console, or is gone.
+    #[cfg(feature = "xenbus")]
+    Closed,
     /// The console's page could not be shared.
     #[cfg(feature = "xenbus")]
     Grant(xen_gnttab::Error),
-    /// The handshake with the console's backend failed.
+    /// The handshake with the console's backend failed, or xenstore did.
     #[cfg(feature = "xenbus")]
-    Store(xen_xenstore::Error),
+    Xenstore(xen_xenstore::Error),
+}
+
+/// How the console daemon, or the backend, broke the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Violation {
+    /// An index of the ring is out of range.
+    Ring(xen_ring::RingError),
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring(error) => error.fmt(f),
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -33,11 +52,13 @@ impl fmt::Display for Error {
             Self::Unreachable(gfn) => write!(f, "the console's page at {gfn} cannot be mapped"),
             Self::Hypercall(errno) => write!(f, "console: {errno}"),
             Self::Event(error) => write!(f, "console: {error}"),
-            Self::Broken(error) => write!(f, "console: {error}"),
+            Self::Broken(violation) => write!(f, "console: {violation}"),
+            #[cfg(feature = "xenbus")]
+            Self::Closed => f.write_str("the console's backend has ended it, or is gone"),
             #[cfg(feature = "xenbus")]
             Self::Grant(error) => write!(f, "console: {error}"),
             #[cfg(feature = "xenbus")]
-            Self::Store(error) => write!(f, "console: {error}"),
+            Self::Xenstore(error) => write!(f, "console: {error}"),
         }
     }
 }
@@ -58,7 +79,7 @@ impl From<xen_evtchn::Error> for Error {
 
 impl From<xen_ring::RingError> for Error {
     fn from(error: xen_ring::RingError) -> Self {
-        Self::Broken(error)
+        Self::Broken(Violation::Ring(error))
     }
 }
 
@@ -72,6 +93,6 @@ impl From<xen_gnttab::Error> for Error {
 #[cfg(feature = "xenbus")]
 impl From<xen_xenstore::Error> for Error {
     fn from(error: xen_xenstore::Error) -> Self {
-        Self::Store(error)
+        Self::Xenstore(error)
     }
 }

@@ -18,11 +18,13 @@ pub mod mock;
 mod page;
 #[cfg(feature = "xenbus")]
 mod secondary;
+mod text;
 mod xen;
 
 pub use console::{Console, Stats};
-pub use error::Error;
+pub use error::{Error, Violation};
 pub use line::{Line, LineReader};
 #[cfg(feature = "xenbus")]
-pub use secondary::SecondaryConsole;
+pub use secondary::{SecondaryConsole, State};
+pub use text::LINE;
 pub use xen::XenConsole;

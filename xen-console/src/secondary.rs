@@ -7,25 +7,54 @@ use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
-use xen_xenstore::{Xenstore, xenbus};
+use xen_xenstore::{Path, Xenstore};
 
 use crate::page::ConsolePage;
-use crate::{Console, Error};
+use crate::{Console, Error, Stats, Violation};
+
+/// How a [`SecondaryConsole`] is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum State {
+    /// At work.
+    Connected,
+    /// The backend has ended the console, is gone, or begins anew. [`SecondaryConsole::reconnect`] does so, too.
+    Closed,
+    /// The backend broke the protocol.
+    Broken(Violation),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected => f.write_str("connected"),
+            Self::Closed => f.write_str("closed by the backend"),
+            Self::Broken(violation) => write!(f, "broken: {violation}"),
+        }
+    }
+}
 
 /// A console with a number: `device/console/<index>` in xenstore. The first console of a domain, number 0, is none of
 /// these but [`Console::new`].
 ///
-/// The toolstack's configuration adds them (`channel` and `serial` in `xl.cfg`); QEMU serves them.
+/// The toolstack's configuration adds them (`channel` and `serial` in `xl.cfg`); QEMU serves them. The backend may go and come
+/// back: [`service`](Self::service) notices, and [`reconnect`](Self::reconnect) begins anew. [`close`](Self::close) ends the
+/// console. Dropping it closes the event channel and ends the grant, but does not tell the backend.
 pub struct SecondaryConsole<'x, P: Platform> {
     console: Console<'x, P>,
-    device: Frontend<Connected>,
+    /// None when the device was given up, and not connected since.
+    device: Option<Frontend<Connected>>,
+    /// The device is connected, as far as xenstore was asked.
+    connected: bool,
+    grants: &'x GrantTable<P>,
+    index: u32,
 }
 
 impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
-    /// Connects console `index`, waiting for its backend until `deadline`, a time of the platform's clock.
+    /// Connects console `index`, and waits for its backend until `deadline` on the platform's clock.
     ///
     /// # Errors
-    /// [`Error::NoConsole`] for number 0; [`Error::Store`] when there is no such console or its backend does not
+    /// [`Error::NoConsole`] for number 0; [`Error::Xenstore`] when there is no such console or its backend does not
     /// come; [`Error::Grant`] and [`Error::Event`] when resources are short. Nothing is left behind.
     pub fn connect(
         xs: &mut Xenstore<'x, P>,
@@ -37,58 +66,149 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
         if index == 0 {
             return Err(Error::NoConsole);
         }
-        let device = Frontend::open(xs, "console", index, deadline)?.wait_for_backend(xs, deadline)?;
-        let (console, gref) = match share(&device, events, grants) {
-            Ok(shared) => shared,
-            Err(error) => {
-                // The first error says more than one on the way out.
-                let _ = device.abandon(xs);
-                return Err(error);
-            }
-        };
-        let port = console.channel().port();
-        let device: Frontend<Published> =
-            device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
-                transaction.write_display(&path.join("ring-ref")?, gref)?;
-                transaction.write_display(&path.join("port")?, port.0)
-            })?;
-        let device = device.wait_connected(xs, deadline)?;
-        device.switch(xs, XenbusState::CONNECTED)?;
-        Ok(Self { console, device })
+        let (console, device) = bring_up(xs, events, grants, index, deadline)?;
+        Ok(Self { console, device: Some(device), connected: true, grants, index })
     }
 
-    /// Whether the backend wants the console to end, or is gone. Cheap unless its state has changed.
+    /// Connects to the backend anew: to one that was started again or moved to another domain, to a console that was
+    /// unplugged and plugged in again, or after the backend broke the protocol. Waits for the backend until `deadline` on
+    /// the platform's clock.
+    ///
+    /// What the last backend did not take is written to the next one first. What it typed and nobody read is lost.
     ///
     /// # Errors
-    /// When xenstore cannot be asked.
-    pub fn is_closing(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
-        Ok(self.device.is_closing(xs)?)
+    /// As [`connect`](Self::connect). The console is [`State::Closed`] then, and this may be called again.
+    pub fn reconnect(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+        // The backend may hang, or be gone; that is often why this is called.
+        let _ = self.end(xs, deadline);
+        let events = self.console.event_channels();
+        let (console, device) = bring_up(xs, events, self.grants, self.index, deadline)?;
+        let mut earlier = core::mem::replace(&mut self.console, console);
+        (self.device, self.connected) = (Some(device), true);
+        self.console.go_on_from(&mut earlier)
+    }
+
+    /// Whether a backend waits for this console, so that [`reconnect`](Self::reconnect) would not wait long. Asks xenstore:
+    /// for a console that is not at work, when xenstore has an event.
+    ///
+    /// # Errors
+    /// [`Error::Xenstore`] when the connection to xenstore is of no use any more.
+    pub fn is_backend_waiting(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
+        let path = Path::format(format_args!("device/console/{}/backend", self.index))?;
+        let state = xs.read_str(&path).and_then(Path::new).and_then(|backend| backend.join("state"));
+        match state.and_then(|state| xs.read_parsed::<XenbusState>(&state)) {
+            Ok(state) => Ok(matches!(state, XenbusState::INITIALISING | XenbusState::INIT_WAIT)),
+            // There is none, or no sense in it.
+            Err(xen_xenstore::Error::Refused(..) | xen_xenstore::Error::BadValue) => Ok(false),
+            Err(xen_xenstore::Error::NotText | xen_xenstore::Error::BadPath) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Follows the backend: when it ends the console, or is not the one any more that was connected, the console is
+    /// [`State::Closed`], and the backend is told so. Cheap unless the backend's state has changed; to be called when xenstore
+    /// has an event.
+    ///
+    /// # Errors
+    /// [`Error::Xenstore`] when xenstore cannot be asked; the next call asks again.
+    pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
+        let Some(device) = self.device.as_ref().filter(|_| self.connected) else { return Ok(self.state()) };
+        if device.change(xs)?.is_over() {
+            self.connected = false;
+            // Writes nothing into the directory of a device that was taken away, or that is another's by now.
+            device.switch(xs, XenbusState::CLOSED)?;
+        }
+        Ok(self.state())
     }
 
     /// Ends the console; what it wrote and nobody took is lost. The page goes to the grant table's quarantine when
     /// the backend keeps it.
     ///
     /// # Errors
-    /// [`Error::Store`] when the backend did not follow by `deadline`; the console is closed all the same.
-    pub fn close(self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
-        let Self { console, device } = self;
-        let closed = device.close(xs, deadline);
-        // Only now: before, the backend had every right to the page.
-        drop(console);
-        Ok(closed?)
+    /// [`Error::Xenstore`] when the backend did not follow by `deadline`; the console is closed all the same.
+    pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+        // The page goes with `self`, and only then: before, the backend had every right to it.
+        self.end(xs, deadline)
+    }
+
+    /// Ends what there is with a backend. The page stays.
+    fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+        // A backend that is not connected any more would be waited for in vain. An error comes again below.
+        let _ = self.service(xs);
+        let was = core::mem::replace(&mut self.connected, false);
+        let Some(device) = self.device.take() else { return Ok(()) };
+        // Told already, or nobody is there to tell; then only the watch is left.
+        Ok(if was { device.close(xs, deadline) } else { device.abandon(xs) }?)
     }
 }
 
 impl<'x, P: Platform> SecondaryConsole<'x, P> {
-    /// The console itself.
-    pub fn console(&mut self) -> &mut Console<'x, P> {
-        &mut self.console
+    /// The console itself, while it is at work.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] after [`service`](Self::service) found that the backend has ended it; [`Error::Broken`] when the
+    /// backend broke the protocol.
+    pub fn console(&mut self) -> Result<&mut Console<'x, P>, Error> {
+        match self.state() {
+            State::Connected => Ok(&mut self.console),
+            State::Closed => Err(Error::Closed),
+            State::Broken(violation) => Err(Error::Broken(violation)),
+        }
     }
 
-    /// The device's number and paths.
-    pub fn device(&self) -> &Frontend<xenbus::Connected> {
-        &self.device
+    /// How the console is, as far as xenstore was [asked](Self::service).
+    pub fn state(&self) -> State {
+        match self.console.violation() {
+            _ if !self.connected => State::Closed,
+            Some(violation) => State::Broken(violation),
+            None => State::Connected,
+        }
     }
+
+    /// What passed since the console was connected first.
+    pub fn stats(&self) -> Stats {
+        self.console.stats()
+    }
+
+    /// The console's number.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The device's paths and its backend; none while there is no handshake between them.
+    pub fn device(&self) -> Option<&Frontend<Connected>> {
+        self.device.as_ref()
+    }
+}
+
+/// The handshake, from the beginning to the end. When it fails, nothing is left.
+fn bring_up<'x, P: Platform + Wait>(
+    xs: &mut Xenstore<'x, P>,
+    events: &'x EventChannels<P>,
+    grants: &'x GrantTable<P>,
+    index: u32,
+    deadline: Duration,
+) -> Result<(Console<'x, P>, Frontend<Connected>), Error> {
+    let device = Frontend::open(xs, "console", index, deadline)?.wait_for_backend(xs, deadline)?;
+    let (console, gref) = match share(&device, events, grants) {
+        Ok(shared) => shared,
+        Err(error) => {
+            // The first error says more than one on the way out.
+            let _ = device.abandon(xs);
+            return Err(error);
+        }
+    };
+    let port = console.channel().port();
+    let device: Frontend<Published> = device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
+        transaction.write_display(&path.join("ring-ref")?, gref)?;
+        transaction.write_display(&path.join("port")?, port.0)
+    })?;
+    let device = device.wait_connected(xs, deadline)?;
+    if let Err(error) = device.switch(xs, XenbusState::CONNECTED) {
+        let _ = device.abandon(xs);
+        return Err(error.into());
+    }
+    Ok((console, device))
 }
 
 fn share<'x, P: Platform>(
@@ -105,6 +225,7 @@ fn share<'x, P: Platform>(
 impl<P: Platform> fmt::Debug for SecondaryConsole<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SecondaryConsole")
+            .field("state", &self.state())
             .field("console", &self.console)
             .field("device", &self.device)
             .finish_non_exhaustive()

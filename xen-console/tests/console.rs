@@ -77,36 +77,70 @@ fn a_daemon_that_hangs_costs_so_much_time_and_no_more() {
     machine.daemon.stall(true);
     assert_eq!(console.write_all(&pattern(5000), SECOND), Ok(2048));
     assert_eq!(machine.xen.now(), SECOND);
-    assert_eq!(console.stats().dropped, 5000 - 2048);
+    // The rest is the caller's still.
+    assert_eq!(console.stats().dropped, 0);
     assert_eq!(console.write_all(b"x", Duration::ZERO), Ok(0));
     assert_eq!(console.drain(SECOND), Ok(false));
     assert_eq!(console.drain(Duration::ZERO), Ok(false));
     assert_eq!(console.wait_readable(3 * SECOND), Ok(false));
-    assert_eq!(machine.xen.now(), 3 * SECOND);
-    console.write_str("dropped").unwrap();
-    assert_eq!(console.stats().dropped, 5000 - 2048 + 1 + 7);
-    // A last word does not wait for it either: it polls a number of times.
+    assert_eq!(console.wait_writable(4 * SECOND), Ok(false));
+    assert_eq!(machine.xen.now(), 4 * SECOND);
+    // A last word does not wait for it either: it asks a number of times.
     console.emergency(b"last words");
-    assert_eq!(console.stats().dropped, 5000 - 2048 + 1 + 7 + 10);
-    assert_eq!(machine.xen.now(), 3 * SECOND);
+    assert_eq!((console.stats().dropped, console.stats().dropped_lines), (10, 1));
+    assert_eq!(machine.xen.now(), 4 * SECOND);
     machine.daemon.stall(false);
     assert_eq!(console.drain(SECOND), Ok(true));
-    assert_eq!(machine.daemon.output(), pattern(2048));
+    assert_eq!(machine.daemon.output(), [&pattern(2048)[..], b"\r\n[1 line lost, 10 bytes]\r\n"].concat());
 }
 
 #[test]
-fn a_daemon_that_says_that_it_is_not_there_is_not_waited_for() {
+fn a_daemon_that_is_not_there_yet_is_waited_for_by_who_may() {
     let machine = Machine::new();
     let mut console = machine.console();
     assert!(console.is_connected());
     machine.daemon.say_connected(false);
-    machine.daemon.stall(true);
     assert!(!console.is_connected());
-    assert_eq!(console.write_all(&pattern(3000), SECOND), Ok(2048));
-    assert_eq!(machine.xen.now(), Duration::ZERO);
-    // Only one byte is the flag.
-    machine.daemon.poke(3088, 0x1234_5600);
-    assert!(console.is_connected());
+    assert_eq!(console.wait_connected(SECOND), Ok(false));
+    assert_eq!(machine.xen.now(), SECOND);
+    // It comes while the guest sleeps, and says so by an event: the sleep ends with that, and not with its deadline.
+    let (daemon, mut steps) = (machine.daemon.clone(), 0);
+    machine.xen.add_actor("a daemon that comes", move |_| {
+        steps += 1;
+        if steps == 3 {
+            daemon.say_connected(true);
+        }
+        steps <= 3
+    });
+    assert_eq!(console.wait_connected(9 * SECOND), Ok(true));
+    assert_eq!(machine.xen.now(), SECOND);
+    // Only one byte is the flag, and only one of its values means that nobody is there.
+    machine.daemon.poke(3088, 0x1234_5601);
+    assert!(!console.is_connected());
+    for other in [0x0101_0100, 2, 0xff] {
+        machine.daemon.poke(3088, other);
+        assert!(console.is_connected());
+    }
+}
+
+#[test]
+fn a_guest_that_was_paused_gives_the_daemon_the_time_that_was_left() {
+    let machine = Machine::new();
+    let mut console = machine.console();
+    machine.daemon.stall(true);
+    // Guest and daemon are paused for twenty minutes; then the daemon goes on.
+    let (daemon, pause, mut steps) = (machine.daemon.clone(), Duration::from_secs(1200), 0);
+    machine.xen.add_actor("a pause", move |xen| {
+        steps += 1;
+        match steps {
+            1 => xen.advance(pause),
+            5 => daemon.stall(false),
+            _ => {}
+        }
+        steps > 1 && steps <= 5
+    });
+    assert_eq!(console.write_all(&pattern(5000), 2 * SECOND), Ok(5000));
+    assert!(machine.xen.now() >= pause);
 }
 
 #[test]

@@ -1,16 +1,18 @@
 //! Consoles beside the first.
 #![cfg(all(feature = "mock", feature = "xenbus"))]
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use xen_console::mock::MockConsoled;
-use xen_console::{Error, SecondaryConsole};
+use xen_console::{Error, SecondaryConsole, State};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
+use xen_hypercall::{DomId, HypercallNr};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::wire::{Header, Operation};
 use xen_xenstore::xenbus::XenbusState;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,8 +33,9 @@ impl Machine {
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(DomId(1));
         store.connect(&guest);
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
-        let grants = GrantTable::new(guest.clone()).unwrap();
+        let token = guest.boot().unwrap();
+        let events = EventChannels::new(&token).unwrap();
+        let grants = GrantTable::new(&token).unwrap();
         Self { xen, guest, store, events, grants }
     }
 
@@ -56,10 +59,10 @@ fn a_second_console_works_like_the_first() {
     let mut one = xen_console::Console::new(&machine.events).unwrap();
     let mut two = machine.connect(&mut xs, 1).unwrap();
     let mut three = machine.connect(&mut xs, 2).unwrap();
-    assert_eq!(two.device().index(), 1);
+    assert_eq!(two.index(), 1);
     one.write_all(b"to one", SECOND).unwrap();
-    two.console().write_all(&[7; 5000], SECOND).unwrap();
-    three.console().write_all(b"to three", SECOND).unwrap();
+    two.console().unwrap().write_all(&[7; 5000], SECOND).unwrap();
+    three.console().unwrap().write_all(b"to three", SECOND).unwrap();
     second.type_in(b"from two");
     machine.xen.run_until_idle(100);
     assert_eq!(
@@ -67,8 +70,8 @@ fn a_second_console_works_like_the_first() {
         (b"to one".into(), vec![7; 5000], b"to three".into())
     );
     let mut buf = [0; 20];
-    assert_eq!((two.console().read(&mut buf), &buf[..8]), (Ok(8), &b"from two"[..]));
-    assert_eq!(two.is_closing(&mut xs), Ok(false));
+    assert_eq!((two.console().unwrap().read(&mut buf), &buf[..8]), (Ok(8), &b"from two"[..]));
+    assert_eq!(two.service(&mut xs), Ok(State::Connected));
     for console in [two, three] {
         console.close(&mut xs, machine.xen.now() + SECOND).unwrap();
     }
@@ -81,16 +84,202 @@ fn a_second_console_works_like_the_first() {
     machine.connect(&mut xs, 1).unwrap();
 }
 
+const FRONT: &str = "/local/domain/1/device/console/1";
+const BACK: &str = "/local/domain/0/backend/console/1/1";
+
 #[test]
-fn a_console_that_is_taken_away_is_noticed() {
+fn a_console_that_is_taken_away_is_noticed_and_the_backend_told() {
+    let machine = Machine::new();
+    let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut console = machine.connect(&mut xs, 1).unwrap();
+    daemon.detach();
+    machine.xen.run_until_idle(100);
+    assert_eq!(console.service(&mut xs), Ok(State::Closed));
+    assert_eq!(console.console().err(), Some(Error::Closed));
+    assert_eq!(machine.store.read(&format!("{FRONT}/state")).unwrap(), "6");
+    machine.xen.run_until_idle(100);
+    assert_eq!(machine.store.read(&format!("{BACK}/state")).unwrap(), "6");
+    console.close(&mut xs, machine.xen.now() + SECOND).unwrap();
+    assert_eq!(machine.grants.stats().in_use, 0);
+    assert_eq!(machine.store.watches(DomId(1)), 0);
+    assert_eq!(machine.xen.now(), Duration::ZERO);
+}
+
+#[test]
+fn a_backend_that_is_back_already_is_not_taken_for_the_one_that_was_connected() {
+    for reconnects_at_once in [false, true] {
+        let machine = Machine::new();
+        let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut console = machine.connect(&mut xs, 1).unwrap();
+        console.console().unwrap().write(b"one ").unwrap();
+        machine.xen.run_until_idle(100);
+        // What is written while nobody serves the console stays, and reaches the next backend.
+        daemon.stall(true);
+        let long = [b'x'; 2000];
+        assert_eq!(console.console().unwrap().write(&long), Ok(2000));
+        assert_eq!(
+            console.console().unwrap().write_text(format_args!("{:100}\n", "lost"), Duration::ZERO),
+            Ok(false)
+        );
+        daemon.restart();
+        daemon.stall(false);
+        machine.xen.run_until_idle(100);
+        if !reconnects_at_once {
+            assert_eq!(console.service(&mut xs), Ok(State::Closed));
+            assert_eq!(console.console().err(), Some(Error::Closed));
+        }
+        assert_eq!(console.reconnect(&mut xs, machine.xen.now() + SECOND), Ok(()));
+        assert_eq!(console.state(), State::Connected);
+        console.console().unwrap().write_all(b"three", SECOND).unwrap();
+        assert_eq!(console.console().unwrap().drain(SECOND), Ok(true));
+        let mark = b"\r\n[1 line lost, 102 bytes]\r\n";
+        assert_eq!(daemon.output(), [b"one ", &long[..], mark, b"three"].concat());
+        let stats = console.stats();
+        assert_eq!((stats.dropped, stats.dropped_lines), (102, 1));
+        console.close(&mut xs, machine.xen.now() + SECOND).unwrap();
+        assert_eq!((machine.grants.stats().in_use, machine.store.watches(DomId(1))), (0, 0));
+    }
+}
+
+#[test]
+fn a_broken_backend_is_given_up_and_another_one_taken() {
+    let machine = Machine::new();
+    let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut console = machine.connect(&mut xs, 1).unwrap();
+    daemon.poke(3076, 5000);
+    assert!(matches!(console.console().unwrap().readable(), Err(Error::Broken(_))));
+    assert!(matches!(console.console().err(), Some(Error::Broken(_))));
+    let State::Broken(violation) = console.service(&mut xs).unwrap() else { panic!("{}", console.state()) };
+    assert!(State::Broken(violation).to_string().starts_with("broken: "));
+    assert_eq!(console.reconnect(&mut xs, machine.xen.now() + SECOND), Ok(()));
+    console.console().unwrap().write(b"better").unwrap();
+    machine.xen.run_until_idle(100);
+    assert_eq!(daemon.output(), b"better");
+}
+
+#[test]
+fn a_backend_that_does_not_come_back_is_tried_again() {
+    let machine = Machine::new();
+    let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut console = machine.connect(&mut xs, 1).unwrap();
+    daemon.stall(true);
+    console.console().unwrap().write(b"kept").unwrap();
+    machine.store.write(&format!("{BACK}/state"), "6");
+    machine.xen.run_until_idle(100);
+    assert_eq!(console.service(&mut xs), Ok(State::Closed));
+    assert_eq!(console.is_backend_waiting(&mut xs), Ok(false));
+    assert!(matches!(console.reconnect(&mut xs, machine.xen.now() + SECOND), Err(Error::Xenstore(_))));
+    assert_eq!((console.state(), console.console().err()), (State::Closed, Some(Error::Closed)));
+    assert_eq!(machine.store.watches(DomId(1)), 0);
+    daemon.restart();
+    assert_eq!(console.is_backend_waiting(&mut xs), Ok(true));
+    daemon.stall(false);
+    console.reconnect(&mut xs, machine.xen.now() + SECOND).unwrap();
+    machine.xen.run_until_idle(100);
+    assert_eq!(daemon.output(), b"kept");
+    console.close(&mut xs, machine.xen.now() + SECOND).unwrap();
+}
+
+#[test]
+fn a_directory_that_was_removed_is_not_made_again() {
+    for (closes, again) in [(false, false), (true, false), (false, true), (true, true)] {
+        let machine = Machine::new();
+        let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+        // As under XAPI, where what the guest writes there would be made.
+        machine.store.set_permissions("/local/domain/1/device", "n1");
+        machine.store.set_permissions("/local/domain/1/device/console", "n1");
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut console = machine.connect(&mut xs, 1).unwrap();
+        daemon.crash();
+        if again {
+            // The toolstack has plugged another console in at the same place.
+            drop(MockConsoled::attach(&machine.store, &machine.guest, 1));
+        }
+        if !closes {
+            machine.xen.run_until_idle(100);
+            assert_eq!(console.service(&mut xs), Ok(State::Closed));
+        }
+        console.close(&mut xs, machine.xen.now() + SECOND).unwrap();
+        let state = machine.store.read(&format!("{FRONT}/state"));
+        assert_eq!(state.as_deref(), again.then_some("1"));
+        assert_eq!(machine.store.watches(DomId(1)), 0);
+        assert_eq!(machine.grants.stats().in_use, 0);
+        assert_eq!(machine.xen.now(), Duration::ZERO);
+    }
+}
+
+#[test]
+fn a_backend_whose_nodes_may_not_be_read_any_more_is_gone() {
+    let machine = Machine::new();
+    let _daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut console = machine.connect(&mut xs, 1).unwrap();
+    machine.store.set_permissions(&format!("{BACK}/state"), "n0");
+    machine.store.write(&format!("{BACK}/state"), "4");
+    machine.xen.run_until_idle(100);
+    assert_eq!(console.service(&mut xs), Ok(State::Closed));
+}
+
+#[test]
+fn a_watch_that_is_gone_already_keeps_nothing_from_closing() {
+    let machine = Machine::new();
+    let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut console = machine.connect(&mut xs, 1).unwrap();
+    daemon.detach();
+    machine.xen.run_until_idle(100);
+    assert_eq!(console.service(&mut xs), Ok(State::Closed));
+    machine.store.tamper(Some(|header: &mut Header, body: &mut Vec<u8>| {
+        if header.kind == Operation::UNWATCH.0 {
+            header.kind = Operation::ERROR.0;
+            *body = b"ENOENT\0".to_vec();
+            header.len = body.len() as u32;
+        }
+    }));
+    assert_eq!(console.close(&mut xs, machine.xen.now() + SECOND), Ok(()));
+    assert_eq!(machine.store.read(&format!("{FRONT}/state")).unwrap(), "6");
+    machine.xen.run_until_idle(100);
+    machine.grants.reclaim();
+    assert_eq!(machine.grants.stats().in_use, 0);
+}
+
+#[test]
+fn a_backend_may_be_in_any_domain() {
+    let machine = Machine::new();
+    let daemon = MockConsoled::attach_from(&machine.store, &machine.guest, 1, DomId(7));
+    let first = MockConsoled::connect_from(&machine.xen, &machine.guest, DomId(5));
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut console = machine.connect(&mut xs, 1).unwrap();
+    assert_eq!(console.device().unwrap().backend_id(), DomId(7));
+    console.console().unwrap().write(b"to domain 7").unwrap();
+    xen_console::Console::new(&machine.events).unwrap().write(b"to domain 5").unwrap();
+    machine.xen.run_until_idle(100);
+    assert_eq!((daemon.output(), first.output()), (b"to domain 7".into(), b"to domain 5".into()));
+    console.close(&mut xs, machine.xen.now() + SECOND).unwrap();
+    assert_eq!(machine.grants.stats().in_use, 0);
+}
+
+#[test]
+fn the_port_is_closed_before_the_page_is_given_back() {
     let machine = Machine::new();
     let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let console = machine.connect(&mut xs, 1).unwrap();
-    daemon.detach();
-    machine.xen.run_until_idle(100);
-    assert_eq!(console.is_closing(&mut xs), Ok(true));
-    console.close(&mut xs, machine.xen.now() + SECOND).unwrap();
+    // The backend has let go, so that the page is free as soon as the guest gives it back.
+    daemon.crash();
+    let (before, at_close) = (machine.guest.pages_in_use(), Arc::new(Mutex::new(Vec::new())));
+    let (guest, pages) = (machine.guest.inside(), Arc::clone(&at_close));
+    machine.xen.register(HypercallNr::EVENT_CHANNEL_OP, move |_, _| {
+        pages.lock().unwrap().push(guest.pages_in_use());
+        0
+    });
+    drop(console);
+    assert_eq!(*at_close.lock().unwrap(), [before]);
+    assert_eq!(machine.guest.pages_in_use(), before - 1);
 }
 
 #[test]
@@ -100,10 +289,10 @@ fn what_does_not_come_up_leaves_nothing() {
     let pages = machine.guest.pages_in_use();
     assert_eq!(machine.connect(&mut xs, 0).err(), Some(Error::NoConsole));
     let none = machine.connect(&mut xs, 1).err();
-    assert!(matches!(none, Some(Error::Store(error)) if error.is_not_found()), "{none:?}");
+    assert!(matches!(none, Some(Error::Xenstore(error)) if error.is_not_found()), "{none:?}");
     let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
     daemon.stall(true);
-    let hangs = Error::Store(xen_xenstore::Error::BackendTimedOut(XenbusState::INITIALISING));
+    let hangs = Error::Xenstore(xen_xenstore::Error::BackendTimedOut(XenbusState::INITIALISING));
     assert_eq!(machine.connect(&mut xs, 1).err(), Some(hangs));
     daemon.stall(false);
     machine.guest.fail_allocs_after(Some(0));
@@ -123,7 +312,7 @@ fn a_backend_that_keeps_the_page_does_not_get_it_freed() {
     let console = machine.connect(&mut xs, 1).unwrap();
     daemon.stall(true);
     let closed = console.close(&mut xs, machine.xen.now() + SECOND);
-    let hangs = Error::Store(xen_xenstore::Error::BackendTimedOut(XenbusState::CONNECTED));
+    let hangs = Error::Xenstore(xen_xenstore::Error::BackendTimedOut(XenbusState::CONNECTED));
     assert_eq!(closed, Err(hangs));
     assert_eq!(machine.grants.stats().quarantined, 1);
     daemon.stall(false);

@@ -8,32 +8,28 @@ use std::time::Duration;
 use common::Machine;
 use proptest::prelude::*;
 use xen_console::mock::Faults;
-use xen_console::{Error, Line, LineReader};
+use xen_console::mock::model::{Act, Model};
+use xen_console::{LINE, Line, LineReader};
 use xen_hypercall::mock::{Chance, Dice};
 
-#[derive(Clone, Debug)]
-enum Call {
-    Write(usize),
-    WriteAll(usize),
-    Read(usize),
-    Type(usize),
-    Drain,
-    WaitReadable,
-    Emergency(usize),
-    Stall(bool),
-}
-
-fn call() -> impl Strategy<Value = Call> {
+fn act() -> impl Strategy<Value = Act> {
     let len = || prop_oneof![3 => 0_usize..50, 1 => 0_usize..5000];
+    let time = || (0_u64..10).prop_map(Duration::from_millis);
     prop_oneof![
-        3 => len().prop_map(Call::Write),
-        3 => len().prop_map(Call::WriteAll),
-        4 => len().prop_map(Call::Read),
-        3 => len().prop_map(Call::Type),
-        1 => Just(Call::Drain),
-        2 => Just(Call::WaitReadable),
-        1 => (0_usize..3000).prop_map(Call::Emergency),
-        2 => any::<bool>().prop_map(Call::Stall),
+        3 => len().prop_map(Act::Write),
+        3 => (len(), time()).prop_map(|(len, patience)| Act::WriteAll(len, patience)),
+        4 => (0..=LINE, any::<bool>(), time()).prop_map(|(len, ends, patience)| Act::Text(len, ends, patience)),
+        4 => (0..=LINE).prop_map(Act::Print),
+        4 => len().prop_map(Act::Read),
+        3 => len().prop_map(Act::Type),
+        1 => time().prop_map(Act::Drain),
+        2 => time().prop_map(Act::WaitReadable),
+        1 => time().prop_map(Act::WaitWritable),
+        1 => Just(Act::PollReadable),
+        1 => (0_usize..3000).prop_map(Act::Emergency),
+        2 => any::<bool>().prop_map(Act::Stall),
+        2 => any::<bool>().prop_map(Act::StallReader),
+        2 => prop::sample::select(&[Act::Run, Act::Step, Act::Dispatch, Act::Event][..]),
     ]
 }
 
@@ -51,115 +47,28 @@ fn faults() -> impl Strategy<Value = Faults> {
     })
 }
 
-/// Bytes that go on from those before.
-struct Counter(u8);
-
-impl Counter {
-    fn next(&mut self, len: usize) -> Vec<u8> {
-        (0..len)
-            .map(|_| {
-                self.0 = (self.0 + 1) % 251;
-                self.0
-            })
-            .collect()
-    }
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn what_arrives_is_what_was_sent_and_in_that_order(
-        calls in prop::collection::vec(call(), 1..60),
+        acts in prop::collection::vec(act(), 1..60),
         faults in faults(),
         seed in any::<u64>(),
     ) {
         let machine = Machine::new();
         let mut console = machine.console();
         machine.daemon.set_faults(Dice::new(seed), faults);
-        let patience = Duration::from_millis(10);
-        let (mut words, mut keys) = (Counter(0), Counter(100));
-        let (mut written, mut typed, mut read) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut dropped, mut broken) = (0, None);
-        for call in &calls {
-            let start = machine.xen.now();
-            let result = match call {
-                Call::Write(len) => {
-                    let data = words.next(*len);
-                    console.write(&data).map(|count| written.extend_from_slice(&data[..count]))
-                }
-                Call::WriteAll(len) => {
-                    let data = words.next(*len);
-                    console.write_all(&data, patience).map(|count| {
-                        written.extend_from_slice(&data[..count]);
-                        dropped += len - count;
-                    })
-                }
-                Call::Read(len) => {
-                    let mut buf = vec![0; *len];
-                    console.read(&mut buf).map(|count| read.extend_from_slice(&buf[..count]))
-                }
-                Call::Type(len) => {
-                    let data = keys.next(*len);
-                    machine.daemon.type_in(&data);
-                    typed.extend_from_slice(&data);
-                    Ok(())
-                }
-                Call::Drain => console.drain(patience).map(drop),
-                Call::WaitReadable => console.wait_readable(start + patience).map(|readable| {
-                    assert!(readable || machine.xen.now() == start + patience);
-                }),
-                Call::Emergency(len) => {
-                    let data = words.next(*len);
-                    let before = console.stats();
-                    console.emergency(&data);
-                    let after = console.stats();
-                    written.extend_from_slice(&data[..(after.written - before.written) as usize]);
-                    dropped += (after.dropped - before.dropped) as usize;
-                    Ok(())
-                }
-                Call::Stall(stalled) => {
-                    machine.daemon.stall(*stalled);
-                    Ok(())
-                }
-            };
-            prop_assert!(machine.xen.now() - start <= patience);
-            match result {
-                Ok(()) => {}
-                Err(error @ Error::Broken(_)) => {
-                    prop_assert!(faults.index_jump != Chance::NEVER);
-                    // Once broken, always broken, and for the same reason.
-                    prop_assert_eq!(broken.unwrap_or(error), error);
-                    prop_assert_eq!(console.read(&mut [0; 1]), Err(error));
-                    broken = Some(error);
-                }
-                Err(error) => prop_assert!(false, "{error}\n{}", machine.xen.trace_text()),
-            }
-            if faults.index_jump == Chance::NEVER {
-                prop_assert!(written.starts_with(&machine.daemon.output()));
-                prop_assert!(typed.starts_with(&read));
-            }
-        }
-        let stats = console.stats();
-        prop_assert_eq!(stats.read as usize, read.len());
-        if broken.is_none() {
-            prop_assert_eq!(stats.written as usize, written.len());
-            prop_assert_eq!(stats.dropped as usize, dropped);
-        }
+        let mut model = Model::new(&machine.guest, &machine.events, &machine.daemon);
         if faults.index_jump != Chance::NEVER {
-            return Ok(());
+            model.lies();
+        }
+        for act in &acts {
+            model.act(&mut console, act);
         }
         // Once nothing goes wrong any more, everything arrives.
-        machine.daemon.stall(false);
         machine.daemon.set_faults(Dice::new(0), Faults::new());
-        prop_assert_eq!(console.drain(patience), Ok(true));
-        prop_assert!(machine.daemon.output() == written);
-        let mut buf = [0; 700];
-        while console.wait_readable(machine.xen.now() + patience) == Ok(true) {
-            let count = console.read(&mut buf).unwrap();
-            read.extend_from_slice(&buf[..count]);
-        }
-        prop_assert!(read == typed);
+        model.settle(&mut console);
     }
 
     #[test]
@@ -216,31 +125,43 @@ fn lines_of_the_usual_kinds() {
 mod log_lines {
     use super::*;
     use log::{Level, Record};
-    use xen_console::log::{LINE, LogLine};
+    use xen_console::LINE;
+    use xen_console::log::LogLine;
 
-    fn line(seconds: u64, text: std::fmt::Arguments<'_>) -> Vec<u8> {
+    fn line(seconds: u64, text: std::fmt::Arguments<'_>) -> String {
         let time = Duration::from_secs(seconds) + Duration::from_micros(42);
         let record = Record::builder().level(Level::Warn).args(text).build();
-        LogLine::new(time, &record).as_bytes().to_vec()
+        LogLine::new(time, &record).to_string()
     }
 
     #[test]
     fn a_record_is_a_line() {
-        assert_eq!(line(3, format_args!("disk {}", 1)), b"[    3.000042] WARN  disk 1\r\n");
-        assert_eq!(line(u64::MAX, format_args!("")), b"[18446744073709551615.000042] WARN  \r\n");
+        assert_eq!(line(3, format_args!("disk {}", 1)), "[    3.000042] WARN  disk 1");
+        assert_eq!(line(u64::MAX, format_args!("")), "[18446744073709551615.000042] WARN  ");
     }
 
     #[test]
     fn a_record_cannot_forge_another_line() {
-        let forged = line(3, format_args!("a\r\n[    4.000000] INFO  b\x1b[2J"));
-        assert_eq!(forged, b"[    3.000042] WARN  a  [    4.000000] INFO  b [2J\r\n");
+        let forged = line(3, format_args!("a\r\n[    4.000000] INFO  b\x1b[2J\x7f"));
+        assert_eq!(forged, "[    3.000042] WARN  a  [    4.000000] INFO  b [2J ");
     }
 
     #[test]
-    fn a_long_record_is_cut() {
-        let long = "x".repeat(1000);
-        let line = line(3, format_args!("{long}"));
-        assert_eq!(line.len(), LINE);
-        assert!(line.ends_with(b"xx\r\n"));
+    fn a_long_record_is_cut_between_characters() {
+        // 21 bytes stand before the text.
+        for (text, len) in [("x", LINE - 2), ("\u{e9}", LINE - 3), ("\u{20ac}", LINE - 4)] {
+            let line = line(3, format_args!("{}", text.repeat(300)));
+            assert_eq!(line.len(), len);
+        }
+    }
+
+    #[test]
+    fn the_longest_record_is_written_whole() {
+        let machine = Machine::new();
+        let mut console = machine.console();
+        let line = line(3, format_args!("{}", "x".repeat(300)));
+        assert_eq!(console.write_text(format_args!("{line}\n"), Duration::ZERO), Ok(true));
+        machine.settle();
+        assert_eq!(machine.daemon.output(), format!("{line}\r\n").into_bytes());
     }
 }

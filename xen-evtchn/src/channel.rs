@@ -3,21 +3,27 @@
 use core::fmt;
 use core::task::{Context, Poll};
 
-use xen_hypercall::{DomId, Errno, Platform, VcpuId, event};
+use xen_hypercall::{DomId, Errno, Incarnation, Platform, VcpuId, event};
 
-use crate::record::{Record, UNFINISHED};
+use crate::record::Record;
 use crate::{Error, EventChannels, Port, Priority, Virq};
 
-/// This domain's end of an event channel. Dropping it closes the port (an [adopted](EventChannels::adopt) one is only
-/// masked), so that the number is never used after it may mean something else.
+/// This domain's end of an event channel. Dropping it masks the port, then closes it; an [adopted](EventChannels::adopt) port is
+/// only masked. So the number is never used after it may mean something else.
 ///
-/// An event carries no data and is not counted: any number of them before the receiver looks is one. It says "look at
-/// what we share", and may come without reason; a receiver looks and is content with finding nothing.
+/// An event carries no data and is not counted: any number of events before the receiver looks is one. An event is a hint to
+/// look at what both ends share. It may come without reason, so a receiver may look and find nothing.
+///
+/// Where another domain sends the events ([`alloc_unbound`](EventChannels::alloc_unbound),
+/// [`bind_interdomain`](EventChannels::bind_interdomain)) a channel is masked from the delivery of an event until the
+/// receiver calls [`done`](Self::done); see [`set_late_eoi`](Self::set_late_eoi).
 pub struct Channel<'e, P: Platform> {
     events: &'e EventChannels<P>,
     record: &'e Record,
     port: Port,
     closes: bool,
+    /// The life of the domain in which the port means this channel.
+    life: Incarnation,
 }
 
 /// One channel's counters since it was bound.
@@ -80,7 +86,19 @@ pub enum Status {
 
 impl<'e, P: Platform> Channel<'e, P> {
     pub(crate) fn new(events: &'e EventChannels<P>, port: Port, record: &'e Record, closes: bool) -> Self {
-        Self { events, record, port, closes }
+        Self { events, record, port, closes, life: events.life() }
+    }
+
+    /// Whether the port is still this channel's: the domain has not been resumed in a new domain since the channel was made.
+    /// Of a stale channel all that asks Xen returns [`Error::Stale`], [`poll_event`](Self::poll_event) is ready at once, and
+    /// nothing else does anything.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        self.events.incarnation() == self.life
+    }
+
+    fn current(&self) -> Result<(), Error> {
+        if self.is_current() { Ok(()) } else { Err(Error::Stale) }
     }
 
     /// The port's number, which the other end needs to bind to it.
@@ -98,6 +116,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's: `EINVAL` if the channel cannot send, because it is a VIRQ's or its port was closed behind our back.
     pub fn notify(&self) -> Result<(), Error> {
+        self.current()?;
         event::send(self.events.platform(), self.port.0).map_err(refused("EVTCHNOP_send"))?;
         self.record.notified();
         self.events.count_notification();
@@ -106,7 +125,9 @@ impl<'e, P: Platform> Channel<'e, P> {
 
     /// Keeps events from being delivered; what comes meanwhile stays pending. No hypercall.
     pub fn mask(&self) {
-        self.events.set_masked(self.port, self.record, true);
+        if self.is_current() {
+            self.events.set_masked(self.port, self.record, true);
+        }
     }
 
     /// Lets events be delivered again, including one that came while the port was masked.
@@ -114,27 +135,31 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// No hypercall unless an event is pending. Then Xen must raise it again (`EVTCHNOP_unmask`), because the upcall that
     /// masking suppressed does not come by itself, and the port may be bound to another vCPU.
     pub fn unmask(&self) {
-        self.events.set_masked(self.port, self.record, false);
+        if self.is_current() {
+            self.events.set_masked(self.port, self.record, false);
+        }
     }
 
     /// Whether events are kept from being delivered, for whatever reason.
     pub fn is_masked(&self) -> bool {
-        self.events.abi().is_masked(self.events.shared(), self.port)
+        !self.is_current() || self.events.abi().is_masked(self.events.shared(), self.port)
     }
 
     /// Whether an event arrived since the last call, which this call thereby takes.
     pub fn take(&self) -> bool {
-        self.record.take()
+        self.is_current() && self.record.take()
     }
 
     /// [`take`](Self::take) for a task: when there is no event yet the task is woken by the next one.
     ///
-    /// One task per channel: the last that polled is the one that is woken.
+    /// All tasks that wait are woken, and the first that looks takes the event. So a task that is dropped while it waits keeps
+    /// the event from no other. A channel holds the wakers of two tasks. A third takes the place of another one, which is
+    /// woken, looks again, and finds no event: three tasks that wait for one channel keep each other busy.
     pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.take() {
+        if self.take() || !self.is_current() {
             return Poll::Ready(());
         }
-        self.record.waker().register(cx.waker());
+        self.record.leave_waker(cx.waker());
         // An event between the look and the registration found no waker, so look again.
         if self.take() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -142,8 +167,11 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// Lets `vcpu` receive this channel's events (`EVTCHNOP_bind_vcpu`); at first that is vCPU 0.
     ///
     /// # Errors
-    /// Xen's: `EINVAL` for IPIs and per-vCPU VIRQs, whose vCPU is fixed; `ENOENT` for a vCPU that does not exist.
+    /// [`Error::VcpuOutOfRange`], [`Error::VcpuNotAdded`]; Xen's: `EINVAL` for IPIs and per-vCPU VIRQs, whose vCPU is fixed;
+    /// `ENOENT` for a vCPU that does not exist.
     pub fn bind_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
+        self.current()?;
+        self.events.has_vcpu(vcpu)?;
         event::bind_vcpu(self.events.platform(), self.port.0, vcpu).map_err(refused("EVTCHNOP_bind_vcpu"))
     }
 
@@ -153,42 +181,53 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's: `ENOSYS` under the two-level ABI, which has no priorities; `EINVAL` above 15.
     pub fn set_priority(&self, priority: Priority) -> Result<(), Error> {
+        self.current()?;
         event::set_priority(self.events.platform(), self.port.0, priority.0.into())
             .map_err(refused("EVTCHNOP_set_priority"))
     }
 
-    /// Switches to ending events late: a defence against a peer that keeps the guest busy with events.
+    /// Switches late end of events on or off: a defence against a peer that keeps the guest busy with events.
     ///
-    /// From then on the port is masked when an event is delivered, and stays so until the receiver calls [`done`](Self::done),
-    /// so that a peer causes one interrupt each time the receiver looks, and not one each time it sends. Nothing is lost:
-    /// what is sent meanwhile is delivered after that. A receiver that switches this on and does not call `done` gets one
-    /// event and no more. A new channel has it off; switching off ends the event that is under way.
+    /// With it the port is masked when an event is delivered, and stays masked until the receiver calls [`done`](Self::done).
+    /// So a peer causes one interrupt for each look of the receiver, and not one for each event that it sends. No event is lost:
+    /// those that are sent meanwhile are delivered afterwards, as one. A receiver that does not call `done` gets one event
+    /// and no more.
+    ///
+    /// A new channel has it on if another domain sends the events ([`alloc_unbound`](EventChannels::alloc_unbound),
+    /// [`bind_interdomain`](EventChannels::bind_interdomain)). A VIRQ, an IPI and an
+    /// [adopted](EventChannels::adopt) port have it off. Switching it off ends the event that is under way.
     pub fn set_late_eoi(&self, on: bool) {
+        if !self.is_current() {
+            return;
+        }
         self.record.set_late(on);
         if !on {
-            self.end();
+            self.events.finish(self.port, self.record);
         }
     }
 
     /// Ends the event under way, if there is one: the receiver has looked at what it shares with the peer, and says whether
-    /// there was anything to do. For channels with [late end](Self::set_late_eoi); without that it does nothing but count.
+    /// there was work. Without [late end](Self::set_late_eoi) no event is ever under way, and this does nothing.
     ///
-    /// The place for it is the end of a driver's poll, after the last look at its ring, event or not. Work unmasks the port at
-    /// once. An event that brought nothing is forgiven the first time, for what it announced may have been found before
-    /// it came; from the second in a row on the port stays masked for a while, 1 ms at first, then twice as long each time
-    /// up to 1 s, until work is found, be it by polling, or the time is up. So a peer that sends events without reason
-    /// gets about one per second through, whatever it does. One that does give work with each event is bounded by how
-    /// fast the receiver does it.
+    /// A driver calls it at the end of its poll, after the last look at its ring, whether there was an event or not.
+    /// [`Progress::Work`] unmasks the port at once. The first event that brought nothing is forgiven, for its work may have been
+    /// found before the event came. From the second in a row on the channel is *throttled*: its port stays masked for 1 ms,
+    /// then twice as long each time, up to 1 s. The pause ends early when the receiver finds work by polling. So a peer that
+    /// sends events without reason gets about one per second through. A peer that gives work with each event is bounded by
+    /// how fast the receiver does the work.
     ///
-    /// The time passes in [`EventChannels::wait_since`]; who waits by other means asks [`EventChannels::next_unmask`] how long that
-    /// may be, then calls [`EventChannels::unmask_due`].
+    /// The pause ends in [`EventChannels::wait_since`]. A receiver that sleeps by other means asks
+    /// [`EventChannels::next_unmask`] for the time, then calls [`EventChannels::unmask_due`].
     #[inline]
     pub fn done(&self, progress: Progress) {
+        if !self.is_current() {
+            return;
+        }
         match progress {
             Progress::Work => {
                 if !self.record.is_quiet() {
                     self.record.progressed();
-                    self.end();
+                    self.events.finish(self.port, self.record);
                 }
             }
             Progress::Spurious => self.done_in_vain(),
@@ -196,19 +235,14 @@ impl<'e, P: Platform> Channel<'e, P> {
     }
 
     fn done_in_vain(&self) {
-        if self.record.held() & UNFINISHED == 0 || self.record.is_throttled() {
+        if !self.record.is_unfinished() {
             // No event is under way, or its end has been told already: a driver that polls without reason.
             return;
         }
         match self.record.went_in_vain() {
-            None => self.end(),
+            None => self.events.finish(self.port, self.record),
             Some(pause) => self.events.throttle(self.record, pause),
         }
-    }
-
-    fn end(&self) {
-        self.events.unthrottle(self.record);
-        self.events.let_go(self.port, self.record, UNFINISHED);
     }
 
     /// What the port is connected to now (`EVTCHNOP_status`).
@@ -216,6 +250,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's.
     pub fn status(&self) -> Result<Status, Error> {
+        self.current()?;
         let status =
             event::status(self.events.platform(), self.port.0).map_err(refused("EVTCHNOP_status"))?;
         // The C structure ends in a union: a physical or virtual interrupt's number stands where the domain's does.
@@ -233,6 +268,9 @@ impl<'e, P: Platform> Channel<'e, P> {
 
     /// The channel's counters.
     pub fn stats(&self) -> ChannelStats {
+        if !self.is_current() {
+            return ChannelStats::default();
+        }
         ChannelStats {
             events: self.record.events(),
             notifications: self.record.notifications(),
@@ -244,13 +282,11 @@ impl<'e, P: Platform> Channel<'e, P> {
 
 impl<P: Platform> Drop for Channel<'_, P> {
     fn drop(&mut self) {
-        // Masked first, so that nothing reaches the record after it is released; released before the close, because from
-        // then on Xen may give the number to somebody else.
-        self.events.abandon(self.port, self.record);
-        if self.closes {
-            // Fails only for a port that is closed already, which is what is wanted.
-            let _ = event::close(self.events.platform(), self.port.0);
+        if !self.is_current() {
+            // Port and record may be another channel's.
+            return;
         }
+        self.events.abandon(self.port, self.record, self.closes);
     }
 }
 

@@ -4,21 +4,25 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-use xen_hypercall::{DomId, Errno, Platform, SharedInfo, VcpuId, Wait, event};
+use xen_hypercall::{
+    Claim, DomId, Domain, Errno, Incarnation, Part, Platform, SharedInfo, VcpuId, Wait, event,
+};
 
 use crate::delivery::{Abi, Delivery, Shared};
 use crate::fifo::{FifoAbi, Pages};
-use crate::record::FREE;
 use crate::records::Records;
 use crate::two_level::TwoLevelAbi;
 use crate::{Channel, Error, Port, Virq};
 
-/// All event channels of a domain. One per domain; used by shared reference.
+/// All event channels of a domain, of which it has one set: made once from its [`Domain`]. Used by shared reference.
 ///
 /// Nothing in it blocks, and everything that an interrupt handler may call touches atomics only.
 pub struct EventChannels<P: Platform> {
     records: Records<P>,
-    shared: Shared,
+    /// The pages of the FIFO ABI, if that is in use.
+    fifo: Option<Pages>,
+    /// The life of the domain whose channels these are.
+    life: Incarnation,
     abi: &'static dyn Delivery,
     totals: Totals,
     /// Numbers the passes of [`EventChannels::dispatch`]. A number that comes again after 2^32 does no harm.
@@ -53,8 +57,8 @@ pub struct Stats {
     pub upcalls: u64,
     /// Events delivered to channels.
     pub events: u64,
-    /// Events for ports without an owner, dropped. Ports without owner are masked, so this counts the few that come while a
-    /// channel is closed, and misbehaviour of other code in the guest.
+    /// Events for ports without an owner. Ports without owner are masked, so these come while a channel is closed or bound,
+    /// or because other code in the guest unmasks ports. The next owner of the port gets one event for all of them.
     pub stray: u64,
     /// How many channels are [throttled](Channel::done) at the moment.
     pub throttled_now: u32,
@@ -67,9 +71,13 @@ impl<P: Platform> EventChannels<P> {
     /// their port is [adopted](Self::adopt).
     ///
     /// # Errors
-    /// None at present.
-    pub fn new(platform: P, shared: SharedInfo) -> Result<Self, Error> {
-        Ok(Self::two_level(platform, shared))
+    /// [`Error::Claimed`].
+    pub fn new(domain: &Domain<P>) -> Result<Self, Error>
+    where
+        P: Clone,
+    {
+        let claim = domain.claim(Part::EventChannels).ok_or(Error::Claimed)?;
+        Ok(Self::two_level(claim))
     }
 
     /// Takes over event delivery with the ABI of choice, as [`new`](Self::new) does otherwise.
@@ -79,36 +87,40 @@ impl<P: Platform> EventChannels<P> {
     /// ABI.
     ///
     /// # Errors
-    /// With [`Abi::Fifo`], Xen's: `ENOSYS` if it has no FIFO ABI, `EINVAL` if a value from before was not reset. With
-    /// [`Abi::Best`], whatever is not "this Xen has no FIFO ABI". [`Error::OutOfMemory`] with both.
-    pub fn with_abi(platform: P, shared: SharedInfo, abi: Abi) -> Result<Self, Error> {
+    /// [`Error::Claimed`]. With [`Abi::Fifo`], Xen's: `ENOSYS` if it has no FIFO ABI, `EINVAL` if a value from before was not
+    /// reset. With [`Abi::Best`], whatever is not "this Xen has no FIFO ABI". [`Error::OutOfMemory`] with both.
+    pub fn with_abi(domain: &Domain<P>, abi: Abi) -> Result<Self, Error>
+    where
+        P: Clone,
+    {
         if abi == Abi::TwoLevel {
-            return Self::new(platform, shared);
+            return Self::new(domain);
         }
-        match Pages::start(&platform) {
-            Ok(pages) => {
-                let shared = Shared { info: shared, fifo: Some(pages) };
-                Ok(Self::start(platform, shared, &FifoAbi))
-            }
+        let claim = domain.claim(Part::EventChannels).ok_or(Error::Claimed)?;
+        match Pages::start(claim.platform()) {
+            Ok(pages) => Ok(Self::start(claim, Some(pages), &FifoAbi)),
             Err(Error::Hypercall { errno: Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EPERM, .. })
                 if abi == Abi::Best =>
             {
-                Self::new(platform, shared)
+                Ok(Self::two_level(claim))
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                claim.release();
+                Err(error)
+            }
         }
     }
 
-    fn two_level(platform: P, shared: SharedInfo) -> Self {
-        let shared = Shared { info: shared, fifo: None };
-        TwoLevelAbi::mask_all(&shared);
-        Self::start(platform, shared, &TwoLevelAbi)
+    fn two_level(claim: Claim<P>) -> Self {
+        TwoLevelAbi::mask_all(Shared { info: claim.shared_info(), fifo: None });
+        Self::start(claim, None, &TwoLevelAbi)
     }
 
-    fn start(platform: P, shared: Shared, abi: &'static dyn Delivery) -> Self {
+    fn start(claim: Claim<P>, fifo: Option<Pages>, abi: &'static dyn Delivery) -> Self {
         Self {
-            records: Records::new(platform),
-            shared,
+            life: claim.incarnation(),
+            records: Records::new(claim),
+            fifo,
             abi,
             totals: Totals::default(),
             passes: AtomicU32::new(0),
@@ -119,13 +131,27 @@ impl<P: Platform> EventChannels<P> {
     }
 
     /// Closes every port of the domain, those of xenstore and the console included, and goes back to the two-level ABI
-    /// (`EVTCHNOP_reset`): what a kernel does before it starts another one in its place.
+    /// (`EVTCHNOP_reset`): what a kernel does before it starts another one in its place. The domain's event channels can be
+    /// claimed again.
     ///
     /// # Errors
-    /// Xen's. Then everything is lost as by dropping: the pages of the FIFO ABI stay with Xen.
+    /// [`Error::Stale`], or Xen's. Then everything is lost as by dropping: the pages of the FIFO ABI stay with Xen.
     pub fn reset(self) -> Result<(), Error> {
-        let Self { records, shared, abi, .. } = self;
-        abi.reset(shared, records.memory())
+        self.current()?;
+        let Self { records, fifo, abi, .. } = self;
+        abi.reset(fifo, records.claim().platform())?;
+        records.release();
+        Ok(())
+    }
+
+    /// Whether the domain is in the life in which this value was made.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.incarnation() == self.life
+    }
+
+    pub(crate) fn current(&self) -> Result<(), Error> {
+        if self.is_current() { Ok(()) } else { Err(Error::Stale) }
     }
 
     /// Which ABI is in use: [`Abi::TwoLevel`] or [`Abi::Fifo`].
@@ -138,75 +164,85 @@ impl<P: Platform> EventChannels<P> {
     /// ([`set_evtchn_upcall_vector`](xen_hypercall::hvm)).
     ///
     /// # Errors
-    /// [`Error::VcpuOutOfRange`]; with the FIFO ABI also Xen's (`ENOENT`: no such vCPU; `EINVAL`: it is there already).
+    /// [`Error::VcpuOutOfRange`], [`Error::Stale`]; with the FIFO ABI also Xen's (`ENOENT`: no such vCPU; `EINVAL`: it is there already).
     pub fn add_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
-        self.abi.add_vcpu(&self.shared, self.platform(), vcpu)
+        self.current()?;
+        self.abi.add_vcpu(self.shared(), self.platform(), vcpu)
     }
 
     /// The platform that everything runs on.
     pub fn platform(&self) -> &P {
-        self.records.memory()
+        self.records.claim().platform()
     }
 
     /// The page shared with Xen.
-    pub fn shared_info(&self) -> SharedInfo {
-        self.shared.info
+    pub fn shared_info(&self) -> SharedInfo<'_> {
+        self.records.claim().shared_info()
     }
 
-    /// A new port that `remote` may bind to, once. Its number goes to `remote` by xenstore.
+    /// A new port that `remote` may bind to, once. Its number goes to `remote` by xenstore. Its events are
+    /// [ended late](Channel::set_late_eoi).
     ///
     /// # Errors
-    /// Xen's (`ENOSPC`: no port left), or [`Error::OutOfMemory`].
+    /// Xen's (`ENOSPC`: no port left), [`Error::OutOfMemory`], or [`Error::Stale`].
     pub fn alloc_unbound(&self, remote: DomId) -> Result<Channel<'_, P>, Error> {
-        self.bound("EVTCHNOP_alloc_unbound", event::alloc_unbound(self.platform(), remote))
+        self.bound("EVTCHNOP_alloc_unbound", None, |xen| event::alloc_unbound(xen, remote))
     }
 
     /// Connects to a port that `remote` allocated for this domain.
     ///
-    /// The new channel has an event at once: `remote` may have sent before anybody could receive it.
+    /// The new channel has an event at once: `remote` may have sent before anybody could receive it. Its events are
+    /// [ended late](Channel::set_late_eoi).
     ///
     /// # Errors
     /// Xen's (`EINVAL`: no such port, or not for this domain; `ESRCH`: no such domain), or [`Error::OutOfMemory`].
     pub fn bind_interdomain(&self, remote: DomId, remote_port: Port) -> Result<Channel<'_, P>, Error> {
-        let port = event::bind_interdomain(self.platform(), remote, remote_port.0);
-        self.bound("EVTCHNOP_bind_interdomain", port)
+        self.bound("EVTCHNOP_bind_interdomain", None, |xen| {
+            event::bind_interdomain(xen, remote, remote_port.0)
+        })
     }
 
     /// A channel for a virtual interrupt.
     ///
     /// # Errors
-    /// Xen's (`EEXIST`: bound already; `EINVAL`: no such VIRQ, or a global one not on vCPU 0; `ENOENT`: no such vCPU), or
-    /// [`Error::OutOfMemory`].
+    /// Xen's (`EEXIST`: bound already; `EINVAL`: no such VIRQ, or a global one not on vCPU 0; `ENOENT`: no such vCPU),
+    /// [`Error::VcpuOutOfRange`], [`Error::VcpuNotAdded`], or [`Error::OutOfMemory`].
     pub fn bind_virq(&self, virq: Virq, vcpu: VcpuId) -> Result<Channel<'_, P>, Error> {
-        self.bound("EVTCHNOP_bind_virq", event::bind_virq(self.platform(), virq.0, vcpu))
+        self.bound("EVTCHNOP_bind_virq", Some(vcpu), |xen| event::bind_virq(xen, virq.0, vcpu))
     }
 
     /// A channel by which this domain interrupts its own vCPU: [`Channel::notify`] sends.
     ///
     /// # Errors
-    /// Xen's (`ENOENT`: no such vCPU), or [`Error::OutOfMemory`].
+    /// Xen's (`ENOENT`: no such vCPU), [`Error::VcpuOutOfRange`], [`Error::VcpuNotAdded`], or [`Error::OutOfMemory`].
     pub fn bind_ipi(&self, vcpu: VcpuId) -> Result<Channel<'_, P>, Error> {
-        self.bound("EVTCHNOP_bind_ipi", event::bind_ipi(self.platform(), vcpu))
+        self.bound("EVTCHNOP_bind_ipi", Some(vcpu), |xen| event::bind_ipi(xen, vcpu))
     }
 
     /// Takes a port that the toolstack bound for this domain before it started: xenstore's and the console's.
     ///
     /// Such a port cannot be bound a second time, so dropping the channel masks it and does not close it; it can be adopted
-    /// again. Closing the xenstore's port would leave the domain without xenstore for good.
+    /// again. Its events are not [ended late](Channel::set_late_eoi) unless it is told to. Closing the xenstore's port would leave the domain without xenstore for good.
     ///
     /// # Errors
     /// [`Error::PortOutOfRange`], [`Error::PortClosed`], [`Error::PortInUse`], [`Error::OutOfMemory`], or Xen's.
     pub fn adopt(&self, port: Port) -> Result<Channel<'_, P>, Error> {
         self.in_range(port)?;
+        self.current()?;
         let status = event::status(self.platform(), port.0)
             .map_err(|errno| Error::Hypercall { operation: "EVTCHNOP_status", errno })?;
         if status.status == 0 {
             return Err(Error::PortClosed(port));
         }
-        self.own(port, false)
+        self.own(port, false, false)
     }
 
-    /// The interrupt side: takes the events that are due on a vCPU and wakes their channels. Answers how many there were.
+    /// Whether events for a vCPU would reach it.
+    pub(crate) fn has_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
+        self.abi.has_vcpu(self.shared(), vcpu)
+    }
+
+    /// The interrupt side: takes the events that are due on a vCPU and wakes their channels. Returns how many there were.
     ///
     /// Call it on vCPU `vcpu` when Xen's upcall arrives, or from the main loop instead ([`wait_since`](Self::wait_since) does). It only
     /// touches atomics, takes each event once and ends, so it may run in an interrupt handler, nested, and on several vCPUs
@@ -215,15 +251,17 @@ impl<P: Platform> EventChannels<P> {
     /// A peer that sends without end cannot hold it: each port is delivered at most once in a pass, with the FIFO ABI
     /// twice, and what comes after that makes another upcall. With the FIFO ABI a call that finds another at the same
     /// vCPU's queues leaves the events to that one, which looks again before it ends.
+    ///
+    /// If a waker panics the other channels get their events all the same, then the panic goes on. A second waker that panics
+    /// meanwhile aborts, as a panic during a panic does.
     pub fn dispatch(&self, vcpu: VcpuId) -> usize {
-        let (mut pass, mut twice) = (None, Port(0));
-        let done = self.abi.dispatch(&self.shared, vcpu, &mut |port| {
-            let pass =
-                *pass.get_or_insert_with(|| self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
-            self.arrived(Port(port), pass, &mut twice);
-        });
+        if !self.is_current() {
+            return 0;
+        }
+        let mut pass = Pass { events: self, number: None, twice: Port(0) };
+        let done = self.abi.dispatch(self.shared(), vcpu, &mut |port| pass.arrived(Port(port)));
+        drop(pass);
         let Some(done) = done else { return 0 };
-        self.finish_pass(twice);
         if done.scan.upcall {
             self.totals.upcalls.fetch_add(1, Ordering::Relaxed);
         }
@@ -305,8 +343,18 @@ impl<P: Platform> EventChannels<P> {
         self.abi
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+    pub(crate) fn shared(&self) -> Shared<'_> {
+        Shared { info: self.shared_info(), fifo: self.fifo.as_ref() }
+    }
+
+    pub(crate) fn life(&self) -> Incarnation {
+        self.life
+    }
+
+    /// The domain's life at the moment.
+    #[inline]
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.records.claim().incarnation()
     }
 
     pub(crate) fn records(&self) -> &Records<P> {
@@ -331,10 +379,20 @@ impl<P: Platform> EventChannels<P> {
         self.totals.notifications.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Makes a channel of what a bind operation answered.
-    fn bound(&self, operation: &'static str, port: Result<u32, Errno>) -> Result<Channel<'_, P>, Error> {
-        let port = Port(port.map_err(|errno| Error::Hypercall { operation, errno })?);
-        let channel = self.in_range(port).and_then(|()| self.own(port, true));
+    /// Makes a channel of what a bind operation returns. `vcpu`: which one gets the events, if Xen or this domain sends them;
+    /// another domain's come to vCPU 0 at first, and are ended late.
+    fn bound(
+        &self,
+        operation: &'static str,
+        vcpu: Option<VcpuId>,
+        bind: impl FnOnce(&P) -> Result<u32, Errno>,
+    ) -> Result<Channel<'_, P>, Error> {
+        self.current()?;
+        let port = Port(bind(self.platform()).map_err(|errno| Error::Hypercall { operation, errno })?);
+        let channel = self
+            .in_range(port)
+            .and_then(|()| vcpu.map_or(Ok(()), |vcpu| self.has_vcpu(vcpu)))
+            .and_then(|()| self.own(port, true, vcpu.is_none()));
         if channel.is_err() {
             // Nobody can own it, so it must not stay open; if closing fails as well the first error says more.
             let _ = event::close(self.platform(), port.0);
@@ -346,16 +404,42 @@ impl<P: Platform> EventChannels<P> {
         if port.0 == 0 || port.0 >= self.abi.limit() { Err(Error::PortOutOfRange(port)) } else { Ok(()) }
     }
 
-    fn own(&self, port: Port, closes: bool) -> Result<Channel<'_, P>, Error> {
+    fn own(&self, port: Port, closes: bool, late: bool) -> Result<Channel<'_, P>, Error> {
         let record = self.records.ensure(port)?;
-        self.abi.ensure(&self.shared, self.platform(), port)?;
-        if !record.claim() {
+        self.abi.ensure(self.shared(), self.platform(), port)?;
+        // A number that is to be closed is one that Xen has just given out.
+        if !record.claim(closes) {
             return Err(Error::PortInUse(port));
         }
         let channel = Channel::new(self, port, record, closes);
+        record.set_late(late);
         // A port without owner is masked. Only now may events reach the record.
-        self.let_go(port, record, FREE);
+        self.open(port, record);
         Ok(channel)
+    }
+}
+
+/// One pass of [`EventChannels::dispatch`]. However it ends, no port stays masked because of it.
+struct Pass<'e, P: Platform> {
+    events: &'e EventChannels<P>,
+    /// None before its first event.
+    number: Option<u32>,
+    /// The first of the ports that came twice.
+    twice: Port,
+}
+
+impl<P: Platform> Pass<'_, P> {
+    fn arrived(&mut self, port: Port) {
+        let passes = &self.events.passes;
+        let number =
+            *self.number.get_or_insert_with(|| passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
+        self.events.arrived(port, number, &mut self.twice);
+    }
+}
+
+impl<P: Platform> Drop for Pass<'_, P> {
+    fn drop(&mut self) {
+        self.events.finish_pass(self.twice);
     }
 }
 

@@ -21,10 +21,11 @@ pub enum Abi {
 }
 
 /// Where the ports' bits are.
-pub(crate) struct Shared {
-    pub(crate) info: SharedInfo,
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'e> {
+    pub(crate) info: SharedInfo<'e>,
     /// With the FIFO ABI.
-    pub(crate) fifo: Option<Pages>,
+    pub(crate) fifo: Option<&'e Pages>,
 }
 
 /// What one pass over a vCPU's events did.
@@ -45,23 +46,26 @@ pub(crate) trait Delivery: Sync {
     fn limit(&self) -> u32;
 
     /// Takes a vCPU's events. None: there is nothing to do.
-    fn dispatch(&self, shared: &Shared, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched>;
+    fn dispatch(&self, shared: Shared<'_>, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched>;
 
-    fn is_masked(&self, shared: &Shared, port: Port) -> bool;
+    fn is_masked(&self, shared: Shared<'_>, port: Port) -> bool;
 
-    fn mask(&self, shared: &Shared, port: Port);
+    fn mask(&self, shared: Shared<'_>, port: Port);
 
     /// False: there is an event which Xen does not deliver; the port is unmasked nevertheless.
-    fn unmask(&self, shared: &Shared, port: Port, refire: &mut dyn FnMut() -> bool) -> bool;
+    fn unmask(&self, shared: Shared<'_>, port: Port, refire: &mut dyn FnMut() -> bool) -> bool;
 
     /// Clears the pending bit; says whether it was set.
-    fn take_pending(&self, shared: &Shared, port: Port) -> bool;
+    fn take_pending(&self, shared: Shared<'_>, port: Port) -> bool;
 
     /// Makes room for a port below the limit.
-    fn ensure(&self, shared: &Shared, platform: &dyn Platform, port: Port) -> Result<(), Error>;
+    fn ensure(&self, shared: Shared<'_>, platform: &dyn Platform, port: Port) -> Result<(), Error>;
 
-    fn add_vcpu(&self, shared: &Shared, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error>;
+    fn add_vcpu(&self, shared: Shared<'_>, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error>;
 
-    /// Closes all ports and ends the use of what is shared.
-    fn reset(&self, shared: Shared, platform: &dyn Platform) -> Result<(), Error>;
+    /// Whether Xen can tell a vCPU of events.
+    fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error>;
+
+    /// Closes all ports and ends the use of the pages.
+    fn reset(&self, pages: Option<Pages>, platform: &dyn Platform) -> Result<(), Error>;
 }

@@ -19,12 +19,19 @@ pub enum Error {
     },
     /// The number is no port of the ABI in use: 1 to 4095, or 1 to 131,071 with FIFO.
     PortOutOfRange(Port),
+    /// The domain's event channels have an owner already, or had one that did not [reset](crate::EventChannels::reset) them.
+    Claimed,
+    /// The domain has been resumed in a new domain since this channel, or this set of channels, was made. Its port is gone,
+    /// and the number may be another's now: make a new one.
+    Stale,
     /// The port has an owner already: a [`Channel`](crate::Channel) for it exists.
     PortInUse(Port),
     /// Nobody has bound this port, so there is nothing to adopt.
     PortClosed(Port),
     /// The vCPU has no place in `shared_info`, so Xen cannot tell it of events: 32 and up on x86, 1 and up on Arm.
     VcpuOutOfRange(VcpuId),
+    /// With the FIFO ABI: the vCPU was not [added](crate::EventChannels::add_vcpu), so Xen would drop its events.
+    VcpuNotAdded(VcpuId),
     /// The platform had no page for the records of more ports, or for Xen's words for them.
     OutOfMemory,
     /// Another vCPU, or what this code interrupted, is adding a page of event words and does not come to an end.
@@ -38,9 +45,14 @@ impl fmt::Display for Error {
             Self::PortOutOfRange(port) => {
                 write!(f, "{port} is out of range")
             }
+            Self::Claimed => f.write_str("the domain's event channels have an owner already"),
+            Self::Stale => f.write_str("the event channel is of a life before the domain's last resume"),
             Self::PortInUse(port) => write!(f, "{port} has an owner already"),
             Self::PortClosed(port) => write!(f, "{port} is closed"),
             Self::VcpuOutOfRange(vcpu) => write!(f, "vCPU {} has no place in shared_info", vcpu.0),
+            Self::VcpuNotAdded(vcpu) => {
+                write!(f, "vCPU {} has no event queues: call add_vcpu before", vcpu.0)
+            }
             Self::Busy => f.write_str("event words are being added and do not get finished"),
             Self::OutOfMemory => f.write_str("no memory for event channels"),
         }

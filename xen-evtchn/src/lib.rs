@@ -29,6 +29,11 @@ mod settle;
 #[doc(hidden)]
 pub mod settle;
 #[cfg(not(loom))]
+mod state;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod state;
+#[cfg(not(loom))]
 mod two_level;
 #[cfg(loom)]
 #[doc(hidden)]

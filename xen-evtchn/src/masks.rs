@@ -5,19 +5,14 @@ use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait, event};
 
-use crate::record::{FREE, MASKED, Record, TWICE, UNFINISHED};
+use crate::record::Record;
 use crate::settle::settle;
+use crate::state::{self, FREE, LATE, MASKED, THROTTLED, TWICE, UNFINISHED};
 use crate::{EventChannels, Port};
 
 impl<P: Platform> EventChannels<P> {
-    /// Masks a port for these reasons.
-    pub(crate) fn hold(&self, port: Port, record: &Record, reasons: u8) {
-        record.hold(reasons);
-        self.settle(port, record);
-    }
-
     /// Takes reasons to mask a port away; with the last one it is unmasked.
-    pub(crate) fn let_go(&self, port: Port, record: &Record, reasons: u8) {
+    fn let_go(&self, port: Port, record: &Record, reasons: u64) {
         if record.let_go(reasons) & reasons != 0 {
             self.settle(port, record);
         }
@@ -26,7 +21,7 @@ impl<P: Platform> EventChannels<P> {
     /// Makes the port's mask what its record says.
     fn settle(&self, port: Port, record: &Record) {
         let mask = || self.abi().mask(self.shared(), port);
-        settle(|| record.held() != 0, mask, || self.unmask_now(port, record));
+        settle(|| record.is_held(), mask, || self.unmask_now(port, record));
     }
 
     fn unmask_now(&self, port: Port, record: &Record) {
@@ -42,28 +37,39 @@ impl<P: Platform> EventChannels<P> {
     /// Masks or unmasks a port for its owner.
     pub(crate) fn set_masked(&self, port: Port, record: &Record, masked: bool) {
         if masked {
-            self.hold(port, record, MASKED);
+            record.hold(MASKED);
         } else {
             record.let_go(MASKED);
-            // In any case, so that unmasking also raises an event that other code made Xen forget.
-            self.settle(port, record);
+        }
+        // In any case, so that unmasking also raises an event that other code made Xen forget.
+        self.settle(port, record);
+    }
+
+    /// Lets events reach a port's new owner.
+    pub(crate) fn open(&self, port: Port, record: &Record) {
+        let missed = state::open(record.word());
+        self.settle(port, record);
+        if missed {
+            self.deliver(port, record);
         }
     }
 
     fn deliver(&self, port: Port, record: &Record) {
-        if record.is_late() {
-            // Before the owner hears of it, who may be done with it at once.
-            self.hold(port, record, UNFINISHED);
+        let word = state::deliver(record.word());
+        if word & FREE != 0 {
+            return self.stray(port);
         }
-        record.fire();
+        if word & LATE != 0 {
+            self.settle(port, record);
+        }
+        // Before the wakers: one that panics ends this.
         self.count_event();
+        record.wake(word);
     }
 
     /// Gives an event that a pass took to the port's owner. `twice` is the first port of the pass's list.
     pub(crate) fn arrived(&self, port: Port, pass: u32, twice: &mut Port) {
-        let Some(record) = self.records().get(port).filter(|record| !record.is_free()) else {
-            return self.stray(port);
-        };
+        let Some(record) = self.records().get(port) else { return self.stray(port) };
         // With the FIFO ABI a port that is sent to at once gets into its queue again during the same pass. Only once: a
         // masked port does not, so a peer that sends without end cannot hold the pass.
         if record.came_in(pass) && record.hold(TWICE) & TWICE == 0 {
@@ -96,11 +102,19 @@ impl<P: Platform> EventChannels<P> {
         }
     }
 
-    /// Makes a record without owner what the mask of its port says: masked.
-    pub(crate) fn abandon(&self, port: Port, record: &Record) {
-        self.hold(port, record, FREE);
-        self.unthrottle(record);
-        record.release();
+    /// Ends the ownership of a port, and closes the port. From the first step on nothing reaches the owner; the number
+    /// may be somebody else's after the last but one.
+    pub(crate) fn abandon(&self, port: Port, record: &Record, closes: bool) {
+        let life = state::leave(record.word(), closes);
+        self.settle(port, record);
+        if record.forget() {
+            self.throttled_now().fetch_sub(1, Release);
+        }
+        if closes {
+            // Fails only for a port that is closed already, which is what is wanted.
+            let _ = event::close(self.platform(), port.0);
+        }
+        state::vacate(record.word(), life);
     }
 
     /// Keeps an unfinished event's port masked for a while.
@@ -112,9 +126,14 @@ impl<P: Platform> EventChannels<P> {
         }
     }
 
-    pub(crate) fn unthrottle(&self, record: &Record) {
-        if record.unthrottle() {
+    /// Ends the event under way, if there is one.
+    pub(crate) fn finish(&self, port: Port, record: &Record) {
+        let word = record.let_go(UNFINISHED | THROTTLED);
+        if word & THROTTLED != 0 {
             self.throttled_now().fetch_sub(1, Release);
+        }
+        if word & UNFINISHED != 0 {
+            self.settle(port, record);
         }
     }
 
@@ -126,28 +145,31 @@ impl<P: Platform> EventChannels<P> {
     where
         P: Wait,
     {
-        if self.throttled_now().load(Relaxed) == 0 {
+        if self.throttled_now().load(Relaxed) == 0 || !self.is_current() {
             return None;
         }
         let now = self.platform().now();
         self.records().iter().filter_map(|(_, record)| record.due(now)).min()
     }
 
-    /// Unmasks the throttled channels whose time has come; answers how many. [`wait_since`](Self::wait_since) does it, too.
+    /// Unmasks the throttled channels whose time has come; returns how many. [`wait_since`](Self::wait_since) does it, too.
     pub fn unmask_due(&self) -> usize
     where
         P: Wait,
     {
-        if self.throttled_now().load(Relaxed) == 0 {
+        if self.throttled_now().load(Relaxed) == 0 || !self.is_current() {
             return 0;
         }
         let now = self.platform().now();
         let due = |record: &Record| record.due(now).is_some_and(|due| due <= now);
         let mut count = 0;
         for (port, record) in self.records().iter().filter(|(_, record)| due(record)) {
-            self.unthrottle(record);
-            self.let_go(port, record, UNFINISHED);
-            count += 1;
+            // Of several who look, and the owner, one ends it.
+            if state::unthrottle(record.word()) {
+                self.throttled_now().fetch_sub(1, Release);
+                self.settle(port, record);
+                count += 1;
+            }
         }
         count
     }

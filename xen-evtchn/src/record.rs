@@ -1,19 +1,13 @@
 //! What the guest keeps for each port.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use core::task::Waker;
 use core::time::Duration;
 
 use atomic_waker::AtomicWaker;
 
-/// Nobody owns the port.
-pub(crate) const FREE: u8 = 1;
-/// The owner said so.
-pub(crate) const MASKED: u8 = 2;
-/// An event was delivered, and the owner, who ends events himself, has not done so.
-pub(crate) const UNFINISHED: u8 = 4;
-/// The port came twice in one pass; the rest of the pass goes without it.
-pub(crate) const TWICE: u8 = 8;
+use crate::state::{self, FIRED, FIRST, FREE, HELD, LATE, POLLING, SECOND, THROTTLED, UNFINISHED, Word};
 
 /// The first wait of a port whose events bring nothing; then it doubles.
 const FIRST_DELAY: Duration = Duration::from_millis(1);
@@ -26,22 +20,19 @@ const NOT_YET: u64 = 1 << 63;
 /// One port's private state. Touched by the interrupt side, hence atomics only.
 #[derive(Debug)]
 pub(crate) struct Record {
-    waker: AtomicWaker,
-    fired: AtomicBool,
-    owned: AtomicBool,
-    /// The owner ends events himself.
-    late: AtomicBool,
-    /// Why the port is masked. It is to be unmasked exactly if there is no reason.
-    held: AtomicU8,
-    /// Events in a row that brought nothing.
-    streak: AtomicU8,
+    /// See [`state`].
+    word: AtomicU64,
+    /// Two tasks that wait for the next event.
+    wakers: [AtomicWaker; 2],
+    /// While the port is throttled, when it is to be unmasked, in nanoseconds of the platform's clock; or with [`NOT_YET`] how
+    /// long it is to stay masked.
+    due: AtomicU64,
     /// The last pass that delivered an event here.
     pass: AtomicU32,
     /// The next port in that pass's list of those that came twice.
     next: AtomicU32,
-    /// When a throttled port is to be unmasked, in nanoseconds of the platform's clock, or with [`NOT_YET`] how long it is
-    /// to stay masked; 0: it is not throttled.
-    due: AtomicU64,
+    /// Events in a row that brought nothing.
+    streak: AtomicU8,
     events: AtomicU64,
     notifications: AtomicU64,
     spurious: AtomicU64,
@@ -51,15 +42,12 @@ pub(crate) struct Record {
 impl Record {
     pub(crate) const fn new() -> Self {
         Self {
-            waker: AtomicWaker::new(),
-            fired: AtomicBool::new(false),
-            owned: AtomicBool::new(false),
-            late: AtomicBool::new(false),
-            held: AtomicU8::new(FREE),
-            streak: AtomicU8::new(0),
+            word: AtomicU64::new(FREE),
+            wakers: [const { AtomicWaker::new() }; 2],
+            due: AtomicU64::new(0),
             pass: AtomicU32::new(0),
             next: AtomicU32::new(0),
-            due: AtomicU64::new(0),
+            streak: AtomicU8::new(0),
             events: AtomicU64::new(0),
             notifications: AtomicU64::new(0),
             spurious: AtomicU64::new(0),
@@ -67,64 +55,109 @@ impl Record {
         }
     }
 
-    /// Makes the caller the port's only owner; nothing of an earlier owner is left. False if it has an owner. The port
-    /// stays [`FREE`], and so without events, until the caller lets go of that.
-    pub(crate) fn claim(&self) -> bool {
-        if self.owned.compare_exchange(false, true, AcqRel, Acquire).is_err() {
-            return false;
+    /// Makes the caller the port's only owner, as [`state::claim`] does. The port stays [`FREE`], and so without events, until
+    /// the caller opens it.
+    pub(crate) fn claim(&self, fresh: bool) -> bool {
+        let claimed = state::claim(&self.word, fresh);
+        if claimed {
+            for counter in [&self.events, &self.notifications, &self.spurious, &self.throttled] {
+                counter.store(0, Relaxed);
+            }
         }
-        self.forget();
-        for counter in [&self.events, &self.notifications, &self.spurious, &self.throttled] {
-            counter.store(0, Relaxed);
-        }
-        true
+        claimed
     }
 
-    /// Ends ownership. The caller made the port [`FREE`] before.
-    pub(crate) fn release(&self) {
-        self.forget();
-        self.owned.store(false, Release);
+    /// What [`state`] does with the word.
+    pub(crate) fn word(&self) -> &AtomicU64 {
+        &self.word
     }
 
-    fn forget(&self) {
-        drop(self.waker.take());
-        self.fired.store(false, Release);
-        self.late.store(false, Relaxed);
+    /// Forgets all that the owner left, when the port gets no more events. True: it was throttled.
+    pub(crate) fn forget(&self) -> bool {
+        self.wakers.iter().for_each(|waker| drop(waker.take()));
         self.streak.store(0, Relaxed);
-        self.held.fetch_and(!(MASKED | UNFINISHED), SeqCst);
+        state::forget(&self.word)
     }
 
-    /// Adds reasons to mask the port; answers which there were.
-    pub(crate) fn hold(&self, reasons: u8) -> u8 {
-        self.held.fetch_or(reasons, SeqCst)
+    /// Adds reasons to mask the port; returns the word as it was.
+    pub(crate) fn hold(&self, reasons: u64) -> u64 {
+        self.word.set(reasons)
     }
 
-    /// Takes reasons away; answers which there were.
-    pub(crate) fn let_go(&self, reasons: u8) -> u8 {
-        self.held.fetch_and(!reasons, SeqCst)
+    /// Takes reasons away; returns the word as it was.
+    pub(crate) fn let_go(&self, reasons: u64) -> u64 {
+        self.word.clear(reasons)
     }
 
-    /// The reasons why the port is masked.
+    /// Whether there is a reason to mask the port.
     #[inline]
-    pub(crate) fn held(&self) -> u8 {
-        self.held.load(SeqCst)
+    pub(crate) fn is_held(&self) -> bool {
+        Word::load(&self.word) & HELD != 0
     }
 
     pub(crate) fn is_free(&self) -> bool {
-        self.held() & FREE != 0
+        Word::load(&self.word) & FREE != 0
     }
 
-    /// An event arrived.
-    pub(crate) fn fire(&self) {
+    /// Counts an event that [`state::deliver`] gave to the owner, and wakes those who wait. `word` is what that returned.
+    pub(crate) fn wake(&self, word: u64) {
+        /// Woken even if the other waker panics.
+        struct Other<'a>(&'a AtomicWaker);
+        impl Drop for Other<'_> {
+            fn drop(&mut self) {
+                self.0.wake();
+            }
+        }
         self.events.fetch_add(1, Relaxed);
-        // Release: what the peer wrote before it sent, which the pending bit's clearing acquired, is passed on to take().
-        self.fired.store(true, Release);
-        self.waker.wake();
+        let [first, second] = &self.wakers;
+        let _other = (word & SECOND != 0).then(|| Other(second));
+        if word & FIRST != 0 {
+            first.wake();
+        }
     }
 
+    /// Whether an event came since the last call.
     pub(crate) fn take(&self) -> bool {
         // A plain load first: polling an idle port costs no locked access.
-        self.fired.load(Relaxed) && self.fired.swap(false, AcqRel)
+        Word::load(&self.word) & FIRED != 0 && self.word.clear(FIRED) & FIRED != 0
+    }
+
+    /// Leaves a waker for the next event. An event that comes meanwhile may not find it, so the caller looks again.
+    ///
+    /// Two tasks find a place. One more takes that of another, which is woken and so leaves its waker anew: nobody is
+    /// forgotten.
+    pub(crate) fn leave_waker(&self, waker: &Waker) {
+        /// The turn to leave a waker, given back however that ends.
+        struct Turn<'a>(&'a AtomicU64);
+        impl Drop for Turn<'_> {
+            fn drop(&mut self) {
+                self.0.clear(POLLING);
+            }
+        }
+        let word = self.word.set(POLLING);
+        if word & POLLING != 0 {
+            // Another task's turn. Waiting for it could be waiting for what this code interrupted.
+            waker.wake_by_ref();
+            return;
+        }
+        let _turn = Turn(&self.word);
+        for (place, bit) in self.wakers.iter().zip([FIRST, SECOND]) {
+            match place.take() {
+                // An event that comes while it is out of its place misses it: then it has come when the caller looks again.
+                Some(other) if !other.will_wake(waker) => place.register(&other),
+                _ => {
+                    place.register(waker);
+                    if word & bit == 0 {
+                        self.word.set(bit);
+                    }
+                    return;
+                }
+            }
+        }
+        let [_, place] = &self.wakers;
+        let other = place.take();
+        place.register(waker);
+        other.into_iter().for_each(Waker::wake);
     }
 
     /// Whether `pass` has been here before.
@@ -132,21 +165,17 @@ impl Record {
         self.pass.swap(pass, Relaxed) == pass
     }
 
-    /// The link of the list of ports that came twice; only for the pass that made the port [`TWICE`].
+    /// The link of the list of ports that came twice; only for the pass that holds the port for that.
     pub(crate) fn next(&self) -> &AtomicU32 {
         &self.next
     }
 
-    pub(crate) fn waker(&self) -> &AtomicWaker {
-        &self.waker
-    }
-
-    pub(crate) fn is_late(&self) -> bool {
-        self.late.load(Relaxed)
-    }
-
     pub(crate) fn set_late(&self, late: bool) {
-        self.late.store(late, Relaxed);
+        if late {
+            self.word.set(LATE);
+        } else {
+            self.word.clear(LATE);
+        }
     }
 
     /// The owner found work.
@@ -157,10 +186,15 @@ impl Record {
     /// Whether there is nothing to end when the owner found work: by plain loads, for drivers say so all the time.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.streak.load(Relaxed) == 0 && !self.is_throttled() && self.held() & UNFINISHED == 0
+        self.streak.load(Relaxed) == 0 && Word::load(&self.word) & UNFINISHED == 0
     }
 
-    /// The owner found no work. Answers how long the port is to stay masked: not at all the first time, because the work of
+    /// Whether an event is under way whose end nobody has told.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        Word::load(&self.word) & (UNFINISHED | THROTTLED) == UNFINISHED
+    }
+
+    /// The owner found no work. Returns how long the port is to stay masked: not at all the first time, because the work of
     /// an event may have been found before the event arrived.
     pub(crate) fn went_in_vain(&self) -> Option<Duration> {
         self.spurious.fetch_add(1, Relaxed);
@@ -171,37 +205,30 @@ impl Record {
         Some(FIRST_DELAY.saturating_mul(factor).min(LAST_DELAY))
     }
 
-    /// Lets the port stay masked for a while, from the next look at the clock on. False if that was so already.
+    /// Lets the port stay masked for a while, from the next look at the clock on. False if that was so already, or the event
+    /// has ended.
     pub(crate) fn throttle(&self, pause: Duration) -> bool {
-        let pause = nanoseconds(pause) | NOT_YET;
-        let set = self.due.compare_exchange(0, pause, AcqRel, Relaxed).is_ok();
+        self.due.store(nanoseconds(pause) | NOT_YET, Relaxed);
+        let set = state::throttle(&self.word);
         if set {
             self.throttled.fetch_add(1, Relaxed);
         }
         set
     }
 
-    #[inline]
-    pub(crate) fn is_throttled(&self) -> bool {
-        self.due.load(Relaxed) != 0
-    }
-
     /// Until when the port is throttled, if it is. A pause that has not begun does so `now`.
     pub(crate) fn due(&self, now: Duration) -> Option<Duration> {
+        if Word::load(&self.word) & THROTTLED == 0 {
+            return None;
+        }
         let due = self.due.load(Relaxed);
         if due & NOT_YET == 0 {
-            return Some(due).filter(|due| *due != 0).map(Duration::from_nanos);
+            return Some(Duration::from_nanos(due));
         }
-        let until = nanoseconds(now).saturating_add(due & !NOT_YET).clamp(1, NOT_YET - 1);
-        // Of several who look, the first decides; and who finds it ended meanwhile leaves that.
+        let until = nanoseconds(now).saturating_add(due & !NOT_YET).min(NOT_YET - 1);
+        // Of several who look, the first decides.
         let _ = self.due.compare_exchange(due, until, AcqRel, Relaxed);
         Some(Duration::from_nanos(until))
-    }
-
-    /// Ends the throttling. False if it was not throttled.
-    #[inline]
-    pub(crate) fn unthrottle(&self) -> bool {
-        self.due.load(Relaxed) != 0 && self.due.swap(0, AcqRel) != 0
     }
 
     #[inline]

@@ -1,10 +1,11 @@
 //! Where the records of all ports are: in pages from the platform's memory, of which only those in use exist.
 #![allow(unsafe_code)]
 
+use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use xen_hypercall::{PAGE_SIZE, Page, PageMemory};
+use xen_hypercall::{Claim, PAGE_SIZE, Page, Platform};
 
 use crate::record::Record;
 use crate::{Error, Port};
@@ -22,20 +23,28 @@ type Table = [AtomicPtr<Chunk>; TABLE];
 const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE && align_of::<Chunk>() <= PAGE_SIZE);
 const _: () = assert!(size_of::<Table>() <= PAGE_SIZE && TABLES * TABLE * CHUNK == Port::FIFO_LIMIT as usize);
 
-/// Records for every port. Owns the memory they come from.
-#[derive(Debug)]
-pub(crate) struct Records<P: PageMemory> {
-    memory: P,
+/// Records for every port. Owns the platform whose memory they are in, as a part of the domain.
+pub(crate) struct Records<P: Platform> {
+    /// Taken by `release` alone.
+    claim: ManuallyDrop<Claim<P>>,
     tables: [AtomicPtr<Table>; TABLES],
 }
 
-impl<P: PageMemory> Records<P> {
-    pub(crate) const fn new(memory: P) -> Self {
-        Self { memory, tables: [const { AtomicPtr::new(ptr::null_mut()) }; TABLES] }
+impl<P: Platform> Records<P> {
+    pub(crate) const fn new(claim: Claim<P>) -> Self {
+        Self { claim: ManuallyDrop::new(claim), tables: [const { AtomicPtr::new(ptr::null_mut()) }; TABLES] }
     }
 
-    pub(crate) fn memory(&self) -> &P {
-        &self.memory
+    pub(crate) fn claim(&self) -> &Claim<P> {
+        &self.claim
+    }
+
+    /// Frees the records, and gives the part of the domain back that they are for.
+    pub(crate) fn release(self) {
+        let mut this = ManuallyDrop::new(self);
+        this.free();
+        // SAFETY: `this` is not used, nor dropped, afterwards.
+        unsafe { ManuallyDrop::take(&mut this.claim) }.release();
     }
 
     /// The port's record, if a port near it was ever bound.
@@ -82,7 +91,7 @@ impl<P: PageMemory> Records<P> {
         if let Some(there) = published(slot) {
             return Ok(there);
         }
-        let page = self.memory.alloc_pages(1).ok_or(Error::OutOfMemory)?;
+        let page = self.claim.platform().alloc_pages(1).ok_or(Error::OutOfMemory)?;
         let first = page.cast::<T>();
         for index in 0..N {
             // SAFETY: the page is exclusively ours, and the caller promises that N values fit.
@@ -92,7 +101,7 @@ impl<P: PageMemory> Records<P> {
         if slot.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: the page came from this memory just above, and nobody else has seen it: publishing failed. Neither
             // fresh records nor null pointers own anything that would need dropping.
-            unsafe { self.memory.free_pages(page, 1) };
+            unsafe { self.claim.platform().free_pages(page, 1) };
         }
         published(slot).ok_or(Error::OutOfMemory)
     }
@@ -112,8 +121,10 @@ fn published<T>(slot: &AtomicPtr<T>) -> Option<&T> {
     unsafe { slot.load(Ordering::Acquire).as_ref() }
 }
 
-impl<P: PageMemory> Drop for Records<P> {
-    fn drop(&mut self) {
+impl<P: Platform> Records<P> {
+    /// Frees all records. None is there afterwards.
+    fn free(&mut self) {
+        let memory = self.claim.platform();
         for slot in &mut self.tables {
             let Some(mut table) = NonNull::new(*slot.get_mut()) else { continue };
             // SAFETY: published by `filled`, so initialised; `&mut self` proves that nobody else uses it.
@@ -123,11 +134,20 @@ impl<P: PageMemory> Drop for Records<P> {
                 // instead of dropped.
                 unsafe {
                     chunk.drop_in_place();
-                    self.memory.free_pages(chunk.cast::<Page>(), 1);
+                    memory.free_pages(chunk.cast::<Page>(), 1);
                 }
             }
             // SAFETY: from this memory; what it led to is gone, and pointers need no dropping.
-            unsafe { self.memory.free_pages(table.cast::<Page>(), 1) };
+            unsafe { memory.free_pages(table.cast::<Page>(), 1) };
+            *slot.get_mut() = ptr::null_mut();
         }
+    }
+}
+
+impl<P: Platform> Drop for Records<P> {
+    fn drop(&mut self) {
+        self.free();
+        // SAFETY: only here and in `release`, which keeps this from running.
+        unsafe { ManuallyDrop::drop(&mut self.claim) };
     }
 }

@@ -1,9 +1,9 @@
 //! Each fault of the mock, alone.
 #![cfg(feature = "mock")]
 
-use xen_evtchn::{EventChannels, Virq, mock};
+use xen_evtchn::{EventChannels, Progress, Virq, mock};
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, VcpuId};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -14,7 +14,7 @@ fn machine(faults: impl FnOnce(&mut mock::Faults)) -> (MockXen, [EventChannels<M
     mock::install(&xen);
     let sides = [GUEST, DOM0].map(|id| {
         let domain = xen.domain(id);
-        EventChannels::new(domain.clone(), SharedInfo::map(&domain).unwrap()).unwrap()
+        EventChannels::new(&domain.boot().unwrap()).unwrap()
     });
     let mut set = mock::Faults::new();
     faults(&mut set);
@@ -26,6 +26,7 @@ fn machine(faults: impl FnOnce(&mut mock::Faults)) -> (MockXen, [EventChannels<M
 fn lost_events_do_not_arrive_and_the_trace_says_so() {
     let (xen, [guest, dom0]) = machine(|faults| faults.lost = Chance::percent(50));
     let front = guest.alloc_unbound(DOM0).unwrap();
+    front.set_late_eoi(false);
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     let arrived: usize = (0..1000)
         .map(|_| {
@@ -46,13 +47,14 @@ fn lost_events_do_not_arrive_and_the_trace_says_so() {
 fn late_events_arrive_while_the_machine_goes_on() {
     let (xen, [guest, dom0]) = machine(|faults| faults.late = Chance::ALWAYS);
     let front = guest.alloc_unbound(DOM0).unwrap();
+    front.set_late_eoi(false);
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     for _ in 0..100 {
         back.notify().unwrap();
         assert_eq!(guest.dispatch(VCPU0), 0);
         // A guest that waits lets it arrive, though there is nothing else to wait for.
         while !front.take() {
-            guest.wait(None);
+            guest.wait_since(guest.seq(), None);
         }
         assert_eq!(xen.run_until_idle(10), 0);
     }
@@ -93,9 +95,11 @@ fn only_one_domain_is_troubled() {
         faults.only = Some(GUEST);
     });
     let front = guest.alloc_unbound(DOM0).unwrap();
+    front.set_late_eoi(false);
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     dom0.dispatch(VCPU0);
     assert!(back.take());
+    back.done(Progress::Spurious);
     back.notify().unwrap();
     front.notify().unwrap();
     assert_eq!((guest.dispatch(VCPU0), dom0.dispatch(VCPU0)), (0, 1));

@@ -8,7 +8,7 @@ use std::task::{Wake, Waker};
 
 use xen_evtchn::{Abi, Channel, Error, EventChannels, Port, Priority, mock};
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, PageMemory, SharedInfo, VcpuId, event};
+use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, PageMemory, VcpuId, event};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -21,9 +21,7 @@ fn machine() -> MockXen {
 }
 
 fn start(xen: &MockXen, id: DomId, abi: Abi) -> Result<EventChannels<MockDomain>, Error> {
-    let domain = xen.domain(id);
-    let shared = domain.shared_info().unwrap_or_else(|| SharedInfo::map(&domain).unwrap());
-    EventChannels::with_abi(domain, shared, abi)
+    EventChannels::with_abi(&xen.domain(id).boot().unwrap(), abi)
 }
 
 fn refused(operation: &'static str, errno: Errno) -> Error {
@@ -41,9 +39,23 @@ impl Wake for Note {
 
 type Order = Arc<Mutex<Vec<u32>>>;
 
-fn listen(channel: &Channel<'_, MockDomain>, order: &Order) {
-    let waker = Waker::from(Arc::new(Note(channel.port().0, order.clone())));
-    while channel.poll_event(&mut Context::from_waker(&waker)).is_ready() {}
+/// A channel whose events nobody ends.
+fn unbound(events: &EventChannels<MockDomain>) -> Channel<'_, MockDomain> {
+    let channel = events.alloc_unbound(DOM0).unwrap();
+    channel.set_late_eoi(false);
+    channel
+}
+
+/// The wakers of tasks that wait for these channels.
+fn tasks(channels: &[Channel<'_, MockDomain>], order: &Order) -> Vec<Waker> {
+    let note = |channel: &Channel<'_, MockDomain>| Note(channel.port().0, order.clone());
+    channels.iter().map(|channel| Waker::from(Arc::new(note(channel)))).collect()
+}
+
+fn listen(channels: &[Channel<'_, MockDomain>], tasks: &[Waker]) {
+    for (channel, waker) in channels.iter().zip(tasks) {
+        while channel.poll_event(&mut Context::from_waker(waker)).is_ready() {}
+    }
 }
 
 #[test]
@@ -58,9 +70,10 @@ fn events_come_in_the_order_in_which_they_were_sent_and_urgent_ones_first() {
     let xen = machine();
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
     let order = Order::default();
-    let channels: Vec<_> = (0..6).map(|_| guest.alloc_unbound(DOM0).unwrap()).collect();
+    let channels: Vec<_> = (0..6).map(|_| unbound(&guest)).collect();
+    let tasks = tasks(&channels, &order);
     let send = |ports: &[u32]| {
-        channels.iter().for_each(|channel| listen(channel, &order));
+        listen(&channels, &tasks);
         for port in ports {
             assert!(mock::inject(guest.platform(), Port(*port)));
         }
@@ -81,7 +94,7 @@ fn events_come_in_the_order_in_which_they_were_sent_and_urgent_ones_first() {
     // An event that is waiting already keeps its place; the next one has the new one.
     assert!(mock::inject(guest.platform(), Port(3)));
     channels[2].set_priority(Priority::HIGHEST).unwrap();
-    channels.iter().for_each(|channel| listen(channel, &order));
+    listen(&channels, &tasks);
     for port in [2, 5] {
         assert!(mock::inject(guest.platform(), Port(port)));
     }
@@ -101,10 +114,10 @@ fn an_urgent_event_that_comes_during_a_pass_overtakes() {
     }
     let xen = machine();
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
-    let channels: Vec<_> = (0..3).map(|_| guest.alloc_unbound(DOM0).unwrap()).collect();
+    let channels: Vec<_> = (0..3).map(|_| unbound(&guest)).collect();
     channels[2].set_priority(Priority::HIGHEST).unwrap();
     let order = Order::default();
-    channels.iter().for_each(|channel| listen(channel, &order));
+    listen(&channels[1..], &tasks(&channels[1..], &order));
     let waker = Waker::from(Arc::new(Interject(guest.platform().clone(), channels[2].port(), order.clone())));
     assert!(channels[0].poll_event(&mut Context::from_waker(&waker)).is_pending());
     for port in [1, 2] {
@@ -138,29 +151,26 @@ fn the_best_abi_is_fifo_where_there_is_one() {
 #[test]
 fn the_choice_cannot_be_changed_before_a_reset() {
     let xen = machine();
-    let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
-    let domain = guest.platform().clone();
+    let domain = xen.domain(GUEST);
+    let token = domain.boot().unwrap();
+    let guest = EventChannels::with_abi(&token, Abi::Fifo).unwrap();
     let store = mock::alloc_for(&domain, DOM0).unwrap();
     let _ = guest.adopt(store).unwrap();
     for abi in [Abi::Fifo, Abi::Best] {
-        assert_eq!(
-            start(&xen, GUEST, abi).unwrap_err(),
-            refused("EVTCHNOP_init_control", Errno::EINVAL),
-            "another value has the queues"
-        );
+        assert_eq!(EventChannels::with_abi(&token, abi).unwrap_err(), Error::Claimed);
     }
     // Three pages, and the records of the port that was adopted.
-    assert_eq!(domain.pages_in_use(), 1 + 3 + 2);
+    assert_eq!(domain.pages_in_use(), 2 + 3 + 2);
     guest.reset().unwrap();
-    assert_eq!((domain.pages_in_use(), mock::open_ports(&domain)), (1, 0));
+    assert_eq!((domain.pages_in_use(), mock::open_ports(&domain)), (2, 0));
 
-    let guest = start(&xen, GUEST, Abi::TwoLevel).unwrap();
+    let guest = EventChannels::with_abi(&token, Abi::TwoLevel).unwrap();
     let channel = guest.alloc_unbound(DOM0).unwrap();
     assert!(mock::inject(&domain, channel.port()));
     assert_eq!(guest.dispatch(VCPU0), 1);
     drop(channel);
     guest.reset().unwrap();
-    assert_eq!(start(&xen, GUEST, Abi::Fifo).unwrap().abi_in_use(), Abi::Fifo);
+    assert_eq!(EventChannels::with_abi(&token, Abi::Fifo).unwrap().abi_in_use(), Abi::Fifo);
 }
 
 #[test]
@@ -168,12 +178,13 @@ fn a_start_that_fails_leaves_nothing_with_xen() {
     for allowed in 0..3 {
         let xen = machine();
         let domain = xen.domain(GUEST);
-        SharedInfo::map(&domain).unwrap();
+        let token = domain.boot().unwrap();
+        let pages = domain.pages_in_use();
         domain.fail_allocs_after(Some(allowed));
-        assert_eq!(start(&xen, GUEST, Abi::Best).unwrap_err(), Error::OutOfMemory);
-        assert_eq!(domain.pages_in_use(), 1);
+        assert_eq!(EventChannels::with_abi(&token, Abi::Best).unwrap_err(), Error::OutOfMemory);
+        assert_eq!(domain.pages_in_use(), pages);
         domain.fail_allocs_after(None);
-        assert!(start(&xen, GUEST, Abi::Fifo).is_ok(), "Xen was not told yet");
+        assert!(EventChannels::with_abi(&token, Abi::Fifo).is_ok(), "Xen was not told yet");
     }
 }
 
@@ -183,7 +194,7 @@ fn events_from_before_the_choice_are_kept() {
     let domain = xen.domain(GUEST);
     let ports: Vec<_> = (0..1100).map(|_| mock::alloc_for(&domain, DOM0).unwrap()).collect();
     let (first, last) = (ports[0], ports[1099]);
-    SharedInfo::map(&domain).unwrap();
+    domain.ensure_shared_info();
     for port in [first, last] {
         assert!(mock::inject(&domain, port));
     }
@@ -239,7 +250,7 @@ fn heads_and_links_that_lead_nowhere_end_the_pass() {
     let xen = machine();
     let domain = xen.domain(GUEST);
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
-    let channel = guest.alloc_unbound(DOM0).unwrap();
+    let channel = unbound(&guest);
     // The three pages of the start come after shared_info.
     let shared = domain.gfn(shared_page(&domain));
     let word = |page: u64, index: usize| {
@@ -269,8 +280,8 @@ fn heads_and_links_that_lead_nowhere_end_the_pass() {
 }
 
 fn shared_page(domain: &MockDomain) -> core::ptr::NonNull<xen_hypercall::Page> {
-    // shared_info is the first page that the domain allocated.
-    (0x1000..0x2000).find_map(|gfn| domain.page_at(Gfn(gfn))).unwrap()
+    // shared_info is the second page that the domain allocated, after that of its token.
+    (0x1001..0x2000).find_map(|gfn| domain.page_at(Gfn(gfn))).unwrap()
 }
 
 /// For wakers, which own nothing that may end. A leak checker finds them here.
@@ -307,7 +318,7 @@ fn a_nested_dispatch_leaves_the_queue_to_the_one_at_work() {
 fn bare_calls_are_refused_as_xen_refuses_them() {
     let xen = machine();
     let domain = xen.domain(GUEST);
-    SharedInfo::map(&domain).unwrap();
+    domain.ensure_shared_info();
     let page = domain.alloc_pages(1).unwrap();
     let gfn = domain.gfn(page);
     // SAFETY: the pages are given for this, and the test reads none of them.

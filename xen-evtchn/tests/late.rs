@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use xen_evtchn::{Abi, Channel, EventChannels, Progress, mock};
+use xen_evtchn::{Abi, Channel, EventChannels, Progress, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId, Wait};
+use xen_hypercall::{DomId, VcpuId, Wait};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
 
-/// A guest whose channel ends events late, and the peer at the other end.
+/// A guest whose channel ends events late, as a new one does, and the peer at the other end.
 struct Machine<'e> {
     xen: MockXen,
     guest: &'e EventChannels<MockDomain>,
@@ -25,11 +25,10 @@ fn each_abi(test: impl Fn(Machine<'_>)) {
         mock::install(&xen);
         let [guest, dom0] = [GUEST, DOM0].map(|id| {
             let domain = xen.domain(id);
-            EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap()
+            EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap()
         });
         let front = guest.alloc_unbound(DOM0).unwrap();
         let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
-        front.set_late_eoi(true);
         test(Machine { xen, guest: &guest, front, back });
         assert_eq!(guest.stats().throttled_now, 0, "a closed channel is not throttled");
     }
@@ -160,7 +159,7 @@ fn waiting_ends_when_a_throttled_channel_is_due_and_delivers_what_came() {
         for _ in 0..4 {
             event(&machine, Progress::Spurious);
             while guest.stats().throttled_now > 0 {
-                guest.wait(Some(xen.now() + Duration::from_secs(2)));
+                guest.wait_since(guest.seq(), Some(xen.now() + Duration::from_secs(2)));
             }
         }
         event(&machine, Progress::Spurious);
@@ -169,12 +168,12 @@ fn waiting_ends_when_a_throttled_channel_is_due_and_delivers_what_came() {
         let deadline = before + Duration::from_secs(60);
         while !front.take() {
             assert!(xen.now() < deadline, "the event did not come");
-            guest.wait(Some(deadline));
+            guest.wait_since(guest.seq(), Some(deadline));
         }
         assert_eq!(milliseconds(Some(xen.now() - before)), Some(8), "the event that came meanwhile");
         front.done(Progress::Work);
         // Not throttled any more: a wait goes on to its own deadline.
-        guest.wait(Some(deadline));
+        guest.wait_since(guest.seq(), Some(deadline));
         assert_eq!(guest.platform().now(), deadline);
     });
 }
@@ -193,7 +192,9 @@ fn a_throttled_channel_that_is_closed_leaves_nothing_to_the_next() {
             assert!(!next.is_masked());
             assert!(mock::inject(guest.platform(), next.port()));
             assert_eq!(guest.dispatch(VCPU0), 1);
-            assert!(!next.is_masked(), "off at first");
+            assert!(next.is_masked());
+            next.done(Progress::Spurious);
+            assert!(!next.is_masked(), "forgiven: it is the first of this channel");
         }
     });
 }
@@ -219,5 +220,52 @@ fn the_owners_mask_and_the_event_under_way_are_apart() {
         back.notify().unwrap();
         assert_eq!(guest.dispatch(VCPU0), 1);
         assert!(!front.is_masked());
+    });
+}
+
+#[test]
+fn what_another_domain_sends_is_ended_late_and_what_xen_or_the_guest_sends_is_not() {
+    each_abi(|machine| {
+        let Machine { guest, front, back, .. } = &machine;
+        let ipi = guest.bind_ipi(VCPU0).unwrap();
+        let timer = guest.bind_virq(Virq::TIMER, VCPU0).unwrap();
+        let store = mock::alloc_for(guest.platform(), DOM0).unwrap();
+        let store = guest.adopt(store).unwrap();
+        for channel in [&ipi, &timer, &store] {
+            for _ in 0..3 {
+                assert!(mock::inject(guest.platform(), channel.port()));
+                assert_eq!(guest.dispatch(VCPU0), 1);
+                assert!(!channel.is_masked());
+            }
+        }
+        for _ in 0..3 {
+            back.notify().unwrap();
+            guest.dispatch(VCPU0);
+        }
+        assert!(front.is_masked());
+        assert_eq!(front.stats().events, 1, "nobody has ended the first");
+        // The end that bound, likewise.
+        let dom0 = back.event_channels();
+        for _ in 0..3 {
+            front.notify().unwrap();
+            dom0.dispatch(VCPU0);
+        }
+        assert!(back.is_masked());
+        assert_eq!(back.stats().events, 1);
+    });
+}
+
+#[test]
+fn without_late_end_nothing_is_masked_and_nothing_held_against_the_peer() {
+    each_abi(|machine| {
+        let Machine { guest, front, back, .. } = &machine;
+        front.set_late_eoi(false);
+        for _ in 0..3 {
+            back.notify().unwrap();
+            assert_eq!(guest.dispatch(VCPU0), 1);
+            assert!(!front.is_masked());
+            front.done(Progress::Spurious);
+        }
+        assert_eq!(front.stats().spurious, 0, "there is no event under way to be ended");
     });
 }

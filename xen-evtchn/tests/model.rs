@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use xen_evtchn::{Abi, Channel, EventChannels, Progress, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, VcpuId};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOMAINS: [DomId; 2] = [DomId(0), DomId(1)];
@@ -77,7 +77,7 @@ impl<'e> End<'e> {
             masked: false,
             pending,
             fired: false,
-            late: false,
+            late: true,
             unfinished: false,
             streak: 0,
             until: None,
@@ -121,7 +121,7 @@ fn run(abis: [Abi; 2], ops: &[Op]) {
     mock::install(&xen);
     let sides = [0, 1].map(|side| {
         let domain = xen.domain(DOMAINS[side]);
-        EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abis[side]).unwrap()
+        EventChannels::with_abi(&domain.boot().unwrap(), abis[side]).unwrap()
     });
     let mut links: Vec<Link<'_>> = Vec::new();
     let mut sent = [0; 2];

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use xen_evtchn::{Abi, Channel, EventChannels, Priority, Progress, mock};
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId};
+use xen_hypercall::{DomId, VcpuId};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -77,7 +77,7 @@ impl Link<'_> {
 
 fn start(xen: &MockXen, id: DomId, abi: Abi) -> EventChannels<MockDomain> {
     let domain = xen.domain(id);
-    EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap()
+    EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap()
 }
 
 fn run(abi: Abi, seed: u64, ops: &[Op]) -> u64 {

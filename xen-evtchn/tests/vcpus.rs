@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xen_evtchn::{Abi, Error, EventChannels, Status, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, SharedInfo, VcpuId, vcpu};
+use xen_hypercall::{DomId, Errno, VcpuId, vcpu};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -17,7 +17,7 @@ fn each_abi(test: impl Fn(&MockXen, &EventChannels<MockDomain>)) {
         mock::install(&xen);
         let domain = xen.domain(GUEST);
         domain.set_vcpus(VCPUS as usize);
-        let guest = EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), abi).unwrap();
+        let guest = EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap();
         for vcpu in 1..VCPUS {
             guest.add_vcpu(VcpuId(vcpu)).unwrap();
         }
@@ -80,6 +80,7 @@ fn each_vcpu_has_its_own_timer_and_global_interrupts_move() {
 fn a_channel_moves_and_what_is_pending_is_found_where_it_was() {
     each_abi(|_, guest| {
         let channel = guest.alloc_unbound(DOM0).unwrap();
+        channel.set_late_eoi(false);
         let domain = guest.platform();
         assert!(mock::inject(domain, channel.port()));
         channel.bind_vcpu(VcpuId(3)).unwrap();
@@ -92,7 +93,10 @@ fn a_channel_moves_and_what_is_pending_is_found_where_it_was() {
         assert_eq!(dispatch_all(guest), [0; 4]);
         channel.unmask();
         assert_eq!(dispatch_all(guest), [0, 0, 0, 1]);
-        let missing = refused("EVTCHNOP_bind_vcpu", Errno::ENOENT);
+        let missing = match guest.abi_in_use() {
+            Abi::Fifo => Error::VcpuNotAdded(VcpuId(4)),
+            _ => refused("EVTCHNOP_bind_vcpu", Errno::ENOENT),
+        };
         assert_eq!(channel.bind_vcpu(VcpuId(4)).unwrap_err(), missing);
         // The next owner of the port starts on vCPU 0.
         drop(channel);
@@ -114,4 +118,32 @@ fn vcpus_that_cannot_have_events() {
             assert_eq!(guest.add_vcpu(VcpuId(VCPUS)).unwrap_err(), init(Errno::ENOENT));
         }
     });
+}
+
+#[test]
+fn what_is_bound_to_a_vcpu_that_was_not_added_is_refused_or_arrives() {
+    for abi in [Abi::TwoLevel, Abi::Fifo] {
+        let xen = MockXen::new();
+        mock::install(&xen);
+        let domain = xen.domain(GUEST);
+        domain.set_vcpus(40);
+        let guest = EventChannels::with_abi(&domain.boot().unwrap(), abi).unwrap();
+        let channel = guest.alloc_unbound(DOM0).unwrap();
+        let binds: [&dyn Fn(VcpuId) -> Option<Error>; 3] =
+            [&|vcpu| guest.bind_ipi(vcpu).err(), &|vcpu| guest.bind_virq(Virq::TIMER, vcpu).err(), &|vcpu| {
+                channel.bind_vcpu(vcpu).err()
+            }];
+        for bind in binds {
+            // No bits in shared_info: an event would be sent and never seen.
+            assert_eq!(bind(VcpuId(35)), Some(Error::VcpuOutOfRange(VcpuId(35))));
+            let not_added = (abi == Abi::Fifo).then_some(Error::VcpuNotAdded(VcpuId(1)));
+            assert_eq!(bind(VcpuId(1)), not_added);
+        }
+        assert_eq!(mock::open_ports(&domain), 1, "nothing stays open behind a refusal");
+        guest.add_vcpu(VcpuId(1)).unwrap();
+        let ipi = guest.bind_ipi(VcpuId(1)).unwrap();
+        ipi.notify().unwrap();
+        assert_eq!(guest.dispatch(VcpuId(1)), 1);
+        assert!(ipi.take());
+    }
 }

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let xen = MockXen::new();
     mock::install(&xen);
     let (front_table, back_table) =
-        (GrantTable::new(xen.domain(DomId(1)))?, GrantTable::new(xen.domain(DomId(2)))?);
+        (GrantTable::new(&xen.domain(DomId(1)).boot()?)?, GrantTable::new(&xen.domain(DomId(2)).boot()?)?);
 
     // The front end shares two pages in a row; it would write the references to xenstore.
     let pages = front_table.share_pages(2, DomId(2), Access::ReadWrite)?;

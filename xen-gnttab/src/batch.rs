@@ -12,85 +12,32 @@ use crate::pages::{GrantedPages, OwnedPages};
 use crate::{Error, GrantTable};
 
 impl<P: Platform> GrantTable<P> {
-    /// Grants a fresh zeroed page for each place that has none; for all of them, or for none.
-    ///
-    /// Takes the references in one step, which is cheaper than one by one.
+    /// Grants `N` fresh zeroed pages, all or none. Takes the references in one step, which is cheaper than one by one.
     ///
     /// # Errors
-    /// As [`share`](Self::share); no place has changed then, and no page was granted.
-    pub fn share_each<'g>(
-        &'g self,
-        places: &mut [Option<GrantedPage<'g, P>>],
-        to: DomId,
-        access: Access,
-    ) -> Result<(), Error> {
-        let count = places.iter().filter(|place| place.is_none()).count();
-        if count == 0 {
-            return Ok(());
-        }
-        let count = u32::try_from(count).map_err(|_| Error::NoFreeReference)?;
-        let first = self.take_references(count)?;
-        // First the pages: until all are there the entries stay empty, so that nobody sees what may have to be taken back.
-        let (mut next, mut filled, mut failed) = (first.0, 0, None);
-        for place in places.iter_mut().filter(|place| place.is_none()) {
-            let page = self.alloc_clean_page().and_then(|page| self.check_page(&page).map(|()| page));
-            match page {
-                Ok(page) => {
-                    let gref = GrantRef(next);
-                    next = self.frames.slot(gref).map_or(0, |slot| slot.link());
-                    filled += 1;
-                    // SAFETY: page and reference were taken for this just now; the entry grants nothing.
-                    *place = Some(unsafe { GrantedPage::new(self, page.expose(), gref, to, access) });
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        let mut left = self.linked(first).take(count as usize);
-        let mut ours = left.next();
-        if let Some(error) = failed {
-            // Those that have a page give their reference back with it, when the place is emptied; the rest has none.
-            for place in places.iter_mut() {
-                let Some(gref) = ours.filter(|_| filled > 0) else { break };
-                if place.as_ref().is_some_and(|page| page.gref() == gref) {
-                    ours = left.next();
-                    filled -= 1;
-                    // SAFETY: the entry grants nothing yet.
-                    let _: Option<()> = place.take().map(|page| unsafe { page.end_unused() });
-                }
-            }
-            while let Some(gref) = ours {
-                ours = left.next();
-                self.put_reference(gref);
-            }
-            return Err(error);
-        }
-        for place in places.iter() {
-            let (Some(gref), Some(page)) = (ours, place) else { continue };
-            if page.gref() == gref {
-                ours = left.next();
-                // Cannot fail: the frame was checked, and the reference is one of the table's.
-                let _ = self.frames.write(gref, to, &Grant::Page { frame: page.gfn(), access });
-            }
-        }
-        self.granted.fetch_add(count.into(), Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Grants `N` fresh zeroed pages, all or none.
-    ///
-    /// # Errors
-    /// As [`share`](Self::share); no page was granted then.
+    /// As [`share`](Self::share); no page was granted then, not even for a moment.
     pub fn share_many<const N: usize>(
         &self,
         to: DomId,
         access: Access,
     ) -> Result<[GrantedPage<'_, P>; N], Error> {
         let mut pages = [const { None }; N];
-        self.share_each(&mut pages, to, access)?;
-        Ok(pages.map(|page| page.unwrap_or_else(|| unreachable!("every place was filled"))))
+        for place in &mut pages {
+            let page = self.alloc_clean_page()?;
+            self.check_page(&page)?;
+            *place = Some(page);
+        }
+        let mut next = match u32::try_from(N) {
+            Ok(0) => GrantRef(0),
+            Ok(count) => self.take_references(count)?,
+            Err(_) => return Err(Error::NoFreeReference),
+        };
+        Ok(pages.map(|page| {
+            let page = page.unwrap_or_else(|| unreachable!("every place was filled"));
+            let gref = next;
+            next = GrantRef(self.frames.slot(gref).map_or(0, |slot| slot.link()));
+            self.grant_checked(page, gref, to, access)
+        }))
     }
 
     /// Grants fresh zeroed pages in a row, each by a reference of its own: the memory of a ring of several pages.

@@ -12,31 +12,42 @@ use crate::{Error, GrantRef, GrantStatus, GrantTable, GrantedPage};
 
 /// Where a copy's bytes come from: a page that another domain granted, or one of ours, which stays borrowed for as long as
 /// the batch may read it.
-#[derive(Clone, Copy, Debug)]
-pub struct CopySource<'b>(Side<'b>);
+pub struct CopySource<'b, P: Platform>(Side<'b, P>);
 
 /// Where a copy's bytes go: a page that another domain granted for writing, or one of ours, which stays borrowed for as long
 /// as the batch may write to it. Several copies can go to one page.
-#[derive(Clone, Copy, Debug)]
-pub struct CopyDest<'b>(Side<'b>);
+pub struct CopyDest<'b, P: Platform>(Side<'b, P>);
 
-#[derive(Clone, Copy, Debug)]
-struct Side<'b> {
-    page: Which,
+struct Side<'b, P: Platform> {
+    page: Which<'b, P>,
     offset: usize,
-    _borrowed: PhantomData<&'b [u8]>,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Which {
+enum Which<'b, P: Platform> {
     Grant(DomId, GrantRef),
-    /// A frame of the platform with this address.
-    Own(Gfn, *const ()),
+    /// A frame of this platform.
+    Own(Gfn, &'b P),
 }
 
-impl Side<'_> {
-    fn new(page: Which) -> Self {
-        Self { page, offset: 0, _borrowed: PhantomData }
+impl<P: Platform> Clone for Side<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P: Platform> Copy for Side<'_, P> {}
+
+impl<P: Platform> Clone for Which<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P: Platform> Copy for Which<'_, P> {}
+
+impl<'b, P: Platform> Side<'b, P> {
+    fn new(page: Which<'b, P>) -> Self {
+        Self { page, offset: 0 }
     }
 
     fn pointer(&self) -> GnttabCopyPtr {
@@ -53,9 +64,18 @@ impl Side<'_> {
     }
 }
 
+impl<P: Platform> fmt::Debug for Side<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.page {
+            Which::Grant(domain, gref) => write!(f, "{domain} {gref} at {}", self.offset),
+            Which::Own(frame, _) => write!(f, "{frame:?} at {}", self.offset),
+        }
+    }
+}
+
 macro_rules! sides {
     ($name:ident) => {
-        impl<'b> $name<'b> {
+        impl<'b, P: Platform> $name<'b, P> {
             /// A page that `owner` granted to this domain.
             pub fn grant(owner: DomId, gref: GrantRef) -> Self {
                 Self(Side::new(Which::Grant(owner, gref)))
@@ -67,33 +87,47 @@ macro_rules! sides {
                 Self(Side { offset, ..self.0 })
             }
         }
+
+        impl<P: Platform> Clone for $name<'_, P> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<P: Platform> Copy for $name<'_, P> {}
+
+        impl<P: Platform> fmt::Debug for $name<'_, P> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.0).finish()
+            }
+        }
     };
 }
 
 sides!(CopySource);
 sides!(CopyDest);
 
-impl<'b> CopySource<'b> {
+impl<'b, P: Platform> CopySource<'b, P> {
     /// A page of ours.
-    pub fn page<P: Platform>(page: &'b OwnedPage<'_, P>) -> Self {
-        Self(Side::new(Which::Own(page.gfn(), page.platform_address())))
+    pub fn page(page: &'b OwnedPage<'_, P>) -> Self {
+        Self(Side::new(Which::Own(page.gfn(), page.platform())))
     }
 
     /// A page of ours that is granted.
-    pub fn granted<P: Platform>(page: &'b GrantedPage<'_, P>) -> Self {
-        Self(Side::new(Which::Own(page.gfn(), page.platform_address())))
+    pub fn granted(page: &'b GrantedPage<'_, P>) -> Self {
+        Self(Side::new(Which::Own(page.gfn(), page.platform())))
     }
 }
 
-impl<'b> CopyDest<'b> {
+impl<'b, P: Platform> CopyDest<'b, P> {
     /// A page of ours.
-    pub fn page<P: Platform>(page: &'b mut OwnedPage<'_, P>) -> Self {
-        Self(Side::new(Which::Own(page.gfn(), page.platform_address())))
+    pub fn page(page: &'b mut OwnedPage<'_, P>) -> Self {
+        Self(Side::new(Which::Own(page.gfn(), page.platform())))
     }
 
     /// A page of ours that is granted.
-    pub fn granted<P: Platform>(page: &'b mut GrantedPage<'_, P>) -> Self {
-        Self(Side::new(Which::Own(page.gfn(), page.platform_address())))
+    pub fn granted(page: &'b mut GrantedPage<'_, P>) -> Self {
+        Self(Side::new(Which::Own(page.gfn(), page.platform())))
     }
 }
 
@@ -118,8 +152,8 @@ impl<P: Platform> GrantTable<P> {
     /// # use xen_hypercall::{DomId, mock::MockXen};
     /// # let xen = MockXen::new();
     /// # mock::install(&xen);
-    /// # let theirs = GrantTable::new(xen.domain(DomId(1)))?;
-    /// # let table = GrantTable::new(xen.domain(DomId(0)))?;
+    /// # let theirs = GrantTable::new(&xen.domain(DomId(1)).boot().unwrap())?;
+    /// # let table = GrantTable::new(&xen.domain(DomId(0)).boot().unwrap())?;
     /// # let mut granted = theirs.share(DomId(0), Access::ReadOnly)?;
     /// # granted.write_bytes(0, b"a packet")?;
     /// # let gref = granted.gref();
@@ -139,18 +173,18 @@ impl<P: Platform> GrantTable<P> {
 }
 
 impl<'b, P: Platform, const N: usize> CopyBatch<'_, 'b, P, N> {
-    /// Adds a copy of `len` bytes; answers its number in the batch. Nothing happens before [`run`](Self::run).
+    /// Adds a copy of `len` bytes; returns its number in the batch. Nothing happens before [`run`](Self::run).
     ///
     /// # Errors
     /// [`Error::BadCount`] when the batch is full, [`Error::BadRange`] when the bytes are none or not within a page,
     /// [`Error::ForeignPage`].
-    pub fn add(&mut self, from: CopySource<'b>, to: CopyDest<'b>, len: usize) -> Result<usize, Error> {
-        let ours = core::ptr::from_ref(self.table.platform()).cast();
+    pub fn add(&mut self, from: CopySource<'b, P>, to: CopyDest<'b, P>, len: usize) -> Result<usize, Error> {
+        let ours = self.table.platform();
         for side in [&from.0, &to.0] {
             if len == 0 || side.offset >= PAGE_SIZE || len > PAGE_SIZE - side.offset {
                 return Err(Error::BadRange);
             }
-            if matches!(side.page, Which::Own(_, platform) if platform != ours) {
+            if matches!(side.page, Which::Own(_, platform) if !core::ptr::eq(platform, ours)) {
                 return Err(Error::ForeignPage);
             }
         }
@@ -169,7 +203,7 @@ impl<'b, P: Platform, const N: usize> CopyBatch<'_, 'b, P, N> {
 
     /// Has Xen do the copies that are not done: all of them the first time, then those that Xen asked to try again.
     ///
-    /// Answers how many of these it asked to try again, because a page is not in memory at the moment. To call this until that
+    /// Returns how many of these it asked to try again, because a page is not in memory at the moment. To call this until that
     /// is none may take long; there should be a pause between, and an end.
     ///
     /// # Errors

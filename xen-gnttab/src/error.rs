@@ -10,6 +10,13 @@ use crate::{GrantRef, GrantStatus};
 #[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
+    /// The domain's grant table has an owner already, or had one that did not [close](crate::GrantTable::close) it.
+    Claimed,
+    /// The domain has been resumed in a new domain since this handle, or this table, was made. What it granted is granted no
+    /// more, and the reference may be another's now.
+    Stale,
+    /// A peer uses what the table granted, or a handle was forgotten.
+    InUse,
     /// Every reference is in use or in quarantine, and the table has its greatest size.
     NoFreeReference,
     /// The platform had no page left.
@@ -51,6 +58,9 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Claimed => f.write_str("the domain's grant table has an owner already"),
+            Self::Stale => f.write_str("the grant is of a life before the domain's last resume"),
+            Self::InUse => f.write_str("what the grant table granted is in use still"),
             Self::NoFreeReference => f.write_str("no free grant reference"),
             Self::OutOfMemory => f.write_str("no memory for a granted page or the grant table"),
             Self::Growing => f.write_str("the grant table is growing, try again"),

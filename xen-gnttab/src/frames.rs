@@ -1,11 +1,12 @@
 //! The memory of the table: frames shared with Xen, and private pages with a slot per reference.
 #![allow(unsafe_code)]
 
+use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering};
 
 use xen_hypercall::abi::XENMAPIDX_GRANT_TABLE_STATUS;
-use xen_hypercall::{DomId, PAGE_SIZE, Page, Platform};
+use xen_hypercall::{Claim, DomId, Incarnation, PAGE_SIZE, Page, Platform};
 
 use crate::abi::{GrantFlags, GrantRef};
 use crate::entry::{Grant, Ops, v1, v2};
@@ -111,7 +112,10 @@ struct Version2<P: Platform> {
 
 /// The frames mapped so far. Owns the memory that everything comes from.
 pub(crate) struct Frames<P: Platform> {
-    platform: P,
+    /// Taken by `close` alone.
+    claim: ManuallyDrop<Claim<P>>,
+    /// The life of the domain in which the frames are where the directory says.
+    life: Incarnation,
     directory: Directory,
     /// A page that a frame could not be put over. Perhaps Xen had taken its memory away by then, so it is good for
     /// another try and for nothing else.
@@ -121,27 +125,47 @@ pub(crate) struct Frames<P: Platform> {
 
 impl<P: Platform> Frames<P> {
     /// A directory for a table of version 1.
-    pub(crate) fn new(platform: P) -> Result<Self, Error> {
-        let pointers = platform.alloc_pages(1).ok_or(Error::OutOfMemory)?.cast::<Pointers>();
+    pub(crate) fn new(claim: Claim<P>) -> Result<Self, Error> {
+        let Some(page) = claim.platform().alloc_pages(1) else {
+            claim.release();
+            return Err(Error::OutOfMemory);
+        };
+        let pointers = page.cast::<Pointers>();
         let first = pointers.cast::<AtomicPtr<Page>>();
         for index in 0..size_of::<Pointers>() / size_of::<AtomicPtr<Page>>() {
             // SAFETY: within the page, which is exclusively ours.
             unsafe { first.add(index).write(AtomicPtr::new(ptr::null_mut())) };
         }
         let directory = Directory { pointers, per_frame: v1::PER_FRAME as u32, refs: AtomicU32::new(0) };
-        Ok(Self { platform, directory, spare: AtomicPtr::new(ptr::null_mut()), version_2: None })
+        Ok(Self {
+            life: claim.incarnation(),
+            claim: ManuallyDrop::new(claim),
+            directory,
+            spare: AtomicPtr::new(ptr::null_mut()),
+            version_2: None,
+        })
     }
 
-    /// A directory for a table of version 2.
-    pub(crate) fn new_version_2(platform: P) -> Result<Self, Error> {
-        let mut frames = Self::new(platform)?;
-        frames.directory.per_frame = v2::PER_FRAME as u32;
-        frames.version_2 = Some(Version2 { ops: &v2::OPS, add_status: Self::add_status });
-        Ok(frames)
+    /// Makes it a directory for a table of version 2, before the first frame.
+    pub(crate) fn use_version_2(&mut self) {
+        self.directory.per_frame = v2::PER_FRAME as u32;
+        self.version_2 = Some(Version2 { ops: &v2::OPS, add_status: Self::add_status });
     }
 
     pub(crate) fn platform(&self) -> &P {
-        &self.platform
+        self.claim.platform()
+    }
+
+    /// The domain's life at the moment.
+    #[inline]
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.claim.incarnation()
+    }
+
+    /// Whether the frames are where the directory says. After a resume nothing is there, and must not be accessed.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.incarnation() == self.life
     }
 
     pub(crate) fn is_version_2(&self) -> bool {
@@ -162,8 +186,11 @@ impl<P: Platform> Frames<P> {
         self.directory.slot(gref)
     }
 
-    /// Makes an entry grant something; `None` if it cannot say that.
+    /// Makes an entry grant something; `None` if it cannot say that, or is not there any more.
     pub(crate) fn write(&self, gref: GrantRef, to: DomId, grant: &Grant) -> Option<()> {
+        if !self.is_current() {
+            return None;
+        }
         match &self.version_2 {
             None => v1::write(&self.directory, gref, to, grant),
             Some(version_2) => (version_2.ops.write)(&self.directory, gref, to, grant),
@@ -172,6 +199,10 @@ impl<P: Platform> Frames<P> {
 
     /// Makes an entry grant nothing. False: the peer still uses what was granted.
     pub(crate) fn revoke(&self, gref: GrantRef) -> bool {
+        if !self.is_current() {
+            // Nobody uses what a domain granted that is gone.
+            return true;
+        }
         match &self.version_2 {
             None => v1::revoke(&self.directory, gref),
             Some(version_2) => (version_2.ops.revoke)(&self.directory, gref),
@@ -179,6 +210,9 @@ impl<P: Platform> Frames<P> {
     }
 
     pub(crate) fn flags(&self, gref: GrantRef) -> GrantFlags {
+        if !self.is_current() {
+            return GrantFlags::empty();
+        }
         match &self.version_2 {
             None => v1::flags(&self.directory, gref),
             Some(version_2) => (version_2.ops.flags)(&self.directory, gref),
@@ -186,6 +220,9 @@ impl<P: Platform> Frames<P> {
     }
 
     pub(crate) fn peer(&self, gref: GrantRef) -> DomId {
+        if !self.is_current() {
+            return DomId::INVALID;
+        }
         match &self.version_2 {
             None => v1::peer(&self.directory, gref),
             Some(version_2) => (version_2.ops.peer)(&self.directory, gref),
@@ -217,7 +254,7 @@ impl<P: Platform> Frames<P> {
         if !place.load(Ordering::Relaxed).is_null() {
             return Ok(());
         }
-        let page = self.platform.alloc_pages(1).ok_or(Error::OutOfMemory)?;
+        let page = self.platform().alloc_pages(1).ok_or(Error::OutOfMemory)?;
         for index in 0..SLOTS {
             // SAFETY: the page is exclusively ours and has room for the slots (asserted above).
             unsafe { page.cast::<Slot>().add(index).write(Slot::owned()) };
@@ -238,9 +275,9 @@ impl<P: Platform> Frames<P> {
             return Ok(());
         }
         let spare = NonNull::new(self.spare.swap(ptr::null_mut(), Ordering::Relaxed));
-        let page = spare.or_else(|| self.platform.alloc_pages(1)).ok_or(Error::OutOfMemory)?;
+        let page = spare.or_else(|| self.platform().alloc_pages(1)).ok_or(Error::OutOfMemory)?;
         // SAFETY: the page was allocated for this; it is used as a frame of the table only, and never freed.
-        if let Err(error) = unsafe { xen::map_frame(&self.platform, frame, self.platform.gfn(page)) } {
+        if let Err(error) = unsafe { xen::map_frame(self.platform(), frame, self.platform().gfn(page)) } {
             self.spare.store(page.as_ptr(), Ordering::Relaxed);
             return Err(error);
         }
@@ -255,8 +292,56 @@ impl<P: Platform> core::fmt::Debug for Frames<P> {
     }
 }
 
-impl<P: Platform> Drop for Frames<P> {
-    fn drop(&mut self) {
+impl<P: Platform> Frames<P> {
+    /// Takes the frames out of the domain's memory, and lets another table be made.
+    pub(crate) fn close(self) -> Result<(), Error> {
+        let closed = self.unmap();
+        self.release(closed.is_ok());
+        closed
+    }
+
+    /// The end of a table that could not be started, and why: nobody has a reference of it. `foreign`: how many frames others
+    /// have mapped in the other layout, which entries get again.
+    #[cold]
+    pub(crate) fn give_up(self, foreign: u32, error: Error) -> Error {
+        // Before the layout changes, with which the status frames go. And on Arm Xen would refuse the next table a frame that
+        // stays mapped.
+        let unmapped = self.unmap();
+        if foreign > 0 {
+            xen::change_back(self.platform(), if self.is_version_2() { 1 } else { 2 });
+        }
+        self.release(unmapped.is_ok());
+        error
+    }
+
+    /// Takes all frames out of the domain's memory. Nothing of the table is accessed afterwards.
+    fn unmap(&self) -> Result<(), Error> {
+        let status = if self.is_version_2() { STATUS_AT..512 } else { 0..0 };
+        let mut unmapped = Ok(());
+        for index in (ENTRIES_AT..SLOTS_AT).chain(status) {
+            let page = self.directory.pointer(index).map(|page| page.load(Ordering::Relaxed));
+            if let Some(page) = page.and_then(NonNull::new) {
+                // SAFETY: from `add_frame`. The callers own the table, so nobody has a reference of it, and access no entry
+                // afterwards.
+                unmapped = unmapped.and(unsafe { xen::unmap_frame(self.platform(), page) });
+            }
+        }
+        unmapped
+    }
+
+    /// Frees the memory, and lets another table be made, or not: if Xen keeps a frame of this one mapped.
+    fn release(self, others_may: bool) {
+        let mut this = ManuallyDrop::new(self);
+        this.free();
+        // SAFETY: `this` is not used, nor dropped, afterwards.
+        let claim = unsafe { ManuallyDrop::take(&mut this.claim) };
+        if others_may {
+            claim.release();
+        }
+    }
+
+    /// Frees what is not shared with Xen.
+    fn free(&mut self) {
         let pages = if self.is_version_2() { SLOTS_AT..STATUS_AT } else { SLOTS_AT..512 };
         // The frames shared with Xen stay: Xen put them where our pages were, they are no memory that could be given back.
         // The spare page may be no memory either. Quarantined pages stay, for the peer still has them.
@@ -265,10 +350,18 @@ impl<P: Platform> Drop for Frames<P> {
             if let Some(page) = page.and_then(NonNull::new) {
                 // SAFETY: from `add_slots`, so from this memory, and `&mut self` proves that no slot is in use. Slots need
                 // no drop.
-                unsafe { self.platform.free_pages(page, 1) };
+                unsafe { self.platform().free_pages(page, 1) };
             }
         }
         // SAFETY: from `new`; nothing uses the directory any more.
-        unsafe { self.platform.free_pages(self.directory.pointers.cast(), 1) };
+        unsafe { self.platform().free_pages(self.directory.pointers.cast(), 1) };
+    }
+}
+
+impl<P: Platform> Drop for Frames<P> {
+    fn drop(&mut self) {
+        self.free();
+        // SAFETY: only here and in the methods that keep this from running.
+        unsafe { ManuallyDrop::drop(&mut self.claim) };
     }
 }

@@ -4,7 +4,7 @@
 use core::fmt;
 use core::mem::ManuallyDrop;
 
-use xen_hypercall::{DomId, Gfn, PAGE_SIZE, Platform};
+use xen_hypercall::{DomId, Gfn, Incarnation, PAGE_SIZE, Platform};
 use xen_ring::{Backing, OutOfRange, SharedMem};
 
 use crate::abi::{Access, GrantFlags, GrantRef};
@@ -23,6 +23,7 @@ pub struct GrantedPage<'g, P: Platform> {
     /// To whom and what for it was granted: what the entry says, which is slow to read.
     peer: DomId,
     access: Access,
+    life: Incarnation,
 }
 
 /// How a grant ended.
@@ -67,7 +68,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         peer: DomId,
         access: Access,
     ) -> Self {
-        Self { table, page, gref, peer, access }
+        Self { table, page, gref, peer, access, life: table.incarnation() }
     }
 
     fn into_parts(self) -> (&'g GrantTable<P>, GrantRef, ExposedPage) {
@@ -76,15 +77,14 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         (this.table, this.gref, unsafe { this.page.duplicate() })
     }
 
-    /// Frees a page and a reference that were put together and not granted yet.
+    /// The page of a grant that is stale, which no grant leads to any more.
     ///
     /// # Safety
-    /// The entry grants nothing.
-    pub(crate) unsafe fn end_unused(self) {
-        let (table, gref, page) = self.into_parts();
-        // SAFETY: the page is of this table's memory, and no grant ever led to it.
-        drop(unsafe { OwnedPage::from_exposed(table.platform(), page) });
-        table.put_reference(gref);
+    /// `self` is not used, nor dropped, afterwards: the page moves.
+    #[cold]
+    unsafe fn stale_page(&self) -> OwnedPage<'g, P> {
+        // SAFETY: the page is of this table's memory, and moves. The domain that granted it is gone.
+        unsafe { OwnedPage::from_exposed(self.table.platform(), self.page.duplicate()) }
     }
 
     /// What the peer needs to reach the page: written to xenstore, or into a request.
@@ -98,8 +98,8 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     }
 
     /// Which platform it is of.
-    pub(crate) fn platform_address(&self) -> *const () {
-        core::ptr::from_ref(self.table.platform()).cast()
+    pub(crate) fn platform(&self) -> &P {
+        self.table.platform()
     }
 
     /// Who may use the page.
@@ -114,7 +114,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
 
     /// Whether the peer has the page mapped, or copies it, at this moment. It may start to right after.
     pub fn in_use(&self) -> bool {
-        self.table.flags(self.gref).intersects(GrantFlags::IN_USE)
+        self.is_current() && self.table.flags(self.gref).intersects(GrantFlags::IN_USE)
     }
 
     /// The page's bytes, which the peer may change at any time.
@@ -139,23 +139,47 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         self.mem().write_bytes(offset, data)
     }
 
+    /// Whether the grant is in force: the domain has not been resumed in a new domain since it was made. A stale page is ours
+    /// alone: ending it gives it back, and nothing that the table has is touched.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        self.table.incarnation() == self.life
+    }
+
     /// Takes the peer's access away.
     ///
     /// That succeeds only while the peer does not use the page. Otherwise page and reference go to the quarantine: neither
     /// is freed nor granted anew before the peer has let go, however long that takes.
     pub fn end(self) -> Ended<'g, P> {
-        let (table, gref, page) = self.into_parts();
-        // SAFETY: they were one grant of this table until now.
-        unsafe { table.finish_and_free(gref, page) }
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used, nor dropped, afterwards.
+        unsafe { this.finish() }
+    }
+
+    /// # Safety
+    /// `self` is not used, nor dropped, afterwards: page and reference move.
+    unsafe fn finish(&self) -> Ended<'g, P> {
+        if !self.is_current() {
+            // SAFETY: the caller's promise.
+            return Ended::Page(unsafe { self.stale_page() });
+        }
+        // SAFETY: they were one grant of this table until now, and move.
+        unsafe { self.table.finish_and_free(self.gref, self.page.duplicate()) }
     }
 
     /// Takes the peer's access away and keeps the reference for the next grant: the way for a driver that grants a page
-    /// for each transfer. `None`: both are in quarantine.
+    /// for each transfer. `None`: both are in quarantine. The reference of a stale grant is stale.
     pub fn take_back(self) -> Option<(OwnedPage<'g, P>, Reference<'g, P>)> {
+        let life = self.life;
+        if !self.is_current() {
+            let this = ManuallyDrop::new(self);
+            // SAFETY: `this` is not used, nor dropped, afterwards.
+            return Some((unsafe { this.stale_page() }, Reference::new(this.table, this.gref, life)));
+        }
         let (table, gref, page) = self.into_parts();
         // SAFETY: they were one grant of this table until now.
         let page = unsafe { table.finish(gref, page) }?;
-        Some((page, Reference::new(table, gref)))
+        Some((page, Reference::new(table, gref, life)))
     }
 }
 
@@ -182,9 +206,8 @@ impl<P: Platform> fmt::Debug for GrantedPage<'_, P> {
 
 impl<P: Platform> Drop for GrantedPage<'_, P> {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the field after this; an `ExposedPage` that goes out of scope does nothing, so the page is
-        // moved. They were one grant of this table until now.
-        drop(unsafe { self.table.finish_and_free(self.gref, self.page.duplicate()) });
+        // SAFETY: nothing uses the fields after this; an `ExposedPage` that goes out of scope does nothing.
+        drop(unsafe { self.finish() });
     }
 }
 

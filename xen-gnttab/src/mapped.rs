@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use xen_hypercall::abi::{GNTMAP_HOST_MAP, GNTMAP_READONLY, GnttabMapGrantRef, GnttabUnmapGrantRef};
-use xen_hypercall::{DomId, Gfn, GrantRoom, PAGE_SIZE, Page, Platform, grant};
+use xen_hypercall::{DomId, Gfn, GrantRoom, Incarnation, PAGE_SIZE, Page, Platform, grant};
 use xen_ring::{Backing, OutOfRange, SharedMem};
 
 use crate::{Access, Error, GrantRef, GrantStatus, GrantTable};
@@ -35,8 +35,8 @@ where
     /// # use xen_hypercall::{DomId, mock::MockXen};
     /// # let xen = MockXen::new();
     /// # mock::install(&xen);
-    /// # let theirs = GrantTable::new(xen.domain(DomId(1)))?;
-    /// # let table = GrantTable::new(xen.domain(DomId(0)))?;
+    /// # let theirs = GrantTable::new(&xen.domain(DomId(1)).boot().unwrap())?;
+    /// # let table = GrantTable::new(&xen.domain(DomId(0)).boot().unwrap())?;
     /// # let ring = theirs.share_pages(2, DomId(0), Access::ReadWrite)?;
     /// # let grefs: Vec<_> = ring.grefs().collect();
     /// let mut ring = table.map::<16>(DomId(1), &grefs)?;
@@ -142,6 +142,7 @@ struct Mapping<'g, P: Platform + GrantRoom, const N: usize> {
     mapped: [(GrantRef, Option<u32>); N],
     /// Dangling until everything is mapped.
     address: NonNull<Page>,
+    life: Incarnation,
 }
 
 // SAFETY: the room is exclusively this value's, and mapped pages are not tied to a thread; `&GrantTable` goes to another
@@ -160,6 +161,7 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
         if grefs.is_empty() || grefs.len() > N {
             return Err(Error::BadCount);
         }
+        table.current()?;
         if owner == DomId::SELF || owner == own_domain(table.platform())? {
             return Err(Error::OwnGrant);
         }
@@ -167,7 +169,8 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
         let room = table.platform().reserve_room(count).ok_or(Error::NoRoom)?;
         // From here on dropping it gives the room back.
         let mapped = core::array::from_fn(|index| (grefs.get(index).copied().unwrap_or(GrantRef(0)), None));
-        let mut this = Self { table, room, count, mapped, address: NonNull::dangling() };
+        let mut this =
+            Self { table, room, count, mapped, address: NonNull::dangling(), life: table.incarnation() };
         let readonly = if access == Access::ReadOnly { GNTMAP_READONLY } else { 0 };
         let mut maps: [GnttabMapGrantRef; N] = core::array::from_fn(|index| GnttabMapGrantRef {
             host_addr: address_of(room, index),
@@ -219,6 +222,12 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
 
     /// Unmaps what is mapped, and gives the room back or loses it.
     fn unmap_all(&mut self) -> Result<(), Error> {
+        if self.table.incarnation() != self.life {
+            // A mapping does not outlive the domain, and the handle may be another's now.
+            // SAFETY: reserved by `new`; nothing is mapped there any more.
+            unsafe { self.table.platform().release_room(self.room, self.count) };
+            return Ok(());
+        }
         let mut unmaps = [GnttabUnmapGrantRef::default(); N];
         let mut grefs = [GrantRef(0); N];
         let mut used = 0;

@@ -41,8 +41,8 @@ impl<'g, P: Platform> OwnedPage<'g, P> {
     }
 
     /// Which platform it is of.
-    pub(crate) fn platform_address(&self) -> *const () {
-        core::ptr::from_ref(self.memory).cast()
+    pub(crate) fn platform(&self) -> &P {
+        self.memory
     }
 
     /// The guest frame of the page.

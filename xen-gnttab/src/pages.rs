@@ -5,7 +5,7 @@ use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 
-use xen_hypercall::{DomId, Gfn, PAGE_SIZE, Page, Platform};
+use xen_hypercall::{DomId, Gfn, Incarnation, PAGE_SIZE, Page, Platform};
 use xen_ring::{Backing, OutOfRange, SharedMem};
 
 use crate::GrantTable;
@@ -98,6 +98,7 @@ pub struct GrantedPages<'g, P: Platform> {
     head: GrantRef,
     first: NonNull<Page>,
     count: usize,
+    life: Incarnation,
 }
 
 // SAFETY: the pages are exclusively this value's within the domain, and not tied to a thread.
@@ -134,7 +135,7 @@ impl<'g, P: Platform> GrantedPages<'g, P> {
         first: NonNull<Page>,
         count: usize,
     ) -> Self {
-        Self { table, head, first, count }
+        Self { table, head, first, count, life: table.incarnation() }
     }
 
     /// How many pages there are.
@@ -142,9 +143,15 @@ impl<'g, P: Platform> GrantedPages<'g, P> {
         self.count
     }
 
-    /// What the peer needs to reach the pages, in their order: `ring-ref0`, `ring-ref1` and so on in xenstore.
+    /// Whether the grants are in force: the domain has not been resumed in a new domain since they were made.
+    pub fn is_current(&self) -> bool {
+        self.table.incarnation() == self.life
+    }
+
+    /// What the peer needs to reach the pages, in their order: `ring-ref0`, `ring-ref1` and so on in xenstore. Nothing of
+    /// stale ones.
     pub fn grefs(&self) -> impl Iterator<Item = GrantRef> + '_ {
-        self.table.linked(self.head).take(self.count)
+        self.table.linked(self.head).take(if self.is_current() { self.count } else { 0 })
     }
 
     /// The guest frame of a page; those of neighbours need not be neighbours.
@@ -199,8 +206,20 @@ impl<'g, P: Platform> GrantedPages<'g, P> {
     /// quarantine together, and leave it together.
     pub fn end(self) -> EndedPages<'g, P> {
         let this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not used, nor dropped, afterwards: pages and references move.
-        unsafe { this.table.finish_run(this.head, this.first, this.count) }
+        // SAFETY: `this` is not used, nor dropped, afterwards.
+        unsafe { this.finish() }
+    }
+
+    /// # Safety
+    /// `self` is not used, nor dropped, afterwards: pages and references move.
+    unsafe fn finish(&self) -> EndedPages<'g, P> {
+        if self.is_current() {
+            // SAFETY: they were granted together, and move.
+            unsafe { self.table.finish_run(self.head, self.first, self.count) }
+        } else {
+            // SAFETY: one allocation of the table's memory, which moves. The domain that granted it is gone.
+            EndedPages::Pages(unsafe { OwnedPages::from_raw(self.table.platform(), self.first, self.count) })
+        }
     }
 }
 
@@ -222,7 +241,7 @@ impl<P: Platform> fmt::Debug for GrantedPages<'_, P> {
 
 impl<P: Platform> Drop for GrantedPages<'_, P> {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the fields after this, so pages and references move.
-        drop(unsafe { self.table.finish_run(self.head, self.first, self.count) });
+        // SAFETY: nothing uses the fields after this.
+        drop(unsafe { self.finish() });
     }
 }

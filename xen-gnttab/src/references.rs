@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use core::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
-use xen_hypercall::{DomId, Platform};
+use xen_hypercall::{DomId, Incarnation, Platform};
 
 use crate::abi::{Access, GrantRef};
 use crate::free_list::{self, Links};
@@ -21,11 +21,16 @@ use crate::{Error, GrantTable, Rejected, xen};
 pub struct Reference<'g, P: Platform> {
     table: &'g GrantTable<P>,
     gref: GrantRef,
+    life: Incarnation,
 }
 
 impl<'g, P: Platform> Reference<'g, P> {
-    pub(crate) fn new(table: &'g GrantTable<P>, gref: GrantRef) -> Self {
-        Self { table, gref }
+    pub(crate) fn new(table: &'g GrantTable<P>, gref: GrantRef, life: Incarnation) -> Self {
+        Self { table, gref, life }
+    }
+
+    fn current(&self) -> Result<(), Error> {
+        if self.table.incarnation() == self.life { Ok(()) } else { Err(Error::Stale) }
     }
 
     /// Its number, which will be that of the grant.
@@ -36,14 +41,14 @@ impl<'g, P: Platform> Reference<'g, P> {
     /// Grants a page by it. [`GrantedPage::take_back`] brings both back.
     ///
     /// # Errors
-    /// The page comes back, with [`Error::ForeignPage`] or [`Error::FrameTooHigh`]; the reference is given to the table.
+    /// The page comes back, with [`Error::ForeignPage`], [`Error::FrameTooHigh`] or [`Error::Stale`]; the reference is given to the table.
     pub fn grant(
         self,
         page: OwnedPage<'g, P>,
         to: DomId,
         access: Access,
     ) -> Result<GrantedPage<'g, P>, Rejected<'g, P>> {
-        if let Err(error) = self.table.check_page(&page) {
+        if let Err(error) = self.current().and_then(|()| self.table.check_page(&page)) {
             return Err(Rejected { error, page });
         }
         let table = self.table;
@@ -63,7 +68,9 @@ impl<P: Platform> fmt::Debug for Reference<'_, P> {
 
 impl<P: Platform> Drop for Reference<'_, P> {
     fn drop(&mut self) {
-        self.table.put_reference(self.gref);
+        if self.current().is_ok() {
+            self.table.put_reference(self.gref);
+        }
     }
 }
 
@@ -138,7 +145,7 @@ impl<P: Platform> GrantTable<P> {
     /// [`Error::NoFreeReference`], [`Error::OutOfMemory`] when the table cannot grow, [`Error::Growing`], or Xen's refusal to
     /// let the table grow.
     pub fn reserve(&self) -> Result<Reference<'_, P>, Error> {
-        Ok(Reference::new(self, self.take_reference()?))
+        Ok(Reference::new(self, self.take_reference()?, self.incarnation()))
     }
 
     /// A place to wait for a free reference; `None` while all four are taken.
@@ -169,6 +176,7 @@ impl<P: Platform> GrantTable<P> {
 
     /// Takes so many references at once, at least one, all or none. They are linked from the one answered.
     pub(crate) fn take_references(&self, count: u32) -> Result<GrantRef, Error> {
+        self.current()?;
         // The table would grow to its limit for nothing.
         if count > (self.max_frames * self.frames.per_frame()).saturating_sub(GrantRef::RESERVED) {
             return Err(Error::NoFreeReference);

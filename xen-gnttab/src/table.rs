@@ -4,7 +4,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use xen_hypercall::{DomId, Gfn, Platform};
+use xen_hypercall::{DomId, Domain, Gfn, Incarnation, Part, Platform};
 
 use crate::abi::{Access, GrantFlags, GrantRef};
 use crate::entry::Grant;
@@ -21,7 +21,7 @@ use crate::{Error, xen};
 /// It takes two pages for every 512 references and one for itself; the first three at once, more when all references are
 /// in use. All operations but that growth are lock-free.
 ///
-/// Made once, to live as long as the kernel. When it is dropped the frames stay mapped, and pages in quarantine stay with
+/// Made once from the [`Domain`], to live as long as the kernel. When it is dropped the frames stay mapped, and pages in quarantine stay with
 /// the peers that hold on to them: they are lost as memory, which is better than being reused.
 pub struct GrantTable<P: Platform> {
     pub(crate) frames: Frames<P>,
@@ -93,22 +93,30 @@ impl<P: Platform> fmt::Display for Rejected<'_, P> {
 impl<P: Platform> core::error::Error for Rejected<'_, P> {}
 
 impl<P: Platform> GrantTable<P> {
-    /// Sets a table of version 1 up: asks Xen for its size and maps the first frame.
-    ///
-    /// A domain has one table. Another one takes the frames over: what the first then grants reaches nobody, and what it
-    /// granted before stays in its quarantine, if it was in use. One of another version takes all of them at once, and the
-    /// first does not grow any more.
+    /// Sets a table of version 1 up: asks Xen for its size and maps the first frame. A domain has one table.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Version`], or Xen's refusal.
-    pub fn new(platform: P) -> Result<Self, Error> {
-        let foreign = xen::require_version(&platform, 1)?;
-        Self::start(Frames::new(platform)?, foreign)
+    /// [`Error::Claimed`], [`Error::OutOfMemory`], [`Error::Version`], or Xen's refusal.
+    pub fn new(domain: &Domain<P>) -> Result<Self, Error>
+    where
+        P: Clone,
+    {
+        Self::version_1(Frames::new(domain.claim(Part::GrantTable).ok_or(Error::Claimed)?)?)
+    }
+
+    pub(crate) fn version_1(frames: Frames<P>) -> Result<Self, Error> {
+        match xen::require_version(frames.platform(), 1) {
+            Ok(foreign) => Self::start(frames, foreign),
+            Err(error) => Err(frames.give_up(0, error)),
+        }
     }
 
     /// Maps the first frame, and at least as many as `foreign`.
     pub(crate) fn start(frames: Frames<P>, foreign: u32) -> Result<Self, Error> {
-        let max_frames = xen::size(frames.platform())?.max_frames.min(MAX_FRAMES);
+        let max_frames = match xen::size(frames.platform()) {
+            Ok(size) => size.max_frames.min(MAX_FRAMES),
+            Err(error) => return Err(frames.give_up(foreign, error)),
+        };
         let table = Self {
             frames,
             free_head: AtomicU64::new(0),
@@ -125,11 +133,37 @@ impl<P: Platform> GrantTable<P> {
         while grown.is_ok() && table.frames.refs() / table.frames.per_frame() < foreign.min(max_frames) {
             grown = table.grow();
         }
-        if grown.is_err() && foreign > 0 {
-            // Nothing was granted, and what is mapped elsewhere was mapped in the other layout.
-            xen::change_back(table.platform(), if table.frames.is_version_2() { 1 } else { 2 });
+        match grown {
+            Ok(()) => Ok(table),
+            Err(error) => Err(table.frames.give_up(foreign, error)),
         }
-        grown.map(|()| table)
+    }
+
+    /// Ends the table: takes its frames out of the domain's memory, gives their pages back, and lets another table be made,
+    /// perhaps of another version.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] while a reference is in quarantine, or belongs to a handle that was forgotten instead of dropped;
+    /// [`Error::Stale`]; Xen's. Then everything is lost as by dropping.
+    pub fn close(self) -> Result<(), Error> {
+        self.current()?;
+        self.reclaim();
+        let Stats { in_use, quarantined, .. } = self.stats();
+        if in_use + quarantined > 0 {
+            return Err(Error::InUse);
+        }
+        self.frames.close()
+    }
+
+    /// Whether the domain is in the life in which the table was set up.
+    pub(crate) fn current(&self) -> Result<(), Error> {
+        if self.frames.is_current() { Ok(()) } else { Err(Error::Stale) }
+    }
+
+    /// The domain's life at the moment.
+    #[inline]
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.frames.incarnation()
     }
 
     /// The platform that everything runs on.

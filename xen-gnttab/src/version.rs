@@ -4,7 +4,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use xen_hypercall::{DomId, PAGE_SIZE, Platform};
+use xen_hypercall::{DomId, Domain, Incarnation, PAGE_SIZE, Part, Platform};
 
 use crate::abi::{Access, GrantFlags, GrantRef};
 use crate::entry::Grant;
@@ -34,6 +34,7 @@ pub enum Version {
 pub struct TransitiveGrant<'g, P: Platform> {
     table: &'g GrantTable<P>,
     gref: GrantRef,
+    life: Incarnation,
 }
 
 impl<P: Platform> TransitiveGrant<'_, P> {
@@ -54,9 +55,12 @@ impl<P: Platform> TransitiveGrant<'_, P> {
 
     /// Takes the peer's access away. False: it copies at this moment; the reference is in quarantine until that is done.
     pub fn end(self) -> bool {
-        let (table, gref) = (self.table, self.gref);
-        core::mem::forget(self);
-        table.finish_without_page(gref)
+        core::mem::ManuallyDrop::new(self).finish()
+    }
+
+    fn finish(&self) -> bool {
+        // A stale reference grants nothing, and may be another's.
+        self.table.incarnation() != self.life || self.table.finish_without_page(self.gref)
     }
 }
 
@@ -68,7 +72,7 @@ impl<P: Platform> fmt::Debug for TransitiveGrant<'_, P> {
 
 impl<P: Platform> Drop for TransitiveGrant<'_, P> {
     fn drop(&mut self) {
-        self.table.finish_without_page(self.gref);
+        self.finish();
     }
 }
 
@@ -78,17 +82,22 @@ impl<P: Platform> GrantTable<P> {
     ///
     /// # Errors
     /// As [`new`](Self::new). [`Error::Version`] for [`Version::V2`] where Xen does not let the domain have it.
-    pub fn with_version(platform: P, version: Version) -> Result<Self, Error> {
-        let foreign = match version {
-            Version::V1 => return Self::new(platform),
-            Version::V2 => xen::require_version(&platform, 2)?,
-            Version::Best => match xen::require_version(&platform, 2) {
-                Ok(foreign) => foreign,
-                Err(Error::Version(1)) => return Self::new(platform),
-                Err(error) => return Err(error),
-            },
-        };
-        Self::start(Frames::new_version_2(platform)?, foreign)
+    pub fn with_version(domain: &Domain<P>, version: Version) -> Result<Self, Error>
+    where
+        P: Clone,
+    {
+        if version == Version::V1 {
+            return Self::new(domain);
+        }
+        let mut frames = Frames::new(domain.claim(Part::GrantTable).ok_or(Error::Claimed)?)?;
+        match xen::require_version(frames.platform(), 2) {
+            Ok(foreign) => {
+                frames.use_version_2();
+                Self::start(frames, foreign)
+            }
+            Err(Error::Version(1)) if version == Version::Best => Self::version_1(frames),
+            Err(error) => Err(frames.give_up(0, error)),
+        }
     }
 
     /// The version of the table's layout.
@@ -149,6 +158,6 @@ impl<P: Platform> GrantTable<P> {
         // Cannot fail: the table has version 2, and the reference is one of its own.
         let _ = self.frames.write(gref, to, &Grant::Transitive { domain: owner, gref: granted, access });
         self.granted.fetch_add(1, Ordering::Relaxed);
-        Ok(TransitiveGrant { table: self, gref })
+        Ok(TransitiveGrant { table: self, gref, life: self.incarnation() })
     }
 }

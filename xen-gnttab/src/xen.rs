@@ -1,8 +1,10 @@
 //! The calls that set a grant table up.
 #![allow(unsafe_code)]
 
-use xen_hypercall::memory::{PhysmapSpace, add_to_physmap};
-use xen_hypercall::{Errno, Gfn, Platform, grant};
+use core::ptr::NonNull;
+
+use xen_hypercall::memory::{MemFlags, PhysmapSpace, add_to_physmap, populate_physmap, remove_from_physmap};
+use xen_hypercall::{Errno, Gfn, Page, Platform, grant};
 
 use crate::Error;
 
@@ -46,6 +48,24 @@ pub(crate) fn change_back(platform: &impl Platform, version: u32) {
 /// How many frames the table has and may have.
 pub(crate) fn size(platform: &impl Platform) -> Result<grant::Size, Error> {
     grant::query_size(platform).map_err(|errno| Error::Hypercall { operation: "GNTTABOP_query_size", errno })
+}
+
+/// Takes a frame of the table away from where [`map_frame`] put it, and gives the page back to the platform if Xen has memory
+/// to put there.
+///
+/// # Safety
+/// The page is of [`map_frame`], and nobody uses it any more.
+pub(crate) unsafe fn unmap_frame(platform: &impl Platform, page: NonNull<Page>) -> Result<(), Error> {
+    let gfn = platform.gfn(page);
+    // SAFETY: a frame of the table is there, and nobody uses it.
+    unsafe { remove_from_physmap(platform, gfn) }
+        .map_err(|errno| Error::Hypercall { operation: "XENMEM_remove_from_physmap", errno })?;
+    // SAFETY: there is nothing at this frame, which is the caller's.
+    if unsafe { populate_physmap(platform, &mut [gfn], 0, MemFlags::default()) } == Ok(1) {
+        // SAFETY: a page of the platform's, with memory at it again, that nobody uses.
+        unsafe { platform.free_pages(page, 1) };
+    }
+    Ok(())
 }
 
 /// Puts a frame of the table, of entries or of status words, where the page `gfn` was.

@@ -16,7 +16,7 @@ type Table = GrantTable<MockDomain>;
 fn machine() -> (MockXen, Table, Table) {
     let xen = MockXen::new();
     mock::install(&xen);
-    let table = |id| GrantTable::new(xen.domain(id)).unwrap();
+    let table = |id| GrantTable::new(&xen.domain(id).boot().unwrap()).unwrap();
     let (back, front) = (table(BACK), table(FRONT));
     (xen, back, front)
 }

@@ -1,9 +1,12 @@
 //! What the table and its pages do, one behaviour at a time.
 #![cfg(feature = "mock")]
 
-use xen_gnttab::{Access, Ended, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, mock};
+use xen_gnttab::{
+    Access, Ended, EndedPages, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, Version, mock,
+};
 use xen_hypercall::abi::{GNTTABOP_COPY, GnttabCopy, GnttabCopyPtr, XENMAPSPACE_GRANT_TABLE};
 use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::sched::Resumed;
 use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, PAGE_SIZE, grant};
 use xen_ring::Backing;
 
@@ -27,7 +30,7 @@ fn back(ended: Ended<'_, MockDomain>) -> bool {
 #[test]
 fn a_granted_page_is_shared_until_it_ends() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     let mut page = table.share(DOM0, Access::ReadWrite).unwrap();
     assert_eq!((page.peer(), page.access(), page.gref()), (DOM0, Access::ReadWrite, GrantRef(8)));
@@ -58,7 +61,7 @@ fn a_granted_page_is_shared_until_it_ends() {
 #[test]
 fn only_what_is_granted_can_be_used() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let page = table.share(DOM0, Access::ReadOnly).unwrap();
     let map = |gref, writable| mock::map(&dom0, GUEST, gref, writable).map(drop);
     assert_eq!(page.access(), Access::ReadOnly);
@@ -85,7 +88,7 @@ fn only_what_is_granted_can_be_used() {
 #[test]
 fn a_page_in_use_is_neither_freed_nor_reused() {
     let (xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     let mut page = table.share(DOM0, Access::ReadWrite).unwrap();
     page.write_bytes(0, b"kept").unwrap();
@@ -114,7 +117,7 @@ fn a_page_in_use_is_neither_freed_nor_reused() {
 #[test]
 fn dropping_is_ending() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     let (idle, busy) =
         (table.share(DOM0, Access::ReadWrite).unwrap(), table.share(DOM0, Access::ReadWrite).unwrap());
@@ -130,7 +133,7 @@ fn dropping_is_ending() {
 fn the_table_grows_to_its_limit_and_then_says_so() {
     let (xen, dom0, guest) = machine();
     mock::set_max_frames(&xen, GUEST, 2);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     assert_eq!((table.stats().frames, table.stats().max_frames, table.stats().refs), (1, 2, FIRST_FRAME));
     let share = || table.share(DOM0, Access::ReadWrite);
     let mut pages: Vec<GrantedPage<'_, _>> = (0..FIRST_FRAME + PER_FRAME).map(|_| share().unwrap()).collect();
@@ -157,7 +160,7 @@ fn the_table_grows_to_its_limit_and_then_says_so() {
 fn a_page_that_cannot_be_granted_comes_back() {
     let (xen, _dom0, guest) = machine();
     mock::set_max_frames(&xen, GUEST, 1);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let pages: Vec<_> = (0..FIRST_FRAME).map(|_| table.share(DOM0, Access::ReadOnly).unwrap()).collect();
     let mut page = table.alloc_page().unwrap();
     page.bytes_mut()[7] = 7;
@@ -173,13 +176,15 @@ fn a_page_that_cannot_be_granted_comes_back() {
 #[test]
 fn running_out_of_memory_leaves_everything_usable() {
     let (_xen, _dom0, guest) = machine();
+    let token = guest.boot().unwrap();
+    let before = guest.pages_in_use();
     for n in 0..3 {
         guest.fail_allocs_after(Some(n));
-        assert_eq!(GrantTable::new(guest.clone()).unwrap_err(), Error::OutOfMemory);
-        assert_eq!(guest.pages_in_use(), 0);
+        assert_eq!(GrantTable::new(&token).unwrap_err(), Error::OutOfMemory);
+        assert_eq!(guest.pages_in_use(), before);
     }
     guest.fail_allocs_after(None);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&token).unwrap();
     let mut pages: Vec<_> = (0..FIRST_FRAME).map(|_| table.share(DOM0, Access::ReadWrite).unwrap()).collect();
     let before = guest.pages_in_use();
     // One page to share, two of the next frame: each may be missing. The frame's slots are kept for the next try.
@@ -198,7 +203,7 @@ fn running_out_of_memory_leaves_everything_usable() {
 #[test]
 fn a_refused_frame_is_not_taken_for_memory_again() {
     let (xen, _dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let _pages: Vec<_> = (0..FIRST_FRAME).map(|_| table.share(DOM0, Access::ReadWrite).unwrap()).collect();
     // Xen takes the page away and then fails, so nobody must get it as memory; but each try may take the same one.
     xen.register_physmap_space(XENMAPSPACE_GRANT_TABLE, |_, _, _| Err(Errno::ENOMEM));
@@ -215,14 +220,16 @@ fn a_refused_frame_is_not_taken_for_memory_again() {
     // A table that could not start leaves nothing but that page.
     let other = xen.domain(DomId(2));
     xen.register_physmap_space(XENMAPSPACE_GRANT_TABLE, |_, _, _| Err(Errno::EPERM));
-    GrantTable::new(other.clone()).unwrap_err();
-    assert_eq!(other.pages_in_use(), 1);
+    let token = other.boot().unwrap();
+    let before = other.pages_in_use();
+    GrantTable::new(&token).unwrap_err();
+    assert_eq!(other.pages_in_use(), before + 1);
 }
 
 #[test]
 fn a_second_table_does_not_touch_what_the_first_left_in_use() {
     let (_xen, dom0, guest) = machine();
-    let first = GrantTable::new(guest.clone()).unwrap();
+    let first = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let (idle, busy) =
         (first.share(DOM0, Access::ReadWrite).unwrap(), first.share(DOM0, Access::ReadWrite).unwrap());
     let mapping = mock::map(&dom0, GUEST, busy.gref(), true).unwrap();
@@ -230,7 +237,7 @@ fn a_second_table_does_not_touch_what_the_first_left_in_use() {
     core::mem::forget((idle, busy));
     drop(first);
 
-    let second = GrantTable::new(guest.clone()).unwrap();
+    let second = GrantTable::new(&guest.boot().unwrap()).unwrap();
     assert_eq!((second.stats().quarantined, second.stats().free), (1, FIRST_FRAME - 1));
     assert_eq!(second.reclaim(), 0);
     let pages: Vec<_> =
@@ -248,15 +255,16 @@ fn the_hypercalls_answer_as_xen_does() {
     assert_eq!(unsafe { grant::set_version(&guest, 1) }, Ok(1));
     // SAFETY: nothing is granted.
     assert_eq!(unsafe { grant::set_version(&guest, 3) }, Err(Errno::EINVAL));
-    assert_eq!(grant::query_size(&guest), Ok(grant::Size { frames: 1, max_frames: 64 }));
+    let size = || grant::query_size(&guest).map(|size| (size.frames, size.max_frames));
+    assert_eq!(size(), Ok((1, 64)));
     mock::set_max_frames(&xen, GUEST, 4);
-    let table = GrantTable::new(guest.clone()).unwrap();
-    assert_eq!(grant::query_size(&guest), Ok(grant::Size { frames: 1, max_frames: 4 }));
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
+    assert_eq!(size(), Ok((1, 4)));
 
     // GNTTABOP_copy from the guest's page to a page of dom0's own, as netback does for transmitted packets.
     let mut page = table.share(DOM0, Access::ReadOnly).unwrap();
     page.write_bytes(100, b"packet").unwrap();
-    let theirs = GrantTable::new(dom0.clone()).unwrap();
+    let theirs = GrantTable::new(&dom0.boot().unwrap()).unwrap();
     let local = theirs.alloc_page().unwrap();
     let from = |reference: u32, domid: DomId, offset| GnttabCopyPtr {
         reference_or_gmfn: reference.into(),
@@ -296,11 +304,60 @@ fn pages_are_rings_backing() {
         byte[0]
     }
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let mut owned = table.alloc_page().unwrap();
     owned.bytes_mut()[0] = 3;
     assert_eq!(first_byte(&mut owned), 3);
     let mut granted = table.grant(owned, DOM0, Access::ReadWrite).unwrap();
     assert_eq!(first_byte(&mut granted), 3);
     assert_eq!(first_byte(&mut mock::map(&dom0, GUEST, granted.gref(), false).unwrap()), 3);
+}
+
+#[test]
+fn a_domain_has_one_table() {
+    let (_xen, _dom0, guest) = machine();
+    let token = guest.boot().unwrap();
+    let table = GrantTable::new(&token).unwrap();
+    assert_eq!(GrantTable::new(&token).unwrap_err(), Error::Claimed);
+    assert_eq!(GrantTable::with_version(&token, Version::Best).unwrap_err(), Error::Claimed);
+    drop(table);
+    assert_eq!(GrantTable::new(&token).unwrap_err(), Error::Claimed, "Xen has its frames still");
+}
+
+#[test]
+fn what_was_granted_before_a_resume_is_stale_and_comes_back_untouched() {
+    let (xen, dom0, guest) = machine();
+    let token = guest.boot().unwrap();
+    let table = GrantTable::with_version(&token, Version::V2).unwrap();
+    let before = guest.pages_in_use();
+    let mut page = table.share(DOM0, Access::ReadWrite).unwrap();
+    page.write_bytes(0, b"kept").unwrap();
+    let lent = table.lend(table.alloc_page().unwrap(), DOM0).unwrap();
+    let run = table.share_pages(2, DOM0, Access::ReadWrite).unwrap();
+    let reference = table.reserve().unwrap();
+    let held = table.share(DOM0, Access::ReadWrite).unwrap();
+    let passed = table.grant_transitive(DOM0, Access::ReadOnly, DomId(7), GrantRef(9)).unwrap();
+    // The peer of the old domain holds on to it; nothing of that reaches the new one.
+    let mapping = mock::map(&dom0, GUEST, held.gref(), true).unwrap();
+    // SAFETY: one vCPU, one thread, no page of another domain is mapped.
+    assert_eq!(unsafe { token.suspend() }, Ok(Resumed::InNewDomain));
+    let (stats, calls) = (table.stats(), xen.trace_text());
+    assert!(!page.is_current() && !held.in_use() && run.in_use() == 0);
+    assert_eq!(run.grefs().count(), 0, "there is no reference to tell anybody");
+    assert_eq!(table.share(DOM0, Access::ReadOnly).unwrap_err(), Error::Stale);
+    assert_eq!(table.reserve().unwrap_err(), Error::Stale);
+    let rejected = reference.grant(table.alloc_page().unwrap(), DOM0, Access::ReadOnly).unwrap_err();
+    assert_eq!(rejected.error, Error::Stale);
+    drop(rejected);
+    let back = page.end().page().expect("nobody can use it");
+    assert!(back.bytes().starts_with(b"kept"));
+    let (taken, stale) = held.take_back().expect("nobody can use it");
+    assert_eq!(stale.grant(taken, DOM0, Access::ReadOnly).unwrap_err().error, Error::Stale);
+    assert!(matches!(run.end(), EndedPages::Pages(_)) && passed.end());
+    drop((back, lent));
+    assert_eq!((table.reclaim(), table.stats()), (0, stats), "the table's entries are as they were");
+    assert_eq!(guest.pages_in_use(), before);
+    assert_eq!(xen.trace_text(), calls, "nothing was asked of Xen");
+    drop(mapping);
+    assert_eq!(table.close(), Err(Error::Stale));
 }

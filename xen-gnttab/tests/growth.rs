@@ -4,9 +4,12 @@
 use std::task::{Context, Poll, Waker};
 
 use xen_gnttab::{Access, Error, GrantRef, GrantTable, Reference, Version, mock};
+use xen_hypercall::memory::{PhysmapSpace, add_to_physmap};
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, HypercallNr, grant};
+use xen_hypercall::{DomId, Errno, HypercallNr, PageMemory, grant};
 
+/// Pages of the domain's token: its own, and shared_info.
+const TOKEN: usize = 2;
 const BACK: DomId = DomId(0);
 const FRONT: DomId = DomId(1);
 
@@ -44,7 +47,9 @@ fn every_reference_up_to_xens_limit_can_be_had() {
         (Version::V2, 1000, 256, 256),
     ] {
         let (_xen, guest) = machine(limit);
-        let table = GrantTable::with_version(guest.clone(), version).unwrap();
+        let token = guest.boot().unwrap();
+        let before = guest.pages_in_use();
+        let table = GrantTable::with_version(&token, version).unwrap();
         assert_eq!((table.stats().max_frames, table.stats().frames), (frames, 1));
         let (mut references, error) = all(&table);
         assert_eq!(error, Error::NoFreeReference);
@@ -66,15 +71,15 @@ fn every_reference_up_to_xens_limit_can_be_had() {
         // What is shared with Xen stays, the rest is given back.
         let status = if version == Version::V2 { frames.div_ceil(8) } else { 0 };
         let slots = (frames * per_frame).div_ceil(512);
-        assert_eq!(pages, (1 + slots + frames + status) as usize);
-        assert_eq!(guest.pages_in_use(), (frames + status) as usize);
+        assert_eq!(pages - before, (1 + slots + frames + status) as usize);
+        assert_eq!(guest.pages_in_use() - before, (frames + status) as usize);
     }
 }
 
 #[test]
 fn a_limit_that_xen_lowers_ends_growth_and_nothing_else() {
     let (xen, guest) = machine(4);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     mock::set_max_frames(&xen, FRONT, 2);
     let (mut references, error) = all(&table);
     let refused = Error::Hypercall { operation: "XENMEM_add_to_physmap", errno: Errno::EINVAL };
@@ -94,7 +99,7 @@ fn a_limit_that_xen_lowers_ends_growth_and_nothing_else() {
 fn without_memory_the_table_stays_as_it_is_and_grows_later() {
     for version in [Version::V1, Version::V2] {
         let (_xen, guest) = machine(3);
-        let table = GrantTable::with_version(guest.clone(), version).unwrap();
+        let table = GrantTable::with_version(&guest.boot().unwrap(), version).unwrap();
         guest.fail_allocs_after(Some(0));
         let (mut references, error) = all(&table);
         assert_eq!((error, table.stats().frames), (Error::OutOfMemory, 1));
@@ -124,19 +129,21 @@ fn a_table_that_cannot_start_says_why() {
         (HypercallNr::MEMORY_OP, "XENMEM_add_to_physmap"),
     ] {
         let (xen, guest) = machine(4);
+        let token = guest.boot().unwrap();
+        let before = guest.pages_in_use();
         xen.set_faults(Dice::new(1), HypercallFaults::new().fail(nth, Chance::ALWAYS, Errno::EPERM));
-        let error = GrantTable::new(guest.clone()).unwrap_err();
+        let error = GrantTable::new(&token).unwrap_err();
         assert_eq!(error, Error::Hypercall { operation, errno: Errno::EPERM });
-        assert!(guest.pages_in_use() <= 1, "at most the page that Xen may have taken");
+        assert!(guest.pages_in_use() <= before + 1, "at most the page that Xen may have taken");
         xen.set_faults(Dice::new(1), HypercallFaults::new());
-        assert!(GrantTable::new(guest).is_ok());
+        assert!(GrantTable::new(&token).is_ok(), "nobody has the table");
     }
 }
 
 #[test]
 fn hypercalls_that_fail_by_chance_cost_nothing_but_tries() {
     let (xen, guest) = machine(32);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let faults = HypercallFaults::new().fail(HypercallNr::MEMORY_OP, Chance::percent(80), Errno::ENOMEM);
     xen.set_faults(Dice::new(7), faults);
     let (mut pages, mut failures) = (Vec::new(), 0);
@@ -150,13 +157,13 @@ fn hypercalls_that_fail_by_chance_cost_nothing_but_tries() {
     }
     assert!(failures > 20, "{failures}");
     assert_eq!((table.stats().frames, pages.len()), (32, (32 * 512 - 8) / 8));
-    assert_eq!(guest.pages_in_use(), 1 + 64 + 8 * pages.len());
+    assert_eq!(guest.pages_in_use(), TOKEN + 1 + 64 + 8 * pages.len());
 }
 
 #[test]
 fn what_can_never_be_granted_at_once_does_not_make_the_table_grow() {
     let (_xen, guest) = machine(3);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     let error = table.share_pages(3 * 512 - 7, BACK, Access::ReadOnly).unwrap_err();
     assert_eq!((error, table.stats().frames), (Error::NoFreeReference, 1));
@@ -166,31 +173,98 @@ fn what_can_never_be_granted_at_once_does_not_make_the_table_grow() {
 }
 
 #[test]
-fn a_table_of_another_version_takes_all_frames_and_the_first_grows_no_more() {
+fn a_table_is_closed_before_one_of_another_version_is_made() {
     let (xen, guest) = machine(4);
     let back = xen.domain(BACK);
-    let first = GrantTable::new(guest.clone()).unwrap();
-    let mut held: Vec<_> = (0..600).map(|_| first.reserve().unwrap()).collect();
-    // No memory for all that: the version is what it was, and the first one goes on.
-    guest.fail_allocs_after(Some(4));
-    assert_eq!(GrantTable::with_version(guest.clone(), Version::V2).map(drop), Err(Error::OutOfMemory));
-    guest.fail_allocs_after(None);
-    assert_eq!(grant::get_version(&guest), Ok(1));
-    held.extend((0..500).map(|_| first.reserve().unwrap()));
+    let token = guest.boot().unwrap();
+    let before = guest.pages_in_use();
+    let first = GrantTable::new(&token).unwrap();
+    let held: Vec<_> = (0..1100).map(|_| first.reserve().unwrap()).collect();
     assert_eq!(first.stats().frames, 3);
-    let second = GrantTable::with_version(guest.clone(), Version::V2).unwrap();
-    assert_eq!((second.version(), second.stats().frames), (Version::V2, 3));
-    // What the first one writes now reaches nobody.
-    let reference = held.pop().unwrap();
-    let gref = reference.gref();
-    let lost = reference.grant(first.alloc_page().unwrap(), BACK, Access::ReadWrite).unwrap();
-    assert!((0..3 * 256).all(|gref| mock::map(&back, FRONT, GrantRef(gref), false).is_err()));
-    assert!(mock::map(&back, FRONT, gref, false).is_err());
-    while first.stats().free > 0 {
-        held.push(first.reserve().unwrap());
+    assert_eq!(GrantTable::with_version(&token, Version::V2).map(drop), Err(Error::Claimed));
+    assert_eq!(GrantTable::new(&token).map(drop), Err(Error::Claimed));
+    drop(held);
+    first.close().unwrap();
+    assert_eq!(guest.pages_in_use(), before, "the frames' pages are memory again");
+    let second = GrantTable::with_version(&token, Version::V2).unwrap();
+    assert_eq!((second.version(), second.stats().frames), (Version::V2, 3), "Xen has so many already");
+    let page = second.share(BACK, Access::ReadWrite).unwrap();
+    drop(mock::map(&back, FRONT, page.gref(), true).unwrap());
+    drop(page);
+    second.close().unwrap();
+    assert_eq!(guest.pages_in_use(), before);
+    // No memory: nobody has the table, and the version is what it was.
+    guest.fail_allocs_after(Some(4));
+    assert_eq!(GrantTable::new(&token).map(drop), Err(Error::OutOfMemory));
+    guest.fail_allocs_after(None);
+    assert_eq!(grant::get_version(&guest), Ok(2));
+    assert_eq!(GrantTable::new(&token).unwrap().version(), Version::V1);
+}
+
+#[test]
+fn a_table_that_a_peer_uses_is_not_closed() {
+    let (xen, guest) = machine(4);
+    let token = guest.boot().unwrap();
+    let table = GrantTable::new(&token).unwrap();
+    let page = table.share(BACK, Access::ReadWrite).unwrap();
+    let mapping = mock::map(&xen.domain(BACK), FRONT, page.gref(), true).unwrap();
+    drop(page);
+    assert_eq!(table.close(), Err(Error::InUse));
+    drop(mapping);
+    assert_eq!(GrantTable::new(&token).map(drop), Err(Error::Claimed), "the peer may have had it for ever");
+    // A handle that was forgotten grants its page still.
+    let other = xen.domain(DomId(7));
+    let token = other.boot().unwrap();
+    let table = GrantTable::new(&token).unwrap();
+    core::mem::forget(table.share(BACK, Access::ReadOnly).unwrap());
+    assert_eq!(table.close(), Err(Error::InUse));
+}
+
+#[test]
+fn a_frame_that_is_mapped_again_leaves_a_hole_or_is_refused_as_on_arm() {
+    for arm in [false, true] {
+        let (xen, guest) = machine(4);
+        xen.refuse_second_mappings(arm);
+        let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
+        let page = table.share(BACK, Access::ReadOnly).unwrap();
+        let elsewhere = guest.gfn(guest.alloc_pages(1).unwrap());
+        // SAFETY: the page is given for this; the table is not used afterwards where the frame has moved.
+        let mapped = unsafe { add_to_physmap(&guest, PhysmapSpace::GRANT_TABLE, 0, elsewhere) };
+        assert_eq!(mapped, if arm { Err(Errno::EBUSY) } else { Ok(()) });
+        // The entries are where the frame is: what the guest writes to the first place reaches nobody.
+        let next = table.share(BACK, Access::ReadOnly).unwrap();
+        let mut byte = [1];
+        let old = mock::copy_from(&xen.domain(BACK), FRONT, page.gref(), 0, &mut byte);
+        let new = mock::copy_from(&xen.domain(BACK), FRONT, next.gref(), 0, &mut byte);
+        assert_eq!((old.is_ok(), new.is_ok()), (true, arm));
+        // shared_info, likewise.
+        let shared = guest.gfn(guest.alloc_pages(1).unwrap());
+        // SAFETY: as above.
+        let mapped = unsafe { add_to_physmap(&guest, PhysmapSpace::SHARED_INFO, 0, shared) };
+        assert_eq!(mapped, if arm { Err(Errno::EBUSY) } else { Ok(()) });
     }
-    assert_eq!(first.reserve().map(drop), Err(Error::Version(2)));
-    drop((lost, held));
-    let page = second.share(BACK, Access::ReadOnly).unwrap();
-    assert!(mock::map(&back, FRONT, page.gref(), false).is_ok());
+}
+
+#[test]
+fn a_table_that_ended_or_could_not_start_leaves_the_next_one_nothing_to_be_refused() {
+    for (before, after) in [(Version::V1, Version::V2), (Version::V2, Version::V1)] {
+        let (xen, guest) = machine(4);
+        xen.refuse_second_mappings(true);
+        let token = guest.boot().unwrap();
+        let first = GrantTable::with_version(&token, before).unwrap();
+        drop((0..1100).map_while(|_| first.reserve().ok()).collect::<Vec<_>>());
+        first.close().unwrap();
+        let pages = guest.pages_in_use();
+        // Memory for a few of the frames, then none.
+        for allowed in 0..6 {
+            guest.fail_allocs_after(Some(allowed));
+            let made = GrantTable::with_version(&token, after);
+            assert_eq!(made.as_ref().map(drop), Err(&Error::OutOfMemory), "{after:?} {allowed} {made:?}");
+            guest.fail_allocs_after(None);
+            assert_eq!(guest.pages_in_use(), pages);
+        }
+        let table = GrantTable::with_version(&token, after).unwrap();
+        let page = table.share(BACK, Access::ReadOnly).unwrap();
+        assert!(mock::map(&xen.domain(BACK), FRONT, page.gref(), false).is_ok());
+    }
 }

@@ -423,8 +423,8 @@ fn run(version: Version, seed: u64, percent: [u8; 5], ops: &[Op]) {
     mock::install(&xen);
     let (guest, peer) = (xen.domain(FRONT), xen.domain(BACK));
     xen.domain(STRANGER);
-    let table = GrantTable::with_version(guest.clone(), version).unwrap();
-    let theirs = GrantTable::new(peer.clone()).unwrap();
+    let table = GrantTable::with_version(&guest.boot().unwrap(), version).unwrap();
+    let theirs = GrantTable::new(&peer.boot().unwrap()).unwrap();
     let (before, room) = (guest.pages_in_use(), peer.room_in_use());
     let [again, copy, map, unmap, keep] = percent.map(Chance::percent);
     let mut faults = mock::Faults::new();

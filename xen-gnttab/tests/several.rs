@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory};
+use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -32,7 +32,7 @@ fn all_free(table: &GrantTable<MockDomain>) -> bool {
 fn many_pages_are_granted_or_none() {
     let (xen, dom0, guest) = machine();
     mock::set_max_frames(&xen, GUEST, 1);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     let pages = table.share_many::<16>(DOM0, Access::ReadOnly).unwrap();
     let grefs: Vec<u32> = pages.iter().map(|page| page.gref().0).collect();
@@ -63,40 +63,42 @@ fn many_pages_are_granted_or_none() {
 }
 
 #[test]
-fn only_empty_places_are_filled() {
-    let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
-    let mut places: [Option<GrantedPage<'_, MockDomain>>; 6] = [const { None }; 6];
-    places[1] = Some(table.share(DOM0, Access::ReadWrite).unwrap());
-    places[4] = Some(table.share(DOM0, Access::ReadWrite).unwrap());
-    let refs = |places: &[Option<GrantedPage<'_, MockDomain>>]| -> Vec<Option<u32>> {
-        places.iter().map(|place| place.as_ref().map(|page| page.gref().0)).collect()
-    };
-    guest.fail_allocs_after(Some(2));
-    assert_eq!(table.share_each(&mut places, DOM0, Access::ReadOnly), Err(Error::OutOfMemory));
-    assert_eq!(refs(&places), [None, Some(8), None, None, Some(9), None]);
-    guest.fail_allocs_after(None);
-    table.share_each(&mut places, DOM0, Access::ReadOnly).unwrap();
-    let mut now: Vec<u32> = refs(&places).into_iter().flatten().collect();
-    now.sort_unstable();
-    assert_eq!(now, (8..14).collect::<Vec<u32>>());
-    for (index, place) in places.iter().enumerate() {
-        let page = place.as_ref().unwrap();
-        let writable = matches!(index, 1 | 4);
-        assert_eq!(mock::map(&dom0, GUEST, page.gref(), true).is_ok(), writable);
-        assert_eq!(mock::map(&dom0, GUEST, page.gref(), false).map(drop), Ok(()));
+fn a_batch_that_fails_touches_no_page_of_others_whatever_its_number() {
+    let (xen, dom0, guest) = machine();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
+    let other = GrantTable::new(&xen.domain(DomId(2)).boot().unwrap()).unwrap();
+    // Each table hands out the same numbers.
+    let page = other.share(DOM0, Access::ReadWrite).unwrap();
+    let mut ours = table.share(DOM0, Access::ReadWrite).unwrap();
+    assert_eq!(page.gref(), ours.gref());
+    ours.write_bytes(0, b"ours").unwrap();
+    let mut mapping = mock::map(&dom0, GUEST, ours.gref(), true).unwrap();
+    let before = guest.pages_in_use();
+    for allowed in 0..3 {
+        guest.fail_allocs_after(Some(allowed));
+        assert_eq!(table.share_many::<3>(DOM0, Access::ReadOnly).unwrap_err(), Error::OutOfMemory);
+        guest.fail_allocs_after(None);
+        assert_eq!((guest.pages_in_use(), table.stats().in_use), (before, 1));
     }
-    let granted = table.stats().granted;
-    table.share_each(&mut places, DOM0, Access::ReadOnly).unwrap();
-    assert_eq!(table.stats().granted, granted, "nothing was missing");
-    drop(places);
-    assert!(all_free(&table));
+    let mut seen = [0; 4];
+    mapping.mem().read_bytes(0, &mut seen).unwrap();
+    assert_eq!(&seen, b"ours");
+    // What is granted is what was allocated for it, and by this table.
+    let fresh = table.share_many::<3>(DOM0, Access::ReadOnly).unwrap();
+    for page in &fresh {
+        let mut byte = [1];
+        mock::copy_from(&dom0, GUEST, page.gref(), 0, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
+        assert_ne!(page.gref(), ours.gref());
+    }
+    let mine = table.alloc_page().unwrap();
+    assert_eq!(other.grant(mine, DOM0, Access::ReadOnly).unwrap_err().error, Error::ForeignPage);
 }
 
 #[test]
 fn pages_in_a_row_are_one_memory_with_a_reference_each() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     // Take some and give every second back, so that references are not in a row.
     let mut scattered = Vec::from(table.share_many::<12>(DOM0, Access::ReadWrite).unwrap());
@@ -152,7 +154,7 @@ fn pages_in_a_row_are_one_memory_with_a_reference_each() {
 #[test]
 fn one_page_is_a_run_as_well() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     let run = table.share_pages(1, DOM0, Access::ReadWrite).unwrap();
     let mapping = mock::map(&dom0, GUEST, run.grefs().next().unwrap(), true).unwrap();
@@ -168,7 +170,7 @@ fn one_page_is_a_run_as_well() {
 fn runs_fail_as_a_whole() {
     let (xen, _dom0, guest) = machine();
     mock::set_max_frames(&xen, GUEST, 1);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let before = guest.pages_in_use();
     let too_many = table.share_pages(505, DOM0, Access::ReadWrite).unwrap_err();
     assert_eq!((too_many, guest.pages_in_use()), (Error::NoFreeReference, before));
@@ -188,7 +190,7 @@ fn runs_fail_as_a_whole() {
 #[test]
 fn a_batch_larger_than_what_is_free_makes_the_table_grow() {
     let (_xen, _dom0, guest) = machine();
-    let table = GrantTable::new(guest).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let first = table.share_many::<500>(DOM0, Access::ReadOnly).unwrap();
     let run = table.share_pages(600, DOM0, Access::ReadOnly).unwrap();
     assert_eq!(run.grefs().count(), 600);
@@ -201,7 +203,7 @@ fn a_batch_larger_than_what_is_free_makes_the_table_grow() {
 fn a_held_reference_grants_again_and_again() {
     let (xen, dom0, guest) = machine();
     mock::set_max_frames(&xen, GUEST, 1);
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let mut reference = table.reserve().unwrap();
     let mut page = table.alloc_page().unwrap();
     let others: Vec<_> = (1..FIRST_FRAME).map(|_| table.share(DOM0, Access::ReadOnly).unwrap()).collect();
@@ -235,7 +237,7 @@ fn a_held_reference_grants_again_and_again() {
 #[test]
 fn a_lent_page_stays_readable() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let mut page = table.alloc_page().unwrap();
     page.bytes_mut()[..5].copy_from_slice(b"mine!");
     let lent = table.lend(page, DOM0).unwrap();
@@ -254,7 +256,8 @@ fn a_lent_page_stays_readable() {
 #[test]
 fn pages_of_another_platform_are_refused() {
     let (_xen, dom0, guest) = machine();
-    let (ours, theirs) = (GrantTable::new(guest.clone()).unwrap(), GrantTable::new(dom0.clone()).unwrap());
+    let (ours, theirs) =
+        (GrantTable::new(&guest.boot().unwrap()).unwrap(), GrantTable::new(&dom0.boot().unwrap()).unwrap());
     let before = (guest.pages_in_use(), dom0.pages_in_use());
     let rejected = ours.grant(theirs.alloc_page().unwrap(), DOM0, Access::ReadOnly).unwrap_err();
     assert_eq!(rejected.error, Error::ForeignPage);
@@ -269,6 +272,7 @@ fn pages_of_another_platform_are_refused() {
 }
 
 /// A platform that leaves in its pages what was there.
+#[derive(Clone)]
 struct Dirty(MockDomain);
 
 // SAFETY: the inner one keeps the promises.
@@ -303,7 +307,9 @@ unsafe impl PageMemory for Dirty {
 #[test]
 fn nothing_that_was_in_a_page_reaches_another_domain() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(Dirty(guest)).unwrap();
+    // SAFETY: nobody else uses this domain.
+    let token = unsafe { Domain::new(Dirty(guest)) }.unwrap();
+    let table = GrantTable::new(&token).unwrap();
     let one = table.share(DOM0, Access::ReadOnly).unwrap();
     let many = table.share_many::<2>(DOM0, Access::ReadOnly).unwrap();
     let run = table.share_pages(3, DOM0, Access::ReadOnly).unwrap();
@@ -328,7 +334,7 @@ impl Wake for Count {
 fn who_waits_for_a_reference_is_woken_by_the_next_one_given_back() {
     let (xen, dom0, guest) = machine();
     mock::set_max_frames(&xen, GUEST, 1);
-    let table = GrantTable::new(guest).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
     let woken = || (first.0.load(Ordering::Relaxed), second.0.load(Ordering::Relaxed));
     let (one, two) = (Waker::from(first.clone()), Waker::from(second.clone()));
@@ -367,7 +373,7 @@ fn who_waits_for_a_reference_is_woken_by_the_next_one_given_back() {
 #[test]
 fn a_sweep_in_portions_comes_round() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let pages = Vec::from(table.share_many::<1500>(DOM0, Access::ReadOnly).unwrap());
     // Something in the quarantine in each of three portions, of which the middle one stays.
     let mut kept = Vec::new();

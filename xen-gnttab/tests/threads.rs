@@ -41,7 +41,7 @@ fn run(version: Version, per_frame: u32) {
     let xen = MockXen::new();
     mock::install(&xen);
     let guest = xen.domain(GUEST);
-    let table = GrantTable::with_version(guest.clone(), version).unwrap();
+    let table = GrantTable::with_version(&guest.boot().unwrap(), version).unwrap();
     let taken: Vec<AtomicBool> = (0..4096).map(|_| AtomicBool::new(false)).collect();
     let done = AtomicBool::new(false);
     let quarantines = thread::scope(|scope| {
@@ -67,7 +67,7 @@ fn run(version: Version, per_frame: u32) {
     assert!(stats.frames >= 2, "the table grew");
     let slots = (stats.frames * per_frame).div_ceil(512);
     let status = if version == Version::V2 { stats.frames.div_ceil(8) } else { 0 };
-    assert_eq!(guest.pages_in_use(), (1 + stats.frames + slots + status) as usize);
+    assert_eq!(guest.pages_in_use(), (2 + 1 + stats.frames + slots + status) as usize);
     // The list has every reference once: take them all.
     let all: Vec<_> = (0..stats.refs).map(|_| table.share(DOM0, Access::ReadOnly).unwrap()).collect();
     assert_eq!(table.stats().frames, stats.frames);

@@ -4,7 +4,7 @@
 use xen_gnttab::{Access, Ended, Error, GrantRef, GrantStatus, GrantTable, Version, mock};
 use xen_hypercall::abi::XENMAPSPACE_GRANT_TABLE;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, PAGE_SIZE, grant};
+use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, PAGE_SIZE, PageMemory, grant};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -21,19 +21,25 @@ fn machine() -> (MockXen, MockDomain, MockDomain) {
 #[test]
 fn the_version_is_what_was_asked_for_or_what_xen_has() {
     let (xen, _dom0, guest) = machine();
-    assert_eq!(GrantTable::new(guest.clone()).unwrap().version(), Version::V1);
-    assert_eq!(grant::get_version(&guest), Ok(1));
+    let token = guest.boot().unwrap();
+    let table = GrantTable::new(&token).unwrap();
+    assert_eq!((table.version(), grant::get_version(&guest)), (Version::V1, Ok(1)));
+    table.close().unwrap();
     for (version, now) in [(Version::V2, 2), (Version::V1, 1), (Version::Best, 2)] {
-        let table = GrantTable::with_version(guest.clone(), version).unwrap();
+        let table = GrantTable::with_version(&token, version).unwrap();
         assert_eq!(grant::get_version(&guest), Ok(now));
         assert_eq!(table.version(), if now == 2 { Version::V2 } else { Version::V1 });
         drop(table.share(DOM0, Access::ReadWrite).unwrap());
+        table.close().unwrap();
     }
     let other = xen.domain(DomId(2));
     mock::set_max_version(&xen, DomId(2), 1);
-    let refused = GrantTable::with_version(other.clone(), Version::V2).unwrap_err();
-    assert_eq!((refused, other.pages_in_use()), (Error::Version(1), 0));
-    let table = GrantTable::with_version(other, Version::Best).unwrap();
+    let token = other.boot().unwrap();
+    let before = other.pages_in_use();
+    let refused = GrantTable::with_version(&token, Version::V2).unwrap_err();
+    assert_eq!((refused, other.pages_in_use()), (Error::Version(1), before));
+    // A site that forbids version 2 (`gnttab=max-ver:1`) loses nothing.
+    let table = GrantTable::with_version(&token, Version::Best).unwrap();
     assert_eq!(table.version(), Version::V1);
     // A Xen that never heard of versions.
     let old = MockXen::new();
@@ -49,32 +55,36 @@ fn the_version_is_what_was_asked_for_or_what_xen_has() {
         assert_eq!(caller.id(), GUEST);
         0
     });
-    let table = GrantTable::with_version(guest.clone(), Version::Best).unwrap();
+    let table = GrantTable::with_version(&guest.boot().unwrap(), Version::Best).unwrap();
     assert_eq!((table.version(), table.stats().max_frames), (Version::V1, 4));
-    assert_eq!(GrantTable::with_version(guest, Version::V2).unwrap_err(), Error::Version(1));
+    drop(table);
+    assert_eq!(GrantTable::with_version(&guest.boot().unwrap(), Version::V2).unwrap_err(), Error::Version(1));
 }
 
 #[test]
 fn the_version_stays_while_grants_are_in_use() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::new(guest.clone()).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let page = table.share(DOM0, Access::ReadWrite).unwrap();
     let mapping = mock::map(&dom0, GUEST, page.gref(), true).unwrap();
-    let busy = Error::Hypercall { operation: "GNTTABOP_set_version", errno: Errno::EBUSY };
-    assert_eq!(GrantTable::with_version(guest.clone(), Version::V2).unwrap_err(), busy);
-    assert_eq!(GrantTable::with_version(guest.clone(), Version::Best).unwrap_err(), busy);
-    drop((mapping, page));
+    core::mem::forget(page);
     drop(table);
-    assert!(GrantTable::with_version(guest, Version::V2).is_ok());
+    // Another kernel takes over.
+    let token = guest.boot().unwrap();
+    let busy = Error::Hypercall { operation: "GNTTABOP_set_version", errno: Errno::EBUSY };
+    assert_eq!(GrantTable::with_version(&token, Version::V2).unwrap_err(), busy);
+    assert_eq!(GrantTable::with_version(&token, Version::Best).unwrap_err(), busy);
+    drop(mapping);
+    assert!(GrantTable::with_version(&token, Version::V2).is_ok());
 }
 
 #[test]
 fn reserved_entries_outlast_a_change_of_version() {
     let (_xen, dom0, guest) = machine();
-    let first = GrantTable::new(guest.clone()).unwrap();
+    let token = guest.boot().unwrap();
+    let first = GrantTable::new(&token).unwrap();
     // The toolstack made an entry for xenstore's page. Where the frame is the guest knows; here it is looked for.
-    let mut page = first.share(DOM0, Access::ReadWrite).unwrap();
-    page.write_bytes(0, b"store").unwrap();
+    let page = first.share(DOM0, Access::ReadWrite).unwrap();
     let entries = (0..guest.pages_in_use() as u64)
         .filter_map(|index| guest.page_at(xen_hypercall::Gfn(0x1000 + index)))
         .find(|at| {
@@ -84,26 +94,31 @@ fn reserved_entries_outlast_a_change_of_version() {
             entry & 0xFFFF_FFFF == 1 && entry >> 32 != 0
         })
         .expect("the frame with the entry of reference 8");
-    // SAFETY: as above: entry 8, of eight bytes, goes to entry 1.
-    unsafe { entries.cast::<u64>().add(1).write(entries.cast::<u64>().add(8).read()) };
+    let store = guest.alloc_pages(1).unwrap();
+    // SAFETY: as above: entry 1, of eight bytes, is as entry 8, for another page, which is the test's own.
+    unsafe {
+        store.cast::<[u8; 5]>().write(*b"store");
+        entries.cast::<u64>().add(1).write(1 | guest.gfn(store).0 << 32);
+    }
     let xenstore = |gref| {
         let mut out = [0; 5];
         mock::copy_from(&dom0, GUEST, gref, 0, &mut out).map(|()| out)
     };
     assert_eq!(xenstore(GrantRef::XENSTORE), Ok(*b"store"));
+    drop(page);
+    first.close().unwrap();
     for version in [Version::V2, Version::V1, Version::V2] {
-        let table = GrantTable::with_version(guest.clone(), version).unwrap();
+        let table = GrantTable::with_version(&token, version).unwrap();
         assert_eq!(xenstore(GrantRef::XENSTORE), Ok(*b"store"), "{version:?}");
         assert_eq!(xenstore(GrantRef(8)), Err(GrantStatus::GENERAL_ERROR));
-        drop(table);
+        table.close().unwrap();
     }
-    drop(page);
 }
 
 #[test]
 fn pages_are_shared_and_come_back_as_in_version_1() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::with_version(guest.clone(), Version::V2).unwrap();
+    let table = GrantTable::with_version(&guest.boot().unwrap(), Version::V2).unwrap();
     let before = guest.pages_in_use();
     let mut page = table.share(DOM0, Access::ReadWrite).unwrap();
     assert_eq!((page.peer(), page.access(), page.gref()), (DOM0, Access::ReadWrite, GrantRef(8)));
@@ -141,7 +156,7 @@ fn pages_are_shared_and_come_back_as_in_version_1() {
 fn the_table_grows_with_its_status_frames() {
     let (xen, dom0, guest) = machine();
     mock::set_max_frames(&xen, GUEST, 10);
-    let table = GrantTable::with_version(guest.clone(), Version::V2).unwrap();
+    let table = GrantTable::with_version(&guest.boot().unwrap(), Version::V2).unwrap();
     assert_eq!((table.stats().refs, table.stats().max_frames), (PER_FRAME - 8, 10));
     let pages: Vec<_> =
         (0..10 * PER_FRAME - 8).map(|_| table.share(DOM0, Access::ReadWrite).unwrap()).collect();
@@ -149,7 +164,7 @@ fn the_table_grows_with_its_status_frames() {
     let grefs: Vec<u32> = pages.iter().map(|page| page.gref().0).collect();
     assert_eq!(grefs, (8..10 * PER_FRAME).collect::<Vec<_>>());
     // Ten frames of entries, five of slots for them, two of status words for eight frames each, and the directory.
-    assert_eq!(guest.pages_in_use(), pages.len() + 10 + 5 + 2 + 1);
+    assert_eq!(guest.pages_in_use(), 2 + pages.len() + 10 + 5 + 2 + 1, "and the domain's token");
     // In the second status frame.
     let page = pages.iter().find(|page| page.gref().0 == 2100).unwrap();
     let mapping = mock::map(&dom0, GUEST, page.gref(), true).unwrap();
@@ -163,15 +178,17 @@ fn the_table_grows_with_its_status_frames() {
 #[test]
 fn a_frame_without_its_status_frame_is_finished_later() {
     let (xen, _dom0, guest) = machine();
+    let token = guest.boot().unwrap();
+    let before = guest.pages_in_use();
     for n in 0..4 {
         guest.fail_allocs_after(Some(n));
-        let error = GrantTable::with_version(guest.clone(), Version::V2).unwrap_err();
-        // The frames that Xen has put into the domain's memory are lost with a table that did not start.
-        assert_eq!((error, guest.pages_in_use()), (Error::OutOfMemory, usize::from(n == 3)));
+        let error = GrantTable::with_version(&token, Version::V2).unwrap_err();
+        // A table that did not start has its frames taken out again.
+        assert_eq!((error, guest.pages_in_use()), (Error::OutOfMemory, before));
     }
     guest.fail_allocs_after(None);
-    let lost = guest.pages_in_use();
-    let table = GrantTable::with_version(guest.clone(), Version::V2).unwrap();
+    let empty = guest.pages_in_use();
+    let table = GrantTable::with_version(&token, Version::V2).unwrap();
     let mut pages: Vec<_> =
         (0..8 * PER_FRAME - 8).map(|_| table.share(DOM0, Access::ReadWrite).unwrap()).collect();
     let before = guest.pages_in_use();
@@ -187,13 +204,13 @@ fn a_frame_without_its_status_frame_is_finished_later() {
     mock::install(&xen);
     pages.push(table.share(DOM0, Access::ReadWrite).unwrap());
     assert_eq!(table.stats().frames, 9);
-    assert_eq!(guest.pages_in_use(), pages.len() + 9 + 5 + 2 + 1 + lost);
+    assert_eq!(guest.pages_in_use(), pages.len() + 9 + 5 + 2 + 1 + empty);
 }
 
 #[test]
 fn a_part_is_copied_and_nothing_beside_it() {
     let (_xen, dom0, guest) = machine();
-    let table = GrantTable::with_version(guest.clone(), Version::V2).unwrap();
+    let table = GrantTable::with_version(&guest.boot().unwrap(), Version::V2).unwrap();
     let mut page = table.alloc_page().unwrap();
     page.bytes_mut()[100..110].copy_from_slice(b"for others");
     let mut part = table.grant_part(page, DOM0, Access::ReadWrite, 100, 10).unwrap();
@@ -231,8 +248,8 @@ fn a_part_is_copied_and_nothing_beside_it() {
 fn a_grant_is_passed_on_for_copies() {
     let (xen, dom0, guest) = machine();
     let other = xen.domain(DomId(2));
-    let owners = GrantTable::new(guest.clone()).unwrap();
-    let table = GrantTable::with_version(other.clone(), Version::V2).unwrap();
+    let owners = GrantTable::new(&guest.boot().unwrap()).unwrap();
+    let table = GrantTable::with_version(&other.boot().unwrap(), Version::V2).unwrap();
     let mut page = owners.share(DomId(2), Access::ReadOnly).unwrap();
     page.write_bytes(0, b"passed").unwrap();
 
@@ -250,7 +267,7 @@ fn a_grant_is_passed_on_for_copies() {
     assert_eq!(mapped, Err(GrantStatus::GENERAL_ERROR));
     assert!(!passed.in_use() && !page.in_use(), "a use that failed leaves no trace");
     // Not a second time, not its own, not what does not exist.
-    let theirs = GrantTable::with_version(dom0.clone(), Version::V2).unwrap();
+    let theirs = GrantTable::with_version(&dom0.boot().unwrap(), Version::V2).unwrap();
     let twice = theirs.grant_transitive(GUEST, Access::ReadOnly, DomId(2), passed.gref()).unwrap();
     let mut out = [0; 6];
     let copied = mock::copy_from(&guest, DOM0, twice.gref(), 0, &mut out);
@@ -273,7 +290,7 @@ fn a_grant_is_passed_on_for_copies() {
 #[test]
 fn version_1_grants_whole_pages_only() {
     let (_xen, _dom0, guest) = machine();
-    let table = GrantTable::new(guest).unwrap();
+    let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
     let rejected = table.grant_part(table.alloc_page().unwrap(), DOM0, Access::ReadOnly, 0, 16).unwrap_err();
     assert_eq!(rejected.error, Error::NeedsVersion2);
     let passed = table.grant_transitive(DOM0, Access::ReadOnly, DomId(2), GrantRef(8));
@@ -284,12 +301,12 @@ fn version_1_grants_whole_pages_only() {
 #[test]
 fn a_second_table_does_not_touch_what_the_first_left_in_use() {
     let (_xen, dom0, guest) = machine();
-    let first = GrantTable::with_version(guest.clone(), Version::V2).unwrap();
+    let first = GrantTable::with_version(&guest.boot().unwrap(), Version::V2).unwrap();
     let busy = first.share(DOM0, Access::ReadWrite).unwrap();
     let (gref, mapping) = (busy.gref(), mock::map(&dom0, GUEST, busy.gref(), true).unwrap());
     core::mem::forget(busy);
     drop(first);
-    let second = GrantTable::with_version(guest, Version::V2).unwrap();
+    let second = GrantTable::with_version(&guest.boot().unwrap(), Version::V2).unwrap();
     assert_eq!((second.stats().quarantined, second.reclaim()), (1, 0));
     let pages = second.share_many::<247>(DOM0, Access::ReadWrite).unwrap();
     assert!(pages.iter().all(|page| page.gref() != gref));

@@ -32,7 +32,7 @@ impl Assist {
 ///
 /// # Errors
 /// `EINVAL` for one that this kind of guest does not have.
-pub fn enable(xen: &impl Hypercall, assist: Assist) -> Result<(), Errno> {
+pub fn enable(xen: &(impl Hypercall + ?Sized), assist: Assist) -> Result<(), Errno> {
     numbers(xen, Plain::AssistEnable, [assist.0, 0, 0, 0]).map(drop)
 }
 
@@ -40,6 +40,6 @@ pub fn enable(xen: &impl Hypercall, assist: Assist) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `EINVAL` for one that this kind of guest does not have.
-pub fn disable(xen: &impl Hypercall, assist: Assist) -> Result<(), Errno> {
+pub fn disable(xen: &(impl Hypercall + ?Sized), assist: Assist) -> Result<(), Errno> {
     numbers(xen, Plain::AssistDisable, [assist.0, 0, 0, 0]).map(drop)
 }

@@ -16,15 +16,19 @@ pub unsafe trait Command {
     const CMD: usize;
 }
 
-/// Runs a command; what it answers is in `argument` afterwards.
-pub(crate) fn run<C: Command>(xen: &impl Hypercall, argument: &mut C) -> Result<usize, Errno> {
+/// Runs a command. Xen fills `argument` in.
+pub(crate) fn run<C: Command>(xen: &(impl Hypercall + ?Sized), argument: &mut C) -> Result<usize, Errno> {
     let pointer = core::ptr::from_mut(argument).expose_provenance();
     // SAFETY: `Command` promises that the call reaches only `argument`, which is exclusively borrowed meanwhile.
     Errno::check(unsafe { xen.hypercall(C::NR, [C::CMD, pointer, 0, 0, 0]) })
 }
 
 /// Runs a call all of whose arguments are plain numbers, named here as having no effect on memory.
-pub(crate) fn numbers(xen: &impl Hypercall, call: Plain, args: [usize; 4]) -> Result<usize, Errno> {
+pub(crate) fn numbers(
+    xen: &(impl Hypercall + ?Sized),
+    call: Plain,
+    args: [usize; 4],
+) -> Result<usize, Errno> {
     let (nr, command) = call.parts();
     let [a, b, c, d] = args;
     // SAFETY: each command of `Plain` takes no pointer (a null where it has an unused one) and touches no memory.
@@ -68,7 +72,7 @@ plain! {
 /// # Safety
 /// The command writes at most `N` bytes to the pointer and has no other effect.
 pub(crate) unsafe fn fill<const N: usize>(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     nr: HypercallNr,
     command: usize,
 ) -> Result<[u8; N], Errno> {

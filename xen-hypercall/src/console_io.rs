@@ -1,6 +1,5 @@
-//! Xen's own console (`CONSOLEIO_*` of `xen.h`): there before anything else, but a release build of Xen shows it
-//! only for the first domain. PV guests have these calls in every Xen, others since
-//! 4.4.
+//! Xen's own console (`CONSOLEIO_*` of `xen.h`). It works before anything is set up. A release build of Xen shows the output
+//! of the first domain only. PV guests have these calls in every Xen, others since 4.4.
 #![allow(unsafe_code, reason = "hands over buffers")]
 
 use crate::abi::{CONSOLEIO_READ, CONSOLEIO_WRITE};
@@ -9,8 +8,8 @@ use crate::{Errno, Hypercall, HypercallNr};
 /// Writes text to Xen's console.
 ///
 /// # Errors
-/// `EPERM` or `ENOSYS` where Xen does not take it.
-pub fn write(xen: &impl Hypercall, text: &[u8]) -> Result<(), Errno> {
+/// `EPERM` or `ENOSYS` where the domain has no access to the console.
+pub fn write(xen: &(impl Hypercall + ?Sized), text: &[u8]) -> Result<(), Errno> {
     let pointer = text.as_ptr().expose_provenance();
     // SAFETY: CONSOLEIO_write reads `text.len()` bytes at the pointer, all of them borrowed.
     Errno::check(unsafe {
@@ -19,11 +18,11 @@ pub fn write(xen: &impl Hypercall, text: &[u8]) -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Reads what was typed on Xen's console; answers how many bytes came, at most `buffer.len()`.
+/// Reads the input of Xen's console. Returns the number of bytes read, at most `buffer.len()`.
 ///
 /// # Errors
 /// `EPERM` for all but the first domain.
-pub fn read(xen: &impl Hypercall, buffer: &mut [u8]) -> Result<usize, Errno> {
+pub fn read(xen: &(impl Hypercall + ?Sized), buffer: &mut [u8]) -> Result<usize, Errno> {
     let pointer = buffer.as_mut_ptr().expose_provenance();
     // SAFETY: CONSOLEIO_read writes at most `buffer.len()` bytes at the pointer, all of them exclusively borrowed.
     let count = Errno::check(unsafe {

@@ -33,14 +33,22 @@ macro_rules! errnos {
         impl Errno {
             $(#[doc = concat!("Number ", stringify!($nr), ": ", $text, ".")] pub const $name: Self = Self($nr);)*
 
-            const fn describe(self) -> Option<(&'static str, &'static str)> {
-                match self.0 {
-                    $($nr => Some((stringify!($name), $text)),)*
-                    _ => None,
-                }
-            }
         }
+
+        /// A line for each: number, name, text. One text takes a fifth of the room in an image that a name and a text for
+        /// each number do.
+        const LINES: &str = concat!($($nr, "/", stringify!($name), "/", $text, "\n",)*);
     };
+}
+
+impl Errno {
+    fn describe(self) -> Option<(&'static str, &'static str)> {
+        LINES.lines().find_map(|line| {
+            let (number, rest) = line.split_once('/')?;
+            let number = number.bytes().fold(0, |number, digit| number * 10 + i32::from(digit - b'0'));
+            rest.split_once('/').filter(|_| number == self.0)
+        })
+    }
 }
 
 errnos! {

@@ -38,17 +38,21 @@ commands! {
 ///
 /// # Errors
 /// `ENOSPC` when all ports are taken, `ESRCH` for a domain that does not exist.
-pub fn alloc_unbound(xen: &impl Hypercall, remote: DomId) -> Result<u32, Errno> {
+pub fn alloc_unbound(xen: &(impl Hypercall + ?Sized), remote: DomId) -> Result<u32, Errno> {
     let mut op = EvtchnAllocUnbound { dom: DomId::SELF.0, remote_dom: remote.0, port: 0 };
     run(xen, &mut op)?;
     Ok(op.port)
 }
 
-/// A new port bound to one that `remote` allocated for us.
+/// A new port, bound to a port that `remote` allocated for this domain.
 ///
 /// # Errors
-/// `EINVAL` when the remote port is not ours to bind, `ESRCH` for a domain that does not exist, `ENOSPC`.
-pub fn bind_interdomain(xen: &impl Hypercall, remote: DomId, remote_port: u32) -> Result<u32, Errno> {
+/// `EINVAL` when the remote port is not allocated for this domain, `ESRCH` for a domain that does not exist, `ENOSPC`.
+pub fn bind_interdomain(
+    xen: &(impl Hypercall + ?Sized),
+    remote: DomId,
+    remote_port: u32,
+) -> Result<u32, Errno> {
     let mut op = EvtchnBindInterdomain { remote_dom: remote.0, pad0: 0, remote_port, local_port: 0 };
     run(xen, &mut op)?;
     Ok(op.local_port)
@@ -58,7 +62,7 @@ pub fn bind_interdomain(xen: &impl Hypercall, remote: DomId, remote_port: u32) -
 ///
 /// # Errors
 /// `EEXIST` when it is bound already, `EINVAL`, `ENOENT` for a vCPU that does not exist, `ENOSPC`.
-pub fn bind_virq(xen: &impl Hypercall, virq: u32, vcpu: VcpuId) -> Result<u32, Errno> {
+pub fn bind_virq(xen: &(impl Hypercall + ?Sized), virq: u32, vcpu: VcpuId) -> Result<u32, Errno> {
     let mut op = EvtchnBindVirq { virq, vcpu: vcpu.0, port: 0 };
     run(xen, &mut op)?;
     Ok(op.port)
@@ -68,7 +72,7 @@ pub fn bind_virq(xen: &impl Hypercall, virq: u32, vcpu: VcpuId) -> Result<u32, E
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `ENOSPC`.
-pub fn bind_ipi(xen: &impl Hypercall, vcpu: VcpuId) -> Result<u32, Errno> {
+pub fn bind_ipi(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<u32, Errno> {
     let mut op = EvtchnBindIpi { vcpu: vcpu.0, port: 0 };
     run(xen, &mut op)?;
     Ok(op.port)
@@ -80,7 +84,7 @@ pub fn bind_ipi(xen: &impl Hypercall, vcpu: VcpuId) -> Result<u32, Errno> {
 /// # Errors
 /// `EINVAL` for a pirq out of range, `EEXIST` when it is bound already, `EPERM` for one that is not this domain's,
 /// `ENOSPC`.
-pub fn bind_pirq(xen: &impl Hypercall, pirq: u32, shared: bool) -> Result<u32, Errno> {
+pub fn bind_pirq(xen: &(impl Hypercall + ?Sized), pirq: u32, shared: bool) -> Result<u32, Errno> {
     let flags = if shared { BIND_PIRQ_WILL_SHARE } else { 0 };
     let mut op = EvtchnBindPirq { pirq, flags, port: 0 };
     run(xen, &mut op)?;
@@ -91,7 +95,7 @@ pub fn bind_pirq(xen: &impl Hypercall, pirq: u32, shared: bool) -> Result<u32, E
 ///
 /// # Errors
 /// `EINVAL` for a port that is not open.
-pub fn close(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
+pub fn close(xen: &(impl Hypercall + ?Sized), port: u32) -> Result<(), Errno> {
     run(xen, &mut EvtchnClose { port }).map(drop)
 }
 
@@ -99,7 +103,7 @@ pub fn close(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `EINVAL` for a port of a kind that cannot send.
-pub fn send(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
+pub fn send(xen: &(impl Hypercall + ?Sized), port: u32) -> Result<(), Errno> {
     run(xen, &mut EvtchnSend { port }).map(drop)
 }
 
@@ -107,7 +111,7 @@ pub fn send(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `EINVAL` for a port out of range.
-pub fn status(xen: &impl Hypercall, port: u32) -> Result<EvtchnStatus, Errno> {
+pub fn status(xen: &(impl Hypercall + ?Sized), port: u32) -> Result<EvtchnStatus, Errno> {
     let mut op = EvtchnStatus { dom: DomId::SELF.0, port, ..Default::default() };
     run(xen, &mut op)?;
     Ok(op)
@@ -115,12 +119,12 @@ pub fn status(xen: &impl Hypercall, port: u32) -> Result<EvtchnStatus, Errno> {
 
 /// The number by which Xen and other domains know the calling domain.
 ///
-/// No call is there for that: Xen tells it of a port that may be bound by the domain itself. The port is allocated for the
-/// question, and closed. A domain gets another number when it is restored or migrated.
+/// Xen has no call for it. The number is in the status of an unbound port that the domain allocates for itself; this function
+/// allocates one, reads the status, and closes the port. A restored or migrated domain has another number.
 ///
 /// # Errors
-/// As [`alloc_unbound`]; `EBADMSG` when Xen says of the port what it never should.
-pub fn own_domain(xen: &impl Hypercall) -> Result<DomId, Errno> {
+/// As [`alloc_unbound`]; `EBADMSG` when the status is not that of such a port.
+pub fn own_domain(xen: &(impl Hypercall + ?Sized)) -> Result<DomId, Errno> {
     let port = alloc_unbound(xen, DomId::SELF)?;
     let said = status(xen, port);
     close(xen, port)?;
@@ -133,7 +137,7 @@ pub fn own_domain(xen: &impl Hypercall) -> Result<DomId, Errno> {
 ///
 /// # Errors
 /// `EINVAL` for a port of a kind that cannot move, `ENOENT` for a vCPU that does not exist.
-pub fn bind_vcpu(xen: &impl Hypercall, port: u32, vcpu: VcpuId) -> Result<(), Errno> {
+pub fn bind_vcpu(xen: &(impl Hypercall + ?Sized), port: u32, vcpu: VcpuId) -> Result<(), Errno> {
     run(xen, &mut EvtchnBindVcpu { port, vcpu: vcpu.0 }).map(drop)
 }
 
@@ -141,22 +145,37 @@ pub fn bind_vcpu(xen: &impl Hypercall, port: u32, vcpu: VcpuId) -> Result<(), Er
 ///
 /// # Errors
 /// `EINVAL` for a port out of range.
-pub fn unmask(xen: &impl Hypercall, port: u32) -> Result<(), Errno> {
+pub fn unmask(xen: &(impl Hypercall + ?Sized), port: u32) -> Result<(), Errno> {
     run(xen, &mut EvtchnUnmask { port }).map(drop)
 }
 
-/// Closes every port of this domain, and goes back to the two-level ABI: pages given by [`init_control`] and
-/// [`expand_array`] are the guest's alone again.
+/// How often [`reset`] closes what was opened behind its back.
+const RESETS: usize = 16;
+
+/// Closes every port of this domain, and goes back to the two-level ABI. When it has
+/// succeeded, pages given by [`init_control`] and [`expand_array`] are the guest's alone again; after an error they may still
+/// be Xen's.
+///
+/// Xen closes port after port. It returns `EAGAIN` when another vCPU opened one of the ports passed meanwhile; this function then
+/// makes the call again, 16 times at most.
 ///
 /// # Errors
-/// None for the calling domain itself.
-pub fn reset(xen: &impl Hypercall) -> Result<(), Errno> {
-    run(xen, &mut EvtchnReset { dom: DomId::SELF.0 }).map(drop)
+/// `EBUSY` while another vCPU of the domain is in this call: it is done when that one returns. `EAGAIN` when other vCPUs open
+/// ports faster than Xen closes them: they must stop.
+pub fn reset(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
+    let mut outcome = Err(Errno::EAGAIN);
+    for _ in 0..RESETS {
+        outcome = run(xen, &mut EvtchnReset { dom: DomId::SELF.0 }).map(drop);
+        if outcome != Err(Errno::EAGAIN) {
+            break;
+        }
+    }
+    outcome
 }
 
 /// Gives Xen the control block of a vCPU, at `offset` in page `gfn`: the ready bits and the queue heads of the FIFO ABI.
 /// The first call switches the domain to that ABI, without event words yet; ports that are open stay open, and events
-/// that are pending are raised again once their words exist. Answers how many bits a link has (17).
+/// that are pending are raised again once their words exist. Returns the number of bits in a link (17).
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `EINVAL` for an offset that is no multiple of 8 or too near the end of the
@@ -165,7 +184,12 @@ pub fn reset(xen: &impl Hypercall) -> Result<(), Errno> {
 /// # Safety
 /// Xen writes to the block until [`reset`], or the end of the domain. Nothing else may use those bytes meanwhile but
 /// by atomics, as `struct evtchn_fifo_control_block`.
-pub unsafe fn init_control(xen: &impl Hypercall, gfn: Gfn, offset: u32, vcpu: VcpuId) -> Result<u8, Errno> {
+pub unsafe fn init_control(
+    xen: &(impl Hypercall + ?Sized),
+    gfn: Gfn,
+    offset: u32,
+    vcpu: VcpuId,
+) -> Result<u8, Errno> {
     let mut op = EvtchnInitControl { control_gfn: gfn.0, offset, vcpu: vcpu.0, link_bits: 0, pad0: [0; 7] };
     let pointer = (&raw mut op).expose_provenance();
     // SAFETY: the call reads and fills this structure; the caller vouches for the page that it names.
@@ -183,7 +207,7 @@ pub unsafe fn init_control(xen: &impl Hypercall, gfn: Gfn, offset: u32, vcpu: Vc
 /// # Safety
 /// Xen writes to the page until [`reset`], or the end of the domain. Nothing else may use it meanwhile but by atomics,
 /// as `event_word_t`.
-pub unsafe fn expand_array(xen: &impl Hypercall, gfn: Gfn) -> Result<(), Errno> {
+pub unsafe fn expand_array(xen: &(impl Hypercall + ?Sized), gfn: Gfn) -> Result<(), Errno> {
     let argument = EvtchnExpandArray { array_gfn: gfn.0 };
     let pointer = (&raw const argument).expose_provenance();
     // SAFETY: the call reads this structure; the caller vouches for the page that it names.
@@ -197,6 +221,6 @@ pub unsafe fn expand_array(xen: &impl Hypercall, gfn: Gfn) -> Result<(), Errno> 
 ///
 /// # Errors
 /// `EINVAL` for a port or priority out of range, `ENOSYS` under the two-level ABI.
-pub fn set_priority(xen: &impl Hypercall, port: u32, priority: u32) -> Result<(), Errno> {
+pub fn set_priority(xen: &(impl Hypercall + ?Sized), port: u32, priority: u32) -> Result<(), Errno> {
     run(xen, &mut EvtchnSetPriority { port, priority }).map(drop)
 }

@@ -11,7 +11,7 @@ use crate::{DomId, Errno, Gfn, Hypercall, HypercallNr};
 ///
 /// # Safety
 /// `command` reads and fills exactly one `T`.
-unsafe fn one<T>(xen: &impl Hypercall, command: usize, argument: &mut T) -> Result<usize, Errno> {
+unsafe fn one<T>(xen: &(impl Hypercall + ?Sized), command: usize, argument: &mut T) -> Result<usize, Errno> {
     // SAFETY: the caller vouches for it.
     unsafe { each(xen, command, core::slice::from_mut(argument)) }
 }
@@ -20,27 +20,32 @@ unsafe fn one<T>(xen: &impl Hypercall, command: usize, argument: &mut T) -> Resu
 ///
 /// # Safety
 /// `command` reads and fills so many `T`; what else it does is right.
-unsafe fn each<T>(xen: &impl Hypercall, command: usize, arguments: &mut [T]) -> Result<usize, Errno> {
+unsafe fn each<T>(
+    xen: &(impl Hypercall + ?Sized),
+    command: usize,
+    arguments: &mut [T],
+) -> Result<usize, Errno> {
     let pointer = arguments.as_mut_ptr().expose_provenance();
     let args = [command, pointer, arguments.len(), 0, 0];
     // SAFETY: the caller vouches that these `T`, exclusively borrowed here, are all that is read and written.
     Errno::check(unsafe { xen.hypercall(HypercallNr::GRANT_TABLE_OP, args) })
 }
 
-/// How large the table is and may become, in frames.
+/// The size of the table and its limit, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Size {
-    /// Frames it has.
+    /// Frames that the table has.
     pub frames: u32,
-    /// Frames it may have.
+    /// Frames that the table may grow to.
     pub max_frames: u32,
 }
 
 /// Asks for the size of the calling domain's table.
 ///
 /// # Errors
-/// The hypercall's own, or `EINVAL` when Xen answers with a status other than `GNTST_okay`.
-pub fn query_size(xen: &impl Hypercall) -> Result<Size, Errno> {
+/// The hypercall's own, or `EINVAL` when the status is not `GNTST_okay`.
+pub fn query_size(xen: &(impl Hypercall + ?Sized)) -> Result<Size, Errno> {
     let mut op = GnttabQuerySize { dom: DomId::SELF.0, ..Default::default() };
     // SAFETY: GNTTABOP_query_size reads and fills a `gnttab_query_size`.
     unsafe { one(xen, GNTTABOP_QUERY_SIZE, &mut op) }?;
@@ -54,21 +59,21 @@ pub fn query_size(xen: &impl Hypercall) -> Result<Size, Errno> {
 ///
 /// # Errors
 /// `ENOSYS` where Xen knows version 1 alone.
-pub fn get_version(xen: &impl Hypercall) -> Result<u32, Errno> {
+pub fn get_version(xen: &(impl Hypercall + ?Sized)) -> Result<u32, Errno> {
     let mut op = GnttabGetVersion { dom: DomId::SELF.0, ..Default::default() };
     // SAFETY: GNTTABOP_get_version reads and fills a `gnttab_get_version`.
     unsafe { one(xen, GNTTABOP_GET_VERSION, &mut op) }?;
     Ok(op.version)
 }
 
-/// Chooses the version of the table's layout; answers the one in force afterwards.
+/// Chooses the version of the table's layout. Returns the version in force afterwards.
 ///
 /// # Errors
 /// `EBUSY` while grants are in use, `ENOSYS` where Xen does not have that version.
 ///
 /// # Safety
 /// No grant is in force, and nobody reads or writes the table in the other layout any more.
-pub unsafe fn set_version(xen: &impl Hypercall, version: u32) -> Result<u32, Errno> {
+pub unsafe fn set_version(xen: &(impl Hypercall + ?Sized), version: u32) -> Result<u32, Errno> {
     let mut op = GnttabSetVersion { version };
     // SAFETY: GNTTABOP_set_version reads and fills a `gnttab_set_version`; the caller vouches for the table.
     unsafe { one(xen, GNTTABOP_SET_VERSION, &mut op) }?;
@@ -76,7 +81,7 @@ pub unsafe fn set_version(xen: &impl Hypercall, version: u32) -> Result<u32, Err
 }
 
 /// Copies bytes between granted pages and the domain's own, each copy within one page at both ends
-/// (`GNTTABOP_copy`). Each tells in `status` how it went (`GNTST_*`).
+/// (`GNTTABOP_copy`). Xen puts the outcome of each copy into its `status` (`GNTST_*`).
 ///
 /// # Errors
 /// `EFAULT`; single copies may have been done then.
@@ -84,13 +89,13 @@ pub unsafe fn set_version(xen: &impl Hypercall, version: u32) -> Result<u32, Err
 /// # Safety
 /// Nothing in this domain has references to the bytes that copies into its own frames write to, and none has exclusive
 /// ones to those that are read.
-pub unsafe fn copy(xen: &impl Hypercall, copies: &mut [GnttabCopy]) -> Result<(), Errno> {
+pub unsafe fn copy(xen: &(impl Hypercall + ?Sized), copies: &mut [GnttabCopy]) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_copy reads and fills `gnttab_copy`s; the caller vouches for the memory they name.
     unsafe { each(xen, GNTTABOP_COPY, copies) }.map(drop)
 }
 
-/// Maps pages that other domains granted at guest-physical addresses of this one (`GNTTABOP_map_grant_ref`). Each tells in
-/// `status` how it went; `handle` is what [`unmap`] needs.
+/// Maps pages that other domains granted at guest-physical addresses of this one (`GNTTABOP_map_grant_ref`). Xen
+/// puts the outcome of each into its `status`, and into `handle` the number that [`unmap`] takes.
 ///
 /// # Errors
 /// `EFAULT`; single pages may be mapped then.
@@ -99,20 +104,23 @@ pub unsafe fn copy(xen: &impl Hypercall, copies: &mut [GnttabCopy]) -> Result<()
 /// `host_addr` is in room that was reserved for this, see [`GrantRoom`](crate::GrantRoom), and nothing is mapped there. The
 /// granter is another domain: on x86, Xen moves a page that this one granted itself, and there is nothing any more where the
 /// page was.
-pub unsafe fn map(xen: &impl Hypercall, maps: &mut [GnttabMapGrantRef]) -> Result<(), Errno> {
+pub unsafe fn map(xen: &(impl Hypercall + ?Sized), maps: &mut [GnttabMapGrantRef]) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_map_grant_ref reads and fills `gnttab_map_grant_ref`s; the caller vouches for the room.
     unsafe { each(xen, GNTTABOP_MAP_GRANT_REF, maps) }.map(drop)
 }
 
-/// Takes mappings away that [`map`] made (`GNTTABOP_unmap_grant_ref`). Each tells in `status` how it went. When the call
-/// returns no processor has an old translation.
+/// Removes mappings that [`map`] made (`GNTTABOP_unmap_grant_ref`). Xen puts the outcome of each into its `status`. When the
+/// call returns, no processor has a translation of them any more.
 ///
 /// # Errors
 /// `EFAULT`; single pages may be unmapped then.
 ///
 /// # Safety
 /// Nobody uses the mapped memory any more.
-pub unsafe fn unmap(xen: &impl Hypercall, unmaps: &mut [GnttabUnmapGrantRef]) -> Result<(), Errno> {
+pub unsafe fn unmap(
+    xen: &(impl Hypercall + ?Sized),
+    unmaps: &mut [GnttabUnmapGrantRef],
+) -> Result<(), Errno> {
     // SAFETY: GNTTABOP_unmap_grant_ref reads and fills `gnttab_unmap_grant_ref`s; the caller vouches for the memory.
     unsafe { each(xen, GNTTABOP_UNMAP_GRANT_REF, unmaps) }.map(drop)
 }
@@ -121,9 +129,9 @@ pub unsafe fn unmap(xen: &impl Hypercall, unmaps: &mut [GnttabUnmapGrantRef]) ->
 /// it puts them itself by [`memory::add_to_physmap`](crate::memory::add_to_physmap).
 ///
 /// # Errors
-/// The hypercall's own, `EINVAL` when Xen answers with a status other than `GNTST_okay`, and when `frames` is longer
+/// The hypercall's own, `EINVAL` when the status is not `GNTST_okay`, and when `frames` is longer
 /// than Xen's numbers.
-pub fn setup_table(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno> {
+pub fn setup_table(xen: &(impl Hypercall + ?Sized), frames: &mut [Gfn]) -> Result<(), Errno> {
     let mut op = GnttabSetupTable {
         dom: DomId::SELF.0,
         nr_frames: u32::try_from(frames.len()).map_err(|_| Errno::EINVAL)?,
@@ -140,7 +148,7 @@ pub fn setup_table(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno
 ///
 /// # Errors
 /// As for [`setup_table`]; `ENOSYS` for HVM and PVH guests on x86.
-pub fn status_frames(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Errno> {
+pub fn status_frames(xen: &(impl Hypercall + ?Sized), frames: &mut [Gfn]) -> Result<(), Errno> {
     let mut op = GnttabGetStatusFrames {
         dom: DomId::SELF.0,
         nr_frames: u32::try_from(frames.len()).map_err(|_| Errno::EINVAL)?,
@@ -157,11 +165,11 @@ pub fn status_frames(xen: &impl Hypercall, frames: &mut [Gfn]) -> Result<(), Err
 /// means what the other meant. Since Xen 4.2.
 ///
 /// # Errors
-/// `EINVAL` when Xen answers with a status other than `GNTST_okay`: a reference is out of range or in use.
+/// `EINVAL` when the status is not `GNTST_okay`: a reference is out of range or in use.
 ///
 /// # Safety
-/// Whoever owns one of the references expects it; nobody writes to one of the entries meanwhile.
-pub unsafe fn swap(xen: &impl Hypercall, a: u32, b: u32) -> Result<(), Errno> {
+/// The owners of both references expect the exchange; nobody writes to one of the entries meanwhile.
+pub unsafe fn swap(xen: &(impl Hypercall + ?Sized), a: u32, b: u32) -> Result<(), Errno> {
     let mut op = GnttabSwapGrantRef { ref_a: a, ref_b: b, ..Default::default() };
     // SAFETY: GNTTABOP_swap_grant_ref reads and fills a `gnttab_swap_grant_ref`; the caller vouches for the entries.
     unsafe { one(xen, GNTTABOP_SWAP_GRANT_REF, &mut op) }?;
@@ -170,6 +178,7 @@ pub unsafe fn swap(xen: &impl Hypercall, a: u32, b: u32) -> Result<(), Errno> {
 
 /// What to do with cached data (`GNTTAB_CACHE_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Cache {
     /// Write it to memory.
     Clean,
@@ -178,13 +187,14 @@ pub enum Cache {
 }
 
 /// Cleans the processor's caches of part of a page that another domain granted, `length` bytes from `offset` on, for
-/// devices that see memory only. Arm, since Xen 4.5.
+/// devices that see memory only. Arm, since Xen 4.5. On x86 PV guests alone
+/// had it, until Xen 4.20.
 ///
 /// # Errors
-/// `ENOSYS` for HVM and PVH guests on x86, `EOPNOTSUPP` elsewhere, `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
+/// `ENOSYS` on x86 (for PV guests since Xen 4.21), `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
 /// this domain, `EFAULT`.
 pub fn flush_cache(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     reference: u32,
     offset: u16,
     length: u16,

@@ -39,18 +39,78 @@ impl HvmParam {
     /// How many bytes of the x87 instruction pointer are kept: 0, 4 or 8.
     pub const X87_FIP_WIDTH: Self = Self(HVM_PARAM_X87_FIP_WIDTH);
 
-    /// Whether the value tells Xen or the toolstack where to write to the guest's memory.
-    const fn names_memory(self) -> bool {
-        matches!(self.0, HVM_PARAM_VM86_TSS | HVM_PARAM_VM86_TSS_SIZED | HVM_PARAM_VM_GENERATION_ID_ADDR)
+    /// Whether setting the parameter has an effect on nothing but what its value names, which is no memory.
+    const fn is_harmless(self) -> bool {
+        matches!(
+            self.0,
+            HVM_PARAM_STORE_EVTCHN
+                | HVM_PARAM_CONSOLE_EVTCHN
+                | HVM_PARAM_ACPI_IOPORTS_LOCATION
+                | HVM_PARAM_X87_FIP_WIDTH
+        )
+    }
+}
+
+/// An interrupt vector that is no exception's: 32 to 255.
+///
+/// The processor has the vectors below 32 for exceptions. An event that came at one of them would run the handler of an
+/// exception that did not happen. Safe code cannot make such a vector, nor hand one to Xen in the structure itself:
+///
+/// ```compile_fail,E0423
+/// let page_fault = xen_hypercall::hvm::Vector(14);
+/// ```
+/// ```compile_fail,E0277
+/// let mut page_fault = xen_hypercall::abi::XenHvmEvtchnUpcallVector { vector: 14, ..Default::default() };
+/// xen_hypercall::multicall::Multicall::<1>::new().add(&mut page_fault);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Vector(u8);
+
+impl Vector {
+    /// The lowest vector that is no exception's.
+    pub const FIRST: Self = Self(32);
+
+    /// None: an exception's vector, below 32.
+    ///
+    /// ```
+    /// use xen_hypercall::hvm::Vector;
+    ///
+    /// const UPCALL: Vector = Vector::new(0x20).expect("vectors below 32 are exceptions'");
+    /// assert_eq!(UPCALL.number(), 0x20);
+    /// // The page fault's.
+    /// assert_eq!(Vector::new(14), None);
+    /// ```
+    pub const fn new(number: u8) -> Option<Self> {
+        if number < Self::FIRST.0 { None } else { Some(Self(number)) }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u8 {
+        self.0
     }
 }
 
 /// The value of [`HvmParam::CALLBACK_IRQ`] that makes pending events interrupt every vCPU at `vector`.
 ///
-/// The interrupt is asserted as long as `evtchn_upcall_pending` of the vCPU is set, and needs no acknowledgement
-/// at a local APIC. x86 only, since Xen 4.0.
-pub const fn callback_vector(vector: u8) -> u64 {
-    HVM_PARAM_CALLBACK_TYPE_VECTOR << 56 | vector as u64
+/// The interrupt is level-triggered: it is asserted as long as `evtchn_upcall_pending` of the vCPU is set. A handler that
+/// returns with interrupts on while that field is set is entered again at once. The interrupt needs no acknowledgement at a
+/// local APIC. x86 only, since Xen 4.0.
+pub const fn callback_vector(vector: Vector) -> u64 {
+    HVM_PARAM_CALLBACK_TYPE_VECTOR << 56 | vector.0 as u64
+}
+
+/// Whether a value of [`HvmParam::CALLBACK_IRQ`] is one that safe code may set: none, a line of the interrupt controllers,
+/// which the kernel routes itself, or a vector that is no exception's. Other kinds of callback may mean anything to a newer Xen.
+const fn is_harmless_callback(value: u64) -> bool {
+    match value >> 56 {
+        HVM_PARAM_CALLBACK_TYPE_GSI | HVM_PARAM_CALLBACK_TYPE_PCI_INTX => true,
+        // Xen looks at the lowest byte, and a future one may look at more.
+        HVM_PARAM_CALLBACK_TYPE_VECTOR => {
+            let number = value & (u64::MAX >> 8);
+            number >= Vector::FIRST.0 as u64 && number <= u8::MAX as u64
+        }
+        _ => false,
+    }
 }
 
 #[repr(transparent)]
@@ -58,6 +118,9 @@ struct Get(XenHvmParam);
 
 #[repr(transparent)]
 struct Set(#[allow(dead_code, reason = "Xen reads it")] XenHvmParam);
+
+#[repr(transparent)]
+struct Upcall(#[allow(dead_code, reason = "Xen reads it")] XenHvmEvtchnUpcallVector);
 
 // SAFETY: HVMOP_get_param reads and fills a `xen_hvm_param`, which `Get` is.
 unsafe impl Command for Get {
@@ -71,8 +134,9 @@ unsafe impl Command for Set {
     const CMD: usize = HVMOP_SET_PARAM;
 }
 
-// SAFETY: HVMOP_set_evtchn_upcall_vector reads a `xen_hvm_evtchn_upcall_vector` and chooses a vector.
-unsafe impl Command for XenHvmEvtchnUpcallVector {
+// SAFETY: HVMOP_set_evtchn_upcall_vector reads a `xen_hvm_evtchn_upcall_vector` and chooses a vector. `Upcall` is made with
+// one that is no exception's.
+unsafe impl Command for Upcall {
     const NR: HypercallNr = HypercallNr::HVM_OP;
     const CMD: usize = HVMOP_SET_EVTCHN_UPCALL_VECTOR;
 }
@@ -81,45 +145,65 @@ unsafe impl Command for XenHvmEvtchnUpcallVector {
 ///
 /// # Errors
 /// `EINVAL` for an unknown parameter, `EPERM` for one that guests may not see.
-pub fn get_param(xen: &impl Hypercall, param: HvmParam) -> Result<u64, Errno> {
+pub fn get_param(xen: &(impl Hypercall + ?Sized), param: HvmParam) -> Result<u64, Errno> {
     let mut argument = Get(XenHvmParam { domid: DomId::SELF.0, index: param.0, ..Default::default() });
     run(xen, &mut argument)?;
     Ok(argument.0.value)
 }
 
-/// Sets a parameter of the calling domain, one that names no memory.
+/// Sets a parameter of the calling domain that cannot break a promise made to other code: [`HvmParam::CALLBACK_IRQ`] with a
+/// value that names no exception's vector, [`HvmParam::STORE_EVTCHN`], [`HvmParam::CONSOLE_EVTCHN`],
+/// [`HvmParam::ACPI_IOPORTS_LOCATION`], [`HvmParam::X87_FIP_WIDTH`]. All others need [`set_param_unchecked`].
 ///
 /// # Errors
-/// `EINVAL` for an unknown parameter or value, and for those of [`set_memory_param`]; `EPERM` for one that guests may
-/// not set, `EEXIST` for one that may be set only once.
-pub fn set_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
-    if param.names_memory() { Err(Errno::EINVAL) } else { set(xen, param, value) }
-}
-
-/// Sets a parameter that tells Xen or the toolstack where to write: [`HvmParam::VM86_TSS`],
-/// [`HvmParam::VM86_TSS_SIZED`], [`HvmParam::VM_GENERATION_ID_ADDR`].
-///
-/// # Errors
-/// As for [`set_param`].
-///
-/// # Safety
-/// Nobody uses that memory for anything else.
-pub unsafe fn set_memory_param(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
+/// `EPERM` for a parameter that is not in the list, and `EINVAL` for a callback that is not allowed, without a call; `EINVAL`
+/// for a value that Xen does not take, `EPERM` for a parameter that Xen does not let guests set, `EEXIST` for one that can be
+/// set only once.
+pub fn set_param(xen: &(impl Hypercall + ?Sized), param: HvmParam, value: u64) -> Result<(), Errno> {
+    if param == HvmParam::CALLBACK_IRQ && !is_harmless_callback(value) {
+        return Err(Errno::EINVAL);
+    }
+    if param != HvmParam::CALLBACK_IRQ && !param.is_harmless() {
+        return Err(Errno::EPERM);
+    }
     set(xen, param, value)
 }
 
-fn set(xen: &impl Hypercall, param: HvmParam, value: u64) -> Result<(), Errno> {
+/// Sets any parameter of the calling domain, among them those that name memory: [`HvmParam::VM86_TSS`],
+/// [`HvmParam::VM86_TSS_SIZED`], [`HvmParam::VM_GENERATION_ID_ADDR`].
+///
+/// # Errors
+/// `EINVAL` for an unknown parameter or value, `EPERM` for a parameter that Xen does not let guests set, `EEXIST` for one that
+/// can be set only once.
+///
+/// # Safety
+/// The caller knows the parameter, and what Xen or the toolstack does with the value is sound: nobody uses memory that it
+/// names for anything else, and no interrupt comes at a vector whose handler is not made for it.
+pub unsafe fn set_param_unchecked(
+    xen: &(impl Hypercall + ?Sized),
+    param: HvmParam,
+    value: u64,
+) -> Result<(), Errno> {
+    set(xen, param, value)
+}
+
+fn set(xen: &(impl Hypercall + ?Sized), param: HvmParam, value: u64) -> Result<(), Errno> {
     let argument = XenHvmParam { domid: DomId::SELF.0, pad0: 0, index: param.0, value };
     run(xen, &mut Set(argument)).map(drop)
 }
 
-/// Makes events interrupt one vCPU at a vector of its own (0x10 and up), through its local APIC, which wants to
-/// be told of the interrupt's end.
+/// Makes events interrupt one vCPU at a vector of its own, through its local APIC, to which the handler signals the end of
+/// the interrupt. The interrupt is edge-triggered: one comes each time that `evtchn_upcall_pending` of the vCPU becomes set.
 ///
 /// # Errors
-/// `EINVAL` for a vector below 0x10, `ENOENT` for a vCPU that does not exist, `ENOSYS` where Xen lacks the call.
-pub fn set_evtchn_upcall_vector(xen: &impl Hypercall, vcpu: VcpuId, vector: u8) -> Result<(), Errno> {
-    run(xen, &mut XenHvmEvtchnUpcallVector { vcpu: vcpu.0, vector, pad0: [0; 3] }).map(drop)
+/// `ENOENT` for a vCPU that does not exist, `ENOSYS` where Xen lacks the call (before 4.6, and on Arm).
+pub fn set_evtchn_upcall_vector(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    vector: Vector,
+) -> Result<(), Errno> {
+    let argument = XenHvmEvtchnUpcallVector { vcpu: vcpu.0, vector: vector.0, pad0: [0; 3] };
+    run(xen, &mut Upcall(argument)).map(drop)
 }
 
 // SAFETY: HVMOP_get_time fills a `xen_hvm_get_time`.
@@ -138,7 +222,7 @@ unsafe impl Command for XenHvmGetMemType {
 ///
 /// # Errors
 /// `ENOSYS` on Arm and for PV guests.
-pub fn time(xen: &impl Hypercall) -> Result<Duration, Errno> {
+pub fn time(xen: &(impl Hypercall + ?Sized)) -> Result<Duration, Errno> {
     let mut argument = XenHvmGetTime::default();
     run(xen, &mut argument)?;
     Ok(Duration::from_nanos(argument.now))
@@ -165,7 +249,7 @@ impl MemType {
 ///
 /// # Errors
 /// `EINVAL` for a PV guest, `ENOSYS` on Arm.
-pub fn mem_type(xen: &impl Hypercall, gfn: Gfn) -> Result<MemType, Errno> {
+pub fn mem_type(xen: &(impl Hypercall + ?Sized), gfn: Gfn) -> Result<MemType, Errno> {
     let mut argument = XenHvmGetMemType { domid: DomId::SELF.0, mem_type: 0, pad: [0; 2], pfn: gfn.0 };
     run(xen, &mut argument)?;
     Ok(MemType(argument.mem_type))
@@ -175,14 +259,14 @@ pub fn mem_type(xen: &impl Hypercall, gfn: Gfn) -> Result<MemType, Errno> {
 ///
 /// # Errors
 /// `ENOSYS` on Arm.
-pub fn flush_tlbs(xen: &impl Hypercall) -> Result<(), Errno> {
+pub fn flush_tlbs(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::FlushTlbs, [0; 4]).map(drop)
 }
 
-/// Tells whoever monitors this domain that the guest asks for its attention; nothing when nobody does. Since Xen 4.6.
+/// Sends an event to the domain that monitors this one; without a monitor the call has no effect. Since Xen 4.6.
 ///
 /// # Errors
 /// `ENOSYS` where Xen lacks the call.
-pub fn guest_request_vm_event(xen: &impl Hypercall) -> Result<(), Errno> {
+pub fn guest_request_vm_event(xen: &(impl Hypercall + ?Sized)) -> Result<(), Errno> {
     numbers(xen, Plain::GuestRequestVmEvent, [0; 4]).map(drop)
 }

@@ -1,11 +1,10 @@
 //! What the compiler checks of the types here: where their fields are, as Xen's headers have them, and what may cross threads.
 //!
-//! `abi-check` compares the same with the headers themselves; this holds in every build, for whoever changes a type.
+//! `abi-check` compares the same with the headers themselves; these checks run in every build.
 #![allow(dead_code, reason = "structures declared for their layout alone")]
 
-use core::mem::align_of;
+use core::mem::{align_of, offset_of};
 
-use memoffset::offset_of;
 use static_assertions::{assert_impl_all, assert_obj_safe, const_assert_eq};
 
 use crate::abi::*;
@@ -71,7 +70,7 @@ layout! {
 macro_rules! shared {
     ($arch:ident, $arch_words:literal) => {
         mod $arch {
-            use memoffset::offset_of;
+            use core::mem::offset_of;
             use static_assertions::const_assert_eq;
 
             use crate::PAGE_SIZE;
@@ -137,8 +136,8 @@ const_assert_eq!(size_of::<Page>(), PAGE_SIZE);
 const_assert_eq!(align_of::<Page>(), PAGE_SIZE);
 
 // Handles and plain values go anywhere.
-assert_impl_all!(SharedInfo: Send, Sync, Copy);
-assert_impl_all!(VcpuArea: Send, Sync, Copy);
+assert_impl_all!(SharedInfo<'static>: Send, Sync, Copy);
+assert_impl_all!(VcpuArea<'static>: Send, Sync, Copy);
 assert_impl_all!(VcpuTime: Send, Sync, Copy);
 assert_impl_all!(DomId: Send, Sync, Copy);
 assert_impl_all!(Gfn: Send, Sync, Copy);

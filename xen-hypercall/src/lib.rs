@@ -2,14 +2,20 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
 #[cfg(feature = "mock")]
 extern crate std;
 
 pub mod abi;
 pub mod arch;
 pub mod assist;
+#[cfg(feature = "alloc")]
+mod boxed;
 mod call;
+mod clock;
 pub mod console_io;
+mod domain;
 mod errno;
 pub mod event;
 pub mod grant;
@@ -28,6 +34,8 @@ mod types;
 pub mod vcpu;
 pub mod version;
 
+pub use clock::{Clock, Monotonic};
+pub use domain::{Claim, Domain, Incarnation, Part};
 pub use errno::Errno;
 pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, Wait};
 pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};

@@ -38,7 +38,7 @@ impl PhysmapSpace {
 /// # Safety
 /// Nothing else uses the memory at `gfn`, then or later: what is read there is Xen's, and changes at any time.
 pub unsafe fn add_to_physmap(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     space: PhysmapSpace,
     index: u64,
     gfn: Gfn,
@@ -61,7 +61,7 @@ pub unsafe fn add_to_physmap(
 /// # Safety
 /// As for [`add_to_physmap`], for each of the frames.
 pub unsafe fn add_to_physmap_batch(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     space: PhysmapSpace,
     foreign: Option<DomId>,
     indexes: &[u64],
@@ -95,7 +95,7 @@ pub unsafe fn add_to_physmap_batch(
 ///
 /// # Safety
 /// Nobody uses the memory at `gfn` any more.
-pub unsafe fn remove_from_physmap(xen: &impl Hypercall, gfn: Gfn) -> Result<(), Errno> {
+pub unsafe fn remove_from_physmap(xen: &(impl Hypercall + ?Sized), gfn: Gfn) -> Result<(), Errno> {
     let argument = XenRemoveFromPhysmap { domid: DomId::SELF.0, pad0: [0; 3], gpfn: gfn.0 };
     let pointer = (&raw const argument).expose_provenance();
     // SAFETY: the call reads the structure; the caller vouches for the memory at `gfn`.
@@ -143,12 +143,12 @@ impl BitOr for MemFlags {
     }
 }
 
-/// Hands a list of extents to Xen; answers how many it did.
+/// Hands a list of extents to Xen. Returns the number of extents done.
 ///
 /// # Safety
 /// What `command` does to the memory at the extents is right, and the list is valid for what it does with it.
 unsafe fn reservation(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     command: usize,
     (extents, count): (*mut Gfn, usize),
     order: u32,
@@ -169,8 +169,8 @@ unsafe fn reservation(
 }
 
 /// Puts fresh memory at frames of the calling domain: `2^order` pages from each of `extents` on, which are multiples of
-/// that. Answers how many extents were done, in order. Fewer than asked for: Xen has no more memory, or the domain has
-/// reached [`maximum_reservation`]. This is how a balloon deflates.
+/// that. Returns the number of extents done, in order. Fewer than asked for: Xen has no more memory, or the domain has
+/// reached [`maximum_reservation`]. A balloon driver deflates by this call.
 ///
 /// The list must be writable, since Xen may put machine frames there (it does for PV guests).
 ///
@@ -180,7 +180,7 @@ unsafe fn reservation(
 /// # Safety
 /// Nothing is at these frames that anybody uses.
 pub unsafe fn populate_physmap(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     extents: &mut [Gfn],
     order: u32,
     flags: MemFlags,
@@ -190,8 +190,8 @@ pub unsafe fn populate_physmap(
     unsafe { reservation(xen, XENMEM_POPULATE_PHYSMAP, list, order, flags) }
 }
 
-/// Gives memory back to Xen: `2^order` pages from each of `extents` on. Answers how many extents were done, in order.
-/// Fewer than asked for: the next one is not memory of this domain. This is how a balloon inflates.
+/// Gives memory back to Xen: `2^order` pages from each of `extents` on. Returns the number of extents done, in order.
+/// Fewer than asked for: the next one is not memory of this domain. A balloon driver inflates by this call.
 ///
 /// # Errors
 /// None that Xen documents.
@@ -199,7 +199,7 @@ pub unsafe fn populate_physmap(
 /// # Safety
 /// Nobody uses this memory any more.
 pub unsafe fn decrease_reservation(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     extents: &[Gfn],
     order: u32,
 ) -> Result<usize, Errno> {
@@ -213,7 +213,7 @@ macro_rules! of_domain {
         #[repr(transparent)]
         struct $wrapper(#[allow(dead_code, reason = "Xen reads it")] XenMemoryDomain);
 
-        // SAFETY: the command reads a `xen_memory_domain` and answers by its result alone.
+        // SAFETY: the command reads a `xen_memory_domain` and writes no memory.
         unsafe impl Command for $wrapper {
             const NR: HypercallNr = HypercallNr::MEMORY_OP;
             const CMD: usize = $cmd;
@@ -224,7 +224,7 @@ macro_rules! of_domain {
         /// # Errors
         /// `ESRCH` for a domain that does not exist, `EPERM` for want of privilege over another domain; none for
         /// [`DomId::SELF`].
-        pub fn $name(xen: &impl Hypercall, domain: DomId) -> Result<usize, Errno> {
+        pub fn $name(xen: &(impl Hypercall + ?Sized), domain: DomId) -> Result<usize, Errno> {
             run(xen, &mut $wrapper(XenMemoryDomain { domid: domain.0 }))
         }
     )*};
@@ -243,7 +243,7 @@ of_domain! {
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn maximum_ram_page(xen: &impl Hypercall) -> Result<usize, Errno> {
+pub fn maximum_ram_page(xen: &(impl Hypercall + ?Sized)) -> Result<usize, Errno> {
     numbers(xen, Plain::MaximumRamPage, [0; 4])
 }
 
@@ -259,11 +259,11 @@ pub struct MemoryRange {
     pub kind: u32,
 }
 
-/// The calling domain's memory map, as much of it as fits; answers how many ranges were filled in (x86 only).
+/// Copies the calling domain's memory map, as much of it as fits. Returns the number of ranges filled in. x86 only.
 ///
 /// # Errors
 /// `ENOSYS` when nobody made a map.
-pub fn memory_map(xen: &impl Hypercall, ranges: &mut [MemoryRange]) -> Result<usize, Errno> {
+pub fn memory_map(xen: &(impl Hypercall + ?Sized), ranges: &mut [MemoryRange]) -> Result<usize, Errno> {
     let room = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
     let mut argument =
         XenMemoryMap { nr_entries: room, pad0: 0, buffer: ranges.as_mut_ptr().expose_provenance() as u64 };

@@ -13,8 +13,8 @@
 //! let second = calls.add(&mut unmask)?;
 //! let results = calls.run(&guest)?;
 //! assert!(results.all_succeeded());
-//! let answer = results.get(second);
-//! # assert_eq!(answer, Some(Ok(9)));
+//! let result = results.get(second);
+//! # assert_eq!(result, Some(Ok(9)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -49,7 +49,7 @@ impl fmt::Display for Full {
 
 impl core::error::Error for Full {}
 
-/// Names a call of a [`Multicall`], to find its result.
+/// The place of a call in a [`Multicall`], by which its result is found.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct CallIndex(usize);
 
@@ -79,7 +79,7 @@ impl<'a, const N: usize> Multicall<'a, N> {
         self.used == 0
     }
 
-    /// Adds a command with its argument, in which its answer is afterwards.
+    /// Adds a command with its argument, which Xen fills in.
     ///
     /// # Errors
     /// When there are `N` calls already.
@@ -110,7 +110,7 @@ impl<'a, const N: usize> Multicall<'a, N> {
     ///
     /// # Errors
     /// `EINVAL` from within another multicall, `EFAULT`; some of the calls may have been made then.
-    pub fn run(mut self, xen: &impl Hypercall) -> Result<Results<N>, Errno> {
+    pub fn run(mut self, xen: &(impl Hypercall + ?Sized)) -> Result<Results<N>, Errno> {
         let pointer = self.entries.as_mut_ptr().expose_provenance();
         let args = [pointer, self.used, 0, 0, 0];
         // SAFETY: the call reads and writes `used` entries, exclusively borrowed here; what the calls in them reach was
@@ -120,7 +120,7 @@ impl<'a, const N: usize> Multicall<'a, N> {
     }
 }
 
-/// What the calls of a [`Multicall`] answered.
+/// The results of the calls of a [`Multicall`].
 #[derive(Clone, Debug)]
 pub struct Results<const N: usize> {
     entries: [MulticallEntry; N],

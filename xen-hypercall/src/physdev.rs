@@ -2,7 +2,7 @@
 //!
 //! A *pirq* is the number by which guest and Xen name such an interrupt; `event::bind_pirq` gives it a port. PV guests,
 //! and x86 HVM guests whose toolstack says so: an HVM or PVH guest of today uses its own interrupt controllers, and
-//! everything here answers `ENOSYS`.
+//! everything here returns `ENOSYS`.
 #![allow(unsafe_code, reason = "names the structure of each command")]
 
 use crate::abi::*;
@@ -28,11 +28,11 @@ commands! {
     PhysdevGetFreePirq = PHYSDEVOP_GET_FREE_PIRQ;
 }
 
-/// Says that an interrupt was served, so that the line may interrupt again.
+/// Signals the end of an interrupt, so that the line may interrupt again.
 ///
 /// # Errors
 /// `EINVAL` for a pirq out of range, `ENOSYS` for guests without pirqs.
-pub fn eoi(xen: &impl Hypercall, pirq: u32) -> Result<(), Errno> {
+pub fn eoi(xen: &(impl Hypercall + ?Sized), pirq: u32) -> Result<(), Errno> {
     run(xen, &mut PhysdevEoi { irq: pirq }).map(drop)
 }
 
@@ -40,9 +40,9 @@ bitflags::bitflags! {
     /// What Xen says about an interrupt (`XENIRQSTAT_*`). Unknown bits are kept.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct IrqStatus: u32 {
-        /// It wants [`eoi`].
+        /// The interrupt needs [`eoi`].
         const NEEDS_EOI = XENIRQSTAT_NEEDS_EOI;
-        /// Other domains have it, too.
+        /// Other domains have the same interrupt.
         const SHARED = XENIRQSTAT_SHARED;
         const _ = !0;
     }
@@ -52,7 +52,7 @@ bitflags::bitflags! {
 ///
 /// # Errors
 /// `EINVAL` for a pirq out of range, `ENOSYS` for guests without pirqs.
-pub fn irq_status(xen: &impl Hypercall, pirq: u32) -> Result<IrqStatus, Errno> {
+pub fn irq_status(xen: &(impl Hypercall + ?Sized), pirq: u32) -> Result<IrqStatus, Errno> {
     let mut argument = PhysdevIrqStatusQuery { irq: pirq, flags: 0 };
     run(xen, &mut argument)?;
     Ok(IrqStatus::from_bits_retain(argument.flags))
@@ -90,12 +90,12 @@ pub enum Source {
     },
 }
 
-/// Gives an interrupt a pirq: the one asked for, or any. Answers it, the first one of several.
+/// Gives an interrupt a pirq: the one asked for, or any. Returns the pirq, of several the first.
 ///
 /// # Errors
 /// `EPERM` for a device that is not this domain's, `EINVAL`, `ENOSPC` when there are no more, `ENOSYS` for guests
 /// without pirqs.
-pub fn map_pirq(xen: &impl Hypercall, source: Source, pirq: Option<u32>) -> Result<u32, Errno> {
+pub fn map_pirq(xen: &(impl Hypercall + ?Sized), source: Source, pirq: Option<u32>) -> Result<u32, Errno> {
     let pirq = match pirq {
         Some(pirq) => i32::try_from(pirq).map_err(|_| Errno::EINVAL)?,
         None => -1,
@@ -133,7 +133,7 @@ pub fn map_pirq(xen: &impl Hypercall, source: Source, pirq: Option<u32>) -> Resu
 ///
 /// # Errors
 /// `EINVAL` for one that has none, `ENOSYS` for guests without pirqs.
-pub fn unmap_pirq(xen: &impl Hypercall, pirq: u32) -> Result<(), Errno> {
+pub fn unmap_pirq(xen: &(impl Hypercall + ?Sized), pirq: u32) -> Result<(), Errno> {
     let pirq = i32::try_from(pirq).map_err(|_| Errno::EINVAL)?;
     run(xen, &mut PhysdevUnmapPirq { domid: DomId::SELF.0, pad0: 0, pirq }).map(drop)
 }
@@ -142,14 +142,14 @@ pub fn unmap_pirq(xen: &impl Hypercall, pirq: u32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `ENOSPC` when there are no more, `ENOSYS` for guests without pirqs.
-pub fn free_pirq(xen: &impl Hypercall, source: Source) -> Result<u32, Errno> {
+pub fn free_pirq(xen: &(impl Hypercall + ?Sized), source: Source) -> Result<u32, Errno> {
     let r#type = if matches!(source, Source::Gsi(_)) { MAP_PIRQ_TYPE_GSI } else { MAP_PIRQ_TYPE_MSI };
     let mut argument = PhysdevGetFreePirq { r#type, pirq: 0 };
     run(xen, &mut argument)?;
     Ok(argument.pirq)
 }
 
-/// Gives Xen a page in which it sets a bit for each pirq that wants [`eoi`], so that nobody need ask. PV only, since Xen
+/// Gives Xen a page in which it sets a bit for each pirq that needs [`eoi`], in place of [`irq_status`]. PV only, since Xen
 /// 4.1.
 ///
 /// # Errors
@@ -158,7 +158,7 @@ pub fn free_pirq(xen: &impl Hypercall, source: Source) -> Result<u32, Errno> {
 ///
 /// # Safety
 /// Xen writes to the page until the domain ends. Nobody uses it otherwise than by atomics.
-pub unsafe fn set_eoi_page(xen: &impl Hypercall, gfn: Gfn) -> Result<(), Errno> {
+pub unsafe fn set_eoi_page(xen: &(impl Hypercall + ?Sized), gfn: Gfn) -> Result<(), Errno> {
     let argument = PhysdevPirqEoiGmfn { gmfn: gfn.0 };
     let pointer = (&raw const argument).expose_provenance();
     let args = [PHYSDEVOP_PIRQ_EOI_GMFN_V2, pointer, 0, 0, 0];

@@ -10,6 +10,8 @@ use crate::{DomId, Errno, Gfn, HypercallNr, Page, event};
 ///
 /// A kernel usually takes one of [`arch`](crate::arch); a test takes [`MockDomain`](crate::mock::MockDomain).
 ///
+/// Later versions may add methods, each with a body that does without the implementation's help.
+///
 /// # Implementation safety
 /// `hypercall` performs exactly the call `nr` with exactly these arguments in the calling domain, and returns
 /// what it returned. It has no effect on the guest's memory beyond those of the call itself.

@@ -1,23 +1,27 @@
 //! The page that Xen shares with every guest: pending events, and the time (`shared_info` of `xen.h`).
 #![allow(unsafe_code, reason = "reads a page that Xen writes")]
 
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
 use crate::abi::shared_info as at;
-use crate::memory::{PhysmapSpace, add_to_physmap};
 use crate::vcpu::register_vcpu_info;
-use crate::{Errno, Page, Platform, VcpuId, VcpuTime};
+use crate::{Domain, Errno, Page, Platform, VcpuId, VcpuTime};
 
-/// A handle to the `shared_info` page. All access is by atomics, so handles may be copied and shared freely.
+/// The `shared_info` page, borrowed from the [`Domain`] that has it mapped. All access is by atomics, so it may be copied
+/// and shared freely. A kernel whose token is `'static` has it without an end.
 #[derive(Clone, Copy, Debug)]
-pub struct SharedInfo(NonNull<Page>);
+pub struct SharedInfo<'d> {
+    page: NonNull<Page>,
+    owner: PhantomData<&'d Page>,
+}
 
-// SAFETY: the page lives as long as the platform (it is never given back) and is accessed only by atomics.
-unsafe impl Send for SharedInfo {}
+// SAFETY: the page lives as long as the borrow and is accessed only by atomics.
+unsafe impl Send for SharedInfo<'_> {}
 // SAFETY: as above; no method needs exclusive access.
-unsafe impl Sync for SharedInfo {}
+unsafe impl Sync for SharedInfo<'_> {}
 
 /// The event fields of one vCPU (`vcpu_info`).
 #[derive(Clone, Copy, Debug)]
@@ -34,72 +38,60 @@ pub struct VcpuInfo<'a> {
 /// under a microsecond; a page that never settles must not hang the guest.
 const PATIENCE: usize = 1000;
 
-impl SharedInfo {
-    /// Asks Xen for the page, on a page taken from the platform.
-    ///
-    /// # Errors
-    /// `ENOMEM` when the platform has no page, otherwise what Xen answers.
-    pub fn map(platform: &impl Platform) -> Result<Self, Errno> {
-        let page = platform.alloc_pages(1).ok_or(Errno::ENOMEM)?;
-        // SAFETY: the page was just allocated for this, nothing else uses it, and it is never freed once mapped.
-        let mapped = unsafe { add_to_physmap(platform, PhysmapSpace::SHARED_INFO, 0, platform.gfn(page)) };
-        if let Err(error) = mapped {
-            // SAFETY: allocated above and not mapped, so it is still the plain page it was.
-            unsafe { platform.free_pages(page, 1) };
-            return Err(error);
-        }
-        Ok(Self(page))
-    }
-
+impl<'d> SharedInfo<'d> {
     /// Takes a page that holds `shared_info` already.
     ///
     /// # Safety
-    /// The page is `shared_info`, stays so for as long as any copy of the handle, and nobody in this domain
-    /// accesses it other than by atomics.
+    /// The page is `shared_info` and stays so for the whole of `'d`, and nobody in this domain accesses it other than by
+    /// atomics.
     pub const unsafe fn from_page(page: NonNull<Page>) -> Self {
-        Self(page)
+        Self { page, owner: PhantomData }
     }
 
-    fn u8_at(&self, offset: usize) -> &AtomicU8 {
+    pub(crate) const fn page(&self) -> NonNull<Page> {
+        self.page
+    }
+
+    fn u8_at(&self, offset: usize) -> &'d AtomicU8 {
         debug_assert!(offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants and lies in the page, which is valid and accessed only
         // by atomics; a byte needs no alignment.
-        unsafe { AtomicU8::from_ptr(self.0.as_ptr().cast::<u8>().add(offset)) }
+        unsafe { AtomicU8::from_ptr(self.page.as_ptr().cast::<u8>().add(offset)) }
     }
 
-    fn u32_at(&self, offset: usize) -> &AtomicU32 {
+    fn u32_at(&self, offset: usize) -> &'d AtomicU32 {
         debug_assert!(offset % 4 == 0 && offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 4 of an aligned page.
-        unsafe { AtomicU32::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
+        unsafe { AtomicU32::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
     }
 
-    fn u64_at(&self, offset: usize) -> &AtomicU64 {
+    fn u64_at(&self, offset: usize) -> &'d AtomicU64 {
         debug_assert!(offset % 8 == 0 && offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 8 of an aligned page.
-        unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
+        unsafe { AtomicU64::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
     }
 
     /// Word `word` (0 to 63) of the pending events, 64 ports each; words beyond are none.
-    pub fn evtchn_pending(&self, word: usize) -> Option<&AtomicU64> {
+    pub fn evtchn_pending(&self, word: usize) -> Option<&'d AtomicU64> {
         (word < 64).then(|| self.u64_at(at::EVTCHN_PENDING + word * 8))
     }
 
     /// Word `word` (0 to 63) of the masked events, 64 ports each; words beyond are none.
-    pub fn evtchn_mask(&self, word: usize) -> Option<&AtomicU64> {
+    pub fn evtchn_mask(&self, word: usize) -> Option<&'d AtomicU64> {
         (word < 64).then(|| self.u64_at(at::EVTCHN_MASK + word * 8))
     }
 
     /// The event fields of a vCPU; none for a vCPU that has no place in this page (32 and up on x86).
-    pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuInfo<'_>> {
+    pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuInfo<'d>> {
         vcpu_base(vcpu).map(|base| self.info_at(base))
     }
 
     /// A vCPU's place in this page; none for a vCPU that has none (32 and up on x86).
-    pub fn area(&self, vcpu: VcpuId) -> Option<VcpuArea> {
+    pub fn area(&self, vcpu: VcpuId) -> Option<VcpuArea<'d>> {
         vcpu_base(vcpu).map(|offset| VcpuArea { page: *self, offset })
     }
 
-    fn info_at(&self, base: usize) -> VcpuInfo<'_> {
+    fn info_at(&self, base: usize) -> VcpuInfo<'d> {
         VcpuInfo {
             upcall_pending: self.u8_at(base + at::EVTCHN_UPCALL_PENDING),
             upcall_mask: self.u8_at(base + at::EVTCHN_UPCALL_MASK),
@@ -107,18 +99,41 @@ impl SharedInfo {
         }
     }
 
-    /// How to tell the time on a vCPU; none for a vCPU that has no place in this page.
+    /// How to tell the time on a vCPU; none for a vCPU that has no place in this page. [`now`](Self::now) tells the time.
     pub fn time(&self, vcpu: VcpuId) -> Option<VcpuTime> {
         vcpu_base(vcpu).map(|base| self.time_at(base + at::VCPU_TIME))
     }
 
     fn time_at(&self, base: usize) -> VcpuTime {
-        settled(self.u32_at(base + at::TIME_VERSION), || VcpuTime {
+        settled(self.u32_at(base + at::TIME_VERSION), || self.read_time(base))
+    }
+
+    fn read_time(&self, base: usize) -> VcpuTime {
+        VcpuTime {
             tsc_timestamp: self.u64_at(base + at::TIME_TSC_TIMESTAMP).load(Ordering::Relaxed),
             system_time: self.u64_at(base + at::TIME_SYSTEM_TIME).load(Ordering::Relaxed),
             tsc_to_system_mul: self.u32_at(base + at::TIME_TSC_TO_SYSTEM_MUL).load(Ordering::Relaxed),
             tsc_shift: self.u8_at(base + at::TIME_SHIFT_AND_FLAGS).load(Ordering::Relaxed) as i8,
-        })
+            flags: self.u8_at(base + at::TIME_SHIFT_AND_FLAGS + 1).load(Ordering::Relaxed),
+        }
+    }
+
+    /// Xen's system time, for the vCPU that makes the call. `counter` reads its time stamp counter, between the two looks at
+    /// the version by which Xen tells of a change, and again if there was one: a vCPU that moves to another processor in
+    /// between never combines one processor's counter with the other's time. None for a vCPU that has no place in this
+    /// page.
+    ///
+    /// Times of different processors differ by a little, so a clock that must not go back goes through a
+    /// [`Monotonic`](crate::Monotonic).
+    #[inline]
+    pub fn now(&self, vcpu: VcpuId, counter: impl Fn() -> u64) -> Option<Duration> {
+        vcpu_base(vcpu).map(|base| self.now_at(base + at::VCPU_TIME, counter))
+    }
+
+    fn now_at(&self, base: usize, counter: impl Fn() -> u64) -> Duration {
+        let (time, count) =
+            settled(self.u32_at(base + at::TIME_VERSION), || (self.read_time(base), counter()));
+        time.system_time(count)
     }
 
     /// Time since 1970-01-01 00:00 UTC at the moment when Xen's system time was zero.
@@ -135,27 +150,27 @@ impl SharedInfo {
 /// Where one vCPU's `vcpu_info` is: in `shared_info`, or in a page where the guest registered it. All access is by
 /// atomics, so copies may be shared freely.
 #[derive(Clone, Copy, Debug)]
-pub struct VcpuArea {
+pub struct VcpuArea<'d> {
     /// Not the page of that name when the area is elsewhere; it lends its atomics.
-    page: SharedInfo,
+    page: SharedInfo<'d>,
     offset: usize,
 }
 
-impl VcpuArea {
+impl<'d> VcpuArea<'d> {
     /// Takes the `vcpu_info` at byte `offset` of a page.
     ///
     /// # Panics
     /// When the offset is not a multiple of 8, or the structure does not end within the page.
     ///
     /// # Safety
-    /// The page is one that Xen writes a `vcpu_info` to at this offset, stays so for as long as any copy of the
-    /// handle, and nobody in this domain accesses those bytes other than by atomics.
+    /// The page is one that Xen writes a `vcpu_info` to at this offset, and stays so for the whole of `'d`. Nobody in this
+    /// domain accesses those bytes other than by atomics.
     pub const unsafe fn from_page(page: NonNull<Page>, offset: usize) -> Self {
         assert!(
             offset % 8 == 0 && offset <= crate::PAGE_SIZE - at::VCPU_INFO_SIZE,
             "a vcpu_info does not fit there"
         );
-        Self { page: SharedInfo(page), offset }
+        Self { page: SharedInfo { page, owner: PhantomData }, offset }
     }
 
     /// Moves a vCPU's `vcpu_info` to a page of its own, taken from the platform and never given back: the only way for
@@ -165,25 +180,31 @@ impl VcpuArea {
     /// # Errors
     /// `ENOMEM` when the platform has no page, otherwise those of
     /// [`register_vcpu_info`](crate::vcpu::register_vcpu_info).
-    pub fn register(platform: &impl Platform, vcpu: VcpuId) -> Result<Self, Errno> {
+    pub fn register<P: Platform>(domain: &'d Domain<P>, vcpu: VcpuId) -> Result<Self, Errno> {
+        let platform = domain.platform();
         let page = platform.alloc_pages(1).ok_or(Errno::ENOMEM)?;
         // SAFETY: the page was just allocated for this, nothing else uses it, and it is never freed once registered.
         if let Err(error) = unsafe { register_vcpu_info(platform, vcpu, platform.gfn(page), 0) } {
-            // SAFETY: allocated above and not registered, so it is still the plain page it was.
+            // SAFETY: allocated above, and Xen keeps no area of a registration that it refuses.
             unsafe { platform.free_pages(page, 1) };
             return Err(error);
         }
-        Ok(Self { page: SharedInfo(page), offset: 0 })
+        Ok(Self { page: SharedInfo { page, owner: PhantomData }, offset: 0 })
     }
 
     /// The event fields.
-    pub fn info(&self) -> VcpuInfo<'_> {
+    pub fn info(&self) -> VcpuInfo<'d> {
         self.page.info_at(self.offset)
     }
 
     /// How to tell the time on this vCPU.
     pub fn time(&self) -> VcpuTime {
         self.page.time_at(self.offset + at::VCPU_TIME)
+    }
+
+    /// Xen's system time on this vCPU, as [`SharedInfo::now`].
+    pub fn now(&self, counter: impl Fn() -> u64) -> Duration {
+        self.page.now_at(self.offset + at::VCPU_TIME, counter)
     }
 }
 

@@ -4,6 +4,7 @@ use core::time::Duration;
 
 /// A consistent copy of a `vcpu_time_info` (`xen.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct VcpuTime {
     /// The counter when `system_time` was taken. It wraps around: a guest's counter may begin at zero after Xen read it.
     pub tsc_timestamp: u64,
@@ -13,9 +14,20 @@ pub struct VcpuTime {
     pub tsc_to_system_mul: u32,
     /// The count is first shifted left by this, or right if it is negative.
     pub tsc_shift: i8,
+    /// `XEN_PVCLOCK_*`: bit 0 ([`TSC_STABLE`](Self::TSC_STABLE)) says that the counters of all vCPUs agree.
+    pub flags: u8,
 }
 
 impl VcpuTime {
+    /// The bit of [`flags`](Self::flags) by which Xen says that no vCPU's counter is behind another's
+    /// (`XEN_PVCLOCK_TSC_STABLE_BIT`).
+    pub const TSC_STABLE: u8 = 1 << 0;
+
+    /// A reading made elsewhere, such as in a kernel's own copy of the page.
+    pub const fn new(tsc_timestamp: u64, system_time: u64, tsc_to_system_mul: u32, tsc_shift: i8) -> Self {
+        Self { tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift, flags: 0 }
+    }
+
     /// Xen's system time when the counter is `tsc`. A counter behind the timestamp gives the timestamp's time;
     /// what does not fit in 64 bits of nanoseconds is cut to the largest.
     pub fn system_time(&self, tsc: u64) -> Duration {

@@ -34,6 +34,8 @@ impl DomId {
     pub const COW: Self = Self(0x7FF3);
     /// No domain (`DOMID_INVALID`).
     pub const INVALID: Self = Self(0x7FF4);
+    /// Any domain, or one that Xen chooses (`DOMID_ANY`). Since Xen 4.22.
+    pub const ANY: Self = Self(0x7FF5);
     /// The idle domain (`DOMID_IDLE`).
     pub const IDLE: Self = Self(0x7FFF);
 }

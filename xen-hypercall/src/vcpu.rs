@@ -6,7 +6,7 @@
 //!
 //! Unless a function says otherwise, PV, HVM and PVH guests on x86 have these calls in every Xen since 4.0. HVM guests had
 //! few of them before 4.7, and none that starts a vCPU. On Arm there are [`register_vcpu_info`] and
-//! [`register_runstate_area`]; all others answer `EINVAL`, [`set_timer`] `ENOSYS`: PSCI and the generic timer do it there.
+//! [`register_runstate_area`]; all others return `EINVAL`, [`set_timer`] `ENOSYS`: a guest there has PSCI and the generic timer.
 #![allow(unsafe_code, reason = "hands over structures")]
 
 use core::ptr::NonNull;
@@ -17,14 +17,14 @@ use zerocopy::IntoBytes;
 use crate::abi::*;
 use crate::call::{Plain, numbers};
 use crate::sched::nanoseconds;
-use crate::{Errno, Gfn, Hypercall, HypercallNr, VcpuId};
+use crate::{Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, VcpuId};
 
 /// Runs a command on a vCPU with a structure.
 ///
 /// # Safety
 /// `command` reads and fills at most one `T`, and what else it does to memory is right.
 unsafe fn on<T>(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     command: usize,
     vcpu: VcpuId,
     argument: *mut T,
@@ -68,7 +68,11 @@ impl From<VcpuHvmX8632> for VcpuHvmContext {
 ///
 /// # Safety
 /// Running from this state is sound: code, stack and page tables are there and nobody else's.
-pub unsafe fn initialise(xen: &impl Hypercall, vcpu: VcpuId, context: &VcpuHvmContext) -> Result<(), Errno> {
+pub unsafe fn initialise(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    context: &VcpuHvmContext,
+) -> Result<(), Errno> {
     // SAFETY: VCPUOP_initialise reads a `vcpu_hvm_context`; the caller vouches for what runs then.
     unsafe { on(xen, VCPUOP_INITIALISE, vcpu, core::ptr::from_ref(context).cast_mut()) }.map(drop)
 }
@@ -77,7 +81,7 @@ pub unsafe fn initialise(xen: &impl Hypercall, vcpu: VcpuId, context: &VcpuHvmCo
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `EINVAL` for one without a state.
-pub fn up(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
+pub fn up(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<(), Errno> {
     numbers(xen, Plain::VcpuUp, [vcpu.0 as usize, 0, 0, 0]).map(drop)
 }
 
@@ -85,7 +89,7 @@ pub fn up(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist.
-pub fn down(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
+pub fn down(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<(), Errno> {
     numbers(xen, Plain::VcpuDown, [vcpu.0 as usize, 0, 0, 0]).map(drop)
 }
 
@@ -93,7 +97,7 @@ pub fn down(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist.
-pub fn is_up(xen: &impl Hypercall, vcpu: VcpuId) -> Result<bool, Errno> {
+pub fn is_up(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<bool, Errno> {
     numbers(xen, Plain::VcpuIsUp, [vcpu.0 as usize, 0, 0, 0]).map(|up| up != 0)
 }
 
@@ -115,6 +119,7 @@ impl RunState {
 
 /// How a vCPU spent its time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct RunTimes {
     /// What it does now.
     pub state: RunState,
@@ -134,7 +139,7 @@ pub struct RunTimes {
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist.
-pub fn run_times(xen: &impl Hypercall, vcpu: VcpuId) -> Result<RunTimes, Errno> {
+pub fn run_times(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<RunTimes, Errno> {
     let mut info = VcpuRunstateInfo::default();
     // SAFETY: VCPUOP_get_runstate_info fills a `vcpu_runstate_info`.
     unsafe { on(xen, VCPUOP_GET_RUNSTATE_INFO, vcpu, &raw mut info) }?;
@@ -163,7 +168,7 @@ pub fn run_times(xen: &impl Hypercall, vcpu: VcpuId) -> Result<RunTimes, Errno> 
 /// Xen writes to `area` at any time until the domain ends or another area is registered, by its address in whatever
 /// page tables are then in use. Nobody has a reference to it or uses it otherwise.
 pub unsafe fn register_runstate_area(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     vcpu: VcpuId,
     area: *mut VcpuRunstateInfo,
 ) -> Result<(), Errno> {
@@ -181,13 +186,66 @@ pub unsafe fn register_runstate_area(
 /// # Safety
 /// As for [`register_runstate_area`]: 32 bytes at `area`.
 pub unsafe fn register_time_area(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     vcpu: VcpuId,
     area: NonNull<[u64; 4]>,
 ) -> Result<(), Errno> {
     let mut argument = VcpuRegisterTimeMemoryArea { addr: area.as_ptr().expose_provenance() as u64 };
     // SAFETY: the command reads the structure; the caller vouches for the area.
     unsafe { on(xen, VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA, vcpu, &raw mut argument) }.map(drop)
+}
+
+/// The guest-physical address of a place in a page, or the number that means none.
+fn physical(place: Option<(Gfn, u32)>) -> Result<u64, Errno> {
+    let Some((gfn, offset)) = place else { return Ok(u64::MAX) };
+    if offset as usize >= PAGE_SIZE || offset % 8 != 0 {
+        return Err(Errno::ENXIO);
+    }
+    gfn.0.checked_mul(PAGE_SIZE as u64).map(|page| page + u64::from(offset)).ok_or(Errno::EINVAL)
+}
+
+/// Lets Xen write a vCPU's times to byte `offset` of a page, as [`register_runstate_area`] does to an address; none: ends it.
+/// It works whatever page tables are in use, and costs Xen less. While such a place is registered Xen does not write to that
+/// of the older call. `XEN_RUNSTATE_UPDATE` is set in `state_entry_time` while Xen writes.
+///
+/// Since Xen 4.18, which says so by [`Features::RUNSTATE_PHYS_AREA`](crate::version::Features::RUNSTATE_PHYS_AREA).
+///
+/// # Errors
+/// `ENOENT` for a vCPU that does not exist, `ENXIO` for an offset that is not a multiple of 8 or from which the 48 bytes of
+/// a [`VcpuRunstateInfo`] cross the page's end, `EINVAL` for a frame that is not the guest's, `EACCES` for one that cannot be
+/// written, `ENOSYS` from a Xen before 4.18.
+///
+/// # Safety
+/// Xen writes there at any time until the domain ends or another place is registered. Nobody has a reference to the place or
+/// uses it otherwise than by atomics.
+pub unsafe fn register_runstate_page(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    place: Option<(Gfn, u32)>,
+) -> Result<(), Errno> {
+    let mut argument = VcpuRegisterRunstateMemoryArea { addr: physical(place)? };
+    // SAFETY: the command reads the structure; the caller vouches for the place.
+    unsafe { on(xen, VCPUOP_REGISTER_RUNSTATE_PHYS_AREA, vcpu, &raw mut argument) }.map(drop)
+}
+
+/// Lets Xen write a vCPU's `vcpu_time_info` to byte `offset` of a page, as the older call for it does to an address; none:
+/// ends it. Otherwise as [`register_runstate_page`]. x86 only.
+///
+/// Since Xen 4.18, which says so by [`Features::VCPU_TIME_PHYS_AREA`](crate::version::Features::VCPU_TIME_PHYS_AREA).
+///
+/// # Errors
+/// As for [`register_runstate_page`], with the 32 bytes of a `vcpu_time_info`.
+///
+/// # Safety
+/// As for [`register_runstate_page`].
+pub unsafe fn register_time_page(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    place: Option<(Gfn, u32)>,
+) -> Result<(), Errno> {
+    let mut argument = VcpuRegisterTimeMemoryArea { addr: physical(place)? };
+    // SAFETY: the command reads the structure; the caller vouches for the place.
+    unsafe { on(xen, VCPUOP_REGISTER_VCPU_TIME_PHYS_AREA, vcpu, &raw mut argument) }.map(drop)
 }
 
 /// Moves a vCPU's `vcpu_info` from `shared_info` to byte `offset` of a page; those numbered 32 and above on x86, and 1 and
@@ -197,12 +255,13 @@ pub unsafe fn register_time_area(
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `ENXIO` for an offset that is not a multiple of 8 or too near the page's
-/// end, `EINVAL` for a vCPU that has been moved before or is running, or a frame that is not the guest's RAM.
+/// end, `EINVAL` for a vCPU that is running, or a frame that is not the guest's RAM, and for a vCPU that has been moved before
+/// (`EBUSY` since Xen 4.18).
 ///
 /// # Safety
 /// Xen writes there until the domain ends. Nobody uses the place otherwise than by atomics.
 pub unsafe fn register_vcpu_info(
-    xen: &impl Hypercall,
+    xen: &(impl Hypercall + ?Sized),
     vcpu: VcpuId,
     gfn: Gfn,
     offset: u32,
@@ -216,12 +275,13 @@ pub unsafe fn register_vcpu_info(
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `EINVAL` on Arm.
-pub fn send_nmi(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
+pub fn send_nmi(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<(), Errno> {
     numbers(xen, Plain::SendNmi, [vcpu.0 as usize, 0, 0, 0]).map(drop)
 }
 
 /// The physical processor that a vCPU is pinned to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct PhysicalId {
     /// Its local APIC.
     pub apic: u32,
@@ -233,7 +293,7 @@ pub struct PhysicalId {
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `EINVAL` for one that is not pinned or of another domain, and on Arm.
-pub fn physical_id(xen: &impl Hypercall, vcpu: VcpuId) -> Result<PhysicalId, Errno> {
+pub fn physical_id(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<PhysicalId, Errno> {
     let mut argument = VcpuGetPhysid::default();
     // SAFETY: VCPUOP_get_physid fills a `vcpu_get_physid`.
     unsafe { on(xen, VCPUOP_GET_PHYSID, vcpu, &raw mut argument) }?;
@@ -244,7 +304,11 @@ pub fn physical_id(xen: &impl Hypercall, vcpu: VcpuId) -> Result<PhysicalId, Err
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `EINVAL` for less than a millisecond or more than 146 years.
-pub fn set_periodic_timer(xen: &impl Hypercall, vcpu: VcpuId, period: Duration) -> Result<(), Errno> {
+pub fn set_periodic_timer(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    period: Duration,
+) -> Result<(), Errno> {
     let mut argument = VcpuSetPeriodicTimer { period_ns: nanoseconds(period) };
     // SAFETY: VCPUOP_set_periodic_timer reads the structure and sets a timer.
     unsafe { on(xen, VCPUOP_SET_PERIODIC_TIMER, vcpu, &raw mut argument) }.map(drop)
@@ -254,7 +318,7 @@ pub fn set_periodic_timer(xen: &impl Hypercall, vcpu: VcpuId, period: Duration) 
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist.
-pub fn stop_periodic_timer(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
+pub fn stop_periodic_timer(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<(), Errno> {
     numbers(xen, Plain::StopPeriodic, [vcpu.0 as usize, 0, 0, 0]).map(drop)
 }
 
@@ -264,7 +328,11 @@ pub fn stop_periodic_timer(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Err
 /// # Errors
 /// `ETIME` when `at` has passed (Xen before 4.17; the timer is then not set), `ENOENT` for a vCPU that does not exist,
 /// `EINVAL` for one that is not the caller.
-pub fn set_singleshot_timer(xen: &impl Hypercall, vcpu: VcpuId, at: Duration) -> Result<(), Errno> {
+pub fn set_singleshot_timer(
+    xen: &(impl Hypercall + ?Sized),
+    vcpu: VcpuId,
+    at: Duration,
+) -> Result<(), Errno> {
     let mut argument =
         VcpuSetSingleshotTimer { timeout_abs_ns: nanoseconds(at), flags: VCPU_SSHOTTMR_FUTURE, pad0: 0 };
     // SAFETY: VCPUOP_set_singleshot_timer reads the structure and sets a timer.
@@ -277,7 +345,7 @@ pub fn set_singleshot_timer(xen: &impl Hypercall, vcpu: VcpuId, at: Duration) ->
 ///
 /// # Errors
 /// None that Xen documents.
-pub fn set_timer(xen: &impl Hypercall, at: Option<Duration>) -> Result<(), Errno> {
+pub fn set_timer(xen: &(impl Hypercall + ?Sized), at: Option<Duration>) -> Result<(), Errno> {
     let at = at.map_or(0, |at| nanoseconds(at).max(1));
     // SAFETY: the call takes a number and sets a timer. Numbers of 64 bits are one register on 64-bit guests.
     Errno::check(unsafe { xen.hypercall(HypercallNr::SET_TIMER_OP, [at as usize, 0, 0, 0, 0]) }).map(drop)
@@ -287,6 +355,6 @@ pub fn set_timer(xen: &impl Hypercall, at: Option<Duration>) -> Result<(), Errno
 ///
 /// # Errors
 /// `ENOENT` for a vCPU that does not exist, `EINVAL` for one that is not the caller's.
-pub fn stop_singleshot_timer(xen: &impl Hypercall, vcpu: VcpuId) -> Result<(), Errno> {
+pub fn stop_singleshot_timer(xen: &(impl Hypercall + ?Sized), vcpu: VcpuId) -> Result<(), Errno> {
     numbers(xen, Plain::StopSingleshot, [vcpu.0 as usize, 0, 0, 0]).map(drop)
 }

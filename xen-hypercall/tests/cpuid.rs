@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use xen_hypercall::arch::x86_64::{
-    HvmFeatures, HvmLeaf, Leaf, VendorCall, cpuid_base, cpuid_version, hvm_leaf, vendor,
+    HvmFeatures, Leaf, TscFlags, TscMode, VendorCall, cpuid_base, cpuid_version, hvm_leaf, tsc_leaf, vendor,
 };
 use xen_hypercall::{DomId, VcpuId};
 
@@ -19,6 +19,8 @@ fn xen_at(base: u32, leaves: u32, features: u32) -> impl Fn(u32, u32) -> Leaf {
     move |leaf, subleaf| match (leaf.wrapping_sub(base), subleaf) {
         (0, 0) => signature(base + leaves, b"XenVMMXenVMM"),
         (1, 0) => [4 << 16 | 17, 0, 0, 0],
+        (3, 0) if leaves >= 3 => [0b110, 2, 2_400_000, 5],
+        (3, 2) if leaves >= 3 => [2_500_000, 0, 0, 0],
         (4, 0) if leaves >= 4 => [features, 3, 0x1_0007, 0],
         _ if leaf == 0x4000_0000 => signature(0x4000_0006, b"Microsoft Hv"),
         // What a leaf that does not exist answers is up to the processor.
@@ -61,17 +63,26 @@ fn no_xen_no_leaves() {
 
 #[test]
 fn leaf_4_tells_what_its_flags_say_it_tells() {
-    let all = |features| hvm_leaf(xen_at(0x4000_0100, 4, features));
-    let leaf = |features, vcpu, domain| {
-        Some(HvmLeaf { features: HvmFeatures::from_bits_retain(features), vcpu, domain })
-    };
+    let read = |features| hvm_leaf(xen_at(0x4000_0100, 4, features));
+    let all = |features| read(features).map(|leaf| (leaf.features, leaf.vcpu, leaf.domain));
+    let leaf = |features, vcpu, domain| Some((HvmFeatures::from_bits_retain(features), vcpu, domain));
     assert_eq!(all(0), leaf(0, None, None));
     assert_eq!(all(1 << 3), leaf(1 << 3, Some(VcpuId(3)), None));
     assert_eq!(all(1 << 4), leaf(1 << 4, None, Some(DomId(7))), "the low half of ecx");
     let every = !0;
     assert_eq!(all(every), leaf(every, Some(VcpuId(3)), Some(DomId(7))), "unknown flags are kept");
-    assert!(all(every).unwrap().features.contains(HvmFeatures::IOMMU_MAPPINGS));
+    assert!(read(every).unwrap().features.contains(HvmFeatures::IOMMU_MAPPINGS));
+    assert_eq!(read(0x60).unwrap().features, HvmFeatures::EXT_DEST_ID | HvmFeatures::UPCALL_VECTOR);
     assert_eq!(hvm_leaf(xen_at(0x4000_0000, 3, !0)), None, "a Xen without leaf 4");
+}
+
+#[test]
+fn leaf_3_tells_of_the_counter() {
+    let leaf = tsc_leaf(xen_at(0x4000_0100, 3, 0)).unwrap();
+    assert_eq!(leaf.flags, TscFlags::HOST_RELIABLE | TscFlags::RDTSCP);
+    assert_eq!((leaf.mode, leaf.incarnation), (TscMode::NEVER_EMULATE, 5));
+    assert_eq!((leaf.guest_khz, leaf.host_khz), (2_400_000, 2_500_000));
+    assert_eq!(tsc_leaf(xen_at(0x4000_0100, 2, 0)), None, "the toolstack can cut the leaves to two");
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! What Xen 4.17 answers an HVM or PVH guest, and what its calls do, on the mock.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
+use std::sync::Arc;
 
 use xen_hypercall::abi::{VcpuHvmContext, VcpuHvmX8664, VcpuRunstateInfo};
 use xen_hypercall::assist::{self, Assist};
 use xen_hypercall::hvm::{HvmParam, MemType};
 use xen_hypercall::memory::{MemFlags, MemoryRange, PhysmapSpace};
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
-use xen_hypercall::sched::ShutdownReason;
+use xen_hypercall::sched::{ShutdownCode, ShutdownReason};
+use xen_hypercall::version::LongText;
 use xen_hypercall::{
-    DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, SharedInfo, VcpuArea, VcpuId, console_io, hvm,
-    memory, physdev, sched, vcpu, version,
+    DomId, Errno, Gfn, Hypercall, HypercallNr, PageMemory, VcpuArea, VcpuId, console_io, event, hvm, memory,
+    physdev, sched, vcpu, version,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -56,14 +58,14 @@ fn the_first_reason_to_end_is_the_one_that_counts() {
     sched::set_shutdown_code(&guest, ShutdownReason::CRASH).unwrap();
     assert_eq!(guest.shutdown_reason(), None);
     sched::shutdown(&guest, ShutdownReason::POWEROFF).unwrap();
-    assert_eq!(guest.shutdown_reason(), Some(ShutdownReason::REBOOT));
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::REBOOT));
 
     let other = xen.domain(DomId(2));
     assert_eq!(sched::remote_shutdown(&other, DomId(0), ShutdownReason::CRASH), Err(Errno::EPERM));
     assert_eq!(sched::remote_shutdown(&dom0, DomId(9), ShutdownReason::CRASH), Err(Errno::ESRCH));
     assert_eq!(sched::remote_shutdown(&dom0, DomId::SELF, ShutdownReason::CRASH), Err(Errno::ESRCH));
     sched::remote_shutdown(&dom0, DomId(2), ShutdownReason::CRASH).unwrap();
-    assert_eq!(other.shutdown_reason(), Some(ShutdownReason::CRASH));
+    assert_eq!(other.shutdown_reason(), Some(ShutdownCode::CRASH));
     assert_eq!(sched::pin_override(&guest, None), Err(Errno::EPERM));
     assert_eq!(sched::pin_override(&dom0, Some(1 << 20)), Err(Errno::EINVAL));
     assert_eq!(sched::pin_override(&dom0, Some(1)), Ok(()));
@@ -72,9 +74,15 @@ fn the_first_reason_to_end_is_the_one_that_counts() {
 #[test]
 fn a_suspended_domain_learns_how_it_goes_on() {
     let (xen, _, guest, _trace) = machine();
-    assert_eq!(sched::suspend(&guest), Ok(sched::Resumed::InNewDomain));
+    // SAFETY: nothing of Xen's is mapped.
+    assert_eq!(unsafe { sched::suspend(&guest) }, Ok(sched::Resumed::InNewDomain));
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::SUSPEND));
     xen.register(HypercallNr::SCHED_OP, |_, _| 1);
-    assert_eq!(sched::suspend(&guest), Ok(sched::Resumed::InPlace));
+    // SAFETY: as above.
+    assert_eq!(unsafe { sched::suspend(&guest) }, Ok(sched::Resumed::InPlace));
+    xen.register(HypercallNr::SCHED_OP, |_, _| Errno::EBUSY.as_return());
+    // SAFETY: as above.
+    assert_eq!(unsafe { sched::suspend(&guest) }, Err(Errno::EBUSY));
 }
 
 #[test]
@@ -101,7 +109,35 @@ fn a_watchdog_bites_unless_it_is_poked() {
     xen.advance(Duration::from_millis(2999));
     assert_eq!(guest.shutdown_reason(), None);
     xen.advance(Duration::from_millis(1));
-    assert_eq!(guest.shutdown_reason(), Some(ShutdownReason::WATCHDOG));
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::WATCHDOG));
+}
+
+#[test]
+fn a_poll_whose_deadline_is_the_beginning_of_time_ends() {
+    let (xen, _, guest, _trace) = machine();
+    // Nothing else would end it: the mock panics where a domain waits for ever.
+    sched::poll(&guest, &[], Some(Duration::ZERO)).unwrap();
+    assert!(xen.now() <= Duration::from_nanos(1));
+    xen.advance(SECOND);
+    let now = xen.now();
+    sched::poll(&guest, &[7], Some(Duration::ZERO)).unwrap();
+    assert_eq!(xen.now(), now);
+}
+
+#[test]
+fn a_time_beyond_xens_numbers_is_far_ahead_and_has_not_passed() {
+    let (xen, _, guest, _trace) = machine();
+    let fired = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&fired);
+    xen.set_timer_hook(move |_, _| {
+        count.fetch_add(1, Relaxed);
+    });
+    vcpu::set_singleshot_timer(&guest, VcpuId(0), Duration::MAX).unwrap();
+    xen.advance(1000 * SECOND);
+    assert_eq!(fired.load(Relaxed), 0, "not at once");
+    vcpu::stop_singleshot_timer(&guest, VcpuId(0)).unwrap();
+    sched::poll(&guest, &[], Some(Duration::MAX)).unwrap();
+    assert!(xen.now() > Duration::from_secs(9_000_000_000), "it slept for centuries: {:?}", xen.now());
 }
 
 #[test]
@@ -114,7 +150,8 @@ fn blocking_and_polling_let_time_pass() {
     assert_eq!(xen.now(), 3 * SECOND);
     assert_eq!(sched::poll(&guest, &[1; 129], Some(SECOND)), Err(Errno::EINVAL));
     // A pending port ends it at once, masked or not.
-    let shared = SharedInfo::map(&guest).unwrap();
+    let token = guest.boot().unwrap();
+    let shared = token.shared_info();
     shared.evtchn_pending(1).unwrap().store(1 << 6, Relaxed);
     shared.evtchn_mask(1).unwrap().store(1 << 6, Relaxed);
     sched::poll(&guest, &[3, 70], Some(9 * SECOND)).unwrap();
@@ -132,8 +169,8 @@ fn blocking_for_ever_fails_the_test_instead() {
 #[test]
 fn set_timer_op_has_its_own_idea_of_the_future() {
     let (xen, _, guest, _trace) = machine();
-    let fired = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let log = std::sync::Arc::clone(&fired);
+    let fired = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&fired);
     xen.set_timer_hook(move |domain, _| log.lock().unwrap().push(domain.xen().now()));
     // Absurdly far ahead is 100 ms.
     vcpu::set_timer(&guest, Some(Duration::MAX)).unwrap();
@@ -200,17 +237,18 @@ fn a_vcpu_is_initialised_once_and_comes_up_and_goes_down() {
     assert_eq!(vcpu::physical_id(&guest, one), Err(Errno::EINVAL));
     assert_eq!(vcpu::down(&guest, VcpuId(5)), Err(Errno::ENOENT));
     vcpu::down(&guest, VcpuId(0)).unwrap();
-    assert_eq!(guest.shutdown_reason(), Some(ShutdownReason::POWEROFF), "the last one has gone");
+    assert_eq!(guest.shutdown_reason(), Some(ShutdownCode::POWEROFF), "the last one has gone");
 }
 
 #[test]
 fn a_vcpus_events_move_to_a_page_of_its_own() {
     let (_, _, guest, _trace) = machine();
     guest.set_vcpus(40);
-    let shared = SharedInfo::map(&guest).unwrap();
+    let token = guest.boot().unwrap();
+    let shared = token.shared_info();
     let high = VcpuId(39);
     assert!(shared.vcpu(high).is_none() && guest.vcpu_area(high).is_none());
-    let area = VcpuArea::register(&guest, high).unwrap();
+    let area = VcpuArea::register(&token, high).unwrap();
     assert_eq!(area.info().pending_sel.load(Relaxed), u64::MAX, "all may be pending");
     assert_eq!(area.info().upcall_pending.load(Relaxed), 1);
     // Both sides mean the same place.
@@ -218,9 +256,9 @@ fn a_vcpus_events_move_to_a_page_of_its_own() {
     assert_eq!(area.info().pending_sel.load(Relaxed), 5);
 
     let pages = guest.pages_in_use();
-    assert!(matches!(VcpuArea::register(&guest, high), Err(Errno::EINVAL)), "once is all");
+    assert!(matches!(VcpuArea::register(&token, high), Err(Errno::EINVAL)), "once is all");
     assert_eq!(guest.pages_in_use(), pages, "the page is given back");
-    assert!(matches!(VcpuArea::register(&guest, VcpuId(40)), Err(Errno::ENOENT)));
+    assert!(matches!(VcpuArea::register(&token, VcpuId(40)), Err(Errno::ENOENT)));
     let page = guest.gfn(guest.alloc_pages(1).unwrap());
     // SAFETY: the page was allocated for this.
     let at = |vcpu, gfn, offset| unsafe { vcpu::register_vcpu_info(&guest, VcpuId(vcpu), gfn, offset) };
@@ -306,13 +344,15 @@ fn parameters_are_set_and_read_by_whom_xen_lets() {
     let (_, _, guest, _trace) = machine();
     guest.set_hvm_param(HvmParam::STORE_PFN, 77);
     assert_eq!(hvm::get_param(&guest, HvmParam::STORE_PFN), Ok(77));
-    assert_eq!(hvm::set_param(&guest, HvmParam::STORE_PFN, 1), Err(Errno::EPERM));
+    // SAFETY: Xen refuses it.
+    let set = |param, value| unsafe { hvm::set_param_unchecked(&guest, param, value) };
+    assert_eq!(set(HvmParam::STORE_PFN, 1), Err(Errno::EPERM));
     assert_eq!(hvm::set_param(&guest, HvmParam::CONSOLE_EVTCHN, 5), Ok(()));
     assert_eq!(hvm::get_param(&guest, HvmParam::CONSOLE_EVTCHN), Ok(5));
     // An I/O request server's page is none of the guest's business; PAE was, once; and the last is 38.
     for (index, errno) in [(32, Errno::EPERM), (4, Errno::EINVAL), (38, Errno::EPERM), (39, Errno::EINVAL)] {
         assert_eq!(hvm::get_param(&guest, HvmParam(index)), Err(errno));
-        assert_eq!(hvm::set_param(&guest, HvmParam(index), 0), Err(errno));
+        assert_eq!(set(HvmParam(index), 0), Err(errno));
     }
     guest.xen().advance(SECOND);
     assert_eq!(hvm::time(&guest), Ok(SECOND));
@@ -339,6 +379,45 @@ fn xen_says_what_it_is_and_to_whom() {
 }
 
 #[test]
+fn texts_are_whole_where_xen_has_the_calls_for_it() {
+    let (xen, dom0, guest, _trace) = machine();
+    // Xen 4.17 has only the older calls.
+    let changeset = version::long_text::<4>(&guest, LongText::Changeset);
+    assert_eq!(changeset.unwrap().as_str(), "mock");
+    assert_eq!(version::long_text::<3>(&guest, LongText::Changeset), Err(Errno::ENOBUFS));
+    assert_eq!(version::long_text::<9>(&guest, LongText::Extraversion).unwrap().as_str(), ".0-mock");
+    let capabilities = version::long_text::<2048>(&guest, LongText::Capabilities).unwrap();
+    assert_eq!(capabilities.as_str(), version::capabilities(&guest).unwrap().as_str());
+    assert_eq!(version::long_text::<64>(&dom0, LongText::CommandLine).unwrap().as_str(), "dom0=mock");
+
+    // A newer one: length and text of a `xen_varbuf`, without a zero at the end.
+    const LONG: &[u8; 100] = &[b'x'; 100];
+    xen.register(HypercallNr::XEN_VERSION, |_, [command, pointer, ..]| {
+        if !(11..=14).contains(&command) {
+            return Errno::ENOSYS.as_return();
+        }
+        if command == 14 {
+            return Errno::EPERM.as_return();
+        }
+        let pointer = core::ptr::with_exposed_provenance_mut::<u8>(pointer);
+        // SAFETY: the caller's structure begins with its length, and so many bytes follow.
+        unsafe {
+            if (pointer.cast::<u32>().read_unaligned() as usize) < LONG.len() {
+                return Errno::ENOBUFS.as_return();
+            }
+            pointer.add(4).copy_from_nonoverlapping(LONG.as_ptr(), LONG.len());
+        }
+        LONG.len() as isize
+    });
+    for text in [LongText::Extraversion, LongText::Capabilities, LongText::Changeset] {
+        assert_eq!(version::long_text::<100>(&guest, text).unwrap().as_str().as_bytes(), LONG);
+        assert_eq!(version::long_text::<101>(&guest, text).unwrap().as_str().as_bytes(), LONG);
+        assert_eq!(version::long_text::<99>(&guest, text), Err(Errno::ENOBUFS));
+    }
+    assert_eq!(version::long_text::<100>(&guest, LongText::CommandLine), Err(Errno::EPERM));
+}
+
+#[test]
 fn the_rest() {
     let (_, dom0, guest, _trace) = machine();
     assist::enable(&guest, Assist::RUNSTATE_UPDATE_FLAG).unwrap();
@@ -356,4 +435,25 @@ fn the_rest() {
     assert_eq!(physdev::eoi(&guest, 1), Err(Errno::ENOSYS));
     assert_eq!(hvm::flush_tlbs(&guest), Ok(()));
     assert_eq!(hvm::guest_request_vm_event(&guest), Ok(()));
+}
+
+#[test]
+fn a_reset_begins_anew_while_ports_are_opened_behind_it() {
+    let resets = |outcomes: &'static [Errno]| {
+        let xen = MockXen::new();
+        let guest = xen.domain(DomId(1));
+        let mut left = outcomes.iter().copied();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        xen.register(HypercallNr::EVENT_CHANNEL_OP, move |_, _| {
+            counted.fetch_add(1, Relaxed);
+            left.next().map_or(0, Errno::as_return)
+        });
+        (event::reset(&guest), calls.load(Relaxed))
+    };
+    assert_eq!(resets(&[]), (Ok(()), 1));
+    assert_eq!(resets(&[Errno::EAGAIN; 3]), (Ok(()), 4));
+    assert_eq!(resets(&[Errno::EAGAIN, Errno::EBUSY]), (Err(Errno::EBUSY), 2));
+    // Whoever never stops opening ports does not hold the caller for ever.
+    assert_eq!(resets(&[Errno::EAGAIN; 1000]), (Err(Errno::EAGAIN), 16));
 }

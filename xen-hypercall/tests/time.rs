@@ -6,7 +6,7 @@ use core::time::Duration;
 use proptest::prelude::*;
 use xen_hypercall::abi::shared_info as at;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo, VcpuId, VcpuTime};
+use xen_hypercall::{Clock, DomId, Domain, SharedInfo, VcpuId, VcpuTime};
 
 /// The definition with as many bits as it takes: 64 * 127 fit no integer, so zeros are counted instead.
 fn reference(time: VcpuTime, tsc: u64) -> u64 {
@@ -42,19 +42,14 @@ proptest! {
         tsc_shift: i8,
         tsc in edgy(),
     ) {
-        let time = VcpuTime { tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift };
+        let time = VcpuTime::new(tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift);
         prop_assert_eq!(time.system_time(tsc), Duration::from_nanos(reference(time, tsc)));
     }
 
     #[test]
     fn time_goes_on_with_the_counter(start: u32, counts in prop::collection::vec(any::<u32>(), 1..20)) {
         // 2.5 GHz: 0.4 ns a count.
-        let time = VcpuTime {
-            tsc_timestamp: start.into(),
-            system_time: 1000,
-            tsc_to_system_mul: 0xCCCC_CCCD,
-            tsc_shift: -1,
-        };
+        let time = VcpuTime::new(start.into(), 1000, 0xCCCC_CCCD, -1);
         let mut tsc = u64::from(start);
         let mut last = time.system_time(tsc);
         prop_assert_eq!(last, Duration::from_nanos(1000));
@@ -72,19 +67,14 @@ proptest! {
 #[test]
 fn a_counter_that_began_after_the_timestamp_runs() {
     // As Xen tells the first domain, whose counter begins at zero while it is made.
-    let time = VcpuTime {
-        tsc_timestamp: 228_485_199_u64.wrapping_neg(),
-        system_time: 1_952_289_566,
-        tsc_to_system_mul: 3_308_751_035,
-        tsc_shift: -1,
-    };
+    let time = VcpuTime::new(228_485_199_u64.wrapping_neg(), 1_952_289_566, 3_308_751_035, -1);
     assert_eq!(time.system_time(383_315_870), Duration::from_nanos(2_187_948_801));
     assert_eq!(time.system_time(228_485_200_u64.wrapping_neg()), Duration::from_nanos(1_952_289_566));
 }
 
 #[test]
 fn a_counter_behind_the_timestamp_tells_the_timestamps_time() {
-    let time = VcpuTime { tsc_timestamp: 1000, system_time: 77, tsc_to_system_mul: u32::MAX, tsc_shift: 127 };
+    let time = VcpuTime::new(1000, 77, u32::MAX, 127);
     for tsc in [0, 999, 1000] {
         assert_eq!(time.system_time(tsc), Duration::from_nanos(77));
     }
@@ -93,14 +83,18 @@ fn a_counter_behind_the_timestamp_tells_the_timestamps_time() {
 
 struct Shared {
     domain: MockDomain,
-    guest: SharedInfo,
+    token: Domain<MockDomain>,
 }
 
 impl Shared {
     fn new() -> Self {
         let domain = MockXen::new().domain(DomId(1));
-        let guest = SharedInfo::map(&domain).unwrap();
-        Self { domain, guest }
+        let token = domain.boot().unwrap();
+        Self { domain, token }
+    }
+
+    fn guest(&self) -> SharedInfo<'_> {
+        self.token.shared_info()
     }
 
     /// The words of the page, as Xen reaches them.
@@ -130,20 +124,16 @@ fn time_is_read_from_each_vcpus_place() {
         shared.long(base + at::TIME_TSC_TIMESTAMP).store(10 + u64::from(vcpu), Relaxed);
         shared.long(base + at::TIME_SYSTEM_TIME).store(20, Relaxed);
         shared.word(base + at::TIME_TSC_TO_SYSTEM_MUL).store(30, Relaxed);
-        // The shift is a byte, the flags behind it are another's.
+        // The shift is a byte, and the flags are the next.
         shared.word(base + at::TIME_SHIFT_AND_FLAGS).store(0x0000_01FE, Relaxed);
-        let expected = VcpuTime {
-            tsc_timestamp: 10 + u64::from(vcpu),
-            system_time: 20,
-            tsc_to_system_mul: 30,
-            tsc_shift: -2,
-        };
-        assert_eq!(shared.guest.time(VcpuId(vcpu)), Some(expected));
-        assert_eq!(shared.guest.area(VcpuId(vcpu)).unwrap().time(), expected);
+        let mut expected = VcpuTime::new(10 + u64::from(vcpu), 20, 30, -2);
+        expected.flags = VcpuTime::TSC_STABLE;
+        assert_eq!(shared.guest().time(VcpuId(vcpu)), Some(expected));
+        assert_eq!(shared.guest().area(VcpuId(vcpu)).unwrap().time(), expected);
     }
     for vcpu in [32, 33, u32::MAX] {
-        assert!(shared.guest.time(VcpuId(vcpu)).is_none() && shared.guest.vcpu(VcpuId(vcpu)).is_none());
-        assert!(shared.guest.area(VcpuId(vcpu)).is_none());
+        assert!(shared.guest().time(VcpuId(vcpu)).is_none() && shared.guest().vcpu(VcpuId(vcpu)).is_none());
+        assert!(shared.guest().area(VcpuId(vcpu)).is_none());
     }
 }
 
@@ -152,10 +142,10 @@ fn a_version_that_never_settles_does_not_hang_the_guest() {
     let shared = Shared::new();
     shared.word(at::VCPU_TIME + at::TIME_VERSION).store(7, Relaxed);
     shared.long(at::VCPU_TIME + at::TIME_SYSTEM_TIME).store(99, Relaxed);
-    assert_eq!(shared.guest.time(VcpuId(0)).unwrap().system_time, 99);
+    assert_eq!(shared.guest().time(VcpuId(0)).unwrap().system_time, 99);
     shared.word(at::WC_VERSION).store(u32::MAX, Relaxed);
     shared.word(at::WC_SEC).store(5, Relaxed);
-    assert_eq!(shared.guest.wall_clock(), Duration::from_secs(5));
+    assert_eq!(shared.guest().wall_clock(), Duration::from_secs(5));
 }
 
 #[test]
@@ -167,7 +157,7 @@ fn the_wall_clock_takes_all_its_64_bits() {
         shared.word(at::WC_NSEC).store(nanoseconds, Relaxed);
         let seconds = Duration::from_secs(u64::from(high) << 32 | u64::from(low));
         let expected = seconds.saturating_add(Duration::from_nanos(nanoseconds.into()));
-        assert_eq!(shared.guest.wall_clock(), expected);
+        assert_eq!(shared.guest().wall_clock(), expected);
     }
 }
 
@@ -179,8 +169,58 @@ fn shared_info_is_not_there_when_xen_refuses_it() {
     let domain = xen.domain(DomId(1));
     let faults = HypercallFaults::new().fail(HypercallNr::MEMORY_OP, Chance::ALWAYS, Errno::EPERM);
     xen.set_faults(Dice::new(0), faults);
-    assert!(matches!(SharedInfo::map(&domain), Err(Errno::EPERM)));
-    assert_eq!(domain.pages_in_use(), 0, "the page is given back");
-    domain.fail_allocs_after(Some(0));
-    assert!(matches!(SharedInfo::map(&domain), Err(Errno::ENOMEM)));
+    assert!(matches!(domain.boot(), Err(Errno::EPERM)));
+    assert_eq!(domain.pages_in_use(), 1, "Xen may have taken the page's memory before it refused");
+    xen.set_faults(Dice::new(0), HypercallFaults::new());
+    for allowed in 0..2 {
+        domain.fail_allocs_after(Some(allowed));
+        assert!(matches!(domain.boot(), Err(Errno::ENOMEM)));
+        assert_eq!(domain.pages_in_use(), 1);
+    }
+    domain.fail_allocs_after(None);
+    let token = domain.boot().unwrap();
+    assert_eq!(domain.pages_in_use(), 3);
+    drop(token);
+    assert_eq!(domain.pages_in_use(), 2, "shared_info stays");
+}
+
+#[test]
+fn the_counter_is_read_again_when_xen_changes_the_time_meanwhile() {
+    let shared = Shared::new();
+    let [version, tsc, system] =
+        [at::TIME_VERSION, at::TIME_TSC_TIMESTAMP, at::TIME_SYSTEM_TIME].map(|at| at::VCPU_TIME + at);
+    shared.word(at::VCPU_TIME + at::TIME_TSC_TO_SYSTEM_MUL).store(1 << 31, Relaxed);
+    shared.word(at::VCPU_TIME + at::TIME_SHIFT_AND_FLAGS).store(1, Relaxed);
+    shared.long(tsc).store(1_000_000, Relaxed);
+    shared.long(system).store(5000, Relaxed);
+    // Between the two readings the vCPU moves to a processor whose counter is far behind.
+    let moved = core::cell::Cell::new(false);
+    let now = shared.guest().now(VcpuId(0), || {
+        if moved.replace(true) {
+            return 1700;
+        }
+        shared.word(version).fetch_add(2, Relaxed);
+        shared.long(tsc).store(1600, Relaxed);
+        shared.long(system).store(6000, Relaxed);
+        2_000_000
+    });
+    assert_eq!(now, Some(Duration::from_nanos(6100)), "one processor's time and the same one's counter");
+}
+
+#[test]
+fn a_kernels_clock_starts_late_and_never_goes_back() {
+    let shared: &'static Shared = Box::leak(Box::new(Shared::new()));
+    let clock = Clock::new();
+    assert_eq!(
+        (clock.now(VcpuId(0), || 77), clock.unix_time(Duration::ZERO)),
+        (Duration::ZERO, Duration::ZERO)
+    );
+    shared.long(at::VCPU_TIME + at::TIME_SYSTEM_TIME).store(900, Relaxed);
+    shared.word(at::WC_SEC).store(5, Relaxed);
+    clock.start(shared.guest());
+    assert_eq!(clock.now(VcpuId(0), || 0), Duration::from_nanos(900));
+    // Another vCPU's time is a little behind.
+    shared.long(at::VCPU_INFO_SIZE + at::VCPU_TIME + at::TIME_SYSTEM_TIME).store(850, Relaxed);
+    assert_eq!(clock.now(VcpuId(1), || 0), Duration::from_nanos(900));
+    assert_eq!(clock.unix_time(Duration::from_secs(1)), Duration::from_secs(6));
 }

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::sync::{Arc, Mutex};
 
 use xen_hypercall::mock::MockXen;
-use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, SharedInfo, VcpuId, Wait, hvm, vcpu};
+use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, VcpuId, Wait, hvm, vcpu};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -66,7 +66,8 @@ fn each_vcpu_has_its_place_in_shared_info_and_its_vector() {
     let domain = MockXen::new().domain(DomId(1));
     domain.set_vcpus(2);
     assert!(domain.vcpu_area(VcpuId(1)).is_none());
-    let shared = SharedInfo::map(&domain).unwrap();
+    let token = domain.boot().unwrap();
+    let shared = token.shared_info();
     let area = domain.vcpu_area(VcpuId(1)).unwrap();
     area.info().upcall_pending.store(1, core::sync::atomic::Ordering::Relaxed);
     assert_eq!(shared.vcpu(VcpuId(1)).unwrap().upcall_pending.load(core::sync::atomic::Ordering::Relaxed), 1);
@@ -76,8 +77,8 @@ fn each_vcpu_has_its_place_in_shared_info_and_its_vector() {
     domain.wait(Some(MS), &|| false);
     assert_eq!(domain.xen().now(), MS);
 
-    hvm::set_evtchn_upcall_vector(&domain, VcpuId(1), 0x31).unwrap();
+    let vector = hvm::Vector::new(0x31).unwrap();
+    hvm::set_evtchn_upcall_vector(&domain, VcpuId(1), vector).unwrap();
     assert_eq!((domain.upcall_vector(VcpuId(0)), domain.upcall_vector(VcpuId(1))), (None, Some(0x31)));
-    assert_eq!(hvm::set_evtchn_upcall_vector(&domain, VcpuId(2), 0x31), Err(Errno::ENOENT));
-    assert_eq!(hvm::set_evtchn_upcall_vector(&domain, VcpuId(9), 0xf), Err(Errno::EINVAL));
+    assert_eq!(hvm::set_evtchn_upcall_vector(&domain, VcpuId(2), vector), Err(Errno::ENOENT));
 }

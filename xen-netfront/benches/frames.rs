@@ -10,8 +10,8 @@ use criterion::{
 };
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options};
 use xen_netfront::{Config, FRAME_MAX, Features, FramePage, NetFront, TxMeta};
 use xen_xenstore::Xenstore;
@@ -38,9 +38,9 @@ impl Machine {
         store.connect(&guest);
         let switch = MockSwitch::new(&xen);
         let _ = MockNetback::new(&switch, &store, &guest, 0, Options::default());
-        let shared = SharedInfo::map(&guest).unwrap();
-        let events: &'static _ = Box::leak(Box::new(EventChannels::new(guest.clone(), shared).unwrap()));
-        let grants: &'static _ = Box::leak(Box::new(GrantTable::new(guest).unwrap()));
+        let token = guest.boot().unwrap();
+        let events: &'static _ = Box::leak(Box::new(EventChannels::new(&token).unwrap()));
+        let grants: &'static _ = Box::leak(Box::new(GrantTable::new(&token).unwrap()));
         let mut xs = Xenstore::new(events).unwrap();
         let soon = xs.now() + Duration::from_secs(5);
         let card = NetFront::connect_with(&mut xs, events, grants, 0, soon, config).unwrap();
@@ -87,7 +87,7 @@ fn send(c: &mut Criterion) {
                 for _ in 0..BATCH {
                     machine.card.transmit(&frame).unwrap();
                 }
-                machine.card.flush().unwrap();
+                machine.card.publish().unwrap();
                 assert_eq!(machine.sent(), BATCH);
             });
         });
@@ -110,7 +110,7 @@ fn large(c: &mut Criterion) {
                 part.page.write_bytes(0, &frame[..14]).unwrap();
                 machine.card.transmit_pages(std::slice::from_mut(part), TxMeta::default()).unwrap();
             }
-            machine.card.flush().unwrap();
+            machine.card.publish().unwrap();
             assert_eq!(machine.sent(), BATCH);
         });
     });
@@ -120,7 +120,7 @@ fn large(c: &mut Criterion) {
     group.bench_function("one of 65535 bytes", |b| {
         b.iter(|| {
             machine.card.transmit(&frame).unwrap();
-            machine.card.flush().unwrap();
+            machine.card.publish().unwrap();
             assert_eq!(machine.sent(), 1);
         });
     });
@@ -141,7 +141,7 @@ fn receive(c: &mut Criterion) {
                     black_box(&buffer[..len]);
                     count += 1;
                 }
-                machine.card.flush().unwrap();
+                machine.card.publish().unwrap();
                 assert_eq!(count, BATCH);
             });
         });
@@ -155,7 +155,7 @@ fn receive(c: &mut Criterion) {
         b.iter(|| {
             machine.arrive(&frame, 1);
             assert_eq!(machine.card.receive(&mut buffer).unwrap(), Some(9014));
-            machine.card.flush().unwrap();
+            machine.card.publish().unwrap();
         });
     });
     group.finish();

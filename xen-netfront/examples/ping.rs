@@ -18,8 +18,8 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::MockXen;
-use xen_hypercall::{DomId, SharedInfo};
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
 use xen_netfront::mock::{HostDevice, MockNetback, MockSwitch, Options};
 use xen_netfront::{FRAME_MAX, NetFront};
@@ -58,8 +58,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut host = interface(&mut host_device, [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff], HOST);
 
     // The guest.
-    let events = EventChannels::new(domain.clone(), SharedInfo::map(&domain)?)?;
-    let grants = GrantTable::new(domain.clone())?;
+    let token = domain.boot()?;
+    let events = EventChannels::new(&token)?;
+    let grants = GrantTable::new(&token)?;
     let mut xs = Xenstore::new(&events)?;
     let deadline = xs.now() + Duration::from_secs(5);
     let card = NetFront::connect(&mut xs, &events, &grants, 0, deadline)?;
@@ -88,7 +89,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A second is enough for any answer.
         while xen.now() - sent < Duration::from_secs(1) {
             guest.poll(instant(xen.now()), &mut device, &mut sockets);
-            device.flush()?;
+            device.publish()?;
             xen.run_until_idle(100);
             xen.advance(WIRE);
             host.poll(instant(xen.now()), &mut host_device, &mut SocketSet::new(vec![]));

@@ -55,7 +55,7 @@ pub struct Config {
     /// frames of several slots.
     pub rx_pages: usize,
     /// How many queues are wanted: at most as many as the type has room for, and the backend takes
-    /// (`multi-queue-max-queues`).
+    /// (`multi-queue-max-queues`); fewer when memory, grant references or event channels do not suffice.
     pub queues: usize,
     /// Whether the backend is to drop multicast frames but those that
     /// [`want_multicast`](crate::NetFront::want_multicast) names, if it can (`request-multicast-control`).

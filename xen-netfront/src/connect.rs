@@ -1,11 +1,10 @@
-//! Coming up, and going down.
+//! Coming up.
 
 use core::time::Duration;
 
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::{PAGE_SIZE, Platform, Wait};
-use xen_xenstore::wire::Refusal;
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 use xen_xenstore::{Path, Transaction, Xenstore, names, parse};
 
@@ -16,7 +15,8 @@ use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
 use crate::queue::Queue;
-use crate::{Config, Error, FRAME_MAX, Features, Mac, NetFront, State, Stats};
+use crate::waiters::Waiters;
+use crate::{Config, Error, FRAME_MAX, Features, Followup, Mac, NetFront, State, Stats};
 
 /// The MTU when nobody says another, in bytes.
 const MTU: u32 = 1500;
@@ -102,7 +102,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
             front.link = Link::new(xs, &device);
         }
         (front.device, front.state) = (Some(device), State::Connected);
-        let started = front.flush().and_then(|()| front.service(xs).map(drop));
+        let started = front.publish().and_then(|()| front.service(xs).map(drop));
         match started {
             Ok(()) => Ok(front),
             Err(error) => {
@@ -134,8 +134,9 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// [`connect`](NetFront::connect) with another [`Config`], and up to `QUEUES` queues.
     ///
     /// # Errors
-    /// [`Error::Store`] when there is no such device or the backend does not come; [`Error::NoRxCopy`],
-    /// [`Error::NoMac`]; [`Error::Grant`] and [`Error::Event`] when resources are short. Nothing is left behind.
+    /// [`Error::Xenstore`] when there is no such device or the backend does not come; [`Error::NoRxCopy`],
+    /// [`Error::NoMac`]; [`Error::Grant`] and [`Error::Event`] when resources do not suffice for one queue; there are
+    /// fewer queues when they do not suffice for all. Nothing is left behind.
     pub fn connect_with(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
@@ -163,15 +164,22 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let config = Config { receive: config.receive.consistent(), ..config };
         let device = open(xs, index, deadline, config.await_device)?;
         let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
-            let mut queues = [const { None }; QUEUES];
-            for queue in queues.iter_mut().take(terms.queues) {
-                *queue = Some(Queue::new(events, grants, device.backend_id(), &config, terms.split)?);
-            }
             let control = match terms.control {
                 true => Some(Control::new(events, grants, device.backend_id())?),
                 false => None,
             };
-            Ok((terms, queues, control))
+            let mut queues = [const { None }; QUEUES];
+            let mut count = 0;
+            for place in queues.iter_mut().take(terms.queues) {
+                match Queue::new(events, grants, device.backend_id(), &config, terms.split) {
+                    Ok(queue) => *place = Some(queue),
+                    // Memory, references or ports for as many as there are.
+                    Err(_) if count > 0 => break,
+                    Err(error) => return Err(error),
+                }
+                count += 1;
+            }
+            Ok((Terms { queues: count, ..terms }, queues, control))
         });
         let (terms, mut queues, mut control) = match shared {
             Ok(shared) => shared,
@@ -207,101 +215,22 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             queues,
             control,
             multicast: terms.multicast,
+            groups: None,
+            followup: Followup::empty(),
             turn: 0,
             config: Config { send: terms.send, ..config },
             wanted: config.send,
             trusted: terms.trusted,
             headroom: terms.headroom,
             link: Link::unknown(),
+            waiters: Waiters::default(),
+            told_up: false,
             mac: terms.mac,
             mtu: terms.mtu,
             state: State::Closed,
             stats: Stats::default(),
         };
         Ok(Connecting { front, device })
-    }
-
-    /// Begins anew in the same place: for a device that was closed by the backend, whose backend was started again
-    /// or moved to another domain, that was unplugged and plugged in again, or that is broken. What was agreed on
-    /// may differ afterwards; the counters go on. Frames under way are lost, as networks lose frames.
-    ///
-    /// # Errors
-    /// As [`connect_with`](Self::connect_with); the device is [`State::Closed`] then, and this may be tried again.
-    pub fn reconnect(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
-        // The backend may hang, or be gone; that is often why we are here.
-        let _ = self.end(xs, deadline);
-        let config = Config { send: self.wanted, ..self.config };
-        let again = Self::connect_with(xs, self.events, self.grants, self.index, deadline, config)?;
-        let stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
-        *self = again;
-        self.stats = Stats { notifications: stats.notifications + self.stats.notifications, ..stats };
-        Ok(())
-    }
-
-    /// Whether a backend waits for this device, so that [`reconnect`](Self::reconnect) would not wait long: one that is
-    /// new, or was started again. Asks xenstore, so it is for a device that is not at work, when xenstore has an event.
-    ///
-    /// # Errors
-    /// [`Error::Store`] when the connection to xenstore is of no use any more.
-    pub fn is_backend_waiting(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
-        let path = Path::format(format_args!("device/vif/{}/backend", self.index))?;
-        let waits =
-            xs.read_str(&path).and_then(Path::new).and_then(|path| path.join("state")).and_then(|path| {
-                let state: XenbusState = xs.read_parsed(&path)?;
-                Ok(matches!(state, XenbusState::INITIALISING | XenbusState::INIT_WAIT))
-            });
-        match waits {
-            // There is none, or no sense in it.
-            Err(xen_xenstore::Error::Refused(..) | xen_xenstore::Error::BadValue) => Ok(false),
-            Err(xen_xenstore::Error::NotText | xen_xenstore::Error::BadPath) => Ok(false),
-            waits => Ok(waits?),
-        }
-    }
-
-    /// Ends the device in good order: the backend lets go, the pages come back. Pages that it holds on to stay in the
-    /// grant table's quarantine.
-    ///
-    /// # Errors
-    /// [`Error::Store`] when the backend did not close by `deadline`; the device is closed nevertheless.
-    pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
-        self.end(xs, deadline)
-    }
-
-    fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
-        self.link.end(xs);
-        let closed = match self.device.take() {
-            None => Ok(()),
-            Some(device) if self.state == State::Closed => device.abandon(xs),
-            Some(device) => device.close(xs, deadline),
-        };
-        // Only now: before, the backend had every right to the pages.
-        self.queues.iter_mut().for_each(|queue| *queue = None);
-        self.control = None;
-        self.state = State::Closed;
-        Ok(closed?)
-    }
-
-    /// Follows the backend: when it ends the device, so do we; and looks whether the link is up. Cheap when nothing
-    /// has happened; to be called when xenstore has an event.
-    ///
-    /// # Errors
-    /// [`Error::Store`] when the connection to xenstore is of no use any more.
-    pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
-        let Some(device) = self.device.as_ref().filter(|_| self.state != State::Closed) else {
-            return Ok(self.state);
-        };
-        let ending = match device.is_closing(xs) {
-            // The node is gone, and what is above it was never ours to read.
-            Err(xen_xenstore::Error::Refused(_, Refusal::AccessDenied)) => true,
-            ending => ending?,
-        };
-        if ending {
-            self.state = State::Closed;
-            device.switch(xs, XenbusState::CLOSED)?;
-        } else {
-            self.link.service(xs, device)?;
-        }
-        Ok(self.state)
     }
 }
 
@@ -375,12 +304,16 @@ fn agree<P: Platform + Wait>(
     };
     let control = config.control_ring && control == Some(1);
     let headroom = if headroom == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
-    let limit = if config.receive.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE };
-    let limit = (limit - ETHERNET - usize::from(headroom)) as u32;
+    let send = (offered & config.send).consistent();
+    let longest = |features: Features| {
+        if features.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE }
+    };
+    // Each direction has its own limit.
+    let limit = longest(send).min(longest(config.receive) - usize::from(headroom)) - ETHERNET;
     Ok(Terms {
         mac,
-        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit),
-        send: (offered & config.send).consistent(),
+        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit as u32),
+        send,
         queues: queues.min(config.queues).min(most).max(1),
         split,
         trusted: trusted != Some(0),
@@ -418,7 +351,11 @@ fn publish<'x, P: Platform + Wait>(
 
 /// The backend must not go on with pages that are about to be taken away. The handshake has ended its watch.
 fn give_up<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, state: &Path, error: xen_xenstore::Error) -> Error {
-    let _ = xs.write_display(state, XenbusState::CLOSED.0);
+    // The device is given up whether this succeeds or not. To write into a directory that was removed would bring it back.
+    let _ = xs.transaction(|transaction| match transaction.read_parsed::<XenbusState>(state) {
+        Ok(said) if said != XenbusState::CLOSED => transaction.write_display(state, XenbusState::CLOSED.0),
+        _ => Ok(()),
+    });
     error.into()
 }
 

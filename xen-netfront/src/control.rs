@@ -3,7 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use xen_evtchn::{Channel, EventChannels};
+use xen_evtchn::{Channel, Deadline, EventChannels, Progress};
 use xen_gnttab::{Access, GrantTable, GrantedPage};
 use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
 use xen_ring::Front;
@@ -11,17 +11,22 @@ use zerocopy::IntoBytes;
 
 use crate::abi::*;
 use crate::error::Violation;
+use crate::queue::share_ring;
 use crate::tx::broken;
 use crate::{Error, NetFront};
 
 /// Entries of a table that fit the page by which it is passed.
 const WORDS: usize = PAGE_SIZE / 4;
 const GREFS: usize = PAGE_SIZE / 8;
+/// Questions that change nothing.
+const ASKS: [u16; 3] = [CTRL_GET_HASH_FLAGS, CTRL_GET_HASH_MAPPING_SIZE, CTRL_GET_GREF_MAPPING_SIZE];
 
 /// The ring, and a page for what does not fit its slots. One question is asked at a time.
+///
+/// The channel stands first, and so is closed first when it is dropped: no event comes for a ring that is gone.
 pub(crate) struct Control<'x, P: Platform> {
-    pub(crate) ring: Front<Ctrl, GrantedPage<'x, P>>,
     pub(crate) channel: Channel<'x, P>,
+    pub(crate) ring: Front<Ctrl, GrantedPage<'x, P>>,
     page: GrantedPage<'x, P>,
     next: u16,
     /// Asked and not answered: the backend may look at the page still.
@@ -29,6 +34,8 @@ pub(crate) struct Control<'x, P: Platform> {
     broken: Option<Violation>,
     /// Frames may come with a hash.
     pub(crate) hashes: bool,
+    /// Something was set, which another backend does not know.
+    pub(crate) changed: bool,
 }
 
 /// Questions to the backend, of one device: [`NetFront::control`]. Each waits for its answer.
@@ -49,10 +56,11 @@ impl<'x, P: Platform> Control<'x, P> {
         grants: &'x GrantTable<P>,
         backend: DomId,
     ) -> Result<Self, Error> {
-        let share = || grants.share(backend, Access::ReadWrite);
-        let ring = Front::init(share()?).map_err(broken)?;
-        let (page, channel) = (share()?, events.alloc_unbound(backend)?);
-        Ok(Self { ring, channel, page, next: 0, open: None, broken: None, hashes: false })
+        let ring = share_ring(grants, backend)?;
+        let page = grants.share(backend, Access::ReadWrite)?;
+        let channel = events.alloc_unbound(backend)?;
+        let (next, open, broken) = (0, None, None);
+        Ok(Self { channel, ring, page, next, open, broken, hashes: false, changed: false })
     }
 
     /// Asks, and waits for the answer, until `deadline`.
@@ -70,7 +78,10 @@ impl<'x, P: Platform> Control<'x, P> {
         self.open = Some(request);
         let response = self.settle(deadline)?.ok_or(Error::TimedOut)?;
         match response.status {
-            CTRL_SUCCESS => Ok(response.data),
+            CTRL_SUCCESS => {
+                self.changed |= !ASKS.contains(&kind);
+                Ok(response.data)
+            }
             status => Err(Error::Refused(kind, status)),
         }
     }
@@ -84,31 +95,35 @@ impl<'x, P: Platform> Control<'x, P> {
             return Err(Error::Broken(violation));
         }
         let Some(asked) = self.open else { return Ok(None) };
+        let events = self.channel.event_channels();
+        let mut deadline = Deadline::new(deadline);
         loop {
+            let seen = events.seq();
             if let Some(response) = self.ring.pop().map_err(broken)? {
+                self.channel.done(Progress::Work);
                 if response.id != asked.id || response.kind != asked.kind {
                     let violation = Violation::Id(response.id);
                     self.broken = Some(violation);
                     return Err(Error::Broken(violation));
                 }
                 self.open = None;
+                self.channel.done(Progress::Work);
                 return Ok(Some(response));
             }
             if self.ring.arm().map_err(broken)? {
                 continue;
             }
-            let events = self.channel.event_channels();
-            if events.platform().now() >= deadline {
-                return Err(Error::TimedOut);
-            }
-            events.wait(Some(deadline));
+            // Events without an answer are throttled. Between questions nobody looks, and one comes through.
+            self.channel.done(Progress::Spurious);
+            let until = deadline.until(events.platform().now()).ok_or(Error::TimedOut)?;
+            events.wait_since(seen, Some(until));
         }
     }
 }
 
 impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// The control ring; none unless [`Config::control_ring`](crate::Config::control_ring) asked for it and the backend
-    /// has one. Each question through what is answered here waits until `deadline` at most.
+    /// has one. Each question through it waits until `deadline` at most.
     pub fn control(&mut self, deadline: Duration) -> Option<ControlRing<'_, 'x, P, QUEUES>> {
         self.control.is_some().then_some(ControlRing { front: self, deadline })
     }
@@ -195,7 +210,7 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     }
 
     /// Lets the backend keep the device's pages mapped, as many as it can, so that it need not map or copy by grant for
-    /// each frame. Answers how many those are. They come back when the backend has closed.
+    /// each frame. Returns how many those are. They come back when the backend has closed.
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn map_pages(&mut self) -> Result<u32, Error> {
         let mut mapped = 0;

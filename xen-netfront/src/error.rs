@@ -9,7 +9,7 @@ use crate::Features;
 #[non_exhaustive]
 pub enum Error {
     /// The handshake by xenstore failed, or there is no such device.
-    Store(xen_xenstore::Error),
+    Xenstore(xen_xenstore::Error),
     /// No page, or no reference, to share.
     Grant(xen_gnttab::Error),
     /// The event channel does not work.
@@ -31,6 +31,8 @@ pub enum Error {
     Page,
     /// The backend has no list of multicast addresses, or cannot change what it does about them while connected.
     NoMulticast,
+    /// More multicast addresses than [`GROUPS`](crate::GROUPS).
+    TooManyGroups,
     /// There is no such queue.
     Queue(u32),
     /// The backend did not answer a question of the control ring in time.
@@ -67,7 +69,7 @@ pub enum Violation {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Store(error) => error.fmt(f),
+            Self::Xenstore(error) => error.fmt(f),
             Self::Grant(error) => error.fmt(f),
             Self::Event(error) => error.fmt(f),
             Self::NoRxCopy => f.write_str("the network backend cannot copy to the guest (feature-rx-copy)"),
@@ -80,6 +82,7 @@ impl fmt::Display for Error {
             Self::NotOffered(features) => write!(f, "the network backend does not take {features:?}"),
             Self::Page => f.write_str("a page of a frame is not granted to the network backend"),
             Self::NoMulticast => f.write_str("the network backend does not filter multicast frames"),
+            Self::TooManyGroups => write!(f, "more than {} multicast addresses", crate::GROUPS),
             Self::Queue(queue) => write!(f, "there is no queue {queue}"),
             Self::TimedOut => f.write_str("the network backend did not answer in time"),
             Self::Refused(kind, status) => {
@@ -109,7 +112,7 @@ impl core::error::Error for Error {}
 
 impl From<xen_xenstore::Error> for Error {
     fn from(error: xen_xenstore::Error) -> Self {
-        Self::Store(error)
+        Self::Xenstore(error)
     }
 }
 

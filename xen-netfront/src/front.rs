@@ -11,13 +11,15 @@ use xen_xenstore::xenbus::{Connected, Frontend};
 use crate::control::Control;
 use crate::error::Violation;
 use crate::link::Link;
-use crate::multicast::Multicast;
+use crate::multicast::{Groups, Multicast};
 use crate::packet::{self, Packet};
+use crate::page_box::PageBox;
 use crate::queue::Queue;
 use crate::rx::{Also, Sink};
 use crate::segment::Segments;
 use crate::tx::{Plan, TxQueue};
-use crate::{Checksum, Config, Error, Features, Gso, Mac, RxMeta, Stats, TxMeta};
+use crate::waiters::Waiters;
+use crate::{Checksum, Config, Error, Features, Followup, Gso, Mac, RxMeta, Stats, TxMeta};
 
 /// How the device is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,7 +27,11 @@ use crate::{Checksum, Config, Error, Features, Gso, Mac, RxMeta, Stats, TxMeta};
 pub enum State {
     /// At work.
     Connected,
-    /// The backend has ended the device, or is gone. [`NetFront::reconnect`] begins anew.
+    /// The backend wants the device to end, and was told that it has ended here. It may still have the pages: the state is
+    /// [`Closed`](Self::Closed) when it has let go.
+    Closing,
+    /// The backend has ended the device, is gone, or was started again and waits for a new beginning.
+    /// [`NetFront::reconnect`] begins anew.
     Closed,
     /// The backend broke the protocol.
     Broken(Violation),
@@ -35,6 +41,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connected => f.write_str("connected"),
+            Self::Closing => f.write_str("about to be closed by the backend"),
             Self::Closed => f.write_str("closed by the backend"),
             Self::Broken(violation) => write!(f, "broken: {violation}"),
         }
@@ -43,6 +50,9 @@ impl fmt::Display for State {
 
 /// Pages and slots for the largest frame, with its extra information.
 pub(crate) const LARGE: usize = 17;
+
+/// The queues that there are, the first of so many places.
+pub(crate) type Queues<'x, P, const QUEUES: usize> = [Option<PageBox<'x, P, Queue<'x, P>>>; QUEUES];
 
 /// A network device from the guest's side: frames out, frames in.
 ///
@@ -57,9 +67,11 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     pub(crate) device: Option<Frontend<Connected>>,
     pub(crate) grants: &'x GrantTable<P>,
     pub(crate) events: &'x EventChannels<P>,
-    pub(crate) queues: [Option<Queue<'x, P>>; QUEUES],
+    pub(crate) queues: Queues<'x, P, QUEUES>,
     pub(crate) control: Option<Control<'x, P>>,
     pub(crate) multicast: Multicast,
+    pub(crate) groups: Option<PageBox<'x, P, Groups>>,
+    pub(crate) followup: Followup,
     /// The queue that is looked at first when frames are received.
     pub(crate) turn: usize,
     /// With what was agreed on.
@@ -70,6 +82,10 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     /// Agreed room before frames that arrive, in bytes.
     pub(crate) headroom: u16,
     pub(crate) link: Link,
+    /// Tasks that want to know when the device, or its link, is another than when they looked.
+    pub(crate) waiters: Waiters,
+    /// Whether the link was up when they were woken last.
+    pub(crate) told_up: bool,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) state: State,
@@ -82,7 +98,8 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.mac
     }
 
-    /// The most bytes that a frame carries after its 14 bytes of header, unless it is to be cut.
+    /// The most bytes that a frame carries after its 14 bytes of header, in both directions, unless it is to be cut. A backend
+    /// without scatter-gather takes a page at most: another one after a [`reconnect`](Self::reconnect) may have another MTU.
     pub fn mtu(&self) -> u32 {
         self.mtu
     }
@@ -95,6 +112,24 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// Whether the link is up, as far as [`service`](Self::service) has found out.
     pub fn is_link_up(&self) -> bool {
         self.state == State::Connected && self.link.is_up()
+    }
+
+    /// Whether the link is up, once that is not what was `known`. Otherwise the task is woken then, by
+    /// [`service`](Self::service) or whatever else finds it out.
+    pub fn poll_link(&mut self, cx: &mut Context<'_>, known: bool) -> Poll<bool> {
+        if self.is_link_up() != known {
+            return Poll::Ready(self.is_link_up());
+        }
+        self.waiters.leave(cx.waker());
+        Poll::Pending
+    }
+
+    /// Wakes the tasks that wait for a change of the link, or of the device, if there was one.
+    pub(crate) fn tell(&mut self) {
+        if self.told_up != self.is_link_up() {
+            self.told_up = self.is_link_up();
+            self.waiters.wake_all();
+        }
     }
 
     /// What passed so far.
@@ -151,8 +186,8 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     pub(crate) fn can_transmit_each(&mut self, wanted: usize) -> Result<usize, Error> {
         self.check()?;
         let Self { queues, stats, .. } = self;
-        let mut available = queues.iter_mut().flatten().map(|queue| queue.tx.available(wanted, stats));
-        let least = available.try_fold(usize::MAX, |least, next| Ok(least.min(next?)));
+        let least = each(queues)
+            .try_fold(usize::MAX, |least, queue| Ok(least.min(queue.tx.available(wanted, stats)?)));
         self.settle(least)
     }
 
@@ -160,15 +195,14 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     #[cfg(feature = "smoltcp-v0-14")]
     pub(crate) fn has_room_beside(&mut self, staged: usize, wanted: usize) -> bool {
         let Self { queues, stats, .. } = self;
-        let mut queues = queues.iter_mut().flatten();
-        let room = queues.try_fold(true, |all, queue| {
+        let room = each(queues).try_fold(true, |all, queue| {
             let pages = queue.tx.available(staged + wanted, stats)?;
             Ok(all && pages >= wanted && queue.tx.ring.free() as usize >= staged + wanted)
         });
         self.check().and_then(|()| self.settle(room)).unwrap_or(false)
     }
 
-    /// Copies a frame into shared pages and queues it; [`flush`](Self::flush) tells the backend.
+    /// Copies a frame into shared pages and queues it; [`publish`](Self::publish) tells the backend.
     ///
     /// # Errors
     /// [`Error::Full`]; [`Error::Length`]; [`Error::Closed`], [`Error::Broken`].
@@ -186,7 +220,8 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ///
     /// # Errors
     /// As [`transmit`](Self::transmit), and [`Error::Headers`]; [`Error::NotOffered`] for a frame in parts that the
-    /// backend does not cut. One in a single part is cut here then, and needs as many pages as there are segments.
+    /// backend does not cut. One in a single part is cut here then, and needs pages for all segments: one that would need more
+    /// than there are is too long ([`Error::Length`]). With an error nothing was queued.
     pub fn transmit_with(&mut self, parts: &[&[u8]], meta: TxMeta) -> Result<(), Error> {
         self.check()?;
         let features = self.config.send;
@@ -198,7 +233,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             }
             _ => {}
         }
-        let slots = TxQueue::<P>::slots_for(features, len)?;
+        let slots = self.slots_for(len)?;
         let plan = Plan::new(features, head, len, meta, |from, to| Some(sum_parts(parts, from, to)))?;
         let sent = self.on_queue(head, |queue, stats| {
             if queue.tx.available(slots + plan.slots(), stats)? < slots + plan.slots() {
@@ -248,7 +283,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
                 tx.send_staged(len, &plan, stats)
             })?;
             // The backend can be at work on it while the next one is put together.
-            queue.flush_transmit(stats)
+            queue.publish_transmit(stats)
         });
         self.settle(sent)
     }
@@ -256,15 +291,22 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// Shows the backend what was sent by the queue that this frame belongs to.
     #[cfg(feature = "smoltcp-v0-14-segmentation")]
     pub(crate) fn show_sent(&mut self, head: &[u8]) -> Result<(), Error> {
-        let shown = self.on_queue(head, |queue, stats| queue.flush_transmit(stats));
+        let shown = self.on_queue(head, |queue, stats| queue.publish_transmit(stats));
         self.settle(shown)
     }
 
-    /// Cuts a frame here.
+    /// Cuts a frame here: all of it is queued, or nothing.
     fn transmit_cut(&mut self, frame: &[u8], gso: Gso) -> Result<(), Error> {
         let segments = Segments::new(frame, gso).ok_or(Error::Headers)?;
-        let needed = segments.total();
-        if needed > 1 && self.on_queue(frame, |queue, stats| queue.tx.available(needed, stats))? < needed {
+        let (longest, last) = segments.lengths();
+        let (each, rest) = (self.slots_for(longest)?, self.slots_for(last)?);
+        let needed = (segments.total() - 1) * each + rest;
+        let room = self.on_queue(frame, |queue, stats| {
+            // With all pages here it would not fit either.
+            let most = queue.tx.pool.pages().min(queue.tx.ring.slots() as usize);
+            if needed > most { Err(Error::Length(frame.len())) } else { queue.tx.available(needed, stats) }
+        });
+        if self.settle(room)? < needed {
             return Err(Error::Full);
         }
         let meta = TxMeta { checksum: Checksum::Blank, gso: None };
@@ -273,6 +315,10 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             self.transmit_with(&[segment.headers(), payload], meta)?;
         }
         Ok(())
+    }
+
+    fn slots_for(&self, len: usize) -> Result<usize, Error> {
+        TxQueue::<P>::slots_for(self.config.send, len)
     }
 
     /// Runs `f` on the queue that a frame belongs to: all frames of a flow to the same, so that they stay in order.
@@ -284,11 +330,11 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ) -> Result<R, Error> {
         let count = if QUEUES == 1 { 1 } else { self.queues() };
         let number = if count > 1 { flow(head) as usize % count } else { 0 };
-        let queue = self.queues.get_mut(number).and_then(Option::as_mut).ok_or(Error::Closed)?;
+        let queue = self.queues.get_mut(number).and_then(Option::as_deref_mut).ok_or(Error::Closed)?;
         f(queue, &mut self.stats)
     }
 
-    /// Copies the next frame that arrived to the start of `buf`, and answers its length; none when there is none.
+    /// Copies the next frame that arrived to the start of `buf`, and returns its length; none when there is none.
     /// A buffer of [`FRAME_MAX`](crate::FRAME_MAX) bytes holds every frame, one of a page every frame unless
     /// [`Config::receive`] allows large ones; one that does not fit is dropped and counted. Checksums that are
     /// blank are made, but for those of frames that are to be cut.
@@ -323,8 +369,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     #[inline]
     pub(crate) fn has_frames(&mut self) -> Result<bool, Error> {
         self.check()?;
-        let mut queues = self.queues.iter_mut().flatten();
-        let any = queues.try_fold(false, |any, queue| Ok(any || queue.rx.has_frames()?));
+        let any = each(&mut self.queues).try_fold(false, |any, queue| Ok(any || queue.rx.has_frames()?));
         self.settle(any)
     }
 
@@ -343,7 +388,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     pub(crate) fn receive_to(&mut self, mut sink: impl Sink<'x, P>) -> Result<Option<RxMeta>, Error> {
         for _ in 0..QUEUES {
             let number = self.next_queue();
-            let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { continue };
+            let Some(queue) = self.queues.get_mut(number).and_then(Option::as_deref_mut) else { continue };
             let first = match queue.rx.first() {
                 Ok(Some(first)) => first,
                 Ok(None) => continue,
@@ -368,18 +413,18 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].
-    pub fn flush(&mut self) -> Result<(), Error> {
+    pub fn publish(&mut self) -> Result<(), Error> {
         self.check()?;
         let Self { queues, stats, .. } = self;
-        let flushed = queues.iter_mut().flatten().try_for_each(|queue| queue.flush(stats));
-        self.settle(flushed)
+        let published = each(queues).try_for_each(|queue| queue.publish(stats));
+        self.settle(published)
     }
 
     /// The end of a look at the device, before sleeping: gives the backend the pages whose frames were taken, asks for an
     /// event at the next frame and, when pages for sending are short, when half of those under way have come back: few at a
-    /// time would be an event for each. Answers whether there is something to do at once: then no event will come for it,
-    /// and sleeping would be wrong. Nothing that waits, for xenstore or another device, may come between this and the sleep
-    /// (`EventChannels::wait`).
+    /// time would be an event for each. Returns whether there is something to do at once: then no event will come for it,
+    /// and sleeping would be wrong. The sleep begins with the number of the last event as it was before the look
+    /// (`EventChannels::seq`, `EventChannels::wait_since`).
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].
@@ -388,7 +433,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         // With less than that a large frame does not get out.
         let wanted = if self.config.send.contains(Features::SCATTER_GATHER) { LARGE } else { 1 };
         let Self { queues, stats, .. } = self;
-        let ready = queues.iter_mut().flatten().try_fold(false, |ready, queue| {
+        let ready = each(queues).try_fold(false, |ready, queue| {
             let (rx, tx) = (queue.arm_receive(stats)?, queue.arm_transmit(wanted, stats)?);
             queue.end_of_look(rx, tx);
             Ok(ready | rx | tx)
@@ -397,13 +442,15 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 
     /// Ready when a frame has arrived, pages for sending came back that were short, or the device is not at work any
-    /// more; otherwise wakes the task then. An executor that waits by other means than `EventChannels::wait` has to call
-    /// `EventChannels::unmask_due` now and then, for a backend that sent events without reason.
+    /// more; otherwise wakes the task then. An executor that waits by other means than `EventChannels::wait_since` has to call
+    /// `EventChannels::unmask_due` now and then, for a backend that sent events without reason. Any number of tasks may wait.
     pub fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.arm() != Ok(false) {
                 return Poll::Ready(());
             }
+            // For a device that is closed, or begins anew with other channels.
+            self.waiters.leave(cx.waker());
             // All of them, so that each has the waker.
             let fired = self.queues.iter().flatten().fold(false, |fired, queue| queue.poll_event(cx) | fired);
             if !fired {
@@ -423,7 +470,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     fn ended(&self) -> Error {
         match self.state {
             State::Broken(violation) => Error::Broken(violation),
-            State::Closed | State::Connected => Error::Closed,
+            State::Closing | State::Closed | State::Connected => Error::Closed,
         }
     }
 
@@ -437,9 +484,18 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     fn failed(&mut self, error: Error) -> Error {
         if let Error::Broken(violation) = error {
             self.state = State::Broken(violation);
+            self.tell();
         }
         error
     }
+}
+
+/// The queues that there are.
+#[inline]
+pub(crate) fn each<'q, 'x, P: Platform>(
+    queues: &'q mut [Option<PageBox<'x, P, Queue<'x, P>>>],
+) -> impl Iterator<Item = &'q mut Queue<'x, P>> {
+    queues.iter_mut().filter_map(Option::as_deref_mut)
 }
 
 /// Copies parts of a frame one after the other.

@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[cfg(feature = "mock")]
 extern crate std;
@@ -11,9 +11,11 @@ mod config;
 mod connect;
 mod control;
 mod error;
+mod followup;
 mod front;
 pub mod hash;
 mod layout;
+mod lifecycle;
 mod link;
 mod mac;
 mod meta;
@@ -21,6 +23,7 @@ mod meta;
 pub mod mock;
 mod multicast;
 pub mod packet;
+mod page_box;
 mod pages;
 mod pool;
 mod queue;
@@ -28,16 +31,18 @@ mod rx;
 mod segment;
 mod stats;
 mod tx;
+mod waiters;
 
 pub use config::{Config, Features};
 pub use connect::Connecting;
 pub use control::ControlRing;
 pub use error::{Error, Violation};
+pub use followup::Followup;
 pub use front::{NetFront, State};
 pub use hash::Hash;
 pub use mac::Mac;
 pub use meta::{Checksum, Gso, GsoKind, RxMeta, TxMeta};
-pub use multicast::Multicast;
+pub use multicast::{GROUPS, Multicast};
 pub use pages::FramePage;
 pub use stats::Stats;
 

@@ -40,7 +40,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             let plain = meta.is_plain() && self.trusted && (QUEUES == 1 || self.queues() == 1);
             if fits && plain && self.backend() == Some(part.page.peer()) {
                 let (offset, len) = (part.offset, part.len);
-                let queue = self.queues.first_mut().and_then(Option::as_mut).ok_or(Error::Closed)?;
+                let queue = self.queues.first_mut().and_then(Option::as_deref_mut).ok_or(Error::Closed)?;
                 let sent = queue.tx.send_one(offset, len, &mut self.stats, |page| {
                     core::mem::swap(page, &mut part.page);
                     Ok(())
@@ -125,11 +125,13 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     #[inline(never)]
     fn exchange_pages(&mut self, spare: &mut [FramePage<'x, P>]) -> Result<Option<RxMeta>, Error> {
-        let backend = self.backend();
-        for part in spare.iter() {
-            if Some(part.page.peer()) != backend || part.page.access() != Access::ReadWrite {
-                return Err(Error::Page);
-            }
+        let backend = self.backend().ok_or(Error::Closed)?;
+        let right =
+            |part: &FramePage<'x, P>| part.page.peer() == backend && part.page.access() == Access::ReadWrite;
+        // One is what most frames need.
+        let all = if let [part] = &*spare { right(part) } else { spare.iter().all(right) };
+        if !all {
+            return Err(Error::Page);
         }
         self.receive_to(Exchange(spare))
     }
@@ -166,7 +168,7 @@ impl<'x, P: Platform> Sink<'x, P> for Exchange<'_, 'x, P> {
     #[inline]
     fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool {
         let Some(spare) = self.0.get_mut(part) else { return false };
-        core::mem::swap(page, &mut spare.page);
+        core::mem::swap(&mut spare.page, page);
         (spare.offset, spare.len) = (offset, len);
         true
     }

@@ -32,21 +32,37 @@ pub(crate) struct Pool<'g, P: Platform> {
 }
 
 impl<'g, P: Platform> Pool<'g, P> {
-    pub(crate) fn new(grants: &'g GrantTable<P>, backend: DomId, pages: usize) -> Result<Self, Error> {
-        let mut pool = Self {
+    /// Without a page so far.
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self {
             pages: [const { None }; PAGES],
             away: [false; PAGES],
             here: [0; PAGES],
             count: 0,
             frames: [Frame { ids: [0; NR_SLOTS_MIN], count: 0 }; FRAMES],
             frame: 0,
-        };
-        for (page, place) in pool.pages.iter_mut().zip(&mut pool.here).take(pages.max(1)) {
-            *page = Some(grants.share(backend, Access::ReadOnly)?);
-            *place = pool.count as u16;
-            pool.count += 1;
         }
-        Ok(pool)
+    }
+
+    /// Gives it so many pages.
+    pub(crate) fn fill(
+        &mut self,
+        grants: &'g GrantTable<P>,
+        backend: DomId,
+        pages: usize,
+    ) -> Result<(), Error> {
+        for (page, place) in self.pages.iter_mut().zip(&mut self.here).take(pages.max(1)) {
+            *page = Some(grants.share(backend, Access::ReadOnly)?);
+            *place = self.count as u16;
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    /// How many pages there are, here and with the backend.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages.iter().flatten().count()
     }
 
     /// The references of all pages.

@@ -3,19 +3,22 @@
 use core::task::{Context, Poll};
 
 use xen_evtchn::{Channel, EventChannels, Progress};
-use xen_gnttab::GrantTable;
+use xen_gnttab::{Access, GrantTable, GrantedPage};
 use xen_hypercall::{DomId, Platform};
+use xen_ring::{Front, Protocol};
 
+use crate::page_box::PageBox;
 use crate::rx::RxQueue;
 use crate::tx::{TxQueue, broken};
 use crate::{Config, Error, Stats};
 
+/// The channels stand first, and so are closed first when it is dropped: no event comes for a ring that is gone.
 pub(crate) struct Queue<'x, P: Platform> {
-    pub(crate) tx: TxQueue<'x, P>,
-    pub(crate) rx: RxQueue<'x, P>,
     /// For both directions, or for sending alone.
     pub(crate) channel: Channel<'x, P>,
     pub(crate) rx_channel: Option<Channel<'x, P>>,
+    pub(crate) tx: TxQueue<'x, P>,
+    pub(crate) rx: RxQueue<'x, P>,
 }
 
 impl<'x, P: Platform> Queue<'x, P> {
@@ -25,17 +28,20 @@ impl<'x, P: Platform> Queue<'x, P> {
         backend: DomId,
         config: &Config,
         split: bool,
-    ) -> Result<Self, Error> {
-        let tx = TxQueue::new(grants, backend, config.tx_pages)?;
-        let rx = RxQueue::new(grants, backend, config.rx_pages)?;
+    ) -> Result<PageBox<'x, P, Self>, Error> {
+        let (tx, rx) = (share_ring(grants, backend)?, share_ring(grants, backend)?);
         let channel = events.alloc_unbound(backend)?;
         let rx_channel = if split { Some(events.alloc_unbound(backend)?) } else { None };
-        // A backend that sends events without reason gets one through each time we look, and soon fewer.
-        channel.set_late_eoi(true);
-        if let Some(channel) = &rx_channel {
-            channel.set_late_eoi(true);
-        }
-        Ok(Self { tx, rx, channel, rx_channel })
+        let queue = PageBox::new(grants.platform(), || Self {
+            channel,
+            rx_channel,
+            tx: TxQueue::new(tx),
+            rx: RxQueue::new(rx),
+        });
+        let mut queue = queue.ok_or(xen_gnttab::Error::OutOfMemory)?;
+        queue.tx.pool.fill(grants, backend, config.tx_pages)?;
+        queue.rx.fill(grants, backend, config.rx_pages)?;
+        Ok(queue)
     }
 
     pub(crate) fn receive_channel(&self) -> &Channel<'x, P> {
@@ -43,7 +49,7 @@ impl<'x, P: Platform> Queue<'x, P> {
     }
 
     /// Shows the backend what was queued, and notifies it at most once for each channel.
-    pub(crate) fn flush(&mut self, stats: &mut Stats) -> Result<(), Error> {
+    pub(crate) fn publish(&mut self, stats: &mut Stats) -> Result<(), Error> {
         self.rx.refill()?;
         let mut tx = self.tx.ring.has_unpublished() && self.tx.ring.publish().map_err(broken)?;
         let rx = self.rx.ring.has_unpublished() && self.rx.ring.publish().map_err(broken)?;
@@ -63,7 +69,7 @@ impl<'x, P: Platform> Queue<'x, P> {
     }
 
     /// Shows the backend the pages that are free again, without which no more frames would come, and asks for an event
-    /// at the next frame; answers whether one is there.
+    /// at the next frame; returns whether one is there.
     pub(crate) fn arm_receive(&mut self, stats: &mut Stats) -> Result<bool, Error> {
         self.rx.refill()?;
         if self.rx.ring.publish().map_err(broken)? {
@@ -75,7 +81,7 @@ impl<'x, P: Platform> Queue<'x, P> {
 
     /// Shows the backend what was queued to be sent, and notifies it if it sleeps.
     #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn flush_transmit(&mut self, stats: &mut Stats) -> Result<(), Error> {
+    pub(crate) fn publish_transmit(&mut self, stats: &mut Stats) -> Result<(), Error> {
         if self.tx.ring.publish().map_err(broken)? {
             stats.notifications += 1;
             self.channel.notify()?;
@@ -85,7 +91,7 @@ impl<'x, P: Platform> Queue<'x, P> {
 
     /// Takes back what was sent if fewer than `wanted` pages are left, and asks for an event when half of what is still
     /// under way is sent, if they are too few even so: whoever has that much to send is better woken for many of them
-    /// than for each. Answers whether as many came back as somebody may wait for, or all there are.
+    /// than for each. Returns whether as many came back as somebody may wait for, or all there are.
     pub(crate) fn arm_transmit(&mut self, wanted: usize, stats: &mut Stats) -> Result<bool, Error> {
         let before = self.tx.pool.available();
         // Ends, since there are no more responses than requests, and none is made meanwhile.
@@ -99,10 +105,10 @@ impl<'x, P: Platform> Queue<'x, P> {
         Ok(now > before && (all || now.min(self.tx.ring.free() as usize) >= wanted))
     }
 
-    /// The end of a look at both rings: events may come again. `ready` are the answers of the two above.
+    /// The end of a look at both rings: events may come again. `ready` is what the two above returned.
     pub(crate) fn end_of_look(&mut self, rx_ready: bool, tx_ready: bool) {
-        let (rx, tx) = (rx_ready | self.rx.worked, tx_ready | self.tx.worked);
-        (self.rx.worked, self.tx.worked) = (false, false);
+        let (rx, tx) = (rx_ready | self.rx.worked(), tx_ready | self.tx.worked);
+        self.tx.worked = false;
         match &self.rx_channel {
             Some(channel) => {
                 channel.done(Progress::of(rx));
@@ -112,9 +118,17 @@ impl<'x, P: Platform> Queue<'x, P> {
         }
     }
 
-    /// Leaves the task's waker for the next event of either direction; answers whether there was one already.
+    /// Leaves the task's waker for the next event of either direction; returns whether there was one already.
     pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> bool {
         let rx = self.rx_channel.as_ref().is_some_and(|channel| channel.poll_event(cx).is_ready());
         matches!(self.channel.poll_event(cx), Poll::Ready(())) || rx
     }
+}
+
+/// An empty ring in a page that the backend may write to.
+pub(crate) fn share_ring<'x, P: Platform, R: Protocol>(
+    grants: &'x GrantTable<P>,
+    backend: DomId,
+) -> Result<Front<R, GrantedPage<'x, P>>, Error> {
+    Front::init(grants.share(backend, Access::ReadWrite)?).map_err(broken)
 }

@@ -19,9 +19,9 @@ pub(crate) struct RxQueue<'x, P: Platform> {
     pub(crate) ring: Front<Rx, GrantedPage<'x, P>>,
     pages: [Option<GrantedPage<'x, P>>; PAGES],
     /// How many pages there are, a power of two, less one.
-    mask: u32,
-    /// Something arrived since the last event ended.
-    pub(crate) worked: bool,
+    mask: u8,
+    /// The response that was next when the last event ended.
+    looked: u32,
 }
 
 /// What may come with a frame beside what [`Features`] say.
@@ -32,7 +32,7 @@ pub(crate) struct Also {
 }
 
 /// A page with a part of a frame, as a sink gets it: the page, which may be exchanged for another, the part's
-/// offset and length, and how many parts came before. It answers whether it took the part.
+/// offset and length, and how many parts came before. It returns whether it took the part.
 pub(crate) trait Sink<'x, P: Platform> {
     fn take(&mut self, part: usize, page: &mut GrantedPage<'x, P>, offset: usize, len: usize) -> bool;
 
@@ -41,15 +41,26 @@ pub(crate) trait Sink<'x, P: Platform> {
 }
 
 impl<'x, P: Platform> RxQueue<'x, P> {
-    pub(crate) fn new(grants: &'x GrantTable<P>, backend: DomId, pages: usize) -> Result<Self, Error> {
-        let page = grants.share(backend, Access::ReadWrite)?;
-        let ring = Front::init(page).map_err(|error| Error::Broken(Violation::Ring(error)))?;
+    /// Without a page so far.
+    #[inline(always)]
+    pub(crate) fn new(ring: Front<Rx, GrantedPage<'x, P>>) -> Self {
+        Self { ring, pages: [const { None }; PAGES], mask: 0, looked: 0 }
+    }
+
+    /// Gives it so many pages, or as many as a power of two allows.
+    pub(crate) fn fill(
+        &mut self,
+        grants: &'x GrantTable<P>,
+        backend: DomId,
+        pages: usize,
+    ) -> Result<(), Error> {
         let count = 1 << pages.clamp(1, PAGES).ilog2();
-        let mut queue = Self { ring, pages: [const { None }; PAGES], mask: count - 1, worked: false };
-        for page in queue.pages.iter_mut().take(count as usize) {
+        // 255 at most.
+        self.mask = (count - 1) as u8;
+        for page in self.pages.iter_mut().take(count) {
             *page = Some(grants.share(backend, Access::ReadWrite)?);
         }
-        Ok(queue)
+        Ok(())
     }
 
     /// The references of all pages.
@@ -61,10 +72,10 @@ impl<'x, P: Platform> RxQueue<'x, P> {
     #[inline]
     pub(crate) fn refill(&mut self) -> Result<(), Error> {
         let there = self.ring.request_index().wrapping_sub(self.ring.response_index());
-        for _ in there..=self.mask {
-            let id = self.ring.request_index() & self.mask;
-            let Some(page) = self.pages.get(id as usize).and_then(Option::as_ref) else { return Ok(()) };
-            self.ring.push(&RxRequest { id: id as u16, pad: 0, gref: page.gref().0 }).map_err(broken)?;
+        for _ in there..u32::from(self.mask) + 1 {
+            let id = self.id(self.ring.request_index());
+            let Some(page) = self.pages.get(usize::from(id)).and_then(Option::as_ref) else { return Ok(()) };
+            self.ring.push(&RxRequest { id: id.into(), pad: 0, gref: page.gref().0 }).map_err(broken)?;
         }
         Ok(())
     }
@@ -78,12 +89,22 @@ impl<'x, P: Platform> RxQueue<'x, P> {
     /// Takes the first slot of what is to be received.
     #[inline]
     pub(crate) fn first(&mut self) -> Result<Option<RxResponse>, Error> {
-        let first = self.ring.pop().map_err(broken)?;
-        self.worked |= first.is_some();
-        Ok(first)
+        self.ring.pop().map_err(broken)
     }
 
-    /// The short way for what most frames are: right, in one slot, and with nothing to be decided. Answers its length and
+    /// Whether something arrived since the last time that this was asked.
+    pub(crate) fn worked(&mut self) -> bool {
+        let before = core::mem::replace(&mut self.looked, self.ring.response_index());
+        before != self.looked
+    }
+
+    /// The id of the request with this index, which is the place of its page.
+    #[inline]
+    fn id(&self, index: u32) -> u8 {
+        index as u8 & self.mask
+    }
+
+    /// The short way for what most frames are: right, in one slot, and with nothing to be decided. Returns its length and
     /// what is known of its checksum. None: it is not one of these, and nothing was done.
     #[inline]
     pub(crate) fn receive_single(
@@ -92,14 +113,14 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         sink: &mut impl Sink<'x, P>,
         stats: &mut Stats,
     ) -> Option<(usize, Checksum)> {
-        let id = self.ring.response_index().wrapping_sub(1) & self.mask;
+        let id = self.id(self.ring.response_index().wrapping_sub(1));
         // A length below zero is a large number here, and not within a page.
         let (offset, len) = (usize::from(first.offset), usize::from(first.status as u16));
         let plain = first.flags & !RxFlags::DATA_VALIDATED.bits() == 0;
-        if !plain || u32::from(first.id) != id || len == 0 || offset + len > PAGE_SIZE {
+        if !plain || first.id != id.into() || len == 0 || offset + len > PAGE_SIZE {
             return None;
         }
-        if !sink.take(0, self.pages.get_mut(id as usize)?.as_mut()?, offset, len) {
+        if !sink.take(0, self.pages.get_mut(usize::from(id))?.as_mut()?, offset, len) {
             return None;
         }
         stats.rx_frames += 1;
@@ -159,8 +180,8 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         let mut extras = flags.contains(RxFlags::EXTRA_INFO);
         let mut room = 0;
         loop {
-            let id = index & self.mask;
-            if u32::from(slot.id) != id {
+            let id = self.id(index);
+            if slot.id != id.into() {
                 return Err(Error::Broken(Violation::Id(slot.id)));
             }
             while extras {
@@ -189,7 +210,7 @@ impl<'x, P: Platform> RxQueue<'x, P> {
                 Ok(len) => {
                     let (offset, len) =
                         if slot.offset == 0 { (room, len - room) } else { (slot.offset.into(), len) };
-                    let page = self.pages.get_mut(id as usize).and_then(Option::as_mut);
+                    let page = self.pages.get_mut(usize::from(id)).and_then(Option::as_mut);
                     sound = sound && page.is_some_and(|page| sink.take(meta.slots, page, offset, len));
                     meta.len += len;
                 }

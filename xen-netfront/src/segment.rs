@@ -47,6 +47,13 @@ impl<'f> Segments<'f> {
         (self.packet.end - self.packet.payload).div_ceil(self.size).max(1)
     }
 
+    /// How long the frames of all segments but the last are, and how long the last one's is.
+    pub(crate) fn lengths(&self) -> (usize, usize) {
+        let Packet { payload, end, .. } = self.packet;
+        let before = (self.total() - 1) * self.size;
+        (payload + self.size.min(end - payload), end - before)
+    }
+
     fn cut(&self, index: usize) -> Option<Segment> {
         let Packet { v6, transport, payload, end, .. } = self.packet;
         let start = payload + index * self.size;

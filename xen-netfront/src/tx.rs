@@ -1,7 +1,7 @@
 //! The half of a queue that sends.
 
-use xen_gnttab::{Access, GrantTable, GrantedPage};
-use xen_hypercall::{DomId, PAGE_SIZE, Platform};
+use xen_gnttab::GrantedPage;
+use xen_hypercall::{PAGE_SIZE, Platform};
 use xen_ring::{Front, RingError};
 use zerocopy::transmute;
 
@@ -39,7 +39,7 @@ pub(crate) struct Slot<'s, 'x, P: Platform> {
 
 impl Plan {
     /// Decides what to do for a frame of `len` bytes that begins with `head`, all its headers at least. `sum` is
-    /// asked for the sum over its bytes from an offset to another, and answers none if it cannot tell.
+    /// asked for the sum over its bytes from an offset to another, and returns none if it cannot tell.
     #[inline]
     pub(crate) fn new(
         features: Features,
@@ -111,10 +111,9 @@ impl Plan {
 }
 
 impl<'x, P: Platform> TxQueue<'x, P> {
-    pub(crate) fn new(grants: &'x GrantTable<P>, backend: DomId, pages: usize) -> Result<Self, Error> {
-        let page = grants.share(backend, Access::ReadWrite)?;
-        let ring = Front::init(page).map_err(|error| Error::Broken(Violation::Ring(error)))?;
-        Ok(Self { ring, pool: Pool::new(grants, backend, pages)?, nulls: 0, worked: false })
+    #[inline(always)]
+    pub(crate) fn new(ring: Front<Tx, GrantedPage<'x, P>>) -> Self {
+        Self { ring, pool: Pool::new(), nulls: 0, worked: false }
     }
 
     /// Pages that can be filled at this moment; looks what came back when there are fewer than `wanted`.

@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::{GUEST, HOST, Machine, bytes, frame, tcp, udp};
+use xen_evtchn::Port;
 use xen_gnttab::Access;
-use xen_hypercall::DomId;
+use xen_hypercall::{DomId, VcpuId};
 use xen_netfront::abi::*;
 use xen_netfront::mock::{ControlLimits, Fault, Options};
 use xen_netfront::{
@@ -54,7 +55,7 @@ fn multicast_frames_are_filtered_as_the_guest_wants() {
             continue;
         }
         front.want_multicast(Mac(GROUP), true).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
         assert!(arrives(&mut front, GROUP));
         assert_eq!(back.wanted(), [GROUP]);
         assert_eq!(arrives(&mut front, OTHER), !filters);
@@ -64,7 +65,7 @@ fn multicast_frames_are_filtered_as_the_guest_wants() {
         assert_eq!(arrives(&mut front, OTHER), !filters);
         assert!(arrives(&mut front, GROUP));
         front.want_multicast(Mac(GROUP), false).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
         assert_eq!(arrives(&mut front, GROUP), !filters);
         assert!(back.wanted().is_empty());
         // What is refused is an error of sending and no more; none of it is a frame.
@@ -72,7 +73,7 @@ fn multicast_frames_are_filtered_as_the_guest_wants() {
         for _ in 0..300 {
             front.want_multicast(Mac(GROUP), true).unwrap();
             front.want_multicast(Mac(GROUP), false).unwrap();
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
         }
         assert_eq!((front.stats().tx_errors, front.stats().tx_frames, back.stats().from_guest), (1, 0, 0));
@@ -131,7 +132,7 @@ fn packets_come_by_the_queue_that_their_hash_says() {
             );
             assert_eq!(meta.queue as u32, mapping[value as usize % 128]);
             queues.insert(meta.queue);
-            front.flush().unwrap();
+            front.publish().unwrap();
         }
     }
     assert_eq!(queues.len(), 4);
@@ -175,7 +176,7 @@ fn the_backend_keeps_as_many_pages_mapped_as_it_can() {
         assert_eq!(back.mapped_pages(), mapped);
         front.transmit(&udp(false, true, &bytes(700))).unwrap();
         machine.switch.send(udp(false, false, &bytes(700)));
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert_eq!(machine.switch.receive().unwrap().bytes, udp(false, true, &bytes(700)));
         assert_eq!(front.receive(&mut [0; 800]), Ok(Some(742)));
@@ -220,7 +221,7 @@ fn a_control_ring_that_is_not_there_or_does_not_answer() {
     assert_eq!(front.control(soon).unwrap().hash_types(), Err(broken));
     assert_eq!(front.state(), State::Connected);
     front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert!(machine.switch.receive().is_some());
 }
@@ -270,8 +271,9 @@ fn a_backend_that_sends_events_without_reason_is_throttled() {
     // It sends whenever the guest has gone to sleep, for ten seconds.
     while machine.xen.now() - begin < Duration::from_secs(10) {
         back.spurious_event();
+        let seen = machine.events.seq();
         assert_eq!(front.arm(), Ok(false));
-        machine.events.wait(Some(machine.xen.now() + Duration::from_millis(1)));
+        machine.events.wait_since(seen, Some(machine.xen.now() + Duration::from_millis(1)));
         woken += u64::from(front.channel(0).unwrap().take());
         assert!(woken < 1000, "nothing holds it back");
         assert_eq!(front.receive(&mut [0; 60]), Ok(None));
@@ -283,10 +285,56 @@ fn a_backend_that_sends_events_without_reason_is_throttled() {
     // A frame gets through nevertheless, and the device is as quick as before.
     machine.switch.send(frame(GUEST, HOST, 60, 0));
     let begin = machine.xen.now();
-    while front.receive(&mut [0; 60]) == Ok(None) {
+    loop {
+        let seen = machine.events.seq();
+        if front.receive(&mut [0; 60]) != Ok(None) {
+            break;
+        }
         assert_eq!(front.arm(), Ok(false));
-        machine.events.wait(Some(machine.xen.now() + Duration::from_secs(2)));
+        machine.events.wait_since(seen, Some(machine.xen.now() + Duration::from_secs(2)));
     }
     assert!(machine.xen.now() - begin <= Duration::from_secs(1));
     assert_eq!(front.state(), State::Connected);
+}
+
+#[test]
+fn a_backend_that_sends_events_for_the_control_ring_without_reason_is_throttled() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { control_ring: true, ..Config::default() };
+    let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+    machine.run();
+    let port = Port(back.front("event-channel-ctrl").unwrap().parse().unwrap());
+    let storm = |millis| {
+        for _ in 0..millis {
+            machine.xen.advance(Duration::from_millis(1));
+            assert!(xen_evtchn::mock::inject(&machine.guest, port));
+            machine.events.unmask_due();
+            machine.events.dispatch(VcpuId(0));
+        }
+    };
+    for ask in 0..4u32 {
+        let before = machine.events.stats().events;
+        storm(10_000);
+        let _ = (front.arm(), front.service(&mut xs));
+        let came = machine.events.stats().events - before;
+        assert!(came < 40, "{came} events in ten seconds");
+        // It is asked nevertheless, and answers.
+        let soon = machine.soon();
+        front.control(soon).unwrap().set_hash_algorithm(ask % 2).unwrap();
+    }
+    // One that sends events instead of an answer wakes the guest now and then until the time is up.
+    back.stall(true);
+    let (guest, begin) = (machine.guest.clone(), machine.xen.now());
+    machine.xen.add_actor("storm", move |_| {
+        xen_evtchn::mock::inject(&guest, port);
+        false
+    });
+    let before = machine.events.stats().events;
+    let soon = begin + Duration::from_secs(10);
+    assert_eq!(front.control(soon).unwrap().set_hash_algorithm(1), Err(Error::TimedOut));
+    assert!(machine.xen.now() >= soon && machine.xen.now() - soon < Duration::from_secs(2));
+    let came = machine.events.stats().events - before;
+    assert!(came < 40, "{came} events in ten seconds");
 }

@@ -3,16 +3,17 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use common::{GUEST, HOST, Machine, bytes, frame, tcp};
 use embassy_net_driver::{Checksum, Driver, HardwareAddress, LinkState, RxToken, TxToken};
 use xen_hypercall::mock::MockDomain;
 use xen_netfront::adapters::embassy::EmbassyDriver;
-use xen_netfront::mock::{Frame, Options};
-use xen_netfront::{Config, FRAME_MAX, Features};
+use xen_netfront::mock::{Fault, Frame, Options};
+use xen_netfront::{Config, FRAME_MAX, Features, State};
 use xen_xenstore::Xenstore;
 
 #[derive(Default)]
@@ -24,9 +25,9 @@ impl Wake for Woken {
     }
 }
 
-type Embassy<'x> = EmbassyDriver<'x, MockDomain, Vec<u8>>;
+type Embassy<'c, 'x> = EmbassyDriver<'c, 'x, MockDomain, Vec<u8>>;
 
-fn receive(driver: &mut Embassy<'_>, cx: &mut Context<'_>) -> Option<Vec<u8>> {
+fn receive(driver: &mut Embassy<'_, '_>, cx: &mut Context<'_>) -> Option<Vec<u8>> {
     Some(driver.receive(cx)?.0.consume(|frame| frame.to_vec()))
 }
 
@@ -36,8 +37,8 @@ fn a_task_is_woken_by_frames_and_by_room() {
     let back = machine.vif(Options::default());
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let config = Config { tx_pages: 20, ..Config::default() };
-    let front = machine.connect_with::<1>(&mut xs, config).unwrap();
-    let mut driver = EmbassyDriver::new(front, vec![0; 1514], vec![0; 1514]);
+    let card = RefCell::new(machine.connect_with::<1>(&mut xs, config).unwrap());
+    let mut driver = EmbassyDriver::new(&card, vec![0; 1514], vec![0; 1514]);
     assert!(driver.hardware_address() == HardwareAddress::Ethernet(GUEST));
     assert_eq!(driver.capabilities().max_transmission_unit, 1514);
     assert!(matches!(driver.capabilities().checksum.tcp, Checksum::None));
@@ -84,13 +85,13 @@ fn a_task_is_woken_by_frames_and_by_room() {
 
     back.set_back("carrier", "0");
     machine.run();
-    driver.front_mut().service(&mut xs).unwrap();
+    card.borrow_mut().service(&mut xs).unwrap();
     assert!(driver.link_state(&mut cx) == LinkState::Down);
     back.close();
     machine.run();
-    driver.front_mut().service(&mut xs).unwrap();
+    card.borrow_mut().service(&mut xs).unwrap();
     assert!(driver.transmit(&mut cx).is_none() && driver.receive(&mut cx).is_none());
-    driver.into_inner().close(&mut xs, machine.soon()).unwrap();
+    card.into_inner().close(&mut xs, machine.soon()).unwrap();
     assert_eq!(back.complaints(), [""; 0]);
 }
 
@@ -100,8 +101,8 @@ fn checksums_are_made_by_the_backend_and_verified_here() {
     let back = machine.vif(Options::default());
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let config = Config { receive: Features::all(), ..Config::default() };
-    let front = machine.connect_with::<1>(&mut xs, config).unwrap();
-    let mut driver = EmbassyDriver::new(front, vec![0; FRAME_MAX], vec![0; 1514]);
+    let card = RefCell::new(machine.connect_with::<1>(&mut xs, config).unwrap());
+    let mut driver = EmbassyDriver::new(&card, vec![0; FRAME_MAX], vec![0; 1514]);
     let mut cx = Context::from_waker(Waker::noop());
     let good = tcp(false, true, 1, &bytes(999));
     let mut blank = good.clone();
@@ -120,4 +121,101 @@ fn checksums_are_made_by_the_backend_and_verified_here() {
     assert_eq!(receive(&mut driver, &mut cx), Some(good));
     assert_eq!((receive(&mut driver, &mut cx), driver.wrong_checksums()), (None, 1));
     assert_eq!(back.complaints(), [""; 0]);
+}
+
+/// What a stack does when its task is polled; whether it says that the link is up.
+fn turn(driver: &mut Embassy<'_, '_>, cx: &mut Context<'_>) -> bool {
+    while receive(driver, cx).is_some() {}
+    let _ = driver.transmit(cx).is_some();
+    driver.link_state(cx) == LinkState::Up
+}
+
+#[test]
+fn a_stack_is_woken_when_the_link_changes_and_its_card_is_controlled_beside_it() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let card = RefCell::new(machine.connect(&mut xs).unwrap());
+    let mut driver = EmbassyDriver::new(&card, vec![0; 1514], vec![0; 1514]);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut cx = Context::from_waker(&waker);
+    machine.run();
+    let expect = |driver: &mut Embassy<'_, '_>, up: bool, change: &mut dyn FnMut()| {
+        let mut cx = Context::from_waker(&waker);
+        let before = loop {
+            let before = woken.0.load(SeqCst);
+            assert_eq!(turn(driver, &mut cx), up);
+            if woken.0.load(SeqCst) == before {
+                break before;
+            }
+        };
+        change();
+        assert!(woken.0.load(SeqCst) > before, "nobody told the stack");
+        assert_eq!(driver.link_state(&mut cx) == LinkState::Up, !up);
+    };
+    for _ in 0..3 {
+        for carrier in ["0", "1"] {
+            expect(&mut driver, carrier == "0", &mut || {
+                back.set_back("carrier", carrier);
+                machine.run();
+                card.borrow_mut().service(&mut xs).unwrap();
+            });
+        }
+        expect(&mut driver, true, &mut || {
+            back.vanish();
+            machine.run();
+            assert_eq!(card.borrow_mut().service(&mut xs), Ok(State::Closed));
+        });
+        expect(&mut driver, false, &mut || {
+            back.come_back();
+            card.borrow_mut().reconnect(&mut xs, machine.soon()).unwrap();
+        });
+    }
+    // A card that begins anew without having been down has other event channels, so the stack looks again.
+    while turn(&mut driver, &mut cx) && woken.0.swap(0, SeqCst) > 0 {}
+    card.borrow_mut().reconnect(&mut xs, machine.soon()).unwrap();
+    assert!(woken.0.load(SeqCst) > 0);
+    while turn(&mut driver, &mut cx) && woken.0.swap(0, SeqCst) > 0 {}
+    machine.switch.send(frame(GUEST, HOST, 80, 1));
+    machine.run();
+    assert!(woken.0.load(SeqCst) > 0);
+    assert_eq!(receive(&mut driver, &mut cx), Some(frame(GUEST, HOST, 80, 1)));
+    // A backend that breaks the protocol takes the link along.
+    expect(&mut driver, true, &mut || {
+        back.fault_rx(Fault::Id(7));
+        machine.switch.send(frame(GUEST, HOST, 80, 1));
+        machine.run();
+        assert!(card.borrow_mut().receive(&mut [0; 100]).is_err());
+    });
+    // Whoever holds the card keeps the stack waiting, and no longer.
+    let held = card.borrow_mut();
+    let before = woken.0.load(SeqCst);
+    assert!(driver.transmit(&mut cx).is_none() && driver.receive(&mut cx).is_none());
+    assert!(woken.0.load(SeqCst) > before);
+    drop(held);
+}
+
+#[test]
+fn a_task_that_waits_for_frames_is_woken_when_the_card_is_closed() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut front = machine.connect(&mut xs).unwrap();
+    machine.run();
+    let tasks: [Arc<Woken>; 3] = std::array::from_fn(|_| Arc::default());
+    for task in &tasks {
+        let waker = Waker::from(task.clone());
+        let mut cx = Context::from_waker(&waker);
+        while front.poll_receivable(&mut cx) == Poll::Ready(()) {
+            while front.receive(&mut [0; 100]).unwrap().is_some() {}
+        }
+    }
+    let before = tasks.each_ref().map(|task| task.0.load(SeqCst));
+    back.close();
+    machine.run();
+    assert_eq!(front.service(&mut xs), Ok(State::Closed));
+    for (task, before) in tasks.iter().zip(before) {
+        assert!(task.0.load(SeqCst) > before);
+    }
 }

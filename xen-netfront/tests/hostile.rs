@@ -36,7 +36,7 @@ fn assert_broken(front: &mut NetFront<'_, MockDomain>, violation: Violation) {
     assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(broken));
     assert_eq!(front.can_transmit(), Err(broken));
     assert_eq!(front.receive(&mut [0; FRAME_MAX]), Err(broken));
-    assert_eq!(front.flush(), Err(broken));
+    assert_eq!(front.publish(), Err(broken));
     assert_eq!(front.arm(), Err(broken));
 }
 
@@ -44,7 +44,7 @@ fn assert_broken(front: &mut NetFront<'_, MockDomain>, violation: Violation) {
 fn send_all(machine: &Machine, front: &mut NetFront<'_, MockDomain>) -> Result<(), Error> {
     for i in 0..300 {
         front.transmit(&frame(HOST, GUEST, 60, i as u8))?;
-        front.flush()?;
+        front.publish()?;
         machine.run();
     }
     Ok(())
@@ -77,7 +77,7 @@ fn an_answer_that_comes_twice_breaks_the_device() {
             front.transmit(&frame(HOST, GUEST, 60, i as u8)).unwrap();
         }
         back.fault_tx(Fault::Twice);
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         let Err(Error::Broken(violation @ Violation::Id(_))) = front.can_transmit() else {
             panic!("{:?}", front.state())
@@ -103,7 +103,7 @@ fn an_index_that_jumps_breaks_the_device() {
                 front.transmit(&frame(HOST, GUEST, 60, i as u8)).unwrap();
             }
             back.fault_tx(Fault::Index(more));
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             let answer = front.can_transmit();
             let Err(Error::Broken(violation @ Violation::Ring(_))) = answer else {
@@ -217,9 +217,13 @@ fn a_backend_that_wants_to_end_is_noticed_and_let_go() {
     assert_eq!(front.service(&mut xs), Ok(State::Connected));
     back.detach();
     machine.run();
-    assert_eq!(front.service(&mut xs), Ok(State::Closed));
+    assert_eq!(front.service(&mut xs), Ok(State::Closing));
     assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Closed));
     assert_eq!(front.receive(&mut [0; 60]), Err(Error::Closed));
+    // It lets go when it has seen that the guest did.
+    machine.run();
+    assert_eq!(front.service(&mut xs), Ok(State::Closed));
+    assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Closed));
     front.close(&mut xs, machine.soon()).unwrap();
     assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0));
     // And again.
@@ -281,7 +285,7 @@ fn a_backend_that_does_not_come_up_costs_nothing() {
         let mut xs = Xenstore::new(&machine.events).unwrap();
         back.lie("state", Some(state));
         for _ in 0..40 {
-            assert!(matches!(machine.connect(&mut xs).err(), Some(Error::Store(_))), "{state}");
+            assert!(matches!(machine.connect(&mut xs).err(), Some(Error::Xenstore(_))), "{state}");
             assert_eq!(machine.grants.stats().in_use, 0);
             assert_eq!(xen_evtchn::mock::open_ports(&machine.guest), ports);
         }

@@ -235,7 +235,7 @@ fn a_seed_decides_a_whole_run() {
         for round in 0..100 {
             let _ = front.transmit(&frame(HOST, GUEST, 60, round));
             machine.switch.send(frame(GUEST, HOST, 60, round));
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             while front.receive(&mut [0; 60]).unwrap().is_some() {}
             let _ = front.arm();
@@ -262,7 +262,7 @@ fn answers_that_are_always_late_come_all_the_same() {
             front.transmit(&frame(HOST, GUEST, 60, round)).unwrap();
         }
         assert_eq!(front.can_transmit(), Ok(0));
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert_eq!(front.can_transmit(), Ok(room), "round {round}");
     }

@@ -31,7 +31,7 @@ fn frames_of_any_length_go_both_ways() {
     for len in [14, 60, 1514, 4095, 4096, 4097, 8192, 9014, 20_000, 61_440, 61_441, 65_534, 65_535] {
         front.transmit(&frame(HOST, GUEST, len, 1)).unwrap();
         machine.switch.send(frame(GUEST, HOST, len, 2));
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert!(machine.switch.receive().unwrap().bytes == frame(HOST, GUEST, len, 1), "{len}");
         let meta = front.receive_with(&mut buf).unwrap().unwrap();
@@ -59,7 +59,7 @@ fn a_backend_without_scatter_gather_gets_a_page_at_most() {
     assert_eq!(front.mtu(), 4082);
     front.transmit(&frame(HOST, GUEST, 4096, 0)).unwrap();
     assert_eq!(front.transmit(&frame(HOST, GUEST, 4097, 0)), Err(Error::Length(4097)));
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!(machine.switch.receive().unwrap().bytes.len(), 4096);
     // One that is too large for the guest does not reach it.
@@ -67,6 +67,81 @@ fn a_backend_without_scatter_gather_gets_a_page_at_most() {
     machine.run();
     assert_eq!(front.receive(&mut [0; FRAME_MAX]), Ok(None));
     assert_eq!((back.complaints(), back.stats().undeliverable), (vec![], 1));
+}
+
+#[test]
+fn as_much_as_the_mtu_says_can_be_sent_and_arrives() {
+    for (sg, receive, tx_pages, headroom, mtu) in [
+        (true, Features::all(), 256, 0, 9000),
+        (true, Features::empty(), 256, 0, 4082),
+        (false, Features::all(), 256, 0, 4082),
+        (false, Features::empty(), 256, 0, 4082),
+        // Too few pages for frames of several.
+        (true, Features::all(), 16, 0, 4082),
+        (true, Features::empty(), 256, 100, 3982),
+        (false, Features::all(), 256, 100, 4082),
+    ] {
+        let machine = Machine::new();
+        let back = machine.vif(Options { sg, mtu: Some(9000), ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let config = Config { receive, tx_pages, headroom, ..Config::default() };
+        let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+        assert_eq!(front.mtu(), mtu, "{sg} {receive:?} {tx_pages} {headroom}");
+        let (sent, got) =
+            (frame(HOST, GUEST, mtu as usize + 14, 1), frame(GUEST, HOST, mtu as usize + 14, 2));
+        front.transmit(&sent).unwrap();
+        front.publish().unwrap();
+        machine.switch.send(got.clone());
+        machine.run();
+        assert!(machine.switch.receive().unwrap().bytes == sent);
+        let mut buffer = vec![0; FRAME_MAX];
+        assert_eq!(front.receive(&mut buffer), Ok(Some(got.len())));
+        assert!(buffer[..got.len()] == got);
+        assert_eq!(back.complaints(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_packet_that_is_cut_here_is_sent_whole_or_not_at_all() {
+    let options = Options { gso_v4: false, mtu: Some(9000), ..Options::default() };
+    for (pages, size, len) in [(20, 8000, 64_000), (24, 8000, 64_000), (17, 4500, 40_000), (40, 1400, 60_000)]
+    {
+        let machine = Machine::new();
+        let back = machine.vif(options);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let config = Config { tx_pages: pages, receive: Features::all(), ..Config::default() };
+        let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+        back.stall(true);
+        let large = tcp(false, true, 1, &bytes(len));
+        let segments = len.div_ceil(size.into());
+        let needed: usize = (0..segments)
+            .map(|index| (54 + (len - index * usize::from(size)).min(size.into())).div_ceil(4096))
+            .sum();
+        let mut waiting = 0;
+        loop {
+            match front.transmit_with(&[&large], gso(false, size)) {
+                Ok(()) => waiting += segments as u64,
+                // With all pages here it would not fit.
+                Err(Error::Length(_)) if needed > pages => break,
+                Err(Error::Full) if needed <= pages => {}
+                other => panic!("{pages} {size} {len}: {other:?}"),
+            }
+            assert_eq!(front.stats().tx_frames, waiting, "{pages} {size} {len}");
+            if front.can_transmit().unwrap() == 0 {
+                break;
+            }
+            // A page less each time.
+            front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+            waiting += 1;
+        }
+        assert_eq!(front.stats().tx_frames, waiting, "{pages} {size} {len}");
+        assert_eq!(waiting == 0, needed > pages);
+        front.publish().unwrap();
+        back.stall(false);
+        machine.run();
+        assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count() as u64, waiting);
+        assert_eq!(back.complaints(), [""; 0]);
+    }
 }
 
 #[test]
@@ -82,7 +157,7 @@ fn a_frame_in_parts_is_put_together() {
             // With a checksum that is made here the parts may begin at odd places.
             let meta = if features { BLANK } else { TxMeta::default() };
             front.transmit_with(&parts, meta).unwrap();
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             let sent = machine.switch.receive().unwrap();
             assert!(sent.to_wire().unwrap() == [whole.clone()]);
@@ -111,7 +186,7 @@ fn a_blank_checksum_is_made_by_whoever_can() {
                     frame[at] ^= 0x5a;
                     let (head, rest) = frame.split_at(frame.len().min(77));
                     front.transmit_with(&[head, rest], BLANK).unwrap();
-                    front.flush().unwrap();
+                    front.publish().unwrap();
                     machine.run();
                     let sent = machine.switch.receive().unwrap();
                     let blank = if v6 { blank_v6 } else { blank_v4 };
@@ -152,7 +227,7 @@ fn what_a_backend_would_choke_on_is_refused() {
     }
     // The headers must be in the first part.
     assert_eq!(front.transmit_with(&[&good[..50], &good[50..]], BLANK), Err(Error::Headers));
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!((back.stats().from_guest, back.complaints()), (0, vec![]));
 }
@@ -170,7 +245,7 @@ fn large_packets_are_cut_by_whoever_can() {
             for len in [1, 1400, 1401, 2800, 10_000, 65_400] {
                 let (data, mss) = (bytes(len), 1400);
                 front.transmit_with(&[&tcp(v6, true, 5, &data)], gso(v6, mss)).unwrap();
-                front.flush().unwrap();
+                front.publish().unwrap();
                 machine.run();
                 let sent: Vec<Frame> = std::iter::from_fn(|| machine.switch.receive()).collect();
                 assert_eq!(sent.len(), if uncut { 1 } else { len.div_ceil(1400) });
@@ -243,7 +318,7 @@ fn a_guest_that_wants_all_gets_packets_uncut() {
             let meta = front.receive_with(&mut buf).unwrap().unwrap();
             assert_eq!((meta.len, meta.checksum, meta.gso), (large.bytes.len(), Checksum::Blank, large.gso));
             assert!(buf[..meta.len] == large.bytes);
-            front.flush().unwrap();
+            front.publish().unwrap();
         }
     }
     // A checksum that is blank is made for those who do not want to know.
@@ -288,7 +363,7 @@ fn few_pages_do() {
         for round in 0..600usize {
             front.transmit(&frame(HOST, GUEST, 60, round as u8)).unwrap();
             machine.switch.send(frame(GUEST, HOST, 60, round as u8));
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             assert_eq!(front.receive(&mut [0; 100]), Ok(Some(60)));
             assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, 60, round as u8));

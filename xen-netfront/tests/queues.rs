@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::task::{Context, Poll, Waker};
 
 use common::{GUEST, HOST, Machine, bytes, frame, tcp, udp};
+use xen_evtchn::Port;
 use xen_gnttab::Access;
 use xen_hypercall::DomId;
+use xen_hypercall::mock::MockDomain;
 use xen_netfront::mock::Options;
-use xen_netfront::{Config, Error, FRAME_MAX, Features, FramePage, State, TxMeta};
+use xen_netfront::{Config, Error, FRAME_MAX, Features, FramePage, NetFront, State, TxMeta};
 use xen_xenstore::Xenstore;
 
 #[test]
@@ -37,7 +39,7 @@ fn several_queues_carry_different_flows_and_keep_each_in_order() {
                 got[34] = flow;
                 machine.switch.send(got);
             }
-            front.flush().unwrap();
+            front.publish().unwrap();
             machine.run();
             let mut seen = BTreeSet::new();
             for _ in 0..8 {
@@ -88,6 +90,78 @@ fn a_backend_decides_how_many_queues_there_are() {
 }
 
 #[test]
+fn there_are_fewer_queues_where_resources_do_not_suffice_for_all() {
+    // A queue takes two rings, and pages; what else there is takes some, too.
+    let whole = 2 + 64 + 64;
+    let config = Config { tx_pages: 64, rx_pages: 64, ..Config::default() };
+    let connect = |machine: &Machine, before: &dyn Fn(&Machine)| {
+        let back = machine.vif(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        before(machine);
+        let mut front = machine.connect_with::<4>(&mut xs, config)?;
+        let queues = front.queues();
+        let says = back.front("multi-queue-num-queues").map_or(1, |count| count.parse().unwrap());
+        assert_eq!((says, back.complaints()), (queues, vec![]));
+        for flow in 0..16 {
+            let mut sent = udp(false, true, &[flow]);
+            sent[34] = flow;
+            front.transmit(&sent).unwrap();
+        }
+        front.publish().unwrap();
+        machine.run();
+        assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 16);
+        front.close(&mut xs, machine.soon()).unwrap();
+        assert_eq!(machine.grants.stats().in_use, 0);
+        Ok::<_, Error>(queues)
+    };
+    // Memory.
+    let mut seen = BTreeSet::new();
+    for pages in (0..5 * (whole + 4)).step_by(29) {
+        let machine = Machine::new();
+        match connect(&machine, &|machine| machine.guest.fail_allocs_after(Some(pages))) {
+            Ok(queues) => drop(seen.insert(queues)),
+            Err(error) => {
+                assert!(pages < whole + 8 && matches!(error, Error::Grant(_)), "{pages}: {error:?}")
+            }
+        }
+    }
+    assert_eq!(seen, BTreeSet::from([1, 2, 3, 4]));
+    // Grant references: a frame of the table has 512, of which eight are not ours.
+    let machine = Machine::new();
+    xen_gnttab::mock::set_max_frames(&machine.xen, DomId(1), 1);
+    assert_eq!(connect(&machine, &|_| ()), Ok(3));
+    // Ports.
+    let machine = Machine::new();
+    let ports = |machine: &Machine| {
+        let last = xen_evtchn::mock::alloc_for(&machine.guest, DomId(0)).unwrap();
+        xen_evtchn::mock::set_max_port(&machine.guest, Port(last.0 + 2));
+    };
+    assert_eq!(connect(&machine, &ports), Ok(2));
+}
+
+#[test]
+fn a_card_is_small_however_many_queues_it_has() {
+    const WORDS: usize = 2 * size_of::<usize>();
+    let one = size_of::<NetFront<'_, MockDomain, 1>>();
+    assert!(one < 1200, "{one}");
+    assert_eq!(size_of::<NetFront<'_, MockDomain, 8>>(), one + 7 * WORDS);
+    // Eight queues come up and carry frames in a thread with little stack.
+    let small = std::thread::Builder::new().stack_size(384 << 10).spawn(|| {
+        let machine = Machine::new();
+        let _back = machine.vif(Options { queues: 8, ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let config = Config { tx_pages: 20, rx_pages: 32, ..Config::default() };
+        let mut front = machine.connect_with::<8>(&mut xs, config).unwrap();
+        assert_eq!(front.queues(), 8);
+        front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
+        front.publish().unwrap();
+        machine.run();
+        assert!(machine.switch.receive().is_some());
+    });
+    small.unwrap().join().unwrap();
+}
+
+#[test]
 fn each_direction_wakes_its_own_channel() {
     let machine = Machine::new();
     let back = machine.vif(Options::default());
@@ -111,7 +185,7 @@ fn each_direction_wakes_its_own_channel() {
         front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
     }
     back.stall(true);
-    front.flush().unwrap();
+    front.publish().unwrap();
     assert_eq!(front.arm(), Ok(false));
     back.stall(false);
     machine.run();
@@ -158,7 +232,7 @@ fn pages_of_the_callers_own_are_not_copied() {
         }
         // The rest of the packet is not there, so the length in its header is not true.
         front.transmit_pages(&mut pages, TxMeta::default()).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert!(machine.switch.receive().unwrap().bytes == data[..4200]);
     }
@@ -178,7 +252,7 @@ fn pages_of_the_callers_own_are_not_copied() {
         let offset = spare[0].offset;
         spare[0].page.read_bytes(offset, &mut got).unwrap();
         assert!(got == data[..4096] && spare[1].len == data.len() - 4096);
-        front.flush().unwrap();
+        front.publish().unwrap();
     }
     // Too few pages for a frame: it is dropped.
     machine.switch.send(data.clone());
@@ -192,7 +266,7 @@ fn pages_of_the_callers_own_are_not_copied() {
     (spare[0].offset, spare[0].len) = (7, whole.len());
     let blank = TxMeta { checksum: xen_netfront::Checksum::Blank, gso: None };
     front.transmit_pages(&mut spare[..1], blank).unwrap();
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!(machine.switch.receive().unwrap().to_wire().unwrap(), [whole]);
     assert_eq!(back.complaints(), [""; 0]);
@@ -229,7 +303,7 @@ fn pages_that_are_not_the_backends_are_refused() {
         let mut parts: Vec<_> = (0..count).map(|_| FramePage { page: page(), offset: 0, len }).collect();
         assert!(front.transmit_pages(&mut parts, TxMeta::default()).is_err());
     }
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!((back.stats().from_guest, back.complaints()), (0, vec![]));
 }
@@ -252,7 +326,7 @@ fn a_backend_that_is_not_trusted_gets_copies() {
     front.transmit_pages(&mut parts, TxMeta::default()).unwrap();
     assert_eq!([parts[0].page.gref(), parts[1].page.gref()], grefs, "the pages stay");
     assert_eq!(front.stats().copied_bytes, 4999);
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert!(machine.switch.receive().unwrap().bytes == data);
     assert_eq!(back.complaints(), [""; 0]);
@@ -328,7 +402,7 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
             front.transmit(&frame(HOST, GUEST, 60, i)).unwrap();
             machine.switch.send(frame(GUEST, HOST, 60, i));
         }
-        front.flush().unwrap();
+        front.publish().unwrap();
         // In the middle of it.
         match round % 4 {
             0 => back.detach(),
@@ -338,13 +412,17 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
         }
         machine.run();
         let ended = if round % 4 == 3 { State::Connected } else { State::Closed };
+        if round % 4 == 0 {
+            assert_eq!(front.service(&mut xs), Ok(State::Closing));
+            machine.run();
+        }
         assert_eq!(front.service(&mut xs), Ok(ended));
         if ended == State::Closed {
             assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Closed));
         }
         if round % 4 == 2 {
             // Gone for longer than one is willing to wait: an error, and the guest goes on without.
-            assert!(matches!(front.reconnect(&mut xs, machine.soon()), Err(Error::Store(_))));
+            assert!(matches!(front.reconnect(&mut xs, machine.soon()), Err(Error::Xenstore(_))));
             assert_eq!((front.state(), machine.grants.stats().in_use), (State::Closed, 0));
         }
         if ended == State::Closed {
@@ -358,7 +436,7 @@ fn a_device_is_unplugged_and_plugged_in_under_traffic() {
         while machine.switch.receive().is_some() {}
         front.transmit(&frame(HOST, GUEST, 99, round)).unwrap();
         machine.switch.send(frame(GUEST, HOST, 99, round));
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, 99, round));
         assert_eq!(front.receive(&mut buf), Ok(Some(99)));

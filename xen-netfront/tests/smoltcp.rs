@@ -72,7 +72,7 @@ fn exchange(options: Options, v6: bool, len: usize, buffer: usize) -> (MockNetba
         assert!(turn < 20_000, "stuck at {} and {} of {len}", at_host.len(), at_guest.len());
         let now = Instant::from_millis(turn);
         guest.poll(now, &mut device, &mut guest_sockets);
-        device.flush().unwrap();
+        device.publish().unwrap();
         machine.run();
         host.poll(now, &mut host_device, &mut host_sockets);
         machine.run();
@@ -189,7 +189,7 @@ fn the_stack_sees_no_frame_that_nobody_has_verified() {
         assert_eq!(seen(&mut device), Some(arp));
         assert_eq!(seen(&mut device), None);
         assert_eq!(device.wrong_checksums(), wrong);
-        device.flush().unwrap();
+        device.publish().unwrap();
     }
 }
 
@@ -204,7 +204,7 @@ fn sent(frames: &[Vec<u8>]) -> Vec<(Vec<u8>, Option<u16>)> {
         let token = device.transmit(Instant::ZERO).unwrap();
         token.consume(frame.len(), |room| room.copy_from_slice(frame));
     }
-    device.flush().unwrap();
+    device.publish().unwrap();
     machine.run();
     assert_eq!(back.complaints(), [""; 0]);
     let got: Vec<Frame> = std::iter::from_fn(|| machine.switch.receive()).collect();
@@ -361,7 +361,7 @@ fn the_backend_is_at_work_while_the_stack_goes_on() {
     machine.run();
     let got = std::iter::from_fn(|| machine.switch.receive()).count();
     assert_eq!((got, back.stats().events - events), (2, 1), "two whole packets, one event for both");
-    device.flush().unwrap();
+    device.publish().unwrap();
     machine.run();
     assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 1);
     assert_eq!(back.complaints(), [""; 0]);

@@ -20,7 +20,7 @@ fn a_device_comes_up_and_goes_down_and_leaves_nothing() {
         let mut front = machine.connect(&mut xs).unwrap();
         assert_eq!((front.mac(), front.mtu(), front.state()), (Mac(GUEST), 1400, State::Connected));
         front.transmit(&frame(HOST, GUEST, 100, round)).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         assert_eq!(machine.switch.receive().unwrap().bytes, frame(HOST, GUEST, 100, round));
         front.close(&mut xs, machine.soon()).unwrap();
@@ -71,7 +71,7 @@ fn frames_go_both_ways_in_order_and_whole() {
             front.transmit(&frame(HOST, GUEST, len, i as u8)).unwrap();
             machine.switch.send(frame(GUEST, HOST, len, !i as u8));
         }
-        front.flush().unwrap();
+        front.publish().unwrap();
         machine.run();
         for i in 0..30 {
             let len = 60 + (round * 30 + i) % 1440;
@@ -102,14 +102,14 @@ fn many_frames_are_one_event() {
     }
     machine.run();
     assert_eq!(machine.switch.receive(), None, "nothing is seen before it is shown");
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!((front.stats().notifications - sent, back.stats().events - events), (1, 1));
     assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 100);
 }
 
 #[test]
-fn who_only_receives_need_not_flush() {
+fn who_only_receives_need_not_publish() {
     let machine = Machine::new();
     let back = machine.vif(Options::default());
     let mut xs = Xenstore::new(&machine.events).unwrap();
@@ -140,7 +140,7 @@ fn a_full_device_says_so_and_goes_on_when_frames_are_sent() {
     }
     assert_eq!(sent, 256);
     assert_eq!(front.transmit(&frame(HOST, GUEST, 60, 0)), Err(Error::Full));
-    front.flush().unwrap();
+    front.publish().unwrap();
     assert_eq!(front.arm(), Ok(false));
     back.stall(false);
     machine.run();
@@ -158,7 +158,7 @@ fn frames_that_cannot_be_are_refused() {
     for len in [0, 70_000] {
         assert_eq!(front.transmit(&vec![0; len]), Err(Error::Length(len)));
     }
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!(back.stats().from_guest, 0);
 }
@@ -172,21 +172,20 @@ fn two_guests_talk_by_the_switch_and_wireshark_can_listen() {
     let options = Options { mac: Mac([0, 22, 62, 0, 0, 2]), ..Options::default() };
     let _other_back =
         xen_netfront::mock::MockNetback::new(&machine.switch, &machine.store, &other, 0, options);
-    let events =
-        xen_evtchn::EventChannels::new(other.clone(), xen_hypercall::SharedInfo::map(&other).unwrap())
-            .unwrap();
-    let grants = xen_gnttab::GrantTable::new(other.clone()).unwrap();
+    let token = other.boot().unwrap();
+    let events = xen_evtchn::EventChannels::new(&token).unwrap();
+    let grants = xen_gnttab::GrantTable::new(&token).unwrap();
     let (mut xs, mut other_xs) = (Xenstore::new(&machine.events).unwrap(), Xenstore::new(&events).unwrap());
     let mut a = machine.connect(&mut xs).unwrap();
     let mut b = xen_netfront::NetFront::connect(&mut other_xs, &events, &grants, 0, machine.soon()).unwrap();
 
     let mut buf = [0; FRAME_MAX];
     a.transmit(&frame(b.mac().0, GUEST, 200, 1)).unwrap();
-    a.flush().unwrap();
+    a.publish().unwrap();
     machine.run();
     assert_eq!(b.receive(&mut buf), Ok(Some(200)));
     b.transmit(&frame(GUEST, b.mac().0, 300, 2)).unwrap();
-    b.flush().unwrap();
+    b.publish().unwrap();
     machine.run();
     assert_eq!(a.receive(&mut buf), Ok(Some(300)));
     assert_eq!(buf[..300], frame(GUEST, b.mac().0, 300, 2));
@@ -212,7 +211,7 @@ fn a_guest_with_few_pages_sleeps_nevertheless() {
     for _ in 0..10 {
         front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
     }
-    front.flush().unwrap();
+    front.publish().unwrap();
     machine.run();
     assert_eq!(front.arm(), Ok(true), "pages came back");
     assert_eq!(front.arm(), Ok(false), "and no more than once");
@@ -220,7 +219,7 @@ fn a_guest_with_few_pages_sleeps_nevertheless() {
     for _ in 0..10 {
         front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
     }
-    front.flush().unwrap();
+    front.publish().unwrap();
     assert_eq!((front.arm(), front.arm()), (Ok(false), Ok(false)));
     let _ = front.channel(0).unwrap().take();
     back.stall(false);
@@ -240,7 +239,7 @@ fn a_guest_that_waits_for_pages_is_woken_for_many() {
         for _ in 0..count {
             front.transmit(&frame(HOST, GUEST, 60, 0)).unwrap();
         }
-        front.flush().unwrap();
+        front.publish().unwrap();
     };
     send(&mut front, 4);
     machine.run();
@@ -281,7 +280,7 @@ fn a_device_connects_while_the_guest_does_something_else() {
     for front in &mut fronts {
         assert_eq!(front.state(), State::Connected);
         front.transmit(&frame(HOST, front.mac().0, 60, 0)).unwrap();
-        front.flush().unwrap();
+        front.publish().unwrap();
     }
     machine.run();
     assert_eq!(std::iter::from_fn(|| machine.switch.receive()).count(), 2);
@@ -305,7 +304,7 @@ fn a_backend_that_ends_before_the_second_half_is_an_error_and_no_more() {
     back.close();
     machine.run();
     let error = begun.finish(&mut xs, machine.soon()).unwrap_err();
-    assert!(matches!(error, Error::Store(xen_xenstore::Error::BackendGone(_))), "{error:?}");
+    assert!(matches!(error, Error::Xenstore(xen_xenstore::Error::BackendGone(_))), "{error:?}");
     machine.run();
     assert_eq!(back.front("state").as_deref(), Some("6"));
     assert_eq!(machine.grants.stats().quarantined, 0);

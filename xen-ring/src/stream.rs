@@ -24,9 +24,12 @@ pub trait StreamLayout {
 pub struct ConsoleLayout;
 
 impl ConsoleLayout {
-    /// Whether the daemon serves the console (0) or not yet (1): the low byte of this word. Zero where nobody has
-    /// heard of it.
+    /// Whether the daemon serves the console: the low byte of this word, from Xen 4.21 on. Zero where nobody has heard of it.
     pub const CONNECTION: usize = 3088;
+    /// The daemon serves the console (`XENCONSOLE_CONNECTED`).
+    pub const CONNECTED: u8 = 0;
+    /// It does not yet, or not any more (`XENCONSOLE_DISCONNECTED`).
+    pub const DISCONNECTED: u8 = 1;
 }
 
 impl StreamLayout for ConsoleLayout {
@@ -219,9 +222,33 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         Ok(self.mem.mem().store_u32(offset, value, Ordering::Release)?)
     }
 
+    /// Copies bytes that were written and that the peer has not read, from the one behind `skip` others on: what is to be
+    /// written again when another peer takes this one's place. Returns how many bytes that was. The peer may have changed
+    /// them.
+    ///
+    /// # Errors
+    /// As [`writable`](Self::writable).
+    pub fn untaken(&mut self, skip: usize, out: &mut [u8]) -> Result<usize, RingError> {
+        let unread = L::OUT.1 as usize - self.writable()?;
+        let count = unread.saturating_sub(skip).min(out.len());
+        let from = self.written.wrapping_sub((unread - skip.min(unread)) as u32);
+        let out = out.get_mut(..count).unwrap_or_default();
+        let until_end = L::OUT.1 as usize - place(from, L::OUT.1);
+        let (first, second) = out.split_at_mut(until_end.min(count));
+        let mem = self.mem.mem();
+        mem.read_bytes(L::OUT.0 + place(from, L::OUT.1), first)?;
+        mem.read_bytes(L::OUT.0, second)?;
+        Ok(count)
+    }
+
     /// Whether the peer broke the protocol.
     pub fn is_broken(&self) -> bool {
         self.broken.is_some()
+    }
+
+    /// How the peer broke the protocol, if it did.
+    pub fn violation(&self) -> Option<Violation> {
+        self.broken
     }
 
     /// The memory again.

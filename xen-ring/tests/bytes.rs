@@ -17,6 +17,7 @@ enum Act {
     Read(u16),
     PeerWrite(u16),
     PeerRead(u16),
+    LookBack(u16, u16),
 }
 
 fn lengths() -> impl Strategy<Value = u16> {
@@ -29,6 +30,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         lengths().prop_map(Act::Read),
         lengths().prop_map(Act::PeerWrite),
         lengths().prop_map(Act::PeerRead),
+        (lengths(), lengths()).prop_map(|(skip, len)| Act::LookBack(skip, len)),
     ];
     prop::collection::vec(act, 1..80)
 }
@@ -76,6 +78,21 @@ impl Stream {
         Ok(())
     }
 
+    /// What the peer has not read can be copied again, from any place on.
+    fn look_back(
+        &self,
+        ring: &mut ByteRing<impl StreamLayout, SharedPages>,
+        skip: u16,
+        len: u16,
+    ) -> Result<(), TestCaseError> {
+        let expected: Vec<u8> = self.bytes.iter().copied().skip(skip.into()).take(len.into()).collect();
+        let mut out = vec![0xee; len.into()];
+        prop_assert_eq!(ring.untaken(skip.into(), &mut out), Ok(expected.len()));
+        prop_assert_eq!(&out[..expected.len()], &expected[..]);
+        prop_assert!(out[expected.len()..].iter().all(|&byte| byte == 0xee));
+        Ok(())
+    }
+
     fn read(
         &mut self,
         ring: &mut ByteRing<impl StreamLayout, SharedPages>,
@@ -103,6 +120,7 @@ fn check<L: StreamLayout>(out: u32, input: u32, acts: &[Act]) -> Result<(), Test
             Act::Read(len) => back.read(&mut ours, len)?,
             Act::PeerWrite(len) => back.write(&mut theirs, len)?,
             Act::PeerRead(len) => there.read(&mut theirs, len)?,
+            Act::LookBack(skip, len) => there.look_back(&mut ours, skip, len)?,
         }
     }
     prop_assert!(!ours.is_broken() && !theirs.is_broken());

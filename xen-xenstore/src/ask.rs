@@ -1,7 +1,6 @@
 //! Asking: one question, or several whose answers come together.
 
-use core::time::Duration;
-
+use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 
 use crate::error::Violation;
@@ -19,7 +18,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// An answer that makes no sense: whoever gives it is not to be believed again.
     pub(crate) fn malformed(&mut self) -> Error {
         let error = Error::Broken(Violation::Malformed);
-        self.link.broken = Some(error);
+        self.link.fail(error);
         error
     }
 
@@ -64,17 +63,17 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             return Err(Error::TooLong);
         }
         self.link.poll(sink)?;
-        let deadline = self.deadline();
+        let mut deadline = self.deadline();
         if self.link.open() == 0 {
-            self.tidy_up(operation, deadline)?;
+            self.tidy_up(operation, &mut deadline)?;
         }
         while !self.link.has_place() {
-            if !self.link.wait(deadline, sink)? {
+            if !self.link.wait(&mut deadline, sink)? {
                 self.link.give_up();
                 return Err(Error::TimedOut(operation));
             }
         }
-        self.link.send(operation, transaction, parts, deadline, sink)?;
+        self.link.send(operation, transaction, parts, &mut deadline, sink)?;
         self.link.stats.requests += 1;
         self.link.expect(operation, tag);
         Ok(())
@@ -102,9 +101,9 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         self.link.announce()?;
         self.link.poll(sink)?;
         while let Some(operation) = self.link.oldest() {
-            let (deadline, open) = (self.deadline(), self.link.open());
+            let (mut deadline, open) = (self.deadline(), self.link.open());
             while self.link.open() == open {
-                if !self.link.wait(deadline, sink)? {
+                if !self.link.wait(&mut deadline, sink)? {
                     self.link.give_up();
                     return Err(Error::TimedOut(operation));
                 }
@@ -115,7 +114,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
 
     /// Ends what questions that were given up have left, or may have left, at the daemon: it handles messages in their order.
     /// Whether it can does not matter, those answers are stray ones.
-    pub(crate) fn tidy_up(&mut self, operation: Operation, deadline: Duration) -> Result<(), Error> {
+    pub(crate) fn tidy_up(&mut self, operation: Operation, deadline: &mut Deadline) -> Result<(), Error> {
         self.link.send_rest(operation, deadline)?;
         if let Some(orphan) = self.link.orphan {
             self.order(Operation::TRANSACTION_END, orphan, &[b"F\0"], deadline)?;
@@ -138,7 +137,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         operation: Operation,
         transaction: u32,
         parts: &[&[u8]],
-        deadline: Duration,
+        deadline: &mut Deadline,
     ) -> Result<(), Error> {
         match self.link.send(operation, transaction, parts, deadline, &mut |_, _| ()) {
             Err(Error::TimedOut(_)) if self.link.is_cut_off() => Ok(()),

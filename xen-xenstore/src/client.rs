@@ -4,14 +4,14 @@ use core::fmt;
 use core::time::Duration;
 
 use bitflags::bitflags;
-use xen_evtchn::{Channel, EventChannels, Port, Progress};
+use xen_evtchn::{Channel, Deadline, EventChannels, Port, Progress};
 use xen_hypercall::hvm::{HvmParam, get_param};
 use xen_hypercall::{Gfn, Platform, Wait};
 use xen_ring::XenstoreLayout;
 
-use crate::Error;
 use crate::link::Link;
 use crate::wire::Operation;
+use crate::{Error, Until};
 
 /// How long to wait for an answer, unless it is set otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,19 +57,52 @@ bitflags! {
 
 impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// Connects to the xenstore that the toolstack gave the domain (`HVM_PARAM_STORE_PFN` and `_EVTCHN`), and
-    /// forgets the watches that an earlier kernel of the same domain may have left.
+    /// forgets the watches that an earlier kernel of the same domain may have left. Waits ten seconds for a daemon that
+    /// is not there yet.
     ///
     /// # Errors
-    /// [`Error::NoStore`] when it gave none; otherwise what Xen or the daemon answers.
+    /// As [`new_until`](Self::new_until).
     pub fn new(events: &'x EventChannels<P>) -> Result<Self, Error> {
+        let end = events.platform().now().saturating_add(PATIENCE);
+        Self::new_until(events, end)
+    }
+
+    /// Like [`new`](Self::new), and waits until `deadline` for a daemon that is not there yet. A domain that Xen itself starts
+    /// (dom0less) may run long before domain 0 has its daemon.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`] when the domain was given none; [`Error::NotReady`] when the daemon has not come by `deadline`, and
+    /// a later call may succeed; otherwise what Xen or the daemon returns.
+    pub fn new_until<'d>(
+        events: &'x EventChannels<P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Self, Error> {
+        Self::connect(events, deadline.into().deadline())
+    }
+
+    fn connect(events: &'x EventChannels<P>, deadline: &mut Deadline) -> Result<Self, Error> {
         let platform = events.platform();
-        let gfn = Gfn(get_param(platform, HvmParam::STORE_PFN)?);
         let port = get_param(platform, HvmParam::STORE_EVTCHN)?;
-        let port = u32::try_from(port).ok().filter(|port| *port != 0 && gfn.0 != 0).ok_or(Error::NoStore)?;
-        let mut store = Self { link: Link::new(events, gfn, Port(port))?, patience: PATIENCE };
-        if store.server_features()?.contains(ServerFeatures::RECONNECTION) {
-            // Whoever made the domain may have left it to us to wait until the daemon is there.
-            store.await_connection()?;
+        let port = u32::try_from(port).ok().filter(|port| *port != 0).ok_or(Error::NoStore)?;
+        let channel = events.adopt(Port(port))?;
+        let gfn = loop {
+            let seen = events.seq();
+            match get_param(platform, HvmParam::STORE_PFN)? {
+                0 => return Err(Error::NoStore),
+                // There will be a page.
+                u64::MAX => {
+                    let until = deadline.until(platform.now()).ok_or(Error::NotReady)?;
+                    events.wait_since(seen, Some(until));
+                }
+                gfn => break Gfn(gfn),
+            }
+        };
+        let mut store = Self { link: Link::new(events, gfn, channel)?, patience: PATIENCE };
+        // Xen sets the word before there is a daemon that offers anything. Until then the ring is about to be reset.
+        if store.server_features()?.contains(ServerFeatures::RECONNECTION)
+            || store.link.ring.word(XenstoreLayout::CONNECTION)? == RECONNECT
+        {
+            store.await_connection(deadline, Error::NotReady)?;
         }
         match store.ask(Operation::RESET_WATCHES, 0, &[b"\0"]) {
             // An old daemon does not know it, and one that is strict wants no argument.
@@ -88,7 +121,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// # Errors
     /// None while the page is as large as Xen makes it.
     pub fn server_features(&mut self) -> Result<ServerFeatures, Error> {
-        Ok(ServerFeatures::from_bits_retain(self.link.ring.word(XenstoreLayout::SERVER_FEATURES)?))
+        self.link.features()
     }
 
     /// Makes the connection anew, which is the way out of [`Error::Broken`] and [`Error::Disconnected`]. The daemon
@@ -96,38 +129,42 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     ///
     /// # Errors
     /// [`Error::NoReconnect`] when the daemon does not offer it ([`ServerFeatures::RECONNECTION`]), after which
-    /// nothing has changed; [`Error::ReconnectTimedOut`] when it does not do it; otherwise what it answers to the
-    /// watches. After these there is no connection until another try succeeds.
+    /// nothing has changed; [`Error::ReconnectTimedOut`] when it does not do it. [`Error::Refused`] when it refuses some of
+    /// the watches: these have ended ([`Error::Stale`]), the others are set, and the connection is there. After another error
+    /// there is no connection until another try succeeds.
     pub fn reconnect(&mut self) -> Result<(), Error> {
         if !self.server_features()?.contains(ServerFeatures::RECONNECTION) {
             return Err(Error::NoReconnect);
         }
         // From here on the old connection is none, whatever happens.
-        self.link.broken = Some(Error::ReconnectTimedOut);
+        self.link.fail(Error::ReconnectTimedOut);
         self.link.ring.set_word(XenstoreLayout::CONNECTION, RECONNECT)?;
         self.link.channel.notify()?;
-        self.await_connection()?;
+        let mut deadline = self.deadline();
+        self.await_connection(&mut deadline, Error::ReconnectTimedOut)?;
         self.link.reset();
         self.link.stats.reconnects += 1;
-        let watched = self.watch_again();
-        if let Err(error) = watched {
-            // Whoever waits for a watch that is not set would wait for ever.
-            self.link.broken = Some(error);
+        match self.watch_again() {
+            Ok(refused) => refused,
+            Err(error) => {
+                // Whoever waits for a watch that is not set would wait for ever.
+                self.link.fail(error);
+                Err(error)
+            }
         }
-        watched
     }
 
     /// Waits until the daemon says that the connection is up, and joins the streams as they are then.
-    fn await_connection(&mut self) -> Result<(), Error> {
-        let deadline = self.deadline();
-        while self.link.ring.word(XenstoreLayout::CONNECTION)? != CONNECTED {
-            if self.now() >= deadline {
-                return Err(Error::ReconnectTimedOut);
+    fn await_connection(&mut self, deadline: &mut Deadline, late: Error) -> Result<(), Error> {
+        loop {
+            let seen = self.link.events.seq();
+            if self.link.ring.word(XenstoreLayout::CONNECTION)? == CONNECTED {
+                return Ok(self.link.ring.rejoin()?);
             }
+            let until = deadline.until(self.now()).ok_or(late)?;
             self.link.channel.done(Progress::Spurious);
-            self.link.events.wait(Some(deadline));
+            self.link.events.wait_since(seen, Some(until));
         }
-        Ok(self.link.ring.rejoin()?)
     }
 
     /// The time by the platform's clock, in which deadlines are given.
@@ -136,8 +173,8 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     }
 
     /// When an answer to what is asked now is late.
-    pub(crate) fn deadline(&self) -> Duration {
-        self.now().saturating_add(self.patience)
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::new(self.now().saturating_add(self.patience))
     }
 
     /// What passed so far.

@@ -7,8 +7,12 @@ use crate::wire::Operation;
 use crate::{Error, Watch, Xenstore};
 
 const NODE: &str = "control/shutdown";
-/// The nodes that tell the toolstack which requests are obeyed.
-const FEATURES: [&[u8]; 2] = [b"control/feature-poweroff", b"control/feature-reboot"];
+/// The nodes that tell the toolstack which requests are obeyed (`docs/misc/xenstore-paths.pandoc` of Xen).
+const FEATURES: [(Request, &[u8]); 3] = [
+    (Request::PowerOff, b"control/feature-poweroff"),
+    (Request::Reboot, b"control/feature-reboot"),
+    (Request::Suspend, b"control/feature-suspend"),
+];
 
 /// A request of the toolstack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,16 +30,33 @@ pub enum Request {
     Crash,
 }
 
+impl Request {
+    /// The word in the node. There is none before the request or after it was accepted.
+    fn word(self) -> &'static [u8] {
+        match self {
+            Self::PowerOff => b"poweroff",
+            Self::Halt => b"halt",
+            Self::Reboot => b"reboot",
+            Self::Suspend => b"suspend",
+            Self::Crash => b"crash",
+        }
+    }
+}
+
 /// Watches for requests.
+///
+/// A request stays in its node until the guest [accepts](Self::accept) it. The toolstack waits for that, for a time: one that
+/// sees no answer to `suspend` takes the request back, and the domain runs on.
 #[derive(Debug)]
 pub struct ShutdownWatch(Watch);
 
 impl ShutdownWatch {
-    /// Begins to watch, and tells the toolstack which requests are obeyed.
+    /// Begins to watch, and tells the toolstack which requests the guest obeys: those in `obeys`, and none else, of
+    /// [`PowerOff`](Request::PowerOff), [`Reboot`](Request::Reboot) and [`Suspend`](Request::Suspend).
     ///
     /// # Errors
-    /// When xenstore refuses.
-    pub fn new<P: Platform + Wait>(xs: &mut Xenstore<'_, P>) -> Result<Self, Error> {
+    /// When xenstore refuses the watch.
+    pub fn new<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, obeys: &[Request]) -> Result<Self, Error> {
         let watch = xs.take_place(NODE)?;
         let mut watched = Ok(());
         // Some toolstacks keep the directory to themselves, and refuse the rest; requests still arrive.
@@ -46,8 +67,9 @@ impl ShutdownWatch {
         };
         xs.link.give_up();
         let mut asked = xs.post_watch(watch, NODE, 0, sink);
-        for feature in FEATURES {
-            asked = asked.and_then(|()| xs.post(Operation::WRITE, 0, &[feature, b"\0", b"1"], 1, sink));
+        for (request, feature) in FEATURES {
+            let value: &[u8] = if obeys.contains(&request) { b"1" } else { b"0" };
+            asked = asked.and_then(|()| xs.post(Operation::WRITE, 0, &[feature, b"\0", value], 1, sink));
         }
         let asked = asked.and_then(|()| xs.settle(sink));
         if let Err(error) = asked.and(watched) {
@@ -57,7 +79,9 @@ impl ShutdownWatch {
         Ok(Self(watch))
     }
 
-    /// The request that has arrived, if one has; it is acknowledged. Words that are no request are ignored.
+    /// The request that stands, if the node has been written since the last call. Words that are no request are ignored.
+    ///
+    /// Nothing is acknowledged: a guest that does as it is asked [accepts](Self::accept) the request first.
     ///
     /// # Errors
     /// When xenstore cannot be asked. The request, if there is one, is found by the next call.
@@ -65,38 +89,50 @@ impl ShutdownWatch {
         if !xs.fired(&self.0)? {
             return Ok(None);
         }
-        let result = take_request(xs);
+        let result = request(xs.read(NODE));
         if result.is_err() {
             xs.link.watches.mark(self.0);
         }
         result
     }
-}
 
-fn take_request<P: Platform + Wait>(xs: &mut Xenstore<'_, P>) -> Result<Option<Request>, Error> {
-    // Most of the time there is none, as when the watch fires at its beginning.
-    if request(xs.read(NODE))?.is_none() {
-        return Ok(None);
-    }
-    xs.transaction(|transaction| {
-        let request = request(transaction.read(NODE))?;
-        if request.is_some() {
-            transaction.write(NODE, b"")?;
+    /// Acknowledges a request, which the guest then has to obey. Returns `false`, and does nothing, when the request does not
+    /// stand any more: the toolstack took it back, or asks for something else, which [`poll`](Self::poll) returns.
+    ///
+    /// # Errors
+    /// When xenstore cannot be asked, or refuses. After [`Error::TimedOut`] it is not known whether the toolstack has seen it
+    /// accepted.
+    pub fn accept<P: Platform + Wait>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+        request: Request,
+    ) -> Result<bool, Error> {
+        let accepted = xs.transaction(|transaction| {
+            let stands = match transaction.read(NODE) {
+                Ok(word) => word == request.word(),
+                Err(error) if error.is_not_found() => false,
+                Err(error) => return Err(error),
+            };
+            if stands {
+                transaction.write(NODE, b"")?;
+            }
+            Ok(stands)
+        });
+        if accepted != Ok(true) {
+            // What is there instead, or still, is found by the next call.
+            xs.link.watches.mark(self.0);
         }
-        Ok(request)
-    })
+        accepted
+    }
 }
 
 /// What a node's value asks for.
 fn request(value: Result<&[u8], Error>) -> Result<Option<Request>, Error> {
-    Ok(Some(match value {
-        Ok(b"poweroff") => Request::PowerOff,
-        Ok(b"halt") => Request::Halt,
-        Ok(b"reboot") => Request::Reboot,
-        Ok(b"suspend") => Request::Suspend,
-        Ok(b"crash") => Request::Crash,
-        Ok(_) => return Ok(None),
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(error),
-    }))
+    const ALL: [Request; 5] =
+        [Request::PowerOff, Request::Halt, Request::Reboot, Request::Suspend, Request::Crash];
+    match value {
+        Ok(word) => Ok(ALL.into_iter().find(|request| request.word() == word)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
 }

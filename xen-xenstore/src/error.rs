@@ -4,6 +4,7 @@ use core::fmt;
 
 use xen_hypercall::{Errno, Gfn};
 
+use crate::watches::{PATHS, WATCHES};
 use crate::wire::{Operation, Refusal};
 use crate::xenbus::XenbusState;
 
@@ -13,6 +14,8 @@ use crate::xenbus::XenbusState;
 pub enum Error {
     /// This domain has no xenstore.
     NoStore,
+    /// The domain will have a xenstore, and the daemon is not there yet.
+    NotReady,
     /// The platform cannot reach xenstore's page.
     Unreachable(Gfn),
     /// The daemon refused an operation.
@@ -31,8 +34,10 @@ pub enum Error {
     /// A transaction clashed with other changes again and again, or a very large directory changed while it was
     /// listed.
     Contended,
-    /// All places for watches are taken.
+    /// A connection has 128 watches, whose paths have 8192 bytes together. These are taken.
     TooManyWatches,
+    /// A watch that has ended: its owner did so, or the daemon refused to set it again.
+    Stale,
     /// The daemon broke the protocol; the connection is of no use any more.
     Broken(Violation),
     /// The daemon says that it gave the connection up, with this reason (`XENSTORE_ERROR_*`).
@@ -71,6 +76,11 @@ impl Error {
         matches!(self, Self::Refused(_, Refusal::NotFound))
     }
 
+    /// Whether the node does not exist or may not be read. While a device is being made, both mean: not yet.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Refused(_, Refusal::NotFound | Refusal::AccessDenied))
+    }
+
     /// Whether a transaction clashed with another change and is to be run again.
     pub fn is_again(&self) -> bool {
         matches!(self, Self::Refused(_, Refusal::Again))
@@ -81,6 +91,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoStore => f.write_str("this domain has no xenstore"),
+            Self::NotReady => f.write_str("this domain's xenstore is not there yet; try again"),
             Self::Unreachable(gfn) => write!(f, "xenstore's page at {gfn} cannot be mapped"),
             Self::Refused(operation, refusal) => {
                 write!(f, "xenstore refused {}: {refusal}", operation.name())
@@ -91,7 +102,10 @@ impl fmt::Display for Error {
             Self::NotText => f.write_str("a value in xenstore is not text"),
             Self::BadValue => f.write_str("a value in xenstore is not what it should be"),
             Self::Contended => f.write_str("a transaction clashed with other changes again and again"),
-            Self::TooManyWatches => f.write_str("too many watches"),
+            Self::TooManyWatches => {
+                write!(f, "too many watches (a connection has {WATCHES}, with {PATHS} bytes of paths)")
+            }
+            Self::Stale => f.write_str("a watch of xenstore that has ended"),
             Self::Broken(violation) => write!(f, "xenstore broke its protocol: {violation}"),
             Self::Disconnected(reason) => write!(f, "xenstore gave the connection up (error {reason})"),
             Self::NoReconnect => f.write_str("xenstore does not offer to make the connection anew"),

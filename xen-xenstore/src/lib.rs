@@ -19,7 +19,9 @@ mod path;
 mod session;
 mod text;
 mod transaction;
+mod until;
 mod watch;
+mod watches;
 pub mod wire;
 pub mod xenbus;
 
@@ -28,4 +30,5 @@ pub use error::{Error, Violation};
 pub use nodes::{Together, names, parse};
 pub use path::Path;
 pub use transaction::Transaction;
+pub use until::Until;
 pub use watch::Watch;

@@ -4,7 +4,7 @@ use core::fmt;
 use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
-use xen_evtchn::{Channel, EventChannels, Port, Progress};
+use xen_evtchn::{Channel, Deadline, EventChannels, EventSeq, Progress};
 use xen_hypercall::{Gfn, Platform, Wait};
 use xen_ring::{ByteRing, StreamLayout, XenstoreLayout};
 use zerocopy::IntoBytes;
@@ -12,9 +12,10 @@ use zerocopy::IntoBytes;
 use crate::error::Violation;
 use crate::page::StorePage;
 use crate::session::Assembler;
-use crate::watch::Watches;
+use crate::until::Pauses;
+use crate::watches::Watches;
 use crate::wire::{HEADER_SIZE, Header, Operation, PAYLOAD_MAX, Refusal, strings};
-use crate::{Error, Stats};
+use crate::{Error, ServerFeatures, Stats};
 
 /// Questions that can wait for their answers at the same time, a power of two.
 const WINDOW: usize = 32;
@@ -35,6 +36,9 @@ pub(crate) struct Link<'x, P: Platform> {
     pub(crate) ring: ByteRing<XenstoreLayout, StorePage>,
     pub(crate) channel: Channel<'x, P>,
     pub(crate) events: &'x EventChannels<P>,
+    /// The last event before the last look at the ring.
+    pub(crate) seen: EventSeq,
+    pub(crate) pauses: Pauses,
     incoming: Assembler,
     /// The last answer, until the next; or the rest of a message that was given up when a part of it was in the ring
     /// already, which has to come before anything else. Nothing waits for an answer then.
@@ -56,12 +60,18 @@ pub(crate) struct Link<'x, P: Platform> {
 }
 
 impl<'x, P: Platform + Wait> Link<'x, P> {
-    pub(crate) fn new(events: &'x EventChannels<P>, gfn: Gfn, port: Port) -> Result<Self, Error> {
+    pub(crate) fn new(
+        events: &'x EventChannels<P>,
+        gfn: Gfn,
+        channel: Channel<'x, P>,
+    ) -> Result<Self, Error> {
         let page = StorePage::map(events.platform(), gfn).ok_or(Error::Unreachable(gfn))?;
         let link = Self {
             ring: ByteRing::new(page)?,
-            channel: events.adopt(port)?,
+            channel,
             events,
+            seen: events.seq(),
+            pauses: Pauses::default(),
             incoming: Assembler::new(),
             answer: [0; HEADER_SIZE + PAYLOAD_MAX],
             unsent: (0, 0),
@@ -95,11 +105,19 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         if let Some(error) = self.broken {
             return Err(error);
         }
+        // Before the look: what comes from here on ends the next sleep.
+        self.seen = self.events.seq();
         let result = self.take_in(sink);
         if let Err(error) = result {
-            self.broken = Some(error);
+            self.fail(error);
         }
         result
+    }
+
+    /// Gives the connection up. Whoever waits finds out.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.broken = Some(error);
+        self.watches.wake_all();
     }
 
     fn take_in(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
@@ -129,8 +147,15 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         self.channel.done(Progress::of(progress));
         match self.ring.word(XenstoreLayout::ERROR)? {
             0 => Ok(()),
+            // A daemon that does not offer this does not know the word, and may use it for anything.
+            _ if !self.features()?.contains(ServerFeatures::ERROR) => Ok(()),
             reason => Err(Error::Disconnected(reason)),
         }
+    }
+
+    /// What the daemon offers.
+    pub(crate) fn features(&mut self) -> Result<ServerFeatures, Error> {
+        Ok(ServerFeatures::from_bits_retain(self.ring.word(XenstoreLayout::SERVER_FEATURES)?))
     }
 
     /// Handles one whole message.
@@ -213,15 +238,19 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         Ok(())
     }
 
-    /// Waits for the daemon to do something, and takes in what; answers false when it is too late.
-    pub(crate) fn wait(&mut self, deadline: Duration, sink: &mut Sink<'_>) -> Result<bool, Error> {
+    /// Waits for the daemon to do something, and takes in what. Returns false when the time is up.
+    pub(crate) fn wait(&mut self, deadline: &mut Deadline, sink: &mut Sink<'_>) -> Result<bool, Error> {
         self.announce()?;
-        if self.now() >= deadline {
-            return Ok(false);
+        let end = deadline.at();
+        let until = deadline.until(self.now());
+        if until.is_some() {
+            self.events.wait_since(self.seen, until);
+            // This may have been the last sleep, and a pause.
+            deadline.until(self.now());
+            self.poll(sink)?;
         }
-        self.events.wait(Some(deadline));
-        self.poll(sink)?;
-        Ok(true)
+        self.pauses.note(end, deadline);
+        Ok(until.is_some())
     }
 
     /// Writes a whole message, of which the daemon is still to be [told](Self::announce).
@@ -233,7 +262,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         operation: Operation,
         transaction: u32,
         parts: &[&[u8]],
-        deadline: Duration,
+        deadline: &mut Deadline,
         sink: &mut Sink<'_>,
     ) -> Result<(), Error> {
         self.last_id = self.last_id.wrapping_add(1);
@@ -267,7 +296,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
     }
 
     /// Goes on with a message of which a part is in the ring already.
-    pub(crate) fn send_rest(&mut self, operation: Operation, deadline: Duration) -> Result<(), Error> {
+    pub(crate) fn send_rest(&mut self, operation: Operation, deadline: &mut Deadline) -> Result<(), Error> {
         while self.is_cut_off() {
             let (from, to) = self.unsent;
             let count = self.ring.write(self.answer.get(from..to).unwrap_or_default());
@@ -281,8 +310,8 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         Ok(())
     }
 
-    /// Writes bytes; answers how many there was room for in time.
-    fn write(&mut self, bytes: &[u8], deadline: Duration, sink: &mut Sink<'_>) -> Result<usize, Error> {
+    /// Writes bytes; returns how many there was room for in time.
+    fn write(&mut self, bytes: &[u8], deadline: &mut Deadline, sink: &mut Sink<'_>) -> Result<usize, Error> {
         let mut sent = 0;
         while let Some(rest @ [_, ..]) = bytes.get(sent..) {
             let count = self.ring.write(rest);
@@ -303,7 +332,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
             }
             Err(error) => {
                 let error = error.into();
-                self.broken = Some(error);
+                self.fail(error);
                 Err(error)
             }
         }

@@ -2,7 +2,6 @@
 
 use core::fmt;
 use core::str::FromStr;
-use core::time::Duration;
 
 use xen_hypercall::{DomId, Platform, Wait};
 
@@ -10,7 +9,7 @@ use crate::ask::check_path;
 use crate::link::Sink;
 use crate::text::Text;
 use crate::wire::{Operation, Refusal, strings};
-use crate::{Error, Path, Xenstore};
+use crate::{Error, Path, Until, Xenstore};
 
 /// Messages that one very large directory may take; the daemon's own limits are far lower.
 const MOST_PARTS: usize = 1024;
@@ -122,32 +121,32 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         self.settle(sink)
     }
 
-    /// Waits until a node's value is one that `accept` likes, and answers it; none when `deadline` comes first. A
-    /// node that does not exist, or is no `T`, is waited for.
+    /// Waits until a node's value is one that `accept` likes, and returns it; `None` when `deadline` comes first. A
+    /// node that does not exist, may not be read, or is no `T`, is waited for.
     ///
     /// # Errors
     /// As [`read_parsed`](Self::read_parsed) for other reasons than these, and [`watch`](Self::watch).
-    pub fn wait_for<T: FromStr>(
+    pub fn wait_for<'d, T: FromStr>(
         &mut self,
         path: &str,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
         mut accept: impl FnMut(&T) -> bool,
     ) -> Result<Option<T>, Error> {
+        let (mut until, mut found) = (deadline.into(), None);
+        self.link.pauses.resume(until.deadline());
         let watch = self.watch(path)?;
-        let result = loop {
-            match self.read_optional::<T>(path) {
-                Ok(Some(value)) if accept(&value) => break Ok(Some(value)),
-                Ok(_) | Err(Error::BadValue | Error::NotText) => {}
-                Err(error) => break Err(error),
+        let waited = self.watch_until(watch, until.deadline(), &mut |xs| {
+            match xs.read_parsed(path) {
+                Ok(value) => found = Some(value).filter(&mut accept),
+                Err(Error::BadValue | Error::NotText) => {}
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error),
             }
-            match self.wait_fired(&watch, deadline) {
-                Ok(true) => {}
-                Ok(false) => break Ok(None),
-                Err(error) => break Err(error),
-            }
-        };
-        let ended = self.unwatch(watch);
-        result.and_then(|value| ended.map(|()| value))
+            Ok(found.is_some())
+        });
+        // What was found counts, and what is left of the watch is ended later.
+        let _ = self.unwatch(watch);
+        waited.map(|_| found)
     }
 
     /// Sets a node's value; the node and those above it are made when they do not exist.
@@ -201,8 +200,9 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         }
         let transaction = self.begin()?;
         let listed = self.directory_parts(transaction, path, &mut each);
-        let ended = self.end(transaction, false);
-        listed.and(ended)
+        // The list is whole, whatever becomes of a transaction that changes nothing.
+        let _ = self.end(transaction, false);
+        listed
     }
 
     pub(crate) fn directory_in(

@@ -1,45 +1,22 @@
-//! Watches: a fixed number, and however many events come, one mark each.
+//! Watches: set, waited for, ended.
 
 use core::fmt;
 use core::task::{Context, Poll};
-use core::time::Duration;
 
-use atomic_waker::AtomicWaker;
+use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 
 use crate::link::Sink;
 use crate::text::Text;
+use crate::watches::WATCHES;
 use crate::wire::Operation;
-use crate::{Error, Path, Xenstore};
-
-pub(crate) const WATCHES: usize = 32;
+use crate::{Error, Path, Until, Xenstore};
 
 /// Names a watch of the client that set it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Watch {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
-}
-
-/// The watches of a connection.
-///
-/// A daemon, or somebody who writes to a watched node without end, can make as many events as he likes: all that
-/// they do is to set a mark, so they cost no memory, and whoever waits looks at the node once.
-pub(crate) struct Watches {
-    slots: [Slot; WATCHES],
-    generation: u32,
-}
-
-#[derive(Default)]
-struct Slot {
-    path: Option<Path>,
-    generation: u32,
-    fired: bool,
-    /// How many events came so far.
-    events: u32,
-    /// Nobody's any more, and to be ended at the daemon.
-    given_up: bool,
-    waker: AtomicWaker,
 }
 
 /// A token as it travels: slot and generation, so that an event of a watch long gone is recognised.
@@ -123,12 +100,13 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// A place for a watch, which the daemon does not know of yet.
     pub(crate) fn take_place(&mut self, path: &str) -> Result<Watch, Error> {
         let name = Path::new(path)?;
-        if let Some(watch) = self.link.watches.add(name) {
+        if let Some(watch) = self.link.watches.add(&name) {
             return Ok(watch);
         }
         self.link.poll(&mut |_, _| ())?;
-        self.tidy_up(Operation::WATCH, self.deadline())?;
-        self.link.watches.add(name).ok_or(Error::TooManyWatches)
+        let mut deadline = self.deadline();
+        self.tidy_up(Operation::WATCH, &mut deadline)?;
+        self.link.watches.add(&name).ok_or(Error::TooManyWatches)
     }
 
     /// [Posts](Self::post) the question for a watch that has its place.
@@ -147,57 +125,99 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     pub(crate) fn give_watch_up(&mut self, watch: Watch, error: Error) {
         match error {
             Error::TimedOut(_) => self.link.watches.give_up(watch),
-            _ => drop(self.link.watches.remove(watch)),
+            _ => self.link.watches.remove(watch),
         }
     }
 
-    /// Ends a watch.
+    /// Ends a watch. One that has ended already is no error, whoever ended it.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the daemon does not know it. After [`Error::TimedOut`] the daemon is asked again before the next
-    /// question.
+    /// After [`Error::TimedOut`] the daemon is asked again before the next question. After every error the watch is gone here.
     pub fn unwatch(&mut self, watch: Watch) -> Result<(), Error> {
         let token = Text::new(Token(watch))?;
         let Some(path) = self.link.watches.path(watch) else { return Ok(()) };
         match self.ask_path(Operation::UNWATCH, 0, &path, [token.as_bytes(), b"\0"]) {
-            Ok(_) => {
-                self.link.watches.remove(watch);
-                Ok(())
-            }
-            Err(error) => {
+            Err(error) if !error.is_not_found() => {
                 self.give_watch_up(watch, error);
                 Err(error)
             }
+            _ => {
+                self.link.watches.remove(watch);
+                Ok(())
+            }
         }
     }
 
-    /// Whether a watch fired since this was asked last, once for any number of events. A watch that is not there any
-    /// more has.
+    /// Returns whether a watch fired since the last call for it: once for any number of events.
     ///
     /// # Errors
-    /// [`Error::Broken`] when the connection is of no use any more.
+    /// [`Error::Stale`] for a watch that has ended. [`Error::Broken`] when the connection is of no use any more.
     pub fn fired(&mut self, watch: &Watch) -> Result<bool, Error> {
         self.poll()?;
-        Ok(self.link.watches.take(*watch))
+        self.link.watches.take(*watch).ok_or(Error::Stale)
     }
 
-    /// Waits until a watch fires or a time comes; answers whether it fired.
+    /// Waits until a watch fires or the time is up. Returns whether it fired in time.
+    ///
+    /// When the time is up at the call, it returns `false` although the watch may have fired, and [`fired`](Self::fired) tells of
+    /// that later. So this loop ends at its deadline, however often somebody writes to the node:
+    ///
+    /// ```ignore
+    /// while !look(&mut xs)? && xs.wait_fired(&watch, &mut deadline)? {}
+    /// ```
     ///
     /// # Errors
     /// As [`fired`](Self::fired).
-    pub fn wait_fired(&mut self, watch: &Watch, deadline: Duration) -> Result<bool, Error> {
+    pub fn wait_fired<'d>(&mut self, watch: &Watch, deadline: impl Into<Until<'d>>) -> Result<bool, Error> {
+        self.wait_event(*watch, deadline.into().deadline())
+    }
+
+    fn wait_event(&mut self, watch: Watch, deadline: &mut Deadline) -> Result<bool, Error> {
+        self.link.pauses.resume(deadline);
+        let mut waited = false;
         loop {
-            if self.fired(watch)? {
+            // After each sleep: so a pause is found out.
+            let until = deadline.until(self.now());
+            // What comes with the last moment is in time.
+            if (until.is_some() || waited) && self.fired(&watch)? {
+                self.link.pauses.keep(deadline);
                 return Ok(true);
             }
-            if self.now() >= deadline {
-                return Ok(false);
+            if until.is_none() {
+                // No more than whether there is a connection.
+                return self.poll().map(|()| false);
             }
-            self.link.events.wait(Some(deadline));
+            self.link.events.wait_since(self.link.seen, until);
+            waited = true;
         }
     }
 
-    /// Ready when a watch fired; otherwise wakes the task then.
+    /// Calls `look` at first and after each event of a watch, until it has found something or the time is up. Returns whether it
+    /// has. `look` may ask questions. It is called at least once.
+    pub(crate) fn watch_until(
+        &mut self,
+        watch: Watch,
+        deadline: &mut Deadline,
+        look: &mut dyn FnMut(&mut Self) -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
+        let mut in_time = true;
+        loop {
+            let found = look(self)?;
+            if found || !in_time {
+                return Ok(found);
+            }
+            in_time = self.wait_event(watch, deadline)?;
+            // What happened during the last look is looked at: once.
+            if !in_time && !self.fired(&watch)? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Ready when a watch fired; otherwise the task is woken then. For any number of tasks, each with a watch of its own.
+    ///
+    /// Whoever takes an event out of the ring wakes the task of its watch, so a task that is dropped takes nothing from the
+    /// others.
     ///
     /// # Errors
     /// As [`fired`](Self::fired).
@@ -213,115 +233,21 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         }
     }
 
-    /// Sets all watches again, at a daemon that knows none of them.
-    pub(crate) fn watch_again(&mut self) -> Result<(), Error> {
+    /// Sets all watches again, at a daemon that knows none of them. One that is refused ends, and the others are set all the
+    /// same. Returns the first refusal.
+    pub(crate) fn watch_again(&mut self) -> Result<Result<(), Error>, Error> {
+        let mut refused = Ok(());
         for slot in 0..WATCHES {
             let Some((watch, path)) = self.link.watches.at(slot) else { continue };
             let token = Text::new(Token(watch))?;
-            self.ask_path(Operation::WATCH, 0, &path, [token.as_bytes(), b"\0"])?;
+            match self.ask_path(Operation::WATCH, 0, &path, [token.as_bytes(), b"\0"]) {
+                Err(error @ Error::Refused(..)) => {
+                    self.link.watches.remove(watch);
+                    refused = refused.and(Err(error));
+                }
+                set => drop(set?),
+            }
         }
-        Ok(())
-    }
-}
-
-impl Watches {
-    pub(crate) fn new() -> Self {
-        Self { slots: core::array::from_fn(|_| Slot::default()), generation: 0 }
-    }
-
-    /// Takes a place for a watch.
-    pub(crate) fn add(&mut self, path: Path) -> Option<Watch> {
-        let (slot, place) = self.slots.iter_mut().enumerate().find(|(_, slot)| slot.path.is_none())?;
-        self.generation = self.generation.wrapping_add(1);
-        *place = Slot { path: Some(path), generation: self.generation, ..Slot::default() };
-        Some(Watch { slot, generation: self.generation })
-    }
-
-    fn get(&mut self, watch: Watch) -> Option<&mut Slot> {
-        self.slots
-            .get_mut(watch.slot)
-            .filter(|slot| slot.path.is_some() && !slot.given_up && slot.generation == watch.generation)
-    }
-
-    /// What is watched.
-    fn path(&mut self, watch: Watch) -> Option<Path> {
-        self.get(watch)?.path
-    }
-
-    /// Takes a watch from its owner; its place stays taken until it is [free](Self::free).
-    fn give_up(&mut self, watch: Watch) {
-        if let Some(slot) = self.get(watch) {
-            slot.given_up = true;
-            slot.waker.wake();
-        }
-    }
-
-    /// A watch that was given up.
-    pub(crate) fn given_up(&self) -> Option<(Watch, Path)> {
-        let slot = self.slots.iter().position(|slot| slot.given_up)?;
-        self.at(slot)
-    }
-
-    /// Lets a place be taken again.
-    pub(crate) fn free(&mut self, slot: usize) {
-        if let Some(slot) = self.slots.get_mut(slot) {
-            (slot.path, slot.given_up) = (None, false);
-        }
-    }
-
-    /// The daemon knows none of them any more.
-    pub(crate) fn forget_given_up(&mut self) {
-        while let Some((watch, _)) = self.given_up() {
-            self.free(watch.slot);
-        }
-    }
-
-    /// The watch in a place.
-    pub(crate) fn at(&self, slot: usize) -> Option<(Watch, Path)> {
-        let place = self.slots.get(slot)?;
-        Some((Watch { slot, generation: place.generation }, place.path?))
-    }
-
-    /// Gives a place back; answers the path that was watched.
-    pub(crate) fn remove(&mut self, watch: Watch) -> Option<Path> {
-        let slot = self.get(watch)?;
-        slot.waker.wake();
-        slot.path.take()
-    }
-
-    /// Marks the watch of a token that arrived; false when there is none.
-    pub(crate) fn fire(&mut self, token: &[u8]) -> bool {
-        let parsed = core::str::from_utf8(token).ok().and_then(|token| {
-            let (slot, generation) = token.split_once('-')?;
-            Some(Watch { slot: slot.parse().ok()?, generation: generation.parse().ok()? })
-        });
-        let Some(slot) = parsed.and_then(|watch| self.get(watch)) else { return false };
-        slot.fired = true;
-        slot.events = slot.events.wrapping_add(1);
-        slot.waker.wake();
-        true
-    }
-
-    /// Changes with each event of a watch, whoever took the mark of it.
-    pub(crate) fn events(&mut self, watch: Watch) -> u32 {
-        self.get(watch).map_or(0, |slot| slot.events)
-    }
-
-    /// Whether a watch fired since it was asked for last. A watch that is gone has.
-    pub(crate) fn take(&mut self, watch: Watch) -> bool {
-        self.get(watch).is_none_or(|slot| core::mem::take(&mut slot.fired))
-    }
-
-    /// Lets a watch be as if it had fired: whoever took the mark could not act on it.
-    pub(crate) fn mark(&mut self, watch: Watch) {
-        if let Some(slot) = self.get(watch) {
-            slot.fired = true;
-        }
-    }
-
-    pub(crate) fn register(&mut self, watch: Watch, waker: &core::task::Waker) {
-        if let Some(slot) = self.get(watch) {
-            slot.waker.register(waker);
-        }
+        Ok(refused)
     }
 }

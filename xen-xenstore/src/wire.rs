@@ -96,13 +96,13 @@ operations! {
     /// A part of the names in a directory.
     DIRECTORY_PART = 22;
     /// What the daemon, or a domain of it, can do; for the toolstack.
-    GET_FEATURE = 38;
+    GET_FEATURE = 23;
     /// For the toolstack.
-    SET_FEATURE = 39;
+    SET_FEATURE = 24;
     /// How much a domain may use; for the toolstack.
-    GET_QUOTA = 40;
+    GET_QUOTA = 25;
     /// For the toolstack.
-    SET_QUOTA = 41;
+    SET_QUOTA = 26;
 }
 
 impl fmt::Debug for Operation {

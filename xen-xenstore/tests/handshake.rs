@@ -135,10 +135,10 @@ proptest! {
         }
         machine.store.set_faults(Dice::new(0), Faults::new());
         // An answer that came too late may have left a watch with the daemon, but no place is lost here.
-        let places = (0..32).map(|number| xs.watch(&format!("data/{number}"))).collect::<Result<Vec<_>, _>>();
+        let places = (0..128).map(|number| xs.watch(&format!("data/{number}"))).collect::<Result<Vec<_>, _>>();
         prop_assert!(places.is_ok(), "{places:?}");
         if !faults.4 || faults.1 == 0 {
-            prop_assert_eq!(machine.store.watches(ID), 32);
+            prop_assert_eq!(machine.store.watches(ID), 128);
         }
         // And a sound backend is met by a sound frontend.
         for watch in places.unwrap() {

@@ -437,7 +437,7 @@ fn a_daemon_that_is_not_there_yet_is_waited_for() {
     // Whoever made the domain asked for the connection; nobody has answered yet.
     machine.store.poke(ID, XenstoreLayout::CONNECTION, 1);
     machine.store.stall(true);
-    assert_eq!(Xenstore::new(&machine.events).err(), Some(Error::ReconnectTimedOut));
+    assert_eq!(Xenstore::new(&machine.events).err(), Some(Error::NotReady));
     assert_eq!(machine.xen.now(), Duration::from_secs(10));
     machine.store.stall(false);
     let mut xs = Xenstore::new(&machine.events).unwrap();

@@ -342,7 +342,7 @@ proptest! {
         limits.node_size = 5000;
         machine.store.set_limits(limits);
         let mut xs = machine.client();
-        let watch = xs.watch("data").unwrap();
+        let mut watch = xs.watch("data").unwrap();
         machine.settle();
         prop_assert_eq!(xs.fired(&watch), Ok(true));
         xs.set_patience(Duration::from_millis(10));
@@ -368,12 +368,26 @@ proptest! {
                     prop_assert_eq!(xs.read("data/a").map(drop), Err(Error::Disconnected(1)));
                     run.reconnect(&mut xs);
                 }
+                // A new connection was refused it.
+                Err(Error::Stale) => {
+                    let set = (0..200).find_map(|_| match xs.watch("data") {
+                        Err(Error::Disconnected(_)) => {
+                            run.reconnect(&mut xs);
+                            None
+                        }
+                        set => set.ok(),
+                    });
+                    watch = set.expect("a watch");
+                }
                 Err(error) => prop_assert!(matches!(error, Error::Refused(..)), "{error}"),
             }
         }
         // Once nothing goes wrong any more, nothing is wrong.
         machine.store.set_faults(Dice::new(0), Faults::new());
         run.reconnect(&mut xs);
+        if xs.fired(&watch) == Err(Error::Stale) {
+            xs.watch("data").unwrap();
+        }
         for (place, value) in &run.model {
             prop_assert_eq!(xs.read(&path(place)), Ok(&**value));
         }

@@ -270,8 +270,25 @@ fn wait_for_waits_for_a_value() {
     assert_eq!(xs.wait_for::<u32>("data/n", deadline, |number| *number == 8), Ok(None));
     assert_eq!(xs.now(), deadline);
     assert_eq!(machine.store.watches(ID), before);
-    assert_eq!(refused(xs.wait_for::<u32>("/vm", machine.after(5), |_| true)), Refusal::AccessDenied);
+    // What may not be read is not there yet.
+    assert_eq!(xs.wait_for::<u32>("/vm", machine.after(5), |_| true), Ok(None));
+    store_later(&machine, "/vm", "8");
+    assert_eq!(xs.wait_for::<u32>("/vm", machine.after(5), |_| true), Ok(Some(8)));
     assert_eq!(machine.store.watches(ID), before);
+}
+
+/// A node that is written at first, and may be read some time later.
+fn store_later(machine: &Machine, path: &'static str, value: &str) {
+    machine.store.write(path, value);
+    let store = machine.store.clone();
+    let mut turn = 0;
+    machine.xen.add_actor("toolstack", move |_| {
+        turn += 1;
+        if turn == 20 {
+            store.set_permissions(path, "n0\0r1");
+        }
+        turn <= 20
+    });
 }
 
 #[test]
@@ -289,11 +306,11 @@ fn a_machine_without_xenstore_says_so() {
     let xen = xen_hypercall::mock::MockXen::new();
     xen_evtchn::mock::install(&xen);
     let guest = xen.domain(ID);
-    let shared = xen_hypercall::SharedInfo::map(&guest).unwrap();
-    let events = xen_evtchn::EventChannels::new(guest.clone(), shared).unwrap();
+    let events = xen_evtchn::EventChannels::new(&guest.boot().unwrap()).unwrap();
     assert_eq!(xen_xenstore::Xenstore::new(&events).err(), Some(Error::NoStore));
+    let port = xen_hypercall::event::alloc_unbound(&guest, xen_hypercall::DomId(0)).unwrap();
     guest.set_hvm_param(xen_hypercall::hvm::HvmParam::STORE_PFN, 0x77);
-    guest.set_hvm_param(xen_hypercall::hvm::HvmParam::STORE_EVTCHN, 1);
+    guest.set_hvm_param(xen_hypercall::hvm::HvmParam::STORE_EVTCHN, port.into());
     assert_eq!(
         xen_xenstore::Xenstore::new(&events).err(),
         Some(Error::Unreachable(xen_hypercall::Gfn(0x77)))

@@ -294,10 +294,10 @@ fn several_watches_are_set_in_one_go() {
     // More than there are places.
     machine.store.set_limits(Limits::default());
     let many = xs.watch_all(["data/e"; 8]).unwrap();
-    let more = xs.watch_all(["data/f"; 30]).unwrap();
+    let more = xs.watch_all(["data/f"; 126]).unwrap();
     assert!(many.iter().all(Result::is_ok));
     assert_eq!(more.iter().filter(|watch| **watch == Err(Error::TooManyWatches)).count(), 8);
-    assert_eq!(machine.store.watches(ID), 32);
+    assert_eq!(machine.store.watches(ID), 128);
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn a_watch_that_is_gone_does_not_fire_the_one_in_its_place() {
     machine.store.write(&data("a"), "2");
     machine.settle();
     assert_eq!(xs.fired(&new), Ok(false));
-    assert_eq!(xs.fired(&generation), Ok(true), "whoever waits for it must not wait for ever");
+    assert_eq!(xs.fired(&generation), Err(Error::Stale), "whoever waits for it must not wait for ever");
     assert_eq!(xs.stats().stray, stray);
     xs.unwatch(old).unwrap();
     assert_eq!(machine.store.watches(ID), 1);
@@ -138,9 +138,9 @@ fn events_of_tokens_that_are_none_are_counted_and_dropped() {
 fn only_so_many() {
     let machine = Machine::new();
     let mut xs = machine.client();
-    let all: Vec<_> = (0..32).map(|number| xs.watch(&format!("data/{number}")).unwrap()).collect();
+    let all: Vec<_> = (0..128).map(|number| xs.watch(&format!("data/{number}")).unwrap()).collect();
     assert_eq!(xs.watch("data/more").err(), Some(Error::TooManyWatches));
-    assert_eq!(machine.store.watches(ID), 32);
+    assert_eq!(machine.store.watches(ID), 128);
     for watch in all {
         xs.unwatch(watch).unwrap();
     }
@@ -153,6 +153,82 @@ fn only_so_many() {
     for _ in 0..100 {
         assert_eq!(refused(xs.watch("data/b")), Refusal::TooBig);
     }
+}
+
+#[test]
+fn many_devices_share_a_connection() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    // 16 cards with three watches each, and 64 disks, by paths as long as they come.
+    let names = (0..48).map(|n| format!("/local/domain/65535/backend/vif/65535/{}/state-{}", n / 3, n % 3));
+    let names =
+        names.chain((0..64).map(|n| format!("/local/domain/65535/backend/vbd/65535/{}/state", 51712 + n)));
+    let all: Vec<_> =
+        names.map(|name| xs.watch(&name).unwrap_or_else(|error| panic!("{name}: {error}"))).collect();
+    machine.settle();
+    assert!(all.iter().all(|watch| xs.fired(watch) == Ok(true)));
+    // Any of them may go, and the others are who they were.
+    for watch in all.iter().step_by(3) {
+        xs.unwatch(*watch).unwrap();
+    }
+    let new: Vec<_> = (0..37).map(|n| xs.watch(&format!("data/{n}")).unwrap()).collect();
+    machine.settle();
+    for (place, watch) in all.iter().enumerate() {
+        let expected = if place % 3 == 0 { Err(Error::Stale) } else { Ok(false) };
+        assert_eq!(xs.fired(watch), expected);
+    }
+    assert!(new.iter().all(|watch| xs.fired(watch) == Ok(true)));
+    machine.store.give_up(ID, 1);
+    assert!(xs.poll().is_err());
+    xs.reconnect().unwrap();
+    machine.settle();
+    let kept = all.iter().enumerate().filter(|(place, _)| place % 3 > 0).map(|(_, watch)| watch);
+    assert!(kept.chain(&new).all(|watch| xs.fired(watch) == Ok(true)));
+    assert_eq!(machine.store.watches(ID), 111);
+}
+
+#[test]
+fn paths_have_so_much_room_and_the_error_says_so() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let long = "data/".to_owned() + &"a".repeat(251);
+    for _ in 0..32 {
+        xs.watch(&long).unwrap();
+    }
+    let error = xs.watch("data/a").unwrap_err();
+    assert_eq!(error, Error::TooManyWatches);
+    let text = error.to_string();
+    assert!(text.contains("128") && text.contains("8192"), "{text}");
+    assert_eq!(machine.store.watches(ID), 32);
+}
+
+#[test]
+fn a_watch_that_has_ended_is_an_error_and_no_busy_loop() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watch = xs.watch("data/a").unwrap();
+    xs.unwatch(watch).unwrap();
+    assert_eq!(xs.fired(&watch), Err(Error::Stale));
+    assert_eq!(xs.wait_fired(&watch, machine.after(5)), Err(Error::Stale));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert_eq!(xs.poll_fired(&watch, &mut cx), Poll::Ready(Err(Error::Stale)));
+    assert_eq!(xs.unwatch(watch), Ok(()));
+}
+
+#[test]
+fn a_watch_that_a_new_connection_refuses_has_ended_and_the_others_have_not() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let [first, second] = ["data/a", "data/b"].map(|path| xs.watch(path).unwrap());
+    let mut limits = Limits::default();
+    limits.watches = 1;
+    machine.store.set_limits(limits);
+    machine.store.give_up(ID, 1);
+    assert!(xs.poll().is_err());
+    assert_eq!(xs.reconnect(), Err(Error::Refused(Operation::WATCH, Refusal::TooBig)));
+    machine.settle();
+    assert_eq!((xs.fired(&first), xs.fired(&second)), (Ok(true), Err(Error::Stale)));
+    assert_eq!(xs.read_str("name"), Ok("d1"));
 }
 
 #[test]
@@ -211,11 +287,11 @@ fn waiting_ends_with_the_event_or_the_deadline() {
     machine.store.write(&data("a"), "1");
     assert_eq!(xs.wait_fired(&watch, machine.after(5)), Ok(true));
     assert_eq!(xs.now(), deadline);
-    // A deadline in the past still looks once.
+    // When the time is up it is up, and nothing is lost by that.
     machine.store.write(&data("a"), "1");
     machine.settle();
-    assert_eq!(xs.wait_fired(&watch, std::time::Duration::ZERO), Ok(true));
     assert_eq!(xs.wait_fired(&watch, std::time::Duration::ZERO), Ok(false));
+    assert_eq!(xs.fired(&watch), Ok(true));
 }
 
 #[derive(Default)]
@@ -257,11 +333,43 @@ fn a_task_is_woken() {
 }
 
 #[test]
+fn whoever_takes_an_event_wakes_the_task_of_its_watch() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watches = ["data/a", "data/b", "data/c"].map(|path| xs.watch(path).unwrap());
+    machine.settle();
+    let tasks: [Arc<Woken>; 3] = Default::default();
+    for (watch, task) in watches.iter().zip(&tasks) {
+        while xs.fired(watch).unwrap() {}
+        let waker = Waker::from(Arc::clone(task));
+        assert!(xs.poll_fired(watch, &mut Context::from_waker(&waker)).is_pending());
+    }
+    // Others may have been woken in vain before.
+    let before: Vec<_> = tasks.iter().map(|task| task.0.load(SeqCst)).collect();
+    machine.store.write(&data("a"), "1");
+    machine.settle();
+    // The tasks of the others are gone; one who asks something takes the event.
+    xs.read("name").unwrap();
+    let woken: Vec<_> = tasks.iter().map(|task| task.0.load(SeqCst)).collect();
+    assert!(woken[0] > before[0], "{before:?} {woken:?}");
+    // A connection that breaks concerns all.
+    for (watch, task) in watches.iter().zip(&tasks) {
+        while xs.fired(watch).unwrap() {}
+        let waker = Waker::from(Arc::clone(task));
+        assert!(xs.poll_fired(watch, &mut Context::from_waker(&waker)).is_pending());
+    }
+    let before: Vec<_> = tasks.iter().map(|task| task.0.load(SeqCst)).collect();
+    machine.store.give_up(ID, 1);
+    assert!(xs.poll().is_err());
+    assert!(tasks.iter().zip(before).all(|(task, before)| task.0.load(SeqCst) > before));
+}
+
+#[test]
 fn a_watch_that_was_set_too_late_is_ended() {
     let machine = Machine::new();
     let mut xs = machine.client();
     // More often than there are places.
-    for round in 0..40 {
+    for round in 0..140 {
         machine.store.stall(true);
         assert_eq!(xs.watch("data/late"), Err(Error::TimedOut(Operation::WATCH)), "{round}");
         machine.store.stall(false);
@@ -291,7 +399,7 @@ fn watches_that_time_out_at_a_daemon_that_hangs_leave_nothing() {
     let other = xs.watch("data/other").unwrap();
     machine.store.stall(true);
     // Until long after the ring is full, and all places are taken.
-    for round in 0..80 {
+    for round in 0..280 {
         assert_eq!(
             xs.watch("data/a-name-to-fill-the-ring"),
             Err(Error::TimedOut(Operation::WATCH)),
@@ -310,10 +418,10 @@ fn watches_that_time_out_at_a_daemon_that_hangs_leave_nothing() {
     machine.store.write(&data("kept"), "1");
     machine.settle();
     assert_eq!(xs.fired(&kept), Ok(true));
-    for _ in 0..31 {
+    for _ in 0..127 {
         xs.watch("data").unwrap();
     }
-    assert_eq!((xs.watch("data"), machine.store.watches(ID)), (Err(Error::TooManyWatches), 32));
+    assert_eq!((xs.watch("data"), machine.store.watches(ID)), (Err(Error::TooManyWatches), 128));
 }
 
 #[test]

@@ -140,8 +140,10 @@ fn operations_have_their_numbers_and_names() {
         (Operation::SET_TARGET, 19, "SET_TARGET"),
         (Operation::RESET_WATCHES, 21, "RESET_WATCHES"),
         (Operation::DIRECTORY_PART, 22, "DIRECTORY_PART"),
-        (Operation::GET_FEATURE, 38, "GET_FEATURE"),
-        (Operation::SET_QUOTA, 41, "SET_QUOTA"),
+        (Operation::GET_FEATURE, 23, "GET_FEATURE"),
+        (Operation::SET_FEATURE, 24, "SET_FEATURE"),
+        (Operation::GET_QUOTA, 25, "GET_QUOTA"),
+        (Operation::SET_QUOTA, 26, "SET_QUOTA"),
         (Operation(20), 20, "unknown"),
     ] {
         assert_eq!((operation.0, operation.name()), (number, name));

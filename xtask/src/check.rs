@@ -39,6 +39,14 @@ pub(crate) const LIBRARIES: [&str; 8] = [
     "xen-blkfront",
 ];
 
+/// The packages that are no programs of this machine.
+const IMAGES: [&str; 4] = ["unikernel", "selftest", "drivers", "own-kernel"];
+
+/// What leaves the images out of a command for the whole workspace.
+fn without_images() -> impl Iterator<Item = &'static str> {
+    IMAGES.into_iter().flat_map(|package| ["--exclude", package])
+}
+
 /// Their features and whether they have a model for loom, as their own files say.
 pub(crate) fn libraries() -> Result<Vec<Library>> {
     LIBRARIES
@@ -93,14 +101,14 @@ impl Checks {
 
     fn documentation(&mut self) -> Result<()> {
         let mut doc = cargo(&["doc", "--no-deps", "--workspace", "--all-features"]);
-        doc.args(["--exclude", "unikernel", "--exclude", "selftest", "--exclude", "drivers"]);
+        doc.args(without_images());
         self.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
     }
 
     fn tests(&mut self) -> Result<()> {
         let args = ["test", "--workspace", "--all-features", "--no-fail-fast"];
         let mut tests = cargo(&args);
-        tests.args(["--exclude", "unikernel", "--exclude", "selftest", "--exclude", "drivers"]);
+        tests.args(without_images());
         self.run("unit, property and doc tests", &mut tests)
     }
 
@@ -122,8 +130,7 @@ impl Checks {
         // Not `image::cargo`: that is the one of the toolchain that runs this.
         let mut test = Command::new("cargo");
         test.current_dir(image::workspace());
-        test.args(["+nightly", "test", "--workspace", "--exclude", "unikernel", "--exclude", "selftest"]);
-        test.args(["--exclude", "drivers", "--exclude", "xtask"]);
+        test.args(["+nightly", "test", "--workspace", "--exclude", "xtask"]).args(without_images());
         // A target of its own keeps the sanitizer out of build scripts and macros, which are not ours.
         test.args(["--target", "x86_64-unknown-linux-gnu", "--all-features", "--no-fail-fast"]);
         test.arg("--target-dir").arg(image::workspace().join("target/asan"));
@@ -185,7 +192,7 @@ impl Checks {
             lints.args(["--no-default-features", "--features", features, "--", "-D", "warnings"]);
             self.run(&format!("unikernel with features {features:?}"), &mut lints)?;
         }
-        for package in ["selftest", "drivers"] {
+        for package in IMAGES.into_iter().filter(|package| *package != "unikernel") {
             let lints = ["clippy", "--package", package, "--profile", "unikernel", "--", "-D", "warnings"];
             self.run(package, &mut cargo(&lints))?;
         }

@@ -296,8 +296,7 @@ impl Follow {
         }
     }
 
-    /// Begins anew. QEMU's emulation now and then ends a program of dom0's by a fault of its own: the one that reads the
-    /// file for us is not missed for long.
+    /// Begins anew: another file may have taken the place of the one that is read.
     fn again(&mut self) -> Result<()> {
         let stream = follow(self.control, &self.path);
         self.stream = stream.with_context(|| format!("cannot follow {} in dom0", self.path))?;

@@ -8,9 +8,6 @@ use crate::dom0::{Dom0, Follow};
 
 /// How long xl may take for anything, on the slowest bed.
 pub const PATIENCE: Duration = Duration::from_secs(90);
-/// From here on a shell's status says that a signal ended the program. QEMU's emulation now and then does that to one of
-/// dom0's, by a fault of its own; what can be tried again is.
-const SIGNALS: i32 = 128;
 
 /// What xl is told of a guest.
 #[derive(Debug, Clone)]
@@ -85,16 +82,11 @@ impl<'d> Guest<'d> {
         let config = format!("/{name}.cfg");
         dom0.put(&config, spec.config().as_bytes())?;
         let guest = Self { dom0, name };
-        let create = format!("xl create {config}");
-        let first = dom0.sh(&create, PATIENCE)?;
-        match first.status {
-            0 => Ok(guest),
-            status if status >= SIGNALS || first.stdout.contains("died due to fatal signal") => {
-                let again = format!("xl destroy {} 2>/dev/null; {create}", guest.name);
-                dom0.run(&again, PATIENCE).map(|_| guest)
-            }
-            status => bail!("xl cannot start {}, status {status}:\n{}", guest.name, first.stdout),
+        let created = dom0.sh(&format!("xl create {config}"), PATIENCE)?;
+        if created.status != 0 {
+            bail!("xl cannot start {}, status {}:\n{}", guest.name, created.status, created.stdout);
         }
+        Ok(guest)
     }
 
     /// Its name.
@@ -109,13 +101,11 @@ impl<'d> Guest<'d> {
 
     /// Its line of `xl list`: number, memory, vCPUs, state and seconds of CPU. None: there is no such domain.
     pub fn list(&self) -> Result<Option<Listed>> {
-        let ask = || self.dom0.sh(&format!("xl list {}", self.name), PATIENCE);
-        let mut output = ask()?;
-        if output.status >= SIGNALS {
-            output = ask()?;
-        }
-        if output.status != 0 {
-            return Ok(None);
+        let output = self.dom0.sh(&format!("xl list {}", self.name), PATIENCE)?;
+        match output.status {
+            0 => {}
+            1 => return Ok(None),
+            status => bail!("xl list, status {status}:\n{}", output.stdout),
         }
         let line = output.stdout.lines().last().unwrap_or_default();
         let words: Vec<&str> = line.split_whitespace().collect();

@@ -228,12 +228,13 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
     // Short names: a space or a comma in a folder's name would split QEMU's list of modules.
     command.current_dir(&bed.dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
 
-    // smap, monitor and rdtscp are off because QEMU's emulation of them stops Xen or dom0.
+    // smap, monitor and rdtscp are off because QEMU's emulation of them stops Xen or dom0. Without xsave there is no AVX: with
+    // it, programs of dom0 and of Linux guests now and then die of an AVX instruction that is suddenly invalid.
     command.args([
         "-accel",
         "tcg,thread=multi",
         "-cpu",
-        "EPYC,+svm,+npt,-smap,-monitor,-rdtscp",
+        "EPYC,+svm,+npt,-smap,-monitor,-rdtscp,-xsave",
         "-smp",
         "2",
     ]);

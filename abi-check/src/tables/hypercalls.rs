@@ -2,7 +2,7 @@
 
 use xen_hypercall::hvm::{self, HvmParam, MemType};
 use xen_hypercall::memory::{MemFlags, PhysmapSpace};
-use xen_hypercall::sched::ShutdownReason;
+use xen_hypercall::sched::{ShutdownCode, ShutdownReason};
 use xen_hypercall::version::Features;
 use xen_hypercall::{DomId, Errno, Gfn, HypercallNr, VcpuId, abi};
 
@@ -14,6 +14,7 @@ pub(super) fn add(list: &mut List) {
     arguments(list);
     errors(list);
     wrapped(list);
+    list.newer(newer);
 }
 
 fn shared(list: &mut List) {
@@ -128,6 +129,31 @@ fn commands(list: &mut List) {
     );
 }
 
+/// Since Xen 4.18 or later.
+fn newer(list: &mut List) {
+    consts!(list, DomId "DOMID_" [.0] { ANY });
+    consts!(
+        list,
+        abi {
+            // version.h
+            XENVER_EXTRAVERSION2,
+            XENVER_CAPABILITIES2,
+            XENVER_CHANGESET2,
+            XENVER_COMMANDLINE2,
+            // features.h
+            XENFEAT_RUNSTATE_PHYS_AREA,
+            XENFEAT_VCPU_TIME_PHYS_AREA,
+            XENFEAT_DM_MSIX_ALL_WRITES,
+            // vcpu.h
+            VCPUOP_REGISTER_RUNSTATE_PHYS_AREA,
+            VCPUOP_REGISTER_VCPU_TIME_PHYS_AREA,
+        }
+    );
+    consts!(list, Features "XENFEAT_" [.bits().trailing_zeros()] {
+        RUNSTATE_PHYS_AREA, VCPU_TIME_PHYS_AREA, DM_MSIX_ALL_WRITES,
+    });
+}
+
 /// What stands in the arguments' fields.
 fn arguments(list: &mut List) {
     consts!(list, abi {
@@ -180,7 +206,8 @@ fn errors(list: &mut List) {
 
 /// The same numbers in the types of the modules that make the calls.
 fn wrapped(list: &mut List) {
-    consts!(list, ShutdownReason "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
+    consts!(list, ShutdownCode "SHUTDOWN_" [.0] { POWEROFF, REBOOT, SUSPEND, CRASH, WATCHDOG, SOFT_RESET });
+    consts!(list, ShutdownReason "SHUTDOWN_" [.code().0] { POWEROFF, REBOOT, CRASH, WATCHDOG });
     consts!(list, PhysmapSpace "XENMAPSPACE_" [.0] { SHARED_INFO, GRANT_TABLE, GMFN = "XENMAPSPACE_gmfn", GMFN_FOREIGN = "XENMAPSPACE_gmfn_foreign" });
     consts!(list, MemFlags "XENMEMF_" [.bits()] {
         POPULATE_ON_DEMAND = "XENMEMF_populate_on_demand", EXACT_NODE = "XENMEMF_exact_node_request",
@@ -194,12 +221,12 @@ fn wrapped(list: &mut List) {
         RAM = "HVMMEM_ram_rw", READ_ONLY = "HVMMEM_ram_ro", MMIO = "HVMMEM_mmio_dm",
         IOREQ_SERVER = "HVMMEM_ioreq_server",
     });
-    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(0) >> 56 });
+    numbers!(list, { "HVM_PARAM_CALLBACK_TYPE_VECTOR" = hvm::callback_vector(hvm::Vector::FIRST) >> 56 });
     // The headers number the bits.
     consts!(list, Features "XENFEAT_" [.bits().trailing_zeros()] {
         WRITABLE_PAGE_TABLES, WRITABLE_DESCRIPTOR_TABLES, AUTO_TRANSLATED_PHYSMAP, SUPERVISOR_MODE_KERNEL,
         HVM_CALLBACK_VECTOR, HVM_SAFE_PVCLOCK, HVM_PIRQS, DOM0, PAE_PGDIR_ABOVE_4GB, MMU_PT_UPDATE_PRESERVE_AD, HIGHMEM_ASSIST,
         GNTTAB_MAP_AVAIL_BITS, NOT_DIRECT_MAPPED, DIRECT_MAPPED, MEMORY_OP_VNODE = "XENFEAT_memory_op_vnode_supported",
-        ARM_SMCCC = "XENFEAT_ARM_SMCCC_supported",
+        ARM_SMCCC = "XENFEAT_ARM_SMCCC_supported", LINUX_RSDP_UNRESTRICTED,
     });
 }

@@ -2,7 +2,7 @@
 
 use xen_hypercall::abi::shared_info::{self as shared, aarch64, x86_64};
 #[cfg(target_arch = "x86_64")]
-use xen_hypercall::arch::x86_64::HvmFeatures;
+use xen_hypercall::arch::x86_64::{HvmFeatures, TscFlags, TscMode};
 
 #[cfg(target_arch = "x86_64")]
 use crate::consts;
@@ -37,7 +37,16 @@ pub(super) fn add(list: &mut List) {
     });
     #[cfg(target_arch = "x86_64")]
     consts!(list, HvmFeatures "XEN_HVM_CPUID_" [.bits()] {
-        APIC_ACCESS_VIRT, X2APIC_VIRT, IOMMU_MAPPINGS, VCPU_ID_PRESENT, DOMID_PRESENT,
+        APIC_ACCESS_VIRT, X2APIC_VIRT, IOMMU_MAPPINGS, VCPU_ID_PRESENT, DOMID_PRESENT, EXT_DEST_ID, UPCALL_VECTOR,
+    });
+    // The numbers are older than their names, which Xen 4.18 brought.
+    #[cfg(target_arch = "x86_64")]
+    list.newer(|list| {
+        consts!(list, TscFlags "XEN_CPUID_" [.bits()] {
+            EMULATED = "XEN_CPUID_TSC_EMULATED", HOST_RELIABLE = "XEN_CPUID_HOST_TSC_RELIABLE",
+            RDTSCP = "XEN_CPUID_RDTSCP_INSTR_AVAIL",
+        });
+        consts!(list, TscMode "XEN_CPUID_TSC_MODE_" [.0] { DEFAULT, ALWAYS_EMULATE, NEVER_EMULATE, PVRDTSCP });
     });
 }
 

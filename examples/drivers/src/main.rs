@@ -45,9 +45,9 @@ use crate::words::Words;
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off.
 fn main(info: &arch::BootInfo) -> ! {
-    let (kernel, shared) = start::begin(info);
+    let domain = start::begin(info);
     let words = Words::new(info.cmdline());
-    let mut place = Place::new(kernel, shared)
+    let mut place = Place::new(domain)
         .unwrap_or_else(|error| crash(format_args!("nothing to drive devices with: {}", error.0)));
     let mut report = Report::new(place.kernel);
     if words.has("block") {
@@ -61,5 +61,5 @@ fn main(info: &arch::BootInfo) -> ! {
         report.check("bench", || measured);
     }
     report.end();
-    start::end(kernel, ShutdownReason::POWEROFF)
+    start::end(place.kernel, ShutdownReason::POWEROFF)
 }

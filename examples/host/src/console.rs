@@ -16,7 +16,7 @@ thread_local! {
     static KERNEL: RefCell<Option<&'static Kernel>> = const { RefCell::new(None) };
 }
 
-/// A console that nobody reads holds a line up this long at most.
+/// A console that nobody reads holds a line up this long, and only the first one.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 struct Logger;
@@ -29,7 +29,8 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         // The libraries that carry the mock's world (mio and the like) log as well, beside the guest.
         let now = KERNEL.with_borrow(|kernel| kernel.map(Wait::now)).unwrap_or_default();
-        if write(LogLine::new(now, record).as_bytes()).is_none() {
+        let line = LogLine::new(now, record);
+        if with(|console| console.write_text(format_args!("{line}\n"), PATIENCE).is_ok()) != Some(true) {
             eprintln!("{} {}", record.level(), record.args());
         }
     }
@@ -58,12 +59,8 @@ fn with<R>(f: impl FnOnce(&mut Console<'static, &'static Kernel>) -> R) -> Optio
     CONSOLE.with(|console| console.try_borrow_mut().ok()?.as_mut().map(f))
 }
 
-fn write(bytes: &[u8]) -> Option<usize> {
-    with(|console| console.write_all(bytes, PATIENCE).ok()).flatten()
-}
-
 pub(crate) fn write_text(text: &str) {
-    write(text.replace('\n', "\r\n").as_bytes());
+    with(|console| console.write_text(format_args!("{text}"), PATIENCE).is_ok());
 }
 
 pub(crate) fn read(buf: &mut [u8]) -> usize {

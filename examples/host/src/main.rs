@@ -23,7 +23,7 @@ use clap::Parser;
 use webserver::config::Config;
 use webserver::{App, Request};
 use xen_evtchn::{EventChannels, Virq};
-use xen_hypercall::{SharedInfo, VcpuId};
+use xen_hypercall::{Domain, VcpuId};
 
 use machine::{XenMachine, leak};
 use world::World;
@@ -61,14 +61,16 @@ fn run(args: Args) -> Result<()> {
     let kernel: &'static platform::Kernel = leak(platform::Kernel::new(world));
     console::init_log();
     console::set_clock(kernel);
-    let shared = SharedInfo::map(&kernel).context("the mock refuses shared_info")?;
-    let events = leak(EventChannels::new(kernel, shared).context("no event channels")?);
+    // SAFETY: this process has made the machine, and its guest has no other kernel.
+    let domain: platform::Owned =
+        leak(unsafe { Domain::new(kernel) }.context("the mock refuses shared_info")?);
+    let events = leak(EventChannels::new(domain).context("no event channels")?);
     let _timer = events.bind_virq(Virq::TIMER, VcpuId(0)).context("no timer")?;
     console::open(events);
-    let config = Config::parse(args.cmdline.leak());
+    let config = Config::parse::<true>(args.cmdline.leak());
     log::set_max_level(config.log.unwrap_or(log::LevelFilter::Info));
     log::info!("unikernel {} on a mock of Xen, in a process", env!("CARGO_PKG_VERSION"));
-    let (machine, devices, config) = XenMachine::new(events, config);
+    let (machine, devices, config) = XenMachine::new(domain, events, config);
     println!(
         "\n    http://127.0.0.1:{0}/          the files of its disk\n    http://127.0.0.1:{0}/-/status  how it does\n",
         args.port

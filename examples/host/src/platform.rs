@@ -8,12 +8,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use xen_hypercall::mock::MockDomain;
-use xen_hypercall::{Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, VcpuId, Wait};
+use xen_hypercall::{Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, VcpuId, Wait};
 
 use crate::world::World;
 
 /// The longest sleep: the mock's own timers are looked at so often.
 const NAP: Duration = Duration::from_millis(100);
+
+/// The token of the domain, which lives as long as the process.
+pub(crate) type Owned = &'static Domain<&'static Kernel>;
 
 pub(crate) struct Kernel {
     domain: MockDomain,

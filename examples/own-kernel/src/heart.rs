@@ -6,7 +6,7 @@ use core::fmt;
 use core::time::Duration;
 
 use xen_hypercall::{Errno, Gfn, Platform, Wait, event};
-use xen_ring::{Front, RingError};
+use xen_ring::{Backing, Front, RingError};
 
 use crate::{Beat, Heartbeat, LATEST, Reply, SOONEST, SharedPage};
 
@@ -46,11 +46,11 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// The guest's end.
+/// The guest's end, on a page that the monitor can write to.
 #[derive(Debug)]
-pub struct Heart<'k, K> {
+pub struct Heart<'k, K, M = SharedPage> {
     kernel: &'k K,
-    ring: Front<Heartbeat, SharedPage>,
+    ring: Front<Heartbeat, M>,
     port: u32,
     /// The last beat that was sent, and the last that was answered.
     sent: u32,
@@ -60,7 +60,7 @@ pub struct Heart<'k, K> {
     broken: Option<Error>,
 }
 
-impl<'k, K: Platform + Wait> Heart<'k, K> {
+impl<'k, K: Platform + Wait> Heart<'k, K, SharedPage> {
     /// Begins, with a page and a port that the toolstack made for it.
     ///
     /// # Errors
@@ -73,11 +73,26 @@ impl<'k, K: Platform + Wait> Heart<'k, K> {
         let page = unsafe { kernel.map_special(gfn, 1) }.ok_or(Error::Unreachable(gfn))?;
         // SAFETY: the page stays, and is nobody else's.
         let page = unsafe { SharedPage::new(page) };
+        Self::new(kernel, page, port)
+    }
+}
+
+impl<'k, K: Platform + Wait, M: Backing> Heart<'k, K, M> {
+    /// Begins, with a page that the kernel granted to the monitor, and a port for it.
+    ///
+    /// # Errors
+    /// [`Error::Ring`].
+    pub fn new(kernel: &'k K, page: M, port: u32) -> Result<Self, Error> {
         let ring = Front::init(page).map_err(Error::Ring)?;
         Ok(Self { kernel, ring, port, sent: 0, answered: 0, owed: false, broken: None })
     }
 
-    /// Says that the guest lives, and answers when to say it next.
+    /// How many beats were answered, wrapping.
+    pub fn answered(&self) -> u32 {
+        self.answered
+    }
+
+    /// Says that the guest lives, and returns when to say it next.
     ///
     /// # Errors
     /// All but [`Error::Silent`] and [`Error::Event`] are for good.
@@ -118,7 +133,8 @@ impl<'k, K: Platform + Wait> Heart<'k, K> {
             }
             // Whoever sleeps asks for an event first, and looks once more.
             if !self.ring.arm().map_err(Error::Ring)? {
-                self.kernel.wait(Some(deadline));
+                // The kernel dispatches no events: what is due is in the ring.
+                self.kernel.wait(Some(deadline), &|| false);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use own_kernel_sample::{Frames, Kernel};
 use xen_hypercall::mock::MockXen;
-use xen_hypercall::{DomId, PAGE_SIZE, Page, PageMemory, Platform, SharedInfo, Wait, version};
+use xen_hypercall::{DomId, Domain, PAGE_SIZE, Page, PageMemory, Platform, Wait, version};
 
 fn frames(count: usize) -> Frames {
     let layout = Layout::from_size_align(count * PAGE_SIZE, PAGE_SIZE).unwrap();
@@ -60,7 +60,8 @@ fn the_kernel_starts_on_the_mock() {
     let xen = MockXen::new();
     let kernel = common::on_mock(xen.domain(DomId(1)));
     assert_eq!(version::version(&kernel), Ok((4, 17)));
-    assert!(SharedInfo::map(&kernel).is_ok());
+    // SAFETY: the guest has no other kernel.
+    assert!(unsafe { Domain::new(&kernel) }.is_ok());
 }
 
 #[test]
@@ -68,7 +69,10 @@ fn a_part_of_the_kernels_own_works_with_those_of_the_mock() {
     let xen = MockXen::new();
     let guest = xen.domain(DomId(1));
     let kernel = Kernel { call: guest.clone(), memory: frames(4), time: guest };
-    // The mock puts its page where the kernel's allocator says.
-    assert!(SharedInfo::map(&kernel).is_ok());
-    assert_eq!(kernel.memory.free(), 3);
+    // SAFETY: the guest has no other kernel.
+    let domain = unsafe { Domain::new(&kernel) }.unwrap();
+    // The mock puts its page where the kernel's allocator says, and the token has another.
+    assert_eq!(kernel.memory.free(), 2);
+    drop(domain);
+    assert_eq!(kernel.memory.free(), 3, "shared_info stays");
 }

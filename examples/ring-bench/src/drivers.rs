@@ -11,7 +11,7 @@ use xen_blkfront::{BlkFront, Piece, Ticket};
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, SharedInfo, Wait};
+use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, Wait};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options as CardOptions};
 use xen_netfront::{FramePage, NetFront, TxMeta};
 use xen_ring::{Back, Front};
@@ -22,7 +22,7 @@ use crate::rust::{Net, Shared};
 use crate::{NetReq, Page, Turns};
 
 /// The machine as the guest sees it; its hypercalls can be told from the rest.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Guest(MockDomain);
 
 /// Whether something is measured.
@@ -101,10 +101,11 @@ impl Machine {
         let _ = MockNetback::new(&switch, &store, &guest, 0, CardOptions::default());
         let disk = DiskOptions { sectors: 1 << 16, ..DiskOptions::default() };
         let _ = MockBlkback::new(&store, &guest, 51712, disk);
-        let shared = SharedInfo::map(&guest).expect("shared info");
-        let events = EventChannels::new(Guest(guest.clone()), shared).expect("event channels");
+        // SAFETY: the guest has no other kernel.
+        let token = unsafe { Domain::new(Guest(guest)) }.expect("a token");
+        let events = EventChannels::new(&token).expect("event channels");
         let events: &'static _ = Box::leak(Box::new(events));
-        let grants: &'static _ = Box::leak(Box::new(GrantTable::new(Guest(guest)).expect("grants")));
+        let grants: &'static _ = Box::leak(Box::new(GrantTable::new(&token).expect("grants")));
         let xs = Xenstore::new(events).expect("xenstore");
         Self { xen, switch, grants, events, xs }
     }
@@ -226,7 +227,7 @@ fn xen_send(card: &mut NetFront<'static, Guest>, frames: &mut [FramePage<'static
     for frame in frames {
         card.transmit_pages(std::slice::from_mut(frame), TxMeta::default()).expect("room");
     }
-    card.flush().expect("the backend keeps to the protocol");
+    card.publish().expect("the backend keeps to the protocol");
 }
 
 #[unsafe(no_mangle)]
@@ -235,7 +236,7 @@ fn xen_copy(card: &mut NetFront<'static, Guest>, frame: &[u8], count: usize) {
     for _ in 0..count {
         card.transmit(frame).expect("room");
     }
-    card.flush().expect("the backend keeps to the protocol");
+    card.publish().expect("the backend keeps to the protocol");
 }
 
 impl Turns for Send {
@@ -283,7 +284,7 @@ fn xen_receive(card: &mut NetFront<'static, Guest>, spare: &mut [FramePage<'stat
     while let Some(meta) = card.receive_pages(spare).expect("the backend keeps to the protocol") {
         bytes += meta.len;
     }
-    card.flush().expect("the backend keeps to the protocol");
+    card.publish().expect("the backend keeps to the protocol");
     bytes
 }
 

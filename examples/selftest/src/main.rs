@@ -40,11 +40,12 @@ use crate::words::Words;
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off.
 fn main(info: &arch::BootInfo) -> ! {
-    let (kernel, shared) = start::begin(info);
+    let token = start::begin(info);
+    let kernel: &platform::Kernel = token.platform();
     let words = Words::new(info.cmdline());
     let features = version::features(kernel)
         .unwrap_or_else(|error| crash(format_args!("Xen does not say what it has: {error}")));
-    let domain = Domain { kernel, shared, first: features.contains(Features::DOM0) };
+    let domain = Domain { kernel, token, first: features.contains(Features::DOM0) };
     let mut report = Report::new(kernel);
     checks::run(&domain, &words, &mut report);
     report.end();

@@ -16,8 +16,11 @@ use crate::platform::{Kernel, Local};
 static CONSOLE: Local<Option<Console<'static, &'static Kernel>>> = Local::new(None);
 static KERNEL: Local<Option<&'static Kernel>> = Local::new(None);
 
-/// A console that nobody reads holds a line up this long at most.
+/// A console that nobody reads holds a line up this long, and only the first one.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What is in the console when the domain ends is lost, so its reader gets more time for that.
+const LAST: Duration = Duration::from_secs(10);
 
 struct Logger;
 
@@ -29,8 +32,8 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         let now = KERNEL.with(|kernel| kernel.map(Wait::now)).flatten().unwrap_or_default();
         let line = LogLine::new(now, record);
-        if write(line.as_bytes()).is_none() {
-            early(line.as_bytes());
+        if write(format_args!("{line}\n"), PATIENCE).is_none() {
+            let _ = write!(Early, "{line}\r\n");
         }
     }
 
@@ -56,18 +59,15 @@ pub(crate) fn open(events: &'static EventChannels<&'static Kernel>) {
     }
 }
 
-/// Writes to the console; none when there is none.
-pub(crate) fn write(bytes: &[u8]) -> Option<usize> {
-    CONSOLE.with(|console| console.as_mut()?.write_all(bytes, PATIENCE).ok()).flatten()
+/// Writes text to the console, its line ends made for a terminal, and waits for room for so long. Returns whether all of
+/// it was written; none when there is no console, or it is in use at this moment.
+pub(crate) fn write(text: fmt::Arguments<'_>, patience: Duration) -> Option<bool> {
+    CONSOLE.with(|console| console.as_mut()?.write_text(text, patience).ok()).flatten()
 }
 
 /// Writes text to the console, its line ends made for a terminal.
 pub(crate) fn write_text(text: &str) {
-    for line in text.split_inclusive('\n') {
-        let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\r\n"));
-        write(line.as_bytes());
-        write(end.as_bytes());
-    }
+    write(format_args!("{text}"), PATIENCE);
 }
 
 pub(crate) fn read(buf: &mut [u8]) -> usize {
@@ -78,9 +78,9 @@ pub(crate) fn stats() -> xen_console::Stats {
     CONSOLE.with(|console| console.as_ref().map(Console::stats)).flatten().unwrap_or_default()
 }
 
-/// Waits until the console's reader has everything.
+/// Waits until the console's reader has everything, or has had the time for it.
 pub(crate) fn drain() {
-    CONSOLE.with(|console| console.as_mut().map(|console| console.drain(Duration::from_secs(1))));
+    CONSOLE.with(|console| console.as_mut().map(|console| console.drain(LAST)));
 }
 
 /// What works before anything else does: Xen's console, which a release build of Xen shows for the first domain
@@ -94,20 +94,29 @@ fn early(bytes: &[u8]) {
     }
 }
 
+struct Early;
+
+impl Write for Early {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        early(text.as_bytes());
+        Ok(())
+    }
+}
+
 /// Says why it all ends, wherever it can be heard.
 pub(crate) fn last_words(why: fmt::Arguments<'_>) {
-    struct Early;
-    impl Write for Early {
+    let name = env!("CARGO_PKG_NAME");
+    let _ = write!(Early, "{name}: {why}\r\n");
+    struct Last<'c>(&'c mut Console<'static, &'static Kernel>);
+    impl Write for Last<'_> {
         fn write_str(&mut self, text: &str) -> fmt::Result {
-            early(text.as_bytes());
+            self.0.emergency(text.as_bytes());
             Ok(())
         }
     }
-    let _ = writeln!(Early, "{}: {why}\r", env!("CARGO_PKG_NAME"));
     CONSOLE.with(|console| {
         if let Some(console) = console {
-            let _ = writeln!(console, "{}: {why}", env!("CARGO_PKG_NAME"));
-            console.emergency(b"");
+            let _ = write!(Last(console), "{name}: {why}\r\n");
         }
     });
 }

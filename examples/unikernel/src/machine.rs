@@ -7,12 +7,13 @@ use core::time::Duration;
 use webserver::config::{self, Config};
 use webserver::report::Report;
 use webserver::{Machine, Request};
-use xen_evtchn::EventChannels;
+use xen_evtchn::{EventChannels, EventSeq};
 use xen_hypercall::{Wait, version};
 use xen_xenstore::{Path, Xenstore, control};
 
 use crate::console;
 use crate::devices::{self, Devices, Disk, Nic, Slot};
+use crate::platform::Owned;
 use crate::platform::{self, Kernel};
 
 pub(crate) type Events = &'static EventChannels<&'static Kernel>;
@@ -24,6 +25,8 @@ pub(crate) struct XenMachine {
     events: Events,
     control: Option<(Store, control::ShutdownWatch)>,
     slot: Option<&'static Slot>,
+    /// The last event before the round began.
+    seen: EventSeq,
 }
 
 impl fmt::Debug for XenMachine {
@@ -34,9 +37,9 @@ impl fmt::Debug for XenMachine {
 
 impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
-    pub(crate) fn new(events: Events, mut config: Config) -> (Self, Devices, Config) {
-        let kernel = *events.platform();
-        let mut machine = Self { kernel, events, control: None, slot: None };
+    pub(crate) fn new(domain: Owned, events: Events, mut config: Config) -> (Self, Devices, Config) {
+        let kernel = *domain.platform();
+        let mut machine = Self { kernel, events, seen: events.seq(), control: None, slot: None };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
             Err(error) => {
@@ -46,15 +49,18 @@ impl XenMachine {
         };
         {
             let mut xs = store.borrow_mut();
-            match control::ShutdownWatch::new(&mut xs) {
+            match control::ShutdownWatch::new(
+                &mut xs,
+                &[control::Request::PowerOff, control::Request::Reboot],
+            ) {
                 Ok(watch) => machine.control = Some((store, watch)),
                 Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
             }
-            if config.address.is_none() {
+            if <Nic as webserver::Nic>::PRESENT && config.address.is_none() {
                 config.address = address_from_store(&mut xs);
             }
         }
-        let devices = devices::open(store, events);
+        let devices = devices::open(domain, store, events);
         machine.slot = devices.slot;
         (machine, devices, config)
     }
@@ -80,7 +86,14 @@ impl Machine for XenMachine {
 
     fn poll(&mut self) -> Option<Request> {
         let (store, watch) = self.control.as_ref()?;
-        match watch.poll(&mut store.borrow_mut()) {
+        let xs = &mut store.borrow_mut();
+        let asked = watch.poll(xs).and_then(|asked| match asked {
+            // It stays there, and the toolstack sees that nothing comes of it.
+            Some(control::Request::Suspend) => Ok(asked),
+            Some(request) => Ok(watch.accept(xs, request)?.then_some(request)),
+            None => Ok(None),
+        });
+        match asked {
             Ok(None) => None,
             Ok(Some(control::Request::PowerOff | control::Request::Halt)) => Some(Request::PowerOff),
             Ok(Some(control::Request::Reboot)) => Some(Request::Reboot),
@@ -101,8 +114,12 @@ impl Machine for XenMachine {
         self.slot?.come()
     }
 
+    fn begin(&mut self) {
+        self.seen = self.events.seq();
+    }
+
     fn sleep(&mut self, deadline: Option<Duration>) {
-        self.events.wait(deadline);
+        self.events.wait_since(self.seen, deadline);
     }
 
     fn console_read(&mut self, buf: &mut [u8]) -> usize {

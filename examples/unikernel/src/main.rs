@@ -30,21 +30,22 @@ use crate::start::crash;
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off.
 fn main(info: &arch::BootInfo) -> ! {
-    let (kernel, shared) = start::begin(info);
+    let domain = start::begin(info);
+    let kernel: &'static Kernel = domain.platform();
     // What runs from here on lives as long as the domain, so it is never freed.
     let command_line: &'static str = alloc::string::String::from(info.cmdline()).leak();
-    let events = EventChannels::new(kernel, shared).unwrap_or_else(|error| crash(format_args!("{error}")));
+    let events = EventChannels::new(domain).unwrap_or_else(|error| crash(format_args!("{error}")));
     let events: &'static EventChannels<&'static Kernel> = Box::leak(Box::new(events));
     // The timer's event has nothing to tell but that it is time to look around.
     let _timer = events.bind_virq(Virq::TIMER, VcpuId(0)).inspect_err(|e| log::error!("timer: {e}"));
     console::open(events);
-    let config = Config::parse(command_line);
+    let config = Config::parse::<{ <devices::Nic as webserver::Nic>::PRESENT }>(command_line);
     log::set_max_level(config.log.unwrap_or(log::LevelFilter::Info));
     greet(kernel, info);
     if let Some(name) = config.selftest {
         arch::selftest(name);
     }
-    let (machine, devices, config) = XenMachine::new(events, config);
+    let (machine, devices, config) = XenMachine::new(domain, events, config);
     let (_, request) = App::new(machine, &config, devices.nic, devices.disk).run();
     let reason = match request {
         Request::PowerOff => ShutdownReason::POWEROFF,

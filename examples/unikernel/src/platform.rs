@@ -11,7 +11,7 @@ use talc::DefaultBinning;
 use talc::cell::TalcCell;
 use talc::source::Manual;
 use xen_hypercall::{
-    Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait, vcpu,
+    Clock, Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait, vcpu,
 };
 
 use crate::arch;
@@ -72,40 +72,44 @@ impl<T> Local<T> {
     }
 }
 
+/// The token of the domain, which lives as long as the domain.
+pub(crate) type Owned = &'static Domain<&'static Kernel>;
+
 /// This kernel as the SDK sees it.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     call: arch::Call,
-    shared: Option<SharedInfo>,
+    clock: Clock,
     hypercalls: AtomicU64,
     /// When the timer fires, in nanoseconds; zero: it is not set.
     timer: AtomicU64,
-    started: Duration,
+    /// In nanoseconds.
+    started: AtomicU64,
 }
 
 impl Kernel {
     pub(crate) fn new(call: arch::Call) -> Self {
         Self {
             call,
-            shared: None,
+            clock: Clock::new(),
             hypercalls: AtomicU64::new(0),
             timer: AtomicU64::new(0),
-            started: Duration::ZERO,
+            started: AtomicU64::new(0),
         }
     }
 
     /// Makes the clock run.
-    pub(crate) fn set_shared_info(&mut self, shared: SharedInfo) {
-        self.shared = Some(shared);
-        self.started = self.now();
+    pub(crate) fn start_clock(&self, shared: SharedInfo<'static>) {
+        self.clock.start(shared);
+        self.started.store(self.now().as_nanos() as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn unix_time(&self) -> Duration {
-        self.shared.map_or(Duration::ZERO, |shared| shared.wall_clock() + self.now())
+        self.clock.unix_time(self.now())
     }
 
     pub(crate) fn started(&self) -> Duration {
-        self.started
+        Duration::from_nanos(self.started.load(Ordering::Relaxed))
     }
 
     pub(crate) fn hypercalls(&self) -> u64 {
@@ -158,8 +162,7 @@ unsafe impl PageMemory for Kernel {
 
 impl Wait for Kernel {
     fn now(&self) -> Duration {
-        let time = self.shared.and_then(|shared| shared.time(VcpuId(0)));
-        time.map_or(Duration::ZERO, |time| time.system_time(arch::counter()))
+        self.clock.now(VcpuId(0), arch::counter)
     }
 
     /// The upcall's handler dispatches nothing, so an event that is due has its upcall pending.
@@ -175,7 +178,8 @@ impl Wait for Kernel {
                 }
             }
         }
+        // A halt enters Xen as a call does, and counts as one.
         self.hypercalls.fetch_add(1, Ordering::Relaxed);
-        arch::idle(&self.call);
+        arch::idle();
     }
 }

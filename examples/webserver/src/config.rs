@@ -21,12 +21,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the words it knows; one that it cannot read is reported and left out.
-    pub fn parse(command_line: &'static str) -> Self {
+    /// Reads the words it knows; one that it cannot read is reported and left out. The words of the network are passed over
+    /// by an image without a card (`NET` false), which does not hold the code to read them.
+    pub fn parse<const NET: bool>(command_line: &'static str) -> Self {
         let mut config = Self::default();
         for word in BUILT_IN.unwrap_or(command_line).split_ascii_whitespace() {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             let understood = match key {
+                "ip" | "gw" if !NET => true,
                 "ip" => assign(&mut config.address, address(value)),
                 "gw" => assign(&mut config.gateway, value.parse().ok()),
                 "log" => assign(&mut config.log, value.parse().ok()),

@@ -47,11 +47,13 @@ pub trait Machine {
     fn now(&self) -> Duration;
     /// Time since 1970-01-01 00:00 UTC.
     fn unix_time(&self) -> Duration;
+    /// Begins a round: what happens from here on ends the next sleep, whoever takes notice of it first.
+    fn begin(&mut self);
     /// Takes in what happened outside; says whether the machine is to stop.
     fn poll(&mut self) -> Option<Request>;
     /// A disk that has come since there was none, or since the last one was closed. Does not wait for one.
     fn disk(&mut self) -> Option<Self::Disk>;
-    /// Returns when something may have happened outside, or at `deadline`.
+    /// Returns when something may have happened outside since the round began, or at `deadline`.
     fn sleep(&mut self, deadline: Option<Duration>);
     /// Bytes typed on the console.
     fn console_read(&mut self, buf: &mut [u8]) -> usize;
@@ -174,11 +176,10 @@ impl<M: Machine> App<M> {
     /// Serves until the machine is asked to stop; then everything is on stable storage.
     pub fn run(mut self) -> (M, Request) {
         let request = loop {
+            self.machine.begin();
             let now = self.machine.now();
             // The card comes first, for somebody waits for an answer. All else can wait until it is out.
             let busy = self.turn(now);
-            // Whatever asks and waits comes before what says that there is nothing to do: an event that arrives during a wait
-            // is not there any more to end the sleep.
             let disk_changed = self.follow_disk();
             let deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };
             let stop = self.machine.poll().or_else(|| self.commands());

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use xen_console::SecondaryConsole;
+use xen_console::mock::model::Model;
 use xen_console::mock::{Faults, MockConsoled};
 use xen_gnttab::GrantRef;
 use xen_hypercall::mock::{Dice, MockDomain};
@@ -35,12 +36,23 @@ fn step<'m>(
 ) -> bool {
     let before = machine.xen.now();
     match *op {
-        Op::IsClosing => {
+        Op::Service => {
             if let Some(device) = device {
-                let _ = device.is_closing(xs);
+                let _ = device.service(xs);
             }
         }
         Op::Detach => run.daemon.detach(),
+        Op::Restart => run.daemon.restart(),
+        Op::Reconnect => {
+            if let Some(device) = device {
+                let before = device.stats();
+                if device.reconnect(xs, machine.after(HANDSHAKE)).is_ok()
+                    && let Ok(console) = device.console()
+                {
+                    run.model.reconnected(console, before);
+                }
+            }
+        }
         Op::Say { node, ref value } => {
             let node = ["state", "frontend", "frontend-id"][usize::from(node) % 3];
             let path = format!("{BACK_PATH}/{node}");
@@ -50,14 +62,12 @@ fn step<'m>(
             }
         }
         Op::Anew => {
-            // What is on its way when it is closed is lost.
-            run.lied |= run.up.arrived < run.up.sent || run.down.arrived < run.down.sent;
             if let Some(device) = device.take() {
                 let _ = device.close(xs, machine.after(HANDSHAKE));
             }
             *device = connect(machine, xs);
-            run.broken = false;
-            run.collect();
+            // What was on its way when it was closed is lost.
+            run.model.reopened();
         }
         _ => return false,
     }
@@ -81,12 +91,16 @@ pub(super) fn attempt_plan(plan: &Plan) {
     let ports = xen_evtchn::mock::open_ports(&machine.guest);
     let mut device = connect(&machine, &mut xs);
     assert!(device.is_some(), "a daemon without faults so far");
-    let mut run = Run::new(plan, &daemon, &machine.events, &machine.guest, &peer);
+    let mut run = Run::new(plan, &daemon, Model::new(&machine.guest, &machine.events, &daemon), &peer);
     for op in &plan.ops.0 {
         machine.xen.trace(|| format!("-- {op:?}"));
         let done = step(&machine, &mut run, &mut xs, &mut device, op);
         match &mut device {
-            Some(device) if !done => run.step(device.console(), op),
+            Some(device) if !done => {
+                if let Ok(console) = device.console() {
+                    run.step(console, op);
+                }
+            }
             _ => {}
         }
     }
@@ -94,8 +108,10 @@ pub(super) fn attempt_plan(plan: &Plan) {
     daemon.stall(false);
     if let Some(mut device) = device {
         // One that was taken away may not be served any more.
-        if !plan.ops.0.iter().any(|op| matches!(op, Op::Detach | Op::Say { .. })) {
-            run.settle(device.console());
+        if !plan.ops.0.iter().any(|op| matches!(op, Op::Detach | Op::Restart | Op::Say { .. }))
+            && let Ok(console) = device.console()
+        {
+            run.settle(console);
         }
         let _ = device.close(&mut xs, machine.after(HANDSHAKE));
     }

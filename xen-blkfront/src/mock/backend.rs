@@ -6,7 +6,6 @@ use std::io;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use xen_hypercall::SharedInfo;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
@@ -49,9 +48,7 @@ impl Backend {
         storage: Storage,
     ) -> Self {
         let (id, dom0) = (guest.id().0, guest.xen().inside().domain(options.domain));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of the backend's domain");
-        }
+        dom0.ensure_shared_info();
         let front_path = format!("/local/domain/{id}/device/vbd/{index}");
         let own = options.domain.0;
         let back_path = format!("/local/domain/{own}/backend/vbd/{id}/{index}");

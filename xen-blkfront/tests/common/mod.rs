@@ -7,8 +7,8 @@ use xen_blkfront::mock::{MockBlkback, Options};
 use xen_blkfront::{BlkFront, Config, Error};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::MockXenstored;
 
@@ -30,8 +30,9 @@ impl Machine {
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(DomId(1));
         store.connect(&guest);
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
-        let grants = GrantTable::new(guest.clone()).unwrap();
+        let token = guest.boot().unwrap();
+        let events = EventChannels::new(&token).unwrap();
+        let grants = GrantTable::new(&token).unwrap();
         Self { xen, guest, store, events, grants }
     }
 

@@ -84,11 +84,9 @@ impl<P: Platform + Wait> Write for ConsoleIo<'_, '_, P> {
             if count > 0 || data.is_empty() {
                 return Ok(count);
             }
-            let events = self.console.event_channels();
-            if events.platform().now() >= deadline {
+            if !self.console.wait_writable(deadline)? {
                 return Err(IoError::TimedOut);
             }
-            events.wait(Some(deadline));
         }
     }
 

@@ -4,6 +4,7 @@
 //! only when it got an event, so a driver that forgets one waits here as it would on Xen. See the crate's first page
 //! for an example.
 
+pub mod model;
 mod page;
 #[cfg(feature = "xenbus")]
 mod xenbus;
@@ -17,7 +18,7 @@ use std::vec::Vec;
 use xen_evtchn::EventChannels;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, SharedInfo, event};
+use xen_hypercall::{DomId, Gfn, event};
 use xen_ring::{ByteRing, ConsoleLayout, Reversed, StreamLayout};
 
 use page::DaemonPage;
@@ -55,7 +56,8 @@ impl Faults {
 
 struct State {
     guest: MockDomain,
-    dom0: MockDomain,
+    /// The domain that the daemon runs in.
+    home: MockDomain,
     link: Option<Link>,
     #[cfg(feature = "xenbus")]
     device: Option<xenbus::Device>,
@@ -64,6 +66,8 @@ struct State {
     /// There is something in the page to look at.
     looks: bool,
     stalled: bool,
+    /// Nobody takes what the daemon reads, and it has no more room for it.
+    unread: bool,
     dice: Dice,
     faults: Faults,
 }
@@ -87,24 +91,30 @@ impl MockConsoled {
     /// # Panics
     /// When the guest has a console already.
     pub fn connect(xen: &MockXen, guest: &MockDomain) -> Self {
+        Self::connect_from(xen, guest, DomId(0))
+    }
+
+    /// As [`connect`](Self::connect), with a daemon in any domain.
+    ///
+    /// # Panics
+    /// When the guest has a console already.
+    pub fn connect_from(xen: &MockXen, guest: &MockDomain, home: DomId) -> Self {
         let page = guest.special_page(CONSOLE_GFN);
-        let dom0 = xen.domain(DomId(0));
-        let local = event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
-        let port = event::bind_interdomain(&dom0, guest.id(), local).expect("a port for the daemon");
+        let home = xen.domain(home);
+        let local = event::alloc_unbound(guest, home.id()).expect("a port for the guest");
+        let port = event::bind_interdomain(&home, guest.id(), local).expect("a port for the daemon");
         guest.set_hvm_param(HvmParam::CONSOLE_PFN, CONSOLE_GFN.0);
         guest.set_hvm_param(HvmParam::CONSOLE_EVTCHN, local.into());
         let ring = ByteRing::new(DaemonPage::special(page)).expect("a page is large enough");
-        Self::start(guest, Some(Link { ring, port }))
+        Self::start(guest, &home, Some(Link { ring, port }))
     }
 
-    fn start(guest: &MockDomain, link: Option<Link>) -> Self {
-        let dom0 = guest.xen().inside().domain(DomId(0));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of domain 0");
-        }
+    fn start(guest: &MockDomain, home: &MockDomain, link: Option<Link>) -> Self {
+        let home = home.inside();
+        home.ensure_shared_info();
         let daemon = Self(Arc::new(Mutex::new(State {
             guest: guest.inside(),
-            dom0,
+            home,
             link,
             #[cfg(feature = "xenbus")]
             device: None,
@@ -112,6 +122,7 @@ impl MockConsoled {
             input: Vec::new(),
             looks: false,
             stalled: false,
+            unread: false,
             dice: Dice::new(0),
             faults: Faults::default(),
         })));
@@ -149,15 +160,32 @@ impl MockConsoled {
         self.state().stalled = stalled;
     }
 
+    /// A reader that hangs: what the guest writes stays in the console until this is told otherwise. Typing goes on, and so
+    /// does the handshake.
+    pub fn stall_reader(&self, stalled: bool) {
+        let mut state = self.state();
+        state.unread = stalled;
+        // What was not read meanwhile is looked at without another event.
+        state.looks |= !stalled;
+    }
+
     /// What goes wrong from now on, and when: the same every time for the same dice.
     pub fn set_faults(&self, dice: Dice, faults: Faults) {
         let mut state = self.state();
         (state.dice, state.faults) = (dice, faults);
     }
 
-    /// What the daemon says of whether it serves the console (`XENCONSOLE_CONNECTED`, `_DISCONNECTED`).
+    /// What the daemon says of whether it serves the console (`XENCONSOLE_CONNECTED`, `_DISCONNECTED`). It sends an event
+    /// with that. A daemon that has no page says nothing.
     pub fn say_connected(&self, connected: bool) {
-        self.poke(ConsoleLayout::CONNECTION, u32::from(!connected));
+        let flag = if connected { ConsoleLayout::CONNECTED } else { ConsoleLayout::DISCONNECTED };
+        let mut state = self.state();
+        let state = &mut *state;
+        if let Some(link) = &mut state.link {
+            link.ring.set_word(ConsoleLayout::CONNECTION, flag.into()).expect("a word of the page");
+            // Fails when the guest has closed its end, which is its own affair.
+            let _ = event::send(&state.home, link.port);
+        }
     }
 
     /// A daemon that lies: writes any value to a word of the page (offsets as in `io/console.h`).
@@ -186,8 +214,9 @@ impl State {
     fn serve(&mut self) -> bool {
         let id = self.guest.id();
         let Some(link) = &mut self.link else { return false };
-        self.looks |= took_event(&self.dom0, link.port);
-        if !self.looks && self.input.is_empty() {
+        self.looks |= took_event(&self.home, link.port);
+        let reads = self.looks && !self.unread;
+        if !reads && self.input.is_empty() {
             return false;
         }
         if self.dice.hit(self.faults.stalls) {
@@ -199,7 +228,7 @@ impl State {
         };
         let mut buf = [0; 2048];
         let room = part(buf.len(), self.faults.short_read);
-        let read = if self.looks { link.ring.read(&mut buf[..room]).unwrap_or(0) } else { 0 };
+        let read = if reads { link.ring.read(&mut buf[..room]).unwrap_or(0) } else { 0 };
         if read > 0 {
             let text = buf[..read].escape_ascii().to_string();
             self.guest.xen().trace(|| format!("consoled: {id} wrote \"{text}\""));
@@ -220,7 +249,7 @@ impl State {
         }
         if read + written > 0 || self.dice.hit(self.faults.spurious_event) {
             // Fails when the guest has closed its end, which is its own affair.
-            let _ = event::send(&self.dom0, link.port);
+            let _ = event::send(&self.home, link.port);
         }
         self.looks = link.ring.readable().is_ok_and(|count| count > 0);
         read + written > 0
@@ -228,8 +257,8 @@ impl State {
 }
 
 /// Whether an event came since the last look.
-fn took_event(dom0: &MockDomain, port: u32) -> bool {
-    let Some(shared) = dom0.shared_info() else { return false };
+fn took_event(home: &MockDomain, port: u32) -> bool {
+    let Some(shared) = home.shared_info() else { return false };
     let bit = 1 << (port % 64);
     let word = shared.evtchn_pending(port as usize / 64);
     word.is_some_and(|word| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
@@ -241,7 +270,7 @@ fn took_event(dom0: &MockDomain, port: u32) -> bool {
 /// When the machine has no memory left.
 pub fn guest(xen: &MockXen, id: DomId) -> (MockDomain, EventChannels<MockDomain>) {
     let domain = xen.domain(id);
-    let shared = SharedInfo::map(&domain).expect("shared_info");
-    let events = EventChannels::new(domain.clone(), shared).expect("event channels");
+    let token = domain.boot().expect("memory for a token");
+    let events = EventChannels::new(&token).expect("event channels");
     (domain, events)
 }

@@ -6,8 +6,8 @@ use std::string::{String, ToString};
 
 use xen_gnttab::GrantRef;
 use xen_gnttab::mock::map;
-use xen_hypercall::event;
 use xen_hypercall::mock::MockDomain;
+use xen_hypercall::{DomId, event};
 use xen_ring::ByteRing;
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
@@ -27,16 +27,21 @@ impl MockConsoled {
     /// Gives a guest a console with a number, as the toolstack does, and serves it from domain 0. The mocks of event
     /// channels and grant tables must be installed.
     pub fn attach(store: &MockXenstored, guest: &MockDomain, index: u32) -> Self {
-        let id = guest.id().0;
+        Self::attach_from(store, guest, index, DomId(0))
+    }
+
+    /// As [`attach`](Self::attach), with a backend in any domain.
+    pub fn attach_from(store: &MockXenstored, guest: &MockDomain, index: u32, home: DomId) -> Self {
+        let (id, home_id) = (guest.id().0, home.0);
         let front = format!("/local/domain/{id}/device/console/{index}");
-        let back = format!("/local/domain/0/backend/console/{id}/{index}");
+        let back = format!("/local/domain/{home_id}/backend/console/{id}/{index}");
         store.write(&front, "");
-        store.set_permissions(&front, &format!("n{id}\0r0"));
+        store.set_permissions(&front, &format!("n{id}\0r{home_id}"));
         store.write(&back, "");
-        store.set_permissions(&back, &format!("n0\0r{id}"));
+        store.set_permissions(&back, &format!("n{home_id}\0r{id}"));
         for (node, value) in [
             (format!("{front}/backend"), &*back),
-            (format!("{front}/backend-id"), "0"),
+            (format!("{front}/backend-id"), &home_id.to_string()),
             (format!("{front}/type"), "ioemu"),
             (format!("{front}/state"), "1"),
             (format!("{back}/frontend"), &front),
@@ -45,7 +50,7 @@ impl MockConsoled {
         ] {
             store.write(&node, value);
         }
-        let daemon = Self::start(guest, None);
+        let daemon = Self::start(guest, &guest.xen().domain(home), None);
         let store = store.clone();
         daemon.state().device = Some(Device { store, front, back, state: XenbusState::INITIALISING });
         daemon
@@ -56,6 +61,37 @@ impl MockConsoled {
         if let Some(device) = &mut self.state().device {
             device.switch(XenbusState::CLOSING);
         }
+    }
+
+    /// The backend is started again: it lets go of the page and the port without a word, and waits for a frontend to begin
+    /// anew.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        let_go(state.link.take(), &state.home);
+        if let Some(device) = &mut state.device {
+            device.switch(XenbusState::INITIALISING);
+            device.switch(XenbusState::INIT_WAIT);
+        }
+    }
+
+    /// The backend's machine crashes, or the toolstack detaches the console by force: the backend is gone, and so are both
+    /// directories.
+    pub fn crash(&self) {
+        let mut state = self.state();
+        let_go(state.link.take(), &state.home);
+        if let Some(device) = state.device.take() {
+            device.store.remove(&device.front);
+            device.store.remove(&device.back);
+        }
+    }
+}
+
+/// Unmaps the page and closes the port.
+fn let_go(link: Option<Link>, home: &MockDomain) {
+    if let Some(Link { port, ring }) = link {
+        drop(ring);
+        // The guest may have closed its end; ours is there in any case.
+        let _ = event::close(home, port);
     }
 }
 
@@ -82,9 +118,9 @@ impl State {
             (XenbusState::INIT_WAIT, XenbusState::INITIALISED) => {
                 let (gref, port) = (device.front("ring-ref"), device.front("port"));
                 let link = gref.zip(port).and_then(|(gref, port)| {
-                    let page = map(&self.dom0, self.guest.id(), GrantRef(gref), true).ok()?;
+                    let page = map(&self.home, self.guest.id(), GrantRef(gref), true).ok()?;
                     let ring = ByteRing::new(DaemonPage::Granted(page)).ok()?;
-                    let port = event::bind_interdomain(&self.dom0, self.guest.id(), port).ok()?;
+                    let port = event::bind_interdomain(&self.home, self.guest.id(), port).ok()?;
                     Some(Link { ring, port })
                 });
                 let state = if link.is_some() { XenbusState::CONNECTED } else { XenbusState::CLOSED };
@@ -98,7 +134,7 @@ impl State {
             ) => {
                 if let Some(Link { port, .. }) = self.link.take() {
                     // The guest may have closed its end; ours is there in any case.
-                    let _ = event::close(&self.dom0, port);
+                    let _ = event::close(&self.home, port);
                 }
                 device.switch(XenbusState::CLOSED);
             }

@@ -10,7 +10,7 @@ use crate::{Error, Port};
 
 /// What one vCPU sees.
 struct VcpuBoard<'a> {
-    shared: &'a SharedInfo,
+    shared: SharedInfo<'a>,
     pages: &'a Pages,
     vcpu: VcpuId,
 }
@@ -59,9 +59,9 @@ pub(crate) struct FifoAbi;
 
 impl FifoAbi {
     /// Runs `f` on the words, as any vCPU sees them.
-    fn on<R>(shared: &Shared, f: impl FnOnce(&VcpuBoard<'_>) -> R) -> Option<R> {
-        let pages = shared.fifo.as_ref()?;
-        Some(f(&VcpuBoard { shared: &shared.info, pages, vcpu: VcpuId(0) }))
+    fn on<R>(shared: Shared<'_>, f: impl FnOnce(&VcpuBoard<'_>) -> R) -> Option<R> {
+        let pages = shared.fifo?;
+        Some(f(&VcpuBoard { shared: shared.info, pages, vcpu: VcpuId(0) }))
     }
 }
 
@@ -74,41 +74,45 @@ impl Delivery for FifoAbi {
         Port::FIFO_LIMIT
     }
 
-    fn dispatch(&self, shared: &Shared, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
-        let pages = shared.fifo.as_ref()?;
+    fn dispatch(&self, shared: Shared<'_>, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
+        let pages = shared.fifo?;
         let info = shared.info.vcpu(vcpu)?;
         if info.upcall_pending.load(Relaxed) == 0 && pages.ready(vcpu)?.load(Relaxed) == 0 {
             return None;
         }
-        Some(dispatch(&VcpuBoard { shared: &shared.info, pages, vcpu }, fire))
+        Some(dispatch(&VcpuBoard { shared: shared.info, pages, vcpu }, fire))
     }
 
-    fn is_masked(&self, shared: &Shared, port: Port) -> bool {
+    fn is_masked(&self, shared: Shared<'_>, port: Port) -> bool {
         Self::on(shared, |board| board.word(port.0)).flatten().is_none_or(|word| word & MASKED != 0)
     }
 
-    fn mask(&self, shared: &Shared, port: Port) {
+    fn mask(&self, shared: Shared<'_>, port: Port) {
         Self::on(shared, |board| board.set(port.0, MASKED));
     }
 
-    fn unmask(&self, shared: &Shared, port: Port, refire: &mut dyn FnMut() -> bool) -> bool {
+    fn unmask(&self, shared: Shared<'_>, port: Port, refire: &mut dyn FnMut() -> bool) -> bool {
         Self::on(shared, |board| unmask(board, port.0, refire)).unwrap_or(true)
     }
 
-    fn take_pending(&self, shared: &Shared, port: Port) -> bool {
+    fn take_pending(&self, shared: Shared<'_>, port: Port) -> bool {
         Self::on(shared, |board| board.clear(port.0, PENDING) & PENDING != 0).unwrap_or(false)
     }
 
-    fn ensure(&self, shared: &Shared, platform: &dyn Platform, port: Port) -> Result<(), Error> {
-        shared.fifo.as_ref().map_or(Ok(()), |pages| pages.ensure(platform, port.0))
+    fn ensure(&self, shared: Shared<'_>, platform: &dyn Platform, port: Port) -> Result<(), Error> {
+        shared.fifo.map_or(Ok(()), |pages| pages.ensure(platform, port.0))
     }
 
-    fn add_vcpu(&self, shared: &Shared, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
+    fn add_vcpu(&self, shared: Shared<'_>, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
         shared.info.vcpu(vcpu).ok_or(Error::VcpuOutOfRange(vcpu))?;
-        shared.fifo.as_ref().map_or(Ok(()), |pages| pages.add_vcpu(platform, vcpu))
+        shared.fifo.map_or(Ok(()), |pages| pages.add_vcpu(platform, vcpu))
     }
 
-    fn reset(&self, shared: Shared, platform: &dyn Platform) -> Result<(), Error> {
-        shared.fifo.map_or(Ok(()), |pages| pages.reset(platform))
+    fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error> {
+        shared.fifo.map_or(Ok(()), |pages| pages.has_vcpu(vcpu))
+    }
+
+    fn reset(&self, pages: Option<Pages>, platform: &dyn Platform) -> Result<(), Error> {
+        pages.map_or(Ok(()), |pages| pages.reset(platform))
     }
 }

@@ -55,7 +55,7 @@ pub trait Board {
     fn head(&self, queue: usize) -> u32;
     /// A port's word. None: it has none, because it is out of range.
     fn word(&self, port: u32) -> Option<u32>;
-    /// Replaces a port's word if it is `old`; otherwise answers what it is.
+    /// Replaces a port's word if it is `old`; otherwise returns what it is.
     fn replace(&self, port: u32, old: u32, new: u32) -> Result<(), u32>;
     /// Sets bits, returns the word as it was.
     fn set(&self, port: u32, bits: u32) -> u32;
@@ -91,55 +91,87 @@ pub fn dispatch<B: Board + ?Sized>(board: &B, mut fire: impl FnMut(u32)) -> Disp
             return done;
         }
     }
+    let gate = Busy(board);
     for _ in 0..ROUNDS {
         let scan = drain(board, &mut fire);
         done.scan.upcall |= scan.upcall;
         done.scan.events += scan.events;
         if board.gate(Gate::Busy, Gate::Open) {
+            core::mem::forget(gate);
             return done;
         }
         board.gate(Gate::Again, Gate::Busy);
     }
     done.more = true;
-    if !board.gate(Gate::Busy, Gate::Open) {
-        board.gate(Gate::Again, Gate::Open);
-    }
     done
+}
+
+/// The turn at the queues. Who has it gives it back even if `fire` panics.
+struct Busy<'a, B: Board + ?Sized>(&'a B);
+
+impl<B: Board + ?Sized> Drop for Busy<'_, B> {
+    fn drop(&mut self) {
+        if !self.0.gate(Gate::Busy, Gate::Open) {
+            self.0.gate(Gate::Again, Gate::Open);
+        }
+    }
 }
 
 /// Empties the queues.
 fn drain<B: Board + ?Sized>(board: &B, fire: &mut impl FnMut(u32)) -> Scan {
     // The byte before the ready bits: Xen sets them the other way round, so what misses the bits taken here finds the byte
     // clear and asks for an upcall again.
-    let mut done = Scan { upcall: board.take_upcall(), events: 0 };
-    // Where each queue goes on; 0: at the head that Xen wrote.
-    let mut next = [0; EVTCHN_FIFO_MAX_QUEUES];
-    let mut ready = board.take_ready() & READY;
-    while ready != 0 {
-        let queue = ready.trailing_zeros() as usize;
-        let Some(next) = next.get_mut(queue) else { break };
-        let port = if *next == 0 { board.head(queue) } else { *next };
-        // A word that is not linked does not happen while Xen keeps to the protocol. It ends the queue, so that each step of
-        // this loop clears a bit that Xen has to set again.
-        let word = unlink(board, port).unwrap_or(0);
-        *next = word & LINK;
-        if *next == 0 {
-            ready &= !(1 << queue);
-        }
-        // Pending is cleared before the port's owner looks at its ring: what is sent after that look sets it again. Only who
-        // clears it has the event.
-        let due = word & PENDING != 0 && word & MASKED == 0;
-        if due && board.clear(port, PENDING) & PENDING != 0 {
-            fire(port);
-            done.events += 1;
-        }
-        // A more urgent queue may have filled meanwhile.
-        ready |= board.take_ready() & READY;
-    }
-    done
+    let upcall = board.take_upcall();
+    let ready = board.take_ready() & READY;
+    let mut pass = Pass { board, fire, ready, next: [0; EVTCHN_FIFO_MAX_QUEUES], events: 0 };
+    pass.run();
+    Scan { upcall, events: pass.events }
 }
 
-/// Takes a port out of its queue; answers its word as it was. None: it is in no queue.
+/// The queues that were taken and are not empty yet. They are emptied even if `fire` panics, for nobody else knows of them any
+/// more.
+struct Pass<'a, B: Board + ?Sized, F: FnMut(u32)> {
+    board: &'a B,
+    fire: F,
+    ready: u32,
+    /// Where each queue goes on; 0: at the head that Xen wrote.
+    next: [u32; EVTCHN_FIFO_MAX_QUEUES],
+    events: usize,
+}
+
+impl<B: Board + ?Sized, F: FnMut(u32)> Pass<'_, B, F> {
+    fn run(&mut self) {
+        while self.ready != 0 {
+            let queue = self.ready.trailing_zeros() as usize;
+            let Some(next) = self.next.get_mut(queue) else { break };
+            let port = if *next == 0 { self.board.head(queue) } else { *next };
+            // A word that is not linked does not happen while Xen keeps to the protocol. It ends the queue, so that each step
+            // of this loop clears a bit that Xen has to set again.
+            let word = unlink(self.board, port).unwrap_or(0);
+            *next = word & LINK;
+            if *next == 0 {
+                self.ready &= !(1 << queue);
+            }
+            // Pending is cleared before the port's owner looks at its ring: what is sent after that look sets it again. Only
+            // who clears it has the event.
+            let due = word & PENDING != 0 && word & MASKED == 0;
+            if due && self.board.clear(port, PENDING) & PENDING != 0 {
+                self.events += 1;
+                (self.fire)(port);
+            }
+            // A more urgent queue may have filled meanwhile.
+            self.ready |= self.board.take_ready() & READY;
+        }
+    }
+}
+
+impl<B: Board + ?Sized, F: FnMut(u32)> Drop for Pass<'_, B, F> {
+    fn drop(&mut self) {
+        self.run();
+    }
+}
+
+/// Takes a port out of its queue; returns its word as it was. None: it is in no queue.
 ///
 /// Linked and link in one access: Xen links another port to this one only as long as this one is linked.
 fn unlink<B: Board + ?Sized>(board: &B, port: u32) -> Option<u32> {

@@ -20,6 +20,7 @@ const ARRAY_PAGES: usize = EVTCHN_FIFO_NR_CHANNELS as usize / WORDS;
 const VCPUS: usize = 32;
 /// From one control block to the next.
 const STRIDE: usize = PAGE_SIZE / VCPUS;
+const _: () = assert!(VCPUS <= u32::BITS as usize);
 const _: () = assert!(STRIDE >= size_of::<EvtchnFifoControlBlock>() && STRIDE % 8 == 0);
 
 /// How often to look whether another vCPU has finished adding a page. That takes one hypercall.
@@ -42,6 +43,8 @@ struct Index {
     pages: AtomicU32,
     growing: AtomicBool,
     gates: [AtomicU8; VCPUS],
+    /// A bit for each vCPU whose control block Xen has.
+    vcpus: AtomicU32,
     control: NonNull<Page>,
 }
 
@@ -57,6 +60,7 @@ impl Pages {
             pages: AtomicU32::new(0),
             growing: AtomicBool::new(false),
             gates: [const { AtomicU8::new(0) }; VCPUS],
+            vcpus: AtomicU32::new(0),
             control,
         };
         // SAFETY: the page is ours alone, large enough (asserted above) and aligned.
@@ -83,8 +87,16 @@ impl Pages {
         let gfn = platform.gfn(self.index().control);
         // SAFETY: these bytes of the control page are this vCPU's alone, and are only reached by atomics.
         unsafe { event::init_control(&platform, gfn, offset as u32, vcpu) }
-            .map(drop)
-            .map_err(refused("EVTCHNOP_init_control"))
+            .map_err(refused("EVTCHNOP_init_control"))?;
+        self.index().vcpus.fetch_or(1 << vcpu.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether Xen has a vCPU's control block. Without one it drops the events that are bound to the vCPU.
+    pub(crate) fn has_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
+        control_offset(vcpu).ok_or(Error::VcpuOutOfRange(vcpu))?;
+        let added = self.index().vcpus.load(Ordering::Acquire) & 1 << vcpu.0 != 0;
+        if added { Ok(()) } else { Err(Error::VcpuNotAdded(vcpu)) }
     }
 
     /// Sees to it that a port has a word.

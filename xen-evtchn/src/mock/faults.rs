@@ -68,7 +68,7 @@ pub(super) enum Fate {
 }
 
 impl Trouble {
-    /// What happens with an event for `domain`, whose other open ports are `ports`. Answers also which of those has
+    /// What happens with an event for `domain`, whose other open ports are `ports`. Returns also which of those has
     /// an event without reason.
     pub(super) fn befall(
         &mut self,
@@ -106,7 +106,7 @@ impl Trouble {
         (fate, spurious.flatten())
     }
 
-    /// One step of the machine; answers which events arrive, or none if none is on its way.
+    /// One step of the machine; returns which events arrive, or none if none is on its way.
     fn step(&mut self) -> Option<Vec<(DomId, u32)>> {
         if self.late.is_empty() {
             return None;

@@ -47,7 +47,7 @@ impl Fifo {
         Ok(())
     }
 
-    /// Adds a page of words; answers its ports.
+    /// Adds a page of words; returns its ports.
     pub(super) fn add_page(&mut self, domain: &MockDomain, gfn: Gfn) -> Result<core::ops::Range<u32>, Errno> {
         let first = self.array.len() as u32 * WORDS;
         if first >= EVTCHN_FIFO_NR_CHANNELS {

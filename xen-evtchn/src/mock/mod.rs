@@ -6,18 +6,17 @@
 //!
 //! ```
 //! use xen_evtchn::{EventChannels, mock};
-//! use xen_hypercall::{DomId, SharedInfo, mock::MockXen};
+//! use xen_hypercall::{DomId, mock::MockXen};
 //!
 //! let xen = MockXen::new();
 //! mock::install(&xen);
-//! let (guest, dom0) = (xen.domain(DomId(1)), xen.domain(DomId(0)));
-//! let guest = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
-//! let dom0 = EventChannels::new(dom0.clone(), SharedInfo::map(&dom0).unwrap()).unwrap();
+//! let (guest, dom0) = (xen.domain(DomId(1)).boot().unwrap(), xen.domain(DomId(0)).boot().unwrap());
+//! let (guest, dom0) = (EventChannels::new(&guest).unwrap(), EventChannels::new(&dom0).unwrap());
 //!
 //! let front = guest.alloc_unbound(DomId(0)).unwrap();
 //! let back = dom0.bind_interdomain(DomId(1), front.port()).unwrap();
 //! back.notify().unwrap();
-//! guest.wait(None);
+//! guest.wait_since(guest.seq(), None);
 //! assert!(front.take());
 //! ```
 //!

@@ -25,14 +25,14 @@ impl Interrupts {
 }
 
 /// One port's bits in the page that the domain reads.
-pub(super) struct Bits {
-    shared: SharedInfo,
+pub(super) struct Bits<'d> {
+    shared: SharedInfo<'d>,
     port: u32,
 }
 
-impl Bits {
+impl<'d> Bits<'d> {
     /// None: the domain has not mapped the page yet.
-    pub(super) fn of(domain: &MockDomain, port: u32) -> Option<Self> {
+    pub(super) fn of(domain: &'d MockDomain, port: u32) -> Option<Self> {
         Some(Self { shared: domain.shared_info()?, port })
     }
 

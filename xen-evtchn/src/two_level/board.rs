@@ -6,12 +6,13 @@ use xen_hypercall::{Platform, SharedInfo, VcpuId, event};
 
 use super::{Board, scan, unmask};
 use crate::delivery::{Abi, Delivery, Dispatched, Shared};
+use crate::fifo::Pages;
 use crate::{Error, Port};
 
 /// What one vCPU sees of the shared page. A vCPU without a place in it has no upcall byte and no selector; the bits of
 /// the ports are the whole domain's.
 struct VcpuBoard<'a> {
-    shared: &'a SharedInfo,
+    shared: SharedInfo<'a>,
     vcpu: VcpuId,
 }
 
@@ -55,11 +56,11 @@ pub(crate) struct TwoLevelAbi;
 
 impl TwoLevelAbi {
     /// The bits of the ports, which are the same from every vCPU.
-    fn board(shared: &Shared) -> VcpuBoard<'_> {
-        VcpuBoard { shared: &shared.info, vcpu: VcpuId(0) }
+    fn board(shared: Shared<'_>) -> VcpuBoard<'_> {
+        VcpuBoard { shared: shared.info, vcpu: VcpuId(0) }
     }
 
-    pub(crate) fn mask_all(shared: &Shared) {
+    pub(crate) fn mask_all(shared: Shared<'_>) {
         for word in 0..64 {
             Self::board(shared).set_mask(word, !0);
         }
@@ -80,44 +81,48 @@ impl Delivery for TwoLevelAbi {
         Port::LIMIT
     }
 
-    fn dispatch(&self, shared: &Shared, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
+    fn dispatch(&self, shared: Shared<'_>, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
         let info = shared.info.vcpu(vcpu)?;
         if info.upcall_pending.load(Relaxed) == 0 && info.pending_sel.load(Relaxed) == 0 {
             return None;
         }
-        let scan = scan(&VcpuBoard { shared: &shared.info, vcpu }, fire);
+        let scan = scan(&VcpuBoard { shared: shared.info, vcpu }, fire);
         Some(Dispatched { scan, more: false })
     }
 
-    fn is_masked(&self, shared: &Shared, port: Port) -> bool {
+    fn is_masked(&self, shared: Shared<'_>, port: Port) -> bool {
         let (word, bit) = place(port);
         Self::board(shared).mask(word) & bit != 0
     }
 
-    fn mask(&self, shared: &Shared, port: Port) {
+    fn mask(&self, shared: Shared<'_>, port: Port) {
         let (word, bit) = place(port);
         Self::board(shared).set_mask(word, bit);
     }
 
-    fn unmask(&self, shared: &Shared, port: Port, refire: &mut dyn FnMut() -> bool) -> bool {
+    fn unmask(&self, shared: Shared<'_>, port: Port, refire: &mut dyn FnMut() -> bool) -> bool {
         let (word, bit) = place(port);
         unmask(&Self::board(shared), word, bit, refire)
     }
 
-    fn take_pending(&self, shared: &Shared, port: Port) -> bool {
+    fn take_pending(&self, shared: Shared<'_>, port: Port) -> bool {
         let (word, bit) = place(port);
         Self::board(shared).clear_pending(word, bit) & bit != 0
     }
 
-    fn ensure(&self, _: &Shared, _: &dyn Platform, _: Port) -> Result<(), Error> {
+    fn ensure(&self, _: Shared<'_>, _: &dyn Platform, _: Port) -> Result<(), Error> {
         Ok(())
     }
 
-    fn add_vcpu(&self, shared: &Shared, _: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
+    fn add_vcpu(&self, shared: Shared<'_>, _: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
+        self.has_vcpu(shared, vcpu)
+    }
+
+    fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error> {
         shared.info.vcpu(vcpu).map(drop).ok_or(Error::VcpuOutOfRange(vcpu))
     }
 
-    fn reset(&self, _: Shared, platform: &dyn Platform) -> Result<(), Error> {
+    fn reset(&self, _: Option<Pages>, platform: &dyn Platform) -> Result<(), Error> {
         event::reset(&platform).map_err(|errno| Error::Hypercall { operation: "EVTCHNOP_reset", errno })
     }
 }

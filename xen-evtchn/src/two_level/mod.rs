@@ -49,29 +49,56 @@ pub struct Scan {
 ///
 /// One pass over the selector as it was found: a peer that sends without end cannot hold the loop, because its next
 /// event sets the selector and the upcall byte again, for the next call. At most 64 words and 4096 ports.
-pub fn scan<B: Board + ?Sized>(board: &B, mut fire: impl FnMut(u32)) -> Scan {
+pub fn scan<B: Board + ?Sized>(board: &B, fire: impl FnMut(u32)) -> Scan {
     // The byte before the selector: Xen sets them the other way round, so an event that misses the selector taken here
     // finds the byte clear and asks for an upcall again.
-    let mut done = Scan { upcall: board.take_upcall(), events: 0 };
-    let mut selector = board.take_selector();
-    while selector != 0 {
-        let word = selector.trailing_zeros() as usize;
-        selector &= selector - 1;
-        let due = board.pending(word) & !board.mask(word);
-        if due == 0 {
-            continue;
-        }
-        // Cleared before the port's owner looks at its ring: what is sent after that look sets the bit again. Another
-        // vCPU may have been here meanwhile; only bits that this call cleared are its events.
-        let mut taken = board.clear_pending(word, due) & due;
-        while taken != 0 {
-            let index = taken.trailing_zeros();
-            taken &= taken - 1;
-            fire(word as u32 * 64 + index);
-            done.events += 1;
+    let upcall = board.take_upcall();
+    let selector = board.take_selector();
+    let mut pass = Pass { board, fire, selector, word: 0, taken: 0, events: 0 };
+    pass.run();
+    Scan { upcall, events: pass.events }
+}
+
+/// What was taken and not yet handed out. It is handed out even if `fire` panics, for nobody else knows of it any more.
+struct Pass<'a, B: Board + ?Sized, F: FnMut(u32)> {
+    board: &'a B,
+    fire: F,
+    /// Words that have not been looked at.
+    selector: u64,
+    /// The word that is being looked at, and events of it.
+    word: usize,
+    taken: u64,
+    events: usize,
+}
+
+impl<B: Board + ?Sized, F: FnMut(u32)> Pass<'_, B, F> {
+    fn run(&mut self) {
+        loop {
+            while self.taken != 0 {
+                let index = self.taken.trailing_zeros();
+                self.taken &= self.taken - 1;
+                self.events += 1;
+                (self.fire)(self.word as u32 * 64 + index);
+            }
+            if self.selector == 0 {
+                return;
+            }
+            self.word = self.selector.trailing_zeros() as usize;
+            self.selector &= self.selector - 1;
+            let due = self.board.pending(self.word) & !self.board.mask(self.word);
+            if due != 0 {
+                // Cleared before the port's owner looks at its ring: what is sent after that look sets the bit again.
+                // Another vCPU may have been here meanwhile; only bits that this call cleared are its events.
+                self.taken = self.board.clear_pending(self.word, due) & due;
+            }
         }
     }
-    done
+}
+
+impl<B: Board + ?Sized, F: FnMut(u32)> Drop for Pass<'_, B, F> {
+    fn drop(&mut self) {
+        self.run();
+    }
 }
 
 /// Clears a port's mask bit and sees to it that an event that came meanwhile is delivered.

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use xen_evtchn::{Abi, Channel, Error, EventChannels, Port, Status, Virq, mock};
+use xen_evtchn::{Abi, Channel, Error, EventChannels, Port, Priority, Progress, Status, Virq, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, SharedInfo, VcpuId, event, vcpu};
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{DomId, Errno, VcpuId, event, vcpu};
 
 const VCPU0: VcpuId = VcpuId(0);
 const DOM0: DomId = DomId(0);
@@ -22,7 +23,14 @@ fn machine() -> MockXen {
 
 fn channels(xen: &MockXen, id: DomId) -> EventChannels<MockDomain> {
     let domain = xen.domain(id);
-    EventChannels::with_abi(domain.clone(), SharedInfo::map(&domain).unwrap(), ABI).unwrap()
+    EventChannels::with_abi(&domain.boot().unwrap(), ABI).unwrap()
+}
+
+/// A channel whose events nobody ends.
+fn unbound(events: &EventChannels<MockDomain>) -> Channel<'_, MockDomain> {
+    let channel = events.alloc_unbound(DOM0).unwrap();
+    channel.set_late_eoi(false);
+    channel
 }
 
 fn refused(operation: &'static str, errno: Errno) -> Error {
@@ -42,7 +50,7 @@ impl Wake for Count {
 fn events_reach_the_other_end_and_no_other_port() {
     let xen = machine();
     let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
-    let (front, other) = (guest.alloc_unbound(DOM0).unwrap(), guest.alloc_unbound(DOM0).unwrap());
+    let (front, other) = (unbound(&guest), unbound(&guest));
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     assert_eq!(front.status().unwrap(), Status::Interdomain { remote: DOM0, port: back.port() });
     assert_eq!(other.status().unwrap(), Status::Unbound { remote: DOM0 });
@@ -75,7 +83,7 @@ fn binding_makes_an_event_for_what_was_sent_before() {
 fn a_masked_channel_keeps_its_event_until_it_is_unmasked() {
     let xen = machine();
     let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
-    let front = guest.alloc_unbound(DOM0).unwrap();
+    let front = unbound(&guest);
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     front.mask();
     assert!(front.is_masked());
@@ -99,7 +107,7 @@ fn a_masked_channel_keeps_its_event_until_it_is_unmasked() {
 fn a_task_is_woken_once_per_event_and_not_for_an_event_that_is_there() {
     let xen = machine();
     let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
-    let front = guest.alloc_unbound(DOM0).unwrap();
+    let front = unbound(&guest);
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     let woken = Arc::new(Count::default());
     let waker = Waker::from(woken.clone());
@@ -118,7 +126,7 @@ fn a_task_is_woken_once_per_event_and_not_for_an_event_that_is_there() {
 fn dropping_closes_and_the_next_owner_of_the_port_starts_afresh() {
     let xen = machine();
     let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
-    let front = guest.alloc_unbound(DOM0).unwrap();
+    let front = unbound(&guest);
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     let woken = Arc::new(Count::default());
     let waker = Waker::from(woken.clone());
@@ -133,7 +141,7 @@ fn dropping_closes_and_the_next_owner_of_the_port_starts_afresh() {
     assert_eq!(back.status().unwrap(), Status::Unbound { remote: GUEST });
     back.notify().unwrap();
 
-    let next = guest.alloc_unbound(DOM0).unwrap();
+    let next = unbound(&guest);
     if ABI == Abi::Fifo {
         assert_ne!(next.port(), port, "Xen does not give a port that is in a queue yet");
     } else {
@@ -247,7 +255,7 @@ fn without_memory_for_records_nothing_is_left_behind() {
     drop(channels);
     let domain = domain.clone();
     drop(guest);
-    assert_eq!(domain.pages_in_use(), before);
+    assert_eq!(domain.pages_in_use(), before - 1, "the page of the token is back, too");
 }
 
 #[test]
@@ -257,8 +265,9 @@ fn an_ipi_interrupts_the_domain_itself() {
     let ipi = guest.bind_ipi(VCPU0).unwrap();
     assert_eq!(ipi.status().unwrap(), Status::Ipi);
     assert_eq!(guest.bind_ipi(VcpuId(1)).unwrap_err(), refused("EVTCHNOP_bind_ipi", Errno::ENOENT));
+    let seen = guest.seq();
     ipi.notify().unwrap();
-    guest.wait(None);
+    guest.wait_since(seen, None);
     assert!(ipi.take());
 }
 
@@ -268,10 +277,10 @@ fn the_timer_fires_in_virtual_time() {
     let guest = channels(&xen, GUEST);
     let timer = guest.bind_virq(Virq::TIMER, VCPU0).unwrap();
     vcpu::set_singleshot_timer(guest.platform(), VCPU0, Duration::from_millis(5)).unwrap();
-    guest.wait(Some(Duration::from_millis(2)));
+    guest.wait_since(guest.seq(), Some(Duration::from_millis(2)));
     assert!(!timer.take());
     assert_eq!(xen.now(), Duration::from_millis(2));
-    guest.wait(None);
+    guest.wait_since(guest.seq(), None);
     assert!(timer.take());
     assert_eq!(xen.now(), Duration::from_millis(5));
 }
@@ -282,11 +291,86 @@ fn wait_does_not_sleep_over_what_an_interrupt_handler_dispatched() {
     let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
     let front = guest.alloc_unbound(DOM0).unwrap();
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
+    let seen = guest.seq();
     back.notify().unwrap();
     guest.dispatch(VCPU0);
     // There is nothing to wait for any more: the mock would panic.
-    guest.wait(None);
+    guest.wait_since(seen, None);
     assert!(front.take());
+}
+
+/// A loop looks at two devices; what the look at the second waits for takes the first one's event.
+#[test]
+fn a_wait_between_look_and_sleep_takes_nobodys_event() {
+    let xen = machine();
+    let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
+    let [card, store] = [(); 2].map(|()| guest.alloc_unbound(DOM0).unwrap());
+    let [card_back, store_back] = [&card, &store].map(|end| dom0.bind_interdomain(GUEST, end.port()).unwrap());
+    guest.wait_since(guest.seq(), Some(xen.now()));
+    let seen = guest.seq();
+    assert!(!card.take(), "the look at the card");
+    // A question to the store: both answer while it is waited for.
+    card_back.notify().unwrap();
+    store_back.notify().unwrap();
+    let asked = guest.seq();
+    while !store.take() {
+        guest.wait_since(asked, None);
+    }
+    // Two waiters may sleep with what they saw: neither takes the other's reason to wake.
+    guest.wait_since(seen, None);
+    guest.wait_since(seen, None);
+    assert!(card.take());
+    assert_eq!(xen.now(), core::time::Duration::ZERO, "nobody slept");
+}
+
+#[test]
+fn a_domain_has_one_set_of_channels() {
+    let xen = machine();
+    let token = xen.domain(GUEST).boot().unwrap();
+    let guest = EventChannels::with_abi(&token, ABI).unwrap();
+    assert_eq!(EventChannels::with_abi(&token, ABI).unwrap_err(), Error::Claimed);
+    let channel = guest.alloc_unbound(DOM0).unwrap();
+    drop(channel);
+    guest.reset().unwrap();
+    let again = EventChannels::with_abi(&token, ABI).unwrap();
+    drop(again);
+    // Xen may use what a set that was dropped has told it.
+    assert_eq!(EventChannels::with_abi(&token, ABI).unwrap_err(), Error::Claimed);
+}
+
+#[test]
+fn what_was_made_before_a_resume_is_stale_and_touches_nothing() {
+    let xen = machine();
+    let domain = xen.domain(GUEST);
+    let token = domain.boot().unwrap();
+    let guest = EventChannels::with_abi(&token, ABI).unwrap();
+    let (channel, timer) = (guest.alloc_unbound(DOM0).unwrap(), guest.bind_virq(Virq::TIMER, VCPU0).unwrap());
+    let ports = mock::open_ports(&domain);
+    let before = token.incarnation();
+    // SAFETY: one vCPU, one thread, no mapping of another domain's page.
+    assert_eq!(unsafe { token.suspend() }, Ok(Resumed::InNewDomain));
+    assert_ne!(token.incarnation(), before);
+    assert!(!channel.is_current());
+    let calls = xen.trace_text();
+    assert_eq!(channel.notify(), Err(Error::Stale));
+    assert_eq!(channel.bind_vcpu(VCPU0), Err(Error::Stale));
+    assert_eq!(channel.status().unwrap_err(), Error::Stale);
+    assert_eq!(channel.set_priority(Priority::HIGHEST), Err(Error::Stale));
+    channel.mask();
+    channel.unmask();
+    channel.set_late_eoi(true);
+    channel.done(Progress::Spurious);
+    assert!(channel.is_masked() && !channel.take());
+    // Whoever waits for it is told, by the next operation's error.
+    assert!(channel.poll_event(&mut Context::from_waker(Waker::noop())).is_ready());
+    assert_eq!(guest.alloc_unbound(DOM0).unwrap_err(), Error::Stale);
+    assert_eq!(guest.bind_virq(Virq::DEBUG, VCPU0).unwrap_err(), Error::Stale);
+    assert_eq!(guest.adopt(channel.port()).unwrap_err(), Error::Stale);
+    assert_eq!((guest.dispatch(VCPU0), guest.unmask_due(), guest.next_unmask()), (0, 0, None));
+    drop((channel, timer));
+    assert_eq!(xen.trace_text(), calls, "nothing was asked of Xen");
+    assert_eq!(mock::open_ports(&domain), ports);
+    assert_eq!(guest.reset(), Err(Error::Stale));
 }
 
 /// A peer that sends an event as soon as its last one is delivered, and a task that waits for the next at once.
@@ -319,7 +403,7 @@ fn a_sender_without_end_does_not_hold_dispatch() {
     let xen = machine();
     let guest = for_good(channels(&xen, GUEST));
     let dom0 = channels(&xen, DOM0);
-    let front = guest.alloc_unbound(DOM0).unwrap();
+    let front = unbound(guest);
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
     let resend =
         Arc::new(Resend { channel: front, peer: xen.domain(DOM0), port: back.port(), sent: AtomicUsize::new(0) });
@@ -352,7 +436,7 @@ fn an_event_nobody_owns_is_counted_and_dropped() {
 fn an_event_on_a_port_that_xen_closed_is_not_lost() {
     let xen = machine();
     let (guest, dom0) = (channels(&xen, GUEST), channels(&xen, DOM0));
-    let keep: Vec<_> = (0..64).map(|_| guest.alloc_unbound(DOM0).unwrap()).collect();
+    let keep: Vec<_> = (0..64).map(|_| unbound(&guest)).collect();
     let front = keep.last().unwrap();
     assert_eq!(front.port(), Port(64));
     let back = dom0.bind_interdomain(GUEST, front.port()).unwrap();
@@ -383,5 +467,121 @@ fn a_domain_learns_its_own_number_and_keeps_no_port() {
         let before = mock::open_ports(&domain);
         assert_eq!(xen_hypercall::event::own_domain(&domain), Ok(DomId(id)));
         assert_eq!(mock::open_ports(&domain), before);
+    }
+}
+
+/// Does something when it is woken.
+struct Act<F>(F);
+
+impl<F: Fn() + Send + Sync + 'static> Wake for Act<F> {
+    fn wake(self: Arc<Self>) {
+        (self.0)();
+    }
+}
+
+#[test]
+fn a_port_that_is_closed_and_bound_anew_while_its_event_is_delivered_starts_afresh() {
+    let xen = machine();
+    let guest = for_good(channels(&xen, GUEST));
+    let dom0 = channels(&xen, DOM0);
+    let (first, second) = (guest.alloc_unbound(DOM0).unwrap(), guest.alloc_unbound(DOM0).unwrap());
+    let port = second.port();
+    let backs = [&first, &second].map(|front| dom0.bind_interdomain(GUEST, front.port()).unwrap());
+    // The first channel's task closes the second, whose event this pass has taken already, and opens another.
+    let place = Arc::new(Mutex::new(Some(second)));
+    let theirs = place.clone();
+    let waker = Waker::from(Arc::new(Act(move || {
+        let mut place = theirs.lock().unwrap();
+        drop(place.take());
+        *place = Some(unbound(guest));
+    })));
+    assert!(first.poll_event(&mut Context::from_waker(&waker)).is_pending());
+    for back in &backs {
+        back.notify().unwrap();
+    }
+    guest.dispatch(VCPU0);
+    let new = place.lock().unwrap().take().unwrap();
+    if ABI == Abi::TwoLevel {
+        assert_eq!(new.port(), port, "Xen gives the lowest free port");
+    }
+    // It may have been told once to look. It hears of everything.
+    new.take();
+    let back = dom0.bind_interdomain(GUEST, new.port()).unwrap();
+    for _ in 0..3 {
+        back.notify().unwrap();
+        assert_eq!(guest.dispatch(VCPU0), 1);
+        assert!(new.take() && !new.is_masked());
+    }
+}
+
+#[test]
+fn of_two_tasks_that_wait_one_may_go_away() {
+    let xen = machine();
+    let guest = channels(&xen, GUEST);
+    let channel = guest.alloc_unbound(DOM0).unwrap();
+    channel.set_late_eoi(false);
+    let counts: [Arc<Count>; 2] = Default::default();
+    // The other waits for something else by then, and never looks here again.
+    for kept in [0, 1] {
+        let wakers = [0, 1].map(|task| Waker::from(counts[task].clone()));
+        for waker in &wakers {
+            assert!(channel.poll_event(&mut Context::from_waker(waker)).is_pending());
+            assert!(channel.poll_event(&mut Context::from_waker(waker)).is_pending());
+        }
+        let before = counts[kept].0.load(Ordering::Relaxed);
+        assert!(mock::inject(guest.platform(), channel.port()));
+        guest.dispatch(VCPU0);
+        assert_eq!(counts[kept].0.load(Ordering::Relaxed), before + 1);
+        assert!(channel.poll_event(&mut Context::from_waker(&wakers[kept])).is_ready());
+    }
+}
+
+#[test]
+fn of_many_tasks_that_wait_none_is_forgotten() {
+    let xen = machine();
+    let guest = channels(&xen, GUEST);
+    let channel = guest.alloc_unbound(DOM0).unwrap();
+    channel.set_late_eoi(false);
+    let counts: Vec<Arc<Count>> = (0..5).map(|_| Arc::default()).collect();
+    let woken = |task: usize| counts[task].0.swap(0, Ordering::Relaxed) > 0;
+    for count in &counts {
+        let waker = Waker::from(count.clone());
+        assert!(channel.poll_event(&mut Context::from_waker(&waker)).is_pending());
+    }
+    // Whoever is woken looks again, as executors do; others sleep. After an event each has been woken since it slept.
+    let mut asleep = [true; 5];
+    (0..5).filter(|task| woken(*task)).for_each(|task| asleep[task] = false);
+    assert!(mock::inject(guest.platform(), channel.port()));
+    guest.dispatch(VCPU0);
+    (0..5).filter(|task| woken(*task)).for_each(|task| asleep[task] = false);
+    assert_eq!(asleep, [false; 5]);
+}
+
+#[test]
+fn a_waker_that_panics_takes_nothing_from_the_other_channels() {
+    let xen = machine();
+    let guest = channels(&xen, GUEST);
+    let ports: Vec<_> = (0..100).map(|_| unbound(&guest)).collect();
+    let woken = Arc::new(Count::default());
+    let panics = Waker::from(Arc::new(Act(|| panic!("a waker"))));
+    let counts = Waker::from(woken.clone());
+    for round in 0..3 {
+        // One that panics, beside one on the same channel that does not, amid others in more than one word.
+        for waker in [&panics, &counts] {
+            assert!(ports[50].poll_event(&mut Context::from_waker(waker)).is_pending());
+        }
+        for channel in &ports {
+            assert!(mock::inject(guest.platform(), channel.port()));
+        }
+        let pass = std::panic::AssertUnwindSafe(|| guest.dispatch(VCPU0));
+        assert!(std::panic::catch_unwind(pass).is_err());
+        assert!(ports.iter().all(|channel| channel.take() && !channel.is_masked()));
+        assert_eq!(woken.0.load(Ordering::Relaxed), round + 1, "the other task of the same channel");
+        // The next events are delivered as ever.
+        for channel in &ports {
+            assert!(mock::inject(guest.platform(), channel.port()));
+        }
+        assert_eq!(guest.dispatch(VCPU0), 100);
+        assert!(ports.iter().all(Channel::take));
     }
 }

@@ -12,7 +12,7 @@
 //! let xen = MockXen::new();
 //! mock::install(&xen);
 //! let (guest, dom0) = (xen.domain(DomId(1)), xen.domain(DomId(0)));
-//! let table = GrantTable::new(guest.clone()).unwrap();
+//! let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
 //!
 //! let mut page = table.share(DomId(0), Access::ReadWrite).unwrap();
 //! let mut mapping = mock::map(&dom0, DomId(1), page.gref(), true).unwrap();
@@ -62,6 +62,7 @@ pub fn install(xen: &MockXen) {
     xen.register_physmap_space(XENMAPSPACE_GRANT_TABLE, |domain, index, gfn| {
         with(domain.xen(), |machine| machine.map_frame(domain, index, gfn))
     });
+    xen.set_removal_hook(|domain, gfn| with(domain.xen(), |machine| machine.unmap_frame(domain, gfn)));
 }
 
 /// Limits the grant table of a domain to this many frames of 512 references; 64 if never set.

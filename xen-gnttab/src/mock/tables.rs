@@ -28,11 +28,16 @@ pub(super) struct Machine {
     pub(super) kept: Vec<(DomId, GrantRef, bool)>,
 }
 
+/// Where frames are that are not in the domain's memory.
+const HIDDEN: u64 = 0xFF_0000_0000;
+
 pub(super) struct Table {
     /// Where the domain has each frame of entries, and each of status words, in its memory.
     frames: Vec<Option<Gfn>>,
     status: Vec<Option<Gfn>>,
     max_frames: u32,
+    /// How many frames were ever hidden.
+    hidden: u64,
     pub(super) version: u32,
     pub(super) max_version: u32,
     /// What is in use, as Xen notes it privately: the entry in the domain's own memory is not asked again.
@@ -45,6 +50,7 @@ impl Default for Table {
             frames: Vec::new(),
             status: Vec::new(),
             max_frames: DEFAULT_MAX_FRAMES,
+            hidden: 0,
             version: 1,
             max_version: 2,
             active: BTreeMap::new(),
@@ -145,7 +151,25 @@ impl Machine {
         Ok(())
     }
 
-    /// `XENMEM_add_to_physmap`: the page at `gfn` becomes the frame. A frame that is mapped elsewhere moves.
+    /// `XENMEM_remove_from_physmap`: a frame that goes out of the domain's memory stays with Xen, here at a frame that the
+    /// domain does not know.
+    pub(super) fn unmap_frame(&mut self, domain: &MockDomain, gfn: Gfn) {
+        let table = self.table(domain.id());
+        let Some(place) = table.frames.iter_mut().chain(&mut table.status).find(|place| **place == Some(gfn))
+        else {
+            return;
+        };
+        let Some(from) = domain.page_at(gfn) else { return };
+        let hidden = Gfn(HIDDEN + table.hidden);
+        table.hidden += 1;
+        let to = domain.special_page(hidden);
+        // SAFETY: two pages of the domain, of which the new one is nobody's; nobody writes entries while they move.
+        unsafe { to.copy_from_nonoverlapping(from, 1) };
+        *place = Some(hidden);
+    }
+
+    /// `XENMEM_add_to_physmap`: the page at `gfn` becomes the frame. A frame that is mapped elsewhere moves and leaves a hole,
+    /// or, if the machine is as Arm's, is refused.
     pub(super) fn map_frame(&mut self, domain: &MockDomain, index: u64, gfn: Gfn) -> Result<(), Errno> {
         let table = self.table(domain.id());
         let max = table.max_frames as usize;
@@ -161,10 +185,22 @@ impl Machine {
         if frames.len() <= index {
             frames.resize(index + 1, None);
         }
-        let old = frames.get_mut(index).and_then(|place| place.replace(gfn));
+        let place = frames.get_mut(index).ok_or(Errno::EINVAL)?;
+        let hidden = |gfn: &Gfn| gfn.0 >= HIDDEN;
+        if place.is_some_and(|old| !hidden(&old)) && domain.xen().refuses_second_mappings() {
+            return Err(Errno::EBUSY);
+        }
+        let old = place.replace(gfn);
         let content = match old.filter(|old| *old != gfn).and_then(|old| domain.page_at(old)) {
-            // SAFETY: a page of the domain, valid as long as the machine; nobody writes entries while they move.
-            Some(old) => unsafe { old.cast::<[u8; PAGE_SIZE]>().read() },
+            Some(page) => {
+                // SAFETY: a page of the domain, valid as long as the machine; nobody writes entries while they move.
+                let content = unsafe { page.cast::<[u8; PAGE_SIZE]>().read() };
+                if let Some(old) = old.filter(|old| !hidden(old)) {
+                    // SAFETY: whoever had Xen move the frame uses it where it is now.
+                    unsafe { domain.remove_page(old) };
+                }
+                content
+            }
             None if old == Some(gfn) => return Ok(()),
             None => [0; PAGE_SIZE],
         };

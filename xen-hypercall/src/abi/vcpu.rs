@@ -14,6 +14,10 @@ pub const VCPUOP_REGISTER_VCPU_INFO: usize = 10;
 pub const VCPUOP_SEND_NMI: usize = 11;
 pub const VCPUOP_GET_PHYSID: usize = 12;
 pub const VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA: usize = 13;
+/// Since Xen 4.18.
+pub const VCPUOP_REGISTER_RUNSTATE_PHYS_AREA: usize = 14;
+/// Since Xen 4.18.
+pub const VCPUOP_REGISTER_VCPU_TIME_PHYS_AREA: usize = 15;
 
 pub const VCPU_SSHOTTMR_FUTURE: u32 = 1;
 pub const RUNSTATE_RUNNING: i32 = 0;

@@ -13,6 +13,11 @@ pub const XENVER_PAGESIZE: usize = 7;
 pub const XENVER_GUEST_HANDLE: usize = 8;
 pub const XENVER_COMMANDLINE: usize = 9;
 pub const XENVER_BUILD_ID: usize = 10;
+/// Since Xen 4.20, as are the three below.
+pub const XENVER_EXTRAVERSION2: usize = 11;
+pub const XENVER_CAPABILITIES2: usize = 12;
+pub const XENVER_CHANGESET2: usize = 13;
+pub const XENVER_COMMANDLINE2: usize = 14;
 
 // Numbers of bits.
 pub const XENFEAT_WRITABLE_PAGE_TABLES: u32 = 0;
@@ -32,6 +37,12 @@ pub const XENFEAT_ARM_SMCCC_SUPPORTED: u32 = 14;
 pub const XENFEAT_LINUX_RSDP_UNRESTRICTED: u32 = 15;
 pub const XENFEAT_NOT_DIRECT_MAPPED: u32 = 16;
 pub const XENFEAT_DIRECT_MAPPED: u32 = 17;
+/// Since Xen 4.18.
+pub const XENFEAT_RUNSTATE_PHYS_AREA: u32 = 18;
+/// Since Xen 4.18.
+pub const XENFEAT_VCPU_TIME_PHYS_AREA: u32 = 19;
+/// Since Xen 4.19.
+pub const XENFEAT_DM_MSIX_ALL_WRITES: u32 = 20;
 
 wire! {
     XenPlatformParameters = 8 { virt_start: u64, }

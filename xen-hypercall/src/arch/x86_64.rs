@@ -8,6 +8,10 @@ use core::arch::{asm, x86_64::__cpuid_count};
 
 use crate::{Hypercall, HypercallNr};
 
+// Its assembly is for ELF objects, which kernels are; the crate itself also builds for other hosts.
+#[cfg(not(any(windows, target_vendor = "apple")))]
+pub mod idle;
+
 /// Which instruction enters the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Instruction {
@@ -193,12 +197,18 @@ bitflags::bitflags! {
         const VCPU_ID_PRESENT = 1 << 3;
         /// The domain's number is in `ecx`.
         const DOMID_PRESENT = 1 << 4;
+        /// Interrupts of the I/O APIC and messages reach local APICs above 255, up to 32767.
+        const EXT_DEST_ID = 1 << 5;
+        /// A vCPU's own vector for events ([`set_evtchn_upcall_vector`](crate::hvm::set_evtchn_upcall_vector)) works together
+        /// with interrupts of devices as events.
+        const UPCALL_VECTOR = 1 << 6;
         const _ = !0;
     }
 }
 
 /// What leaf 4 tells: features, this vCPU's number and this domain's number as far as they are told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct HvmLeaf {
     /// What Xen offers.
     pub features: HvmFeatures,
@@ -222,6 +232,65 @@ pub fn hvm_leaf(cpuid: impl Fn(u32, u32) -> Leaf) -> Option<HvmLeaf> {
         vcpu: features.contains(HvmFeatures::VCPU_ID_PRESENT).then_some(crate::VcpuId(vcpu)),
         domain: features.contains(HvmFeatures::DOMID_PRESENT).then_some(crate::DomId(domain as u16)),
     })
+}
+
+bitflags::bitflags! {
+    /// What Xen tells of the time stamp counter by CPUID (leaf 3). Unknown bits are kept.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct TscFlags: u32 {
+        /// Each reading traps to Xen (`XEN_CPUID_TSC_EMULATED`).
+        const EMULATED = 1 << 0;
+        /// The machine's counters run alike on all processors and never stop (`XEN_CPUID_HOST_TSC_RELIABLE`).
+        const HOST_RELIABLE = 1 << 1;
+        /// The processor has `rdtscp` (`XEN_CPUID_RDTSCP_INSTR_AVAIL`).
+        const RDTSCP = 1 << 2;
+        const _ = !0;
+    }
+}
+
+/// How the toolstack wants the time stamp counter (`XEN_CPUID_TSC_MODE_*`). Unknown numbers are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(transparent)]
+pub struct TscMode(pub u32);
+
+impl TscMode {
+    /// The machine's as long as that is right, emulated otherwise.
+    pub const DEFAULT: Self = Self(0);
+    /// Emulated always.
+    pub const ALWAYS_EMULATE: Self = Self(1);
+    /// The machine's always, even after a migration to one whose counter runs at another rate.
+    pub const NEVER_EMULATE: Self = Self(2);
+    /// The machine's, with the incarnation in `TSC_AUX`. Newer versions of Xen do not have it.
+    pub const PVRDTSCP: Self = Self(3);
+}
+
+/// What leaf 3 tells of the time stamp counter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct TscLeaf {
+    /// How it behaves.
+    pub flags: TscFlags,
+    /// What the toolstack wants.
+    pub mode: TscMode,
+    /// Counts in a millisecond, as the guest sees them.
+    pub guest_khz: u32,
+    /// How often the domain was restored or migrated.
+    pub incarnation: u32,
+    /// Counts of the machine's counter in a millisecond.
+    pub host_khz: u32,
+}
+
+/// Reads leaf 3. None: not on Xen, or a Xen without this leaf.
+pub fn tsc_leaf(cpuid: impl Fn(u32, u32) -> Leaf) -> Option<TscLeaf> {
+    let base = cpuid_base(&cpuid)?;
+    let [max, ..] = cpuid(base, 0);
+    if max < base + 3 {
+        return None;
+    }
+    let [flags, mode, guest_khz, incarnation] = cpuid(base + 3, 0);
+    let [host_khz, ..] = cpuid(base + 3, 2);
+    let flags = TscFlags::from_bits_retain(flags);
+    Some(TscLeaf { flags, mode: TscMode(mode), guest_khz, incarnation, host_khz })
 }
 
 fn text(registers: [u32; 3]) -> [u8; 12] {

@@ -14,9 +14,10 @@ use super::room::Room;
 use super::vcpu::Vcpu;
 use crate::abi::VcpuHvmContext;
 use crate::hvm::HvmParam;
-use crate::sched::ShutdownReason;
+use crate::sched::ShutdownCode;
 use crate::{
-    DomId, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuArea, VcpuId, Wait,
+    DomId, Domain, Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuArea,
+    VcpuId, Wait,
 };
 
 /// What freed pages are filled with: they are not used again within a machine's life, so that whoever still reads
@@ -51,9 +52,11 @@ pub(super) struct DomainState {
     allocs_left: Option<usize>,
     params: BTreeMap<u32, u64>,
     pub(super) shared_info: Option<Gfn>,
-    shutdown: Option<ShutdownReason>,
+    /// Where the token of the domain's owner is, or was.
+    owner: Option<Gfn>,
+    shutdown: Option<ShutdownCode>,
     /// What the domain's end is to be called.
-    pub(super) shutdown_code: Option<ShutdownReason>,
+    pub(super) shutdown_code: Option<ShutdownCode>,
     pub(super) watchdogs: [Option<Duration>; 2],
     pub(super) assists: u64,
     pub(super) layout: super::memory::Layout,
@@ -72,6 +75,7 @@ impl Default for DomainState {
             allocs_left: None,
             params: BTreeMap::new(),
             shared_info: None,
+            owner: None,
             shutdown: None,
             shutdown_code: None,
             watchdogs: [None; 2],
@@ -214,13 +218,13 @@ impl MockDomain {
 
     /// Where a vCPU's event fields and time are: where the guest registered them, or else in its `shared_info`.
     /// None: the guest has neither yet.
-    pub fn vcpu_area(&self, vcpu: VcpuId) -> Option<VcpuArea> {
+    pub fn vcpu_area(&self, vcpu: VcpuId) -> Option<VcpuArea<'_>> {
         let registered = self.state().vcpus.get(vcpu.0 as usize)?.area;
         match registered {
             Some((gfn, offset)) => {
                 let page = self.page_at(gfn)?;
                 // SAFETY: the domain registered this place, which lies in a page of its memory and was checked then;
-                // its memory lives as long as the machine, and both sides access it by atomics.
+                // its memory lives as long as its handles, and both sides access it by atomics.
                 Some(unsafe { VcpuArea::from_page(page, offset) })
             }
             None => self.shared_info()?.area(vcpu),
@@ -267,12 +271,47 @@ impl MockDomain {
     }
 
     /// The domain's `shared_info`, once it has asked for it.
-    pub fn shared_info(&self) -> Option<SharedInfo> {
+    pub fn shared_info(&self) -> Option<SharedInfo<'_>> {
         let gfn = self.state().shared_info?;
         let page = self.page_at(gfn)?;
-        // SAFETY: the domain made this page its shared_info; its memory lives as long as the machine, and both
-        // sides access it by atomics.
+        // SAFETY: the domain made this page its shared_info; its memory lives as long as its handles, and both sides access it
+        // by atomics.
         Some(unsafe { SharedInfo::from_page(page) })
+    }
+
+    /// Takes possession of the domain, as its kernel does at its start.
+    ///
+    /// # Errors
+    /// As [`Domain::new`].
+    ///
+    /// # Panics
+    /// When the domain has an owner: a token, or something made from it, is still there.
+    pub fn boot(&self) -> Result<Domain<Self>, Errno> {
+        let owner = self.state().owner;
+        let owned = owner.is_some_and(|gfn| {
+            self.state().pages.get(&gfn).is_some_and(|block| block.state == Use::Allocated)
+        });
+        assert!(!owned, "{} has an owner already", self.id);
+        // The token's own page is the first that it allocates.
+        let first = Gfn(FIRST_GFN + self.state().allocated);
+        // SAFETY: an earlier owner has given the page of its token back, which the last of its handles does.
+        let token = unsafe { Domain::new(self.clone()) }?;
+        self.state().owner = Some(first);
+        Ok(token)
+    }
+
+    /// Gives the domain a `shared_info` page unless it has one, for a far side in a domain without a kernel.
+    ///
+    /// # Panics
+    /// When there is no memory.
+    pub fn ensure_shared_info(&self) {
+        if self.state().shared_info.is_none() {
+            let mut state = self.state();
+            let gfn = Gfn(FIRST_GFN + state.allocated);
+            state.allocated += 1;
+            state.map(gfn, 1, Use::Special).expect("out of memory");
+            state.shared_info = Some(gfn);
+        }
     }
 
     /// How many pages are allocated and not freed.
@@ -286,11 +325,11 @@ impl MockDomain {
     }
 
     /// How the domain ended, if it did.
-    pub fn shutdown_reason(&self) -> Option<ShutdownReason> {
+    pub fn shutdown_reason(&self) -> Option<ShutdownCode> {
         self.state().shutdown
     }
 
-    pub(super) fn set_shutdown(&self, reason: ShutdownReason) {
+    pub(super) fn set_shutdown(&self, reason: ShutdownCode) {
         let mut state = self.state();
         // Who says it first is right.
         let reason = *state.shutdown_code.get_or_insert(reason);
@@ -344,7 +383,7 @@ impl MockDomain {
     pub(super) fn bite(&self, watchdog: usize) {
         self.state().watchdogs[watchdog] = None;
         self.xen.trace(|| std::format!("{} is shut down by its watchdog {}", self.id, watchdog + 1));
-        self.set_shutdown(ShutdownReason::WATCHDOG);
+        self.set_shutdown(ShutdownCode::WATCHDOG);
     }
 
     pub(super) fn upcall_pending(&self) -> bool {

@@ -72,6 +72,33 @@ impl MockDomain {
         state.map(gfn, 1, Use::Special).is_some()
     }
 
+    /// Whether `shared_info` is in the domain's memory.
+    pub(super) fn has_shared_info(&self) -> bool {
+        self.state().shared_info.is_some()
+    }
+
+    /// Takes the memory at a frame away, as Xen does with a frame of its own that it puts elsewhere. False: there is none.
+    ///
+    /// # Safety
+    /// Nobody uses the page any more.
+    pub unsafe fn remove_page(&self, gfn: Gfn) -> bool {
+        self.take_page(gfn)
+    }
+
+    /// Puts `shared_info` at a frame. Where it was before is a hole then, as on x86: there is one such page.
+    pub(super) fn move_shared_info(&self, gfn: Gfn) {
+        let old = self.state().shared_info.filter(|old| *old != gfn);
+        if let Some((from, to)) = old.and_then(|old| Some((self.page_at(old)?, self.page_at(gfn)?))) {
+            // SAFETY: two pages of this domain's memory; the caller of Xen says that nobody uses the new one, and both are
+            // whole.
+            unsafe { to.copy_from_nonoverlapping(from, 1) };
+        }
+        if let Some(old) = old {
+            self.take_page(old);
+        }
+        self.state().shared_info = Some(gfn);
+    }
+
     /// Takes the memory at a frame away, and fills it so that whoever still reads it shows; false when there is none.
     pub(super) fn take_page(&self, gfn: Gfn) -> bool {
         let mut state = self.state();

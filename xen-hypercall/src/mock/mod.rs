@@ -1,5 +1,5 @@
-//! The hypervisor's side, on the host: several domains with real pages, virtual time, and hypercalls answered by
-//! handlers. Everything happens in the calling thread and in the same order every time.
+//! The hypervisor's side, on the host: several domains with real pages, virtual time, and handlers for the
+//! hypercalls. Everything happens in the calling thread and in the same order every time.
 //!
 //! [`MockXen`] is the machine. [`MockDomain`] is one of its domains and implements all platform traits, so a driver
 //! runs on it unchanged. Far sides (a backend, a daemon) are *actors*: closures that [`MockXen::step`] runs, and

@@ -5,6 +5,7 @@
 //! for smoltcp: the driver is not told when the stack is done for the moment, so what it kept back to wait for more might
 //! wait for ever, or cost the stack another turn for each stream.
 
+use core::cell::{RefCell, RefMut};
 use core::fmt;
 use core::task::{Context, Poll};
 
@@ -13,37 +14,36 @@ use xen_hypercall::Platform;
 
 use super::vet::vet;
 use crate::packet::{ETHERNET, Packet, TCP};
-use crate::{NetFront, TxMeta};
+use crate::{Mac, NetFront, TxMeta};
 
 /// A network device with two private buffers: the stack reads and writes these, the backend never sees them change.
-pub struct EmbassyDriver<'x, P: Platform, B, const QUEUES: usize = 1> {
-    front: NetFront<'x, P, QUEUES>,
+///
+/// The device is in a cell beside it, so that a task can go on to control it while the stack has the driver: it calls
+/// [`service`](NetFront::service) when xenstore has an event, [`reconnect`](NetFront::reconnect), or chooses multicast
+/// addresses. None of these calls is asynchronous, so a borrow ends before anybody else runs; one that lasts longer keeps frames
+/// waiting.
+pub struct EmbassyDriver<'c, 'x, P: Platform, B, const QUEUES: usize = 1> {
+    card: &'c RefCell<NetFront<'x, P, QUEUES>>,
     received: B,
     to_send: B,
     /// Frames that arrived with a wrong checksum.
     wrong: u64,
+    /// As the stack was told last.
+    up: bool,
+    mac: Mac,
+    /// The longest frame.
+    longest: usize,
 }
 
-impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> EmbassyDriver<'x, P, B, QUEUES> {
+impl<'c, 'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize>
+    EmbassyDriver<'c, 'x, P, B, QUEUES>
+{
     /// Wraps a device. The buffers hold a frame each: one that arrived, and one that is to be sent, of the MTU and 14
-    /// bytes at least.
-    pub fn new(front: NetFront<'x, P, QUEUES>, received: B, to_send: B) -> Self {
-        Self { front, received, to_send, wrong: 0 }
-    }
-
-    /// The device itself.
-    pub fn front(&self) -> &NetFront<'x, P, QUEUES> {
-        &self.front
-    }
-
-    /// The device itself; a task calls its [`service`](NetFront::service) when xenstore has an event.
-    pub fn front_mut(&mut self) -> &mut NetFront<'x, P, QUEUES> {
-        &mut self.front
-    }
-
-    /// The device again.
-    pub fn into_inner(self) -> NetFront<'x, P, QUEUES> {
-        self.front
+    /// bytes at least. A device that is borrowed at this moment counts as one without a link, address and MTU.
+    pub fn new(card: &'c RefCell<NetFront<'x, P, QUEUES>>, received: B, to_send: B) -> Self {
+        let (mac, mtu) = card.try_borrow().map_or((Mac([0; 6]), 0), |front| (front.mac(), front.mtu()));
+        let longest = (mtu as usize + ETHERNET).min(to_send.as_ref().len());
+        Self { card, received, to_send, wrong: 0, up: false, mac, longest }
     }
 
     /// Frames that arrived with a wrong TCP checksum, and were dropped.
@@ -51,15 +51,14 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Embassy
         self.wrong
     }
 
-    fn has_room(&mut self) -> bool {
-        self.front.can_transmit().is_ok_and(|pages| pages > 0)
-    }
-
-    /// The length of the next frame that the stack may see.
-    fn next(&mut self) -> Option<usize> {
+    /// The length of the next frame that the stack may see, which may answer it at once, so that there must be room for that.
+    fn next(&mut self, front: &mut NetFront<'x, P, QUEUES>) -> Option<usize> {
+        if !has_room(front) {
+            return None;
+        }
         // Ends: the device has no more frames than its rings have slots.
         loop {
-            let meta = self.front.receive_with(self.received.as_mut()).ok()??;
+            let meta = front.receive_with(self.received.as_mut()).ok()??;
             let frame = self.received.as_mut().get_mut(..meta.len)?;
             if vet(frame, meta.checksum) {
                 return Some(meta.len);
@@ -68,16 +67,32 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Embassy
         }
     }
 
-    /// Shows the backend what is queued, and leaves the task's waker. Whether to look again instead of waiting.
-    fn look_again(&mut self, cx: &mut Context<'_>) -> bool {
-        // A device that is not at work any more says so by its link.
-        self.front.flush().is_ok() && self.front.poll_receivable(cx) == Poll::Ready(())
+    /// The device; none when it is borrowed, and then the stack comes back.
+    fn card(&self, cx: &Context<'_>) -> Option<RefMut<'c, NetFront<'x, P, QUEUES>>> {
+        let card = self.card.try_borrow_mut().ok();
+        if card.is_none() {
+            cx.waker().wake_by_ref();
+        }
+        card
     }
 }
 
-impl<P: Platform, B, const QUEUES: usize> fmt::Debug for EmbassyDriver<'_, P, B, QUEUES> {
+fn has_room<P: Platform, const QUEUES: usize>(front: &mut NetFront<'_, P, QUEUES>) -> bool {
+    front.can_transmit().is_ok_and(|pages| pages > 0)
+}
+
+/// Shows the backend what is queued, and leaves the task's waker. Whether to look again instead of waiting.
+fn look_again<P: Platform, const QUEUES: usize>(
+    front: &mut NetFront<'_, P, QUEUES>,
+    cx: &mut Context<'_>,
+) -> bool {
+    // A device that is not at work any more says so by its link, for which the stack asks, too.
+    front.publish().is_ok() && front.poll_receivable(cx) == Poll::Ready(())
+}
+
+impl<P: Platform, B, const QUEUES: usize> fmt::Debug for EmbassyDriver<'_, '_, P, B, QUEUES> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("EmbassyDriver").field(&self.front).finish()
+        f.debug_tuple("EmbassyDriver").field(self.card).finish()
     }
 }
 
@@ -93,7 +108,7 @@ impl RxToken for Received<'_> {
 
 /// Room for a frame to send.
 pub struct ToSend<'a, 'x, P: Platform, const QUEUES: usize = 1> {
-    front: &'a mut NetFront<'x, P, QUEUES>,
+    card: &'a RefCell<NetFront<'x, P, QUEUES>>,
     frame: &'a mut [u8],
 }
 
@@ -113,13 +128,15 @@ impl<P: Platform, const QUEUES: usize> TxToken for ToSend<'_, '_, P, QUEUES> {
             meta.checksum = crate::Checksum::Blank;
         }
         // There was room when the token was made. A device that broke since loses frames, as networks do.
-        let _ = self.front.transmit_with(&[frame], meta).and_then(|()| self.front.flush());
+        if let Ok(mut front) = self.card.try_borrow_mut() {
+            let _ = front.transmit_with(&[frame], meta).and_then(|()| front.publish());
+        }
         result
     }
 }
 
-impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Driver
-    for EmbassyDriver<'x, P, B, QUEUES>
+impl<'c, 'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Driver
+    for EmbassyDriver<'c, 'x, P, B, QUEUES>
 {
     type RxToken<'a>
         = Received<'a>
@@ -131,38 +148,42 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Driver
         Self: 'a;
 
     fn receive(&mut self, cx: &mut Context<'_>) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-        // The stack may answer at once, so there must be room for that.
-        let mut found = if self.has_room() { self.next() } else { None };
-        if found.is_none() && self.look_again(cx) {
-            found = if self.has_room() { self.next() } else { None };
+        let mut front = self.card(cx)?;
+        let mut found = self.next(&mut front);
+        if found.is_none() && look_again(&mut front, cx) {
+            found = self.next(&mut front);
             if found.is_none() {
                 // Something else happened, for which there was an event that is taken now.
                 cx.waker().wake_by_ref();
             }
         }
         let received = Received(self.received.as_mut().get_mut(..found?)?);
-        Some((received, ToSend { front: &mut self.front, frame: self.to_send.as_mut() }))
+        Some((received, ToSend { card: self.card, frame: self.to_send.as_mut() }))
     }
 
     fn transmit(&mut self, cx: &mut Context<'_>) -> Option<Self::TxToken<'_>> {
-        let room = self.has_room() || (self.look_again(cx) && self.has_room());
-        let Self { front, to_send, .. } = self;
-        room.then_some(ToSend { front, frame: to_send.as_mut() })
+        let mut front = self.card(cx)?;
+        let room = has_room(&mut front) || (look_again(&mut front, cx) && has_room(&mut front));
+        room.then_some(ToSend { card: self.card, frame: self.to_send.as_mut() })
     }
 
-    fn link_state(&mut self, _: &mut Context<'_>) -> LinkState {
-        if self.front.is_link_up() { LinkState::Up } else { LinkState::Down }
+    fn link_state(&mut self, cx: &mut Context<'_>) -> LinkState {
+        if let Some(mut front) = self.card(cx) {
+            // Left in any case: the stack comes back when the link changes.
+            self.up = front.is_link_up();
+            let _ = front.poll_link(cx, self.up);
+        }
+        if self.up { LinkState::Up } else { LinkState::Down }
     }
 
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
-        capabilities.max_transmission_unit =
-            (self.front.mtu() as usize + ETHERNET).min(self.to_send.as_ref().len());
+        capabilities.max_transmission_unit = self.longest;
         capabilities.checksum.tcp = Checksum::None;
         capabilities
     }
 
     fn hardware_address(&self) -> HardwareAddress {
-        HardwareAddress::Ethernet(self.front.mac().0)
+        HardwareAddress::Ethernet(self.mac.0)
     }
 }

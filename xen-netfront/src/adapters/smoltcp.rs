@@ -48,10 +48,10 @@ impl<'x, P: Platform, B: AsRef<[u8]> + AsMut<[u8]>, const QUEUES: usize> Smoltcp
     /// [`NetFront::arm`] asks.
     ///
     /// # Errors
-    /// As [`NetFront::flush`].
-    pub fn flush(&mut self) -> Result<(), Error> {
+    /// As [`NetFront::publish`].
+    pub fn publish(&mut self) -> Result<(), Error> {
         let pushed = self.coalescer.push(&mut self.front);
-        self.front.flush().and(pushed)
+        self.front.publish().and(pushed)
     }
 
     /// The device itself.

@@ -1,6 +1,6 @@
 //! A backend that is connected: queues, the control ring, events.
 
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Acquire, SeqCst};
 use std::collections::{BTreeSet, VecDeque};
 use std::format;
 use std::string::{String, ToString};
@@ -9,10 +9,11 @@ use std::vec::Vec;
 use xen_gnttab::GrantRef;
 use xen_gnttab::mock::{MockMapping, map};
 use xen_hypercall::event;
-use xen_ring::Back;
+use xen_ring::{Back, Protocol};
 
 use super::Backend;
 use super::control::Control;
+use super::serve::RSP_PROD;
 use crate::Multicast;
 use crate::abi::{Rx, RxRequest, RxResponse, Tx, TxResponse};
 
@@ -44,6 +45,12 @@ pub(super) struct Queue {
     pub(super) rx_jump: Option<u32>,
     /// A ring is of no use.
     pub(super) dead: bool,
+}
+
+/// Takes a ring up where it is: what an earlier backend did not answer is looked at again.
+fn attach<P: Protocol>(mut ring: MockMapping) -> Result<Back<P, MockMapping>, String> {
+    let answered = ring.mem().load_u32(RSP_PROD, Acquire).map_err(|error| error.to_string())?;
+    Back::attach_at(ring, answered).map_err(|error| error.to_string())
 }
 
 impl Backend {
@@ -123,8 +130,8 @@ impl Backend {
             let gref = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
             map(&self.dom0, guest, GrantRef(gref), true).map_err(|status| format!("{name}: {status:?}"))
         };
-        let tx = Back::attach(ring("tx-ring-ref")?).map_err(|error| error.to_string())?;
-        let rx = Back::attach(ring("rx-ring-ref")?).map_err(|error| error.to_string())?;
+        let tx = attach(ring("tx-ring-ref")?)?;
+        let rx = attach(ring("rx-ring-ref")?)?;
         let bind = |name: &str| {
             let port = self.front(&format!("{below}{name}")).ok_or(format!("no {below}{name}"))?;
             event::bind_interdomain(&self.dom0, guest, port).map_err(|errno| errno.to_string())

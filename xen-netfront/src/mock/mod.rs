@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use xen_gnttab::mock::MockMapping;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{Dice, MockDomain};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::xenbus::XenbusState;
 
@@ -102,9 +102,7 @@ impl MockNetback {
         options: Options,
     ) -> Self {
         let (id, dom0) = (guest.id().0, guest.xen().inside().domain(DomId(0)));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of domain 0");
-        }
+        dom0.ensure_shared_info();
         let backend = Self(Arc::new(Mutex::new(Backend {
             store: store.clone(),
             switch: switch.clone(),
@@ -269,6 +267,19 @@ impl MockNetback {
         self.state().vanish();
     }
 
+    /// The toolstack takes the device away by force: nobody is asked, and both directories are gone.
+    pub fn force_detach(&self) {
+        let mut state = self.state();
+        state.vanish();
+        state.store.remove(&state.front_path);
+    }
+
+    /// The backend is started again and waits. As Linux' does it then takes up the rings where they are, unless the guest
+    /// begins anew before.
+    pub fn restart(&self) {
+        self.state().restart();
+    }
+
     /// The device is there again after [`vanish`](Self::vanish), or after the guest closed it: a new one in its place,
     /// as the toolstack makes it.
     pub fn come_back(&self) {
@@ -310,6 +321,13 @@ impl Backend {
         self.gone = true;
         self.disconnect();
         self.store.remove(&self.back_path);
+    }
+
+    fn restart(&mut self) {
+        self.disconnect();
+        (self.gone, self.disabled) = (false, false);
+        self.offer();
+        self.switch(XenbusState::INIT_WAIT);
     }
 
     fn come_back(&mut self) {

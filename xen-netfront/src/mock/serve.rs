@@ -19,7 +19,7 @@ use crate::packet::{self, ETHERNET, Packet};
 use crate::{Checksum, Gso, GsoKind, Multicast};
 
 /// Where the producer index of the responses is in a ring's page (`io/ring.h`).
-const RSP_PROD: usize = 8;
+pub(super) const RSP_PROD: usize = 8;
 /// Slots that Linux takes for an attack (`fatal_skb_slots`).
 const FATAL_SLOTS: usize = 20;
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options};
 use xen_netfront::packet::{self, Packet};
 use xen_netfront::{Config, Error, NetFront};
@@ -34,8 +34,9 @@ impl Machine {
         let guest = xen.domain(DomId(1));
         store.connect(&guest);
         let switch = MockSwitch::new(&xen);
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
-        let grants = GrantTable::new(guest.clone()).unwrap();
+        let token = guest.boot().unwrap();
+        let events = EventChannels::new(&token).unwrap();
+        let grants = GrantTable::new(&token).unwrap();
         Self { xen, guest, store, switch, events, grants }
     }
 

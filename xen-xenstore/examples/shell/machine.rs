@@ -1,8 +1,8 @@
 //! A machine whose store is worth looking at.
 
 use xen_evtchn::EventChannels;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::mock::MockXenstored;
 
 pub(crate) const HOME: &str = "/local/domain/1";
@@ -49,7 +49,8 @@ impl Machine {
                 store.write(&format!("{backend}/{name}"), value);
             }
         }
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest)?)?;
+        let token = guest.boot()?;
+        let events = EventChannels::new(&token)?;
         Ok(Self { xen, store, events })
     }
 }

@@ -24,6 +24,9 @@ const ERROR_COMMUNICATION: u32 = 1;
 const ERROR_INDICES: u32 = 2;
 const ERROR_PROTOCOL: u32 = 3;
 
+/// The guest, or whoever made it, asks for a connection (`XENSTORE_RECONNECT`).
+const RECONNECT: u32 = 1;
+
 pub(super) struct Connection {
     guest: MockDomain,
     dom0: MockDomain,
@@ -69,7 +72,7 @@ impl Backing for GuestPage {
 
 impl Connection {
     pub(super) fn new(guest: &MockDomain, page: NonNull<Page>, dom0: MockDomain, port: u32) -> Self {
-        let mut connection = Self {
+        Self {
             guest: guest.inside(),
             dom0,
             port,
@@ -82,12 +85,35 @@ impl Connection {
             watches: Vec::new(),
             transactions: BTreeMap::new(),
             last_transaction: 0,
-            dead: false,
+            // The daemon does not know it yet.
+            dead: true,
             looks: false,
             waits_for_room: false,
-        };
-        connection.offer(ServerFeatures::RECONNECTION | ServerFeatures::ERROR);
-        connection
+        }
+    }
+
+    /// The page as Xen leaves it before there is a daemon.
+    pub(super) fn show(&mut self) {
+        self.offer(ServerFeatures::empty());
+        self.poke(XenstoreLayout::CONNECTION, RECONNECT);
+    }
+
+    /// The daemon begins to serve the guest.
+    pub(super) fn begin(&mut self) {
+        self.offer(ServerFeatures::RECONNECTION | ServerFeatures::ERROR);
+        self.join();
+    }
+
+    /// Begins anew with an empty ring.
+    fn join(&mut self) {
+        self.forget();
+        for offset in [2048, 2052, 2056, 2060, XenstoreLayout::ERROR] {
+            self.poke(offset, 0);
+        }
+        self.ring.rejoin().expect("a page is large enough");
+        self.dead = false;
+        self.poke(XenstoreLayout::CONNECTION, 0);
+        self.notify();
     }
 
     pub(super) fn id(&self) -> DomId {
@@ -127,18 +153,12 @@ impl Connection {
 
     /// Does what a guest that wants a new connection gets; answers whether it wanted one.
     pub(super) fn reconnect(&mut self) -> bool {
-        if !self.offers(ServerFeatures::RECONNECTION) || self.peek(XenstoreLayout::CONNECTION) != 1 {
-            return false;
+        let wanted =
+            self.offers(ServerFeatures::RECONNECTION) && self.peek(XenstoreLayout::CONNECTION) == RECONNECT;
+        if wanted {
+            self.join();
         }
-        self.forget();
-        for offset in [2048, 2052, 2056, 2060, XenstoreLayout::ERROR] {
-            self.poke(offset, 0);
-        }
-        self.ring.rejoin().expect("a page is large enough");
-        self.dead = false;
-        self.poke(XenstoreLayout::CONNECTION, 0);
-        self.notify();
-        true
+        wanted
     }
 
     /// Gives the guest up.

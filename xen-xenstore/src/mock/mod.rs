@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use xen_evtchn::EventChannels;
-//! use xen_hypercall::{DomId, SharedInfo, mock::MockXen};
+//! use xen_hypercall::{DomId, mock::MockXen};
 //! use xen_xenstore::{Xenstore, mock::MockXenstored};
 //!
 //! let xen = MockXen::new();
@@ -13,7 +13,8 @@
 //! let store = MockXenstored::new(&xen);
 //! let guest = xen.domain(DomId(1));
 //! store.connect(&guest);
-//! let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
+//! let token = guest.boot().unwrap();
+//! let events = EventChannels::new(&token).unwrap();
 //!
 //! let mut xs = Xenstore::new(&events).unwrap();
 //! assert_eq!(xs.read_str("name").unwrap(), "d1");
@@ -23,6 +24,7 @@
 
 mod changes;
 mod connection;
+mod device;
 mod faults;
 mod requests;
 mod tree;
@@ -35,11 +37,12 @@ use std::vec::Vec;
 
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, SharedInfo};
+use xen_hypercall::{DomId, Gfn};
 
 use crate::ServerFeatures;
 use crate::wire::Header;
 use connection::Connection;
+pub use device::{MockDevice, Then, Toolstack};
 pub use faults::Faults;
 use faults::Trouble;
 use tree::{Change, Permissions, Tree};
@@ -84,6 +87,8 @@ struct State {
     trouble: Trouble,
     clashes: usize,
     stalled: bool,
+    /// Questions that are handled, and whose answers are not sent.
+    unanswered: usize,
     /// Bytes that are moved in a step, each way.
     pace: Option<usize>,
 }
@@ -112,16 +117,43 @@ impl MockXenstored {
     /// # Panics
     /// When the guest is connected already.
     pub fn connect(&self, guest: &MockDomain) {
-        let id = guest.id();
+        self.prepare(guest);
+        self.introduce(guest);
+    }
+
+    /// What Xen gives a guest that it starts itself (dom0less), before there is a daemon: an event channel, and
+    /// `HVM_PARAM_STORE_PFN` says that a page will come. [`introduce`](Self::introduce) is the rest.
+    ///
+    /// # Panics
+    /// When the guest is connected already.
+    pub fn prepare(&self, guest: &MockDomain) {
         let page = guest.special_page(STORE_GFN);
         let dom0 = guest.xen().inside().domain(DomId(0));
-        if dom0.shared_info().is_none() {
-            SharedInfo::map(&dom0).expect("shared_info of domain 0");
-        }
+        dom0.ensure_shared_info();
         let local = xen_hypercall::event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
-        let port = xen_hypercall::event::bind_interdomain(&dom0, id, local).expect("a port for the daemon");
-        guest.set_hvm_param(HvmParam::STORE_PFN, STORE_GFN.0);
+        let port =
+            xen_hypercall::event::bind_interdomain(&dom0, guest.id(), local).expect("a port for the daemon");
+        guest.set_hvm_param(HvmParam::STORE_PFN, u64::MAX);
         guest.set_hvm_param(HvmParam::STORE_EVTCHN, local.into());
+        self.state().connections.push(Connection::new(guest, page, dom0, port));
+    }
+
+    /// The page of a [prepared](Self::prepare) guest is there, and no daemon yet: Xen has set the word `connection`, and no
+    /// feature is offered. What the guest writes into the ring is lost.
+    ///
+    /// # Panics
+    /// When the guest is not prepared.
+    pub fn show_page(&self, guest: &MockDomain) {
+        guest.set_hvm_param(HvmParam::STORE_PFN, STORE_GFN.0);
+        self.with(guest.id(), Connection::show);
+    }
+
+    /// The daemon takes up a [prepared](Self::prepare) guest: it resets the ring and serves it.
+    ///
+    /// # Panics
+    /// When the guest is not prepared.
+    pub fn introduce(&self, guest: &MockDomain) {
+        let id = guest.id();
         let home = format!("/local/domain/{}", id.0);
         for (name, value, permissions) in [
             ("", "", format!("n0\0r{}", id.0)),
@@ -131,14 +163,17 @@ impl MockXenstored {
             ("/control/shutdown", "", format!("n{}", id.0)),
             ("/control/feature-poweroff", "", format!("n{}", id.0)),
             ("/control/feature-reboot", "", format!("n{}", id.0)),
+            ("/control/feature-suspend", "", format!("n{}", id.0)),
             ("/device", "", format!("n0\0r{}", id.0)),
             ("/data", "", format!("n{}", id.0)),
         ] {
             self.write(&format!("{home}{name}"), value);
             self.set_permissions(&format!("{home}{name}"), &permissions);
         }
+        guest.set_hvm_param(HvmParam::STORE_PFN, STORE_GFN.0);
         let mut state = self.state();
-        state.connections.push(Connection::new(guest, page, dom0, port));
+        let connection = state.connections.iter_mut().find(|connection| connection.id() == id);
+        connection.expect("a guest that was prepared").begin();
         state.tell_special("@introduceDomain");
     }
 
@@ -227,6 +262,19 @@ impl MockXenstored {
     /// A daemon that hangs: answers nothing until it is told otherwise.
     pub fn stall(&self, stalled: bool) {
         self.state().stalled = stalled;
+    }
+
+    /// A daemon that does what the next so many questions ask, and leaves them without an answer.
+    pub fn leave_unanswered(&self, questions: usize) {
+        self.state().unanswered = questions;
+    }
+
+    /// A daemon that ends, and is started again: it has forgotten all connections with their watches and transactions, and knows
+    /// the tree. Each guest is told so where that is [offered](Self::offer), and has to ask for a new connection.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        state.connections.iter_mut().for_each(Connection::lose);
+        (state.stalled, state.unanswered, state.clashes) = (false, 0, 0);
     }
 
     /// A daemon that is slow: moves so many bytes to and from each guest in a step, at least one; none: as many as it can.

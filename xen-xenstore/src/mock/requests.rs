@@ -40,10 +40,12 @@ impl State {
             Ok(answer) => (header.kind, answer),
             Err(error) => (Operation::ERROR.0, format!("{}\0", error.name()).into_bytes()),
         };
-        let Self { connections, trouble, .. } = self;
+        let Self { connections, trouble, unanswered, .. } = self;
         let connection = &mut connections[index];
         let header = Header { kind, ..header };
-        if trouble.hits(|f| f.late) {
+        if *unanswered > 0 {
+            *unanswered -= 1;
+        } else if trouble.hits(|f| f.late) {
             connection.hold(header, answer);
         } else {
             if trouble.hits(|f| f.doubled) {

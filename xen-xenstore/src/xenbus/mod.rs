@@ -1,7 +1,11 @@
 //! Bringing a device up and down: two domains tell each other by nodes in xenstore how far they are (`io/xenbus.h`).
 
+mod change;
+mod device;
 mod frontend;
+mod opening;
 mod state;
 
+pub use change::BackendChange;
 pub use frontend::{BackendReady, Connected, Frontend, Initialising, Published};
 pub use state::XenbusState;

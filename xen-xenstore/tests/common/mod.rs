@@ -1,11 +1,13 @@
 //! A guest with a connection to a xenstore daemon.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+pub mod device;
+
 use std::time::Duration;
 
 use xen_evtchn::EventChannels;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, SharedInfo};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::wire::{Operation, Refusal};
 use xen_xenstore::{Error, Xenstore};
@@ -27,7 +29,8 @@ impl Machine {
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(ID);
         store.connect(&guest);
-        let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest).unwrap()).unwrap();
+        let token = guest.boot().unwrap();
+        let events = EventChannels::new(&token).unwrap();
         Self { xen, guest, store, events }
     }
 
@@ -38,6 +41,28 @@ impl Machine {
 
     pub fn after(&self, seconds: u64) -> Duration {
         self.xen.now() + Duration::from_secs(seconds)
+    }
+
+    /// The guest is paused once, for so long, when it has waited `turns` times from now; time goes on without it.
+    pub fn pause(&self, turns: u32, time: Duration) {
+        let mut left = turns;
+        self.xen.add_actor("pause", move |xen| {
+            if left == 1 {
+                xen.advance(time);
+            }
+            left = left.saturating_sub(1);
+            false
+        });
+    }
+
+    /// Somebody writes a node without end, each time that the daemon may act, and 10 ms go by.
+    pub fn flood(&self, path: &str, value: &str) {
+        let (store, path, value) = (self.store.clone(), path.to_owned(), value.to_owned());
+        self.xen.add_actor("flood", move |xen| {
+            store.write(&path, &value);
+            xen.advance(Duration::from_millis(10));
+            true
+        });
     }
 
     /// Lets the daemon do all that it can.

@@ -17,8 +17,7 @@ use crate::web::Site;
 
 /// No single step takes this long, on the slowest bed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
-/// How often a step, a guest's turn and the boot of Xen are tried. QEMU's emulation now and then ends a program of dom0's
-/// by a fault of its own.
+/// How often a step, a guest's turn and the boot of Xen are tried. On a busy machine one may take longer than it has.
 const TRIES: u32 = 3;
 /// The large file's size, and that of a body made up.
 const LARGE: usize = 8 << 20;
@@ -253,7 +252,7 @@ fn least(dom0: &Dom0, subject: &Subject) -> Result<u32> {
                 run(dom0, &format!("get {address} /LARGE.BIN 4 1"))
             })
         };
-        // The emulation may have ended it the first time.
+        // On a busy machine it may have been too slow the first time.
         if works().or_else(|_| works()).is_err() {
             break;
         }

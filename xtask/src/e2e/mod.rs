@@ -5,6 +5,7 @@ mod devices;
 mod drivers;
 mod lab;
 mod life;
+mod own_kernel;
 mod seal;
 mod selftest;
 mod web;
@@ -69,6 +70,7 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("ip-node", boot::the_toolstack_can_give_the_address),
         ("dhcp", boot::without_an_address_it_asks_dhcp),
         ("selftest-pair", selftest::as_a_pair),
+        ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
         ("drivers-block", drivers::disks),
         ("drivers-net", drivers::cards),
     ];

@@ -50,9 +50,13 @@ pub(super) fn large_and_untrusted(place: &mut Place, report: &mut Report) {
     report.note(format_args!("please distrust xvdc"));
     report.check("block/sectors-of-4096-untrusted", || {
         let (node, deadline) = (format!("device/vbd/{XVDC}/trusted"), place.soon());
-        while place.xs.read(&node) != Ok(b"0") {
+        loop {
+            let seen = place.events.seq();
+            if place.xs.read(&node) == Ok(b"0") {
+                break;
+            }
             ensure!(place.kernel.now() < deadline, "it stays trusted");
-            place.events.wait_since(place.events.seq(), Some(place.kernel.now() + TURN));
+            place.events.wait_since(seen, Some(place.kernel.now() + TURN));
         }
         let mut disk = open(place, XVDC, EVERYTHING)?;
         ensure!(disk.sector_size() == 4096, "{} bytes", disk.sector_size());
@@ -86,10 +90,11 @@ fn grow(place: &mut Place, disk: &mut Disk) -> Result<(), Failure> {
     let beyond = vec![5; 8 * SECTOR];
     ensure!(disk.write(before, &beyond) == Err(Error::OutOfRange), "there is something behind the end");
     while disk.capacity() == before {
+        let seen = place.events.seq();
         disk.read(0, &mut [0; SECTOR])?;
         disk.service(&mut place.xs)?;
         ensure!(place.kernel.now() < deadline, "it stays as it is");
-        place.events.wait_since(place.events.seq(), Some(place.kernel.now() + TURN));
+        place.events.wait_since(seen, Some(place.kernel.now() + TURN));
     }
     ensure!(disk.capacity() > before, "it shrank");
     let last = disk.capacity() - 8;
@@ -115,6 +120,7 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
     let mut count = 0;
     while disk.service(&mut place.xs)? == State::Connected && !(told && place.xs.read(RESTARTED).is_ok()) {
         ensure!(place.kernel.now() < deadline, "the backend stays");
+        let seen = place.events.seq();
         while open.len() < DEPTH {
             let lba = count % PLACES * 16;
             // What is read was written long before.
@@ -125,7 +131,6 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
             count += 1;
         }
         disk.publish()?;
-        let seen = place.events.seq();
         disk.poll()?;
         take(disk, model, &mut open)?;
         if open.len() >= DEPTH && !disk.arm()? {

@@ -130,7 +130,7 @@ pub(super) fn all(place: &Place, first: &mut First, second: &mut Second, report:
                 let frame = frame(KINDS[0].1, second.mac(), first.mac(), port, &data);
                 second.transmit_with(&[&frame], BLANK)?;
             }
-            second.flush()?;
+            second.publish()?;
             let mut seen = [false; 50];
             for count in 0..50 {
                 let came = next_from(place, first, second.mac(), place.kernel.now() + SILENCE * 50)?;
@@ -179,10 +179,11 @@ fn own_pages(place: &Place, first: &mut First, second: &mut Second) -> Result<()
     page.write_bytes(100, &bytes)?;
     let copied = (first.stats().copied_bytes, second.stats().copied_bytes);
     second.transmit_pages(&mut [FramePage { page, offset: 100, len: bytes.len() }], BLANK)?;
-    second.flush()?;
+    second.publish()?;
     let mut spare = [FramePage { page: share()?, offset: 0, len: 0 }];
     let deadline = place.soon();
     loop {
+        let seen = place.events.seq();
         match first.receive_pages(&mut spare)? {
             Some(_) => {
                 let mut got = vec![0; spare[0].len];
@@ -200,7 +201,7 @@ fn own_pages(place: &Place, first: &mut First, second: &mut Second) -> Result<()
             None if first.arm()? => {}
             None => {
                 ensure!(place.kernel.now() < deadline, "it did not arrive");
-                place.events.wait(Some(deadline));
+                place.events.wait_since(seen, Some(deadline));
             }
         }
     }
@@ -219,7 +220,7 @@ pub(super) fn multicast(place: &mut Place, first: &mut First, second: &mut Secon
         report.check(name, || {
             let errors = first.stats().tx_errors;
             first.want_multicast(group, wanted)?;
-            first.flush()?;
+            first.publish()?;
             settled(place, first, second, group, wanted)?;
             ensure!(first.stats().tx_errors == errors, "the backend refused the request");
             Ok(())

@@ -157,14 +157,15 @@ fn send<const N: usize>(
 ) -> Result<(), Failure> {
     let deadline = place.soon();
     loop {
+        let seen = place.events.seq();
         match card.transmit_with(&[frame], meta) {
             Err(Error::Full) if place.kernel.now() < deadline => {
-                card.flush()?;
-                place.events.wait(Some(place.kernel.now() + Duration::from_millis(5)));
+                card.publish()?;
+                place.events.wait_since(seen, Some(place.kernel.now() + Duration::from_millis(5)));
             }
             sent => {
                 sent?;
-                return Ok(card.flush()?);
+                return Ok(card.publish()?);
             }
         }
     }
@@ -179,6 +180,7 @@ fn next_from<const N: usize>(
 ) -> Result<Option<(Vec<u8>, RxMeta)>, Failure> {
     let mut buffer = vec![0; FRAME_MAX];
     loop {
+        let seen = place.events.seq();
         match card.receive_with(&mut buffer)? {
             Some(meta) if buffer.get(6..12) == Some(&sender.0) => {
                 buffer.truncate(meta.len);
@@ -187,7 +189,7 @@ fn next_from<const N: usize>(
             Some(_) => {}
             None if place.kernel.now() >= deadline => return Ok(None),
             None if card.arm()? => {}
-            None => place.events.wait(Some(deadline)),
+            None => place.events.wait_since(seen, Some(deadline)),
         }
     }
 }

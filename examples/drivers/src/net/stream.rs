@@ -66,6 +66,7 @@ fn echo(
     let (mut sent, mut received) = (0, 0);
     let deadline = place.soon();
     while received < BYTES {
+        let seen = place.events.seq();
         iface.poll(now(), device, &mut sockets);
         let socket = sockets.get_mut::<Socket<'_>>(handle);
         ensure!(socket.state() != State::Closed, "dom0 does not listen at port 7, or hung up");
@@ -87,11 +88,11 @@ fn echo(
         }
         ensure!(right, "another byte than was sent, before {received}");
         iface.poll(now(), device, &mut sockets);
-        device.flush()?;
+        device.publish()?;
         ensure!(place.kernel.now() < deadline, "{sent} bytes sent, {received} received");
         if !device.front_mut().arm()? {
             let delay = iface.poll_delay(now(), &sockets).map_or(50_000, |delay| delay.total_micros());
-            place.events.wait(Some(place.kernel.now() + Duration::from_micros(delay)));
+            place.events.wait_since(seen, Some(place.kernel.now() + Duration::from_micros(delay)));
         }
     }
     Ok(())

@@ -7,8 +7,8 @@ use xen_blkfront::BlkFront;
 use xen_blkfront::mock::{MockBlkback, Options as DiskOptions};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::MockXen;
-use xen_hypercall::{DomId, SharedInfo};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options as NicOptions};
 use xen_netfront::{FRAME_MAX, NetFront};
 use xen_xenstore::Xenstore;
@@ -31,8 +31,9 @@ fn main() -> Result<()> {
         MockBlkback::new(&store, &guest, 51712, DiskOptions { sectors: 65536, ..DiskOptions::default() });
     disk.load(&[0x5A; 4096]);
 
-    let events = EventChannels::new(guest.clone(), SharedInfo::map(&guest)?)?;
-    let grants = GrantTable::new(guest.clone())?;
+    let token = guest.boot()?;
+    let events = EventChannels::new(&token)?;
+    let grants = GrantTable::new(&token)?;
     let mut xs = Xenstore::new(&events)?;
     let soon = xs.now() + Duration::from_secs(5);
     let mut card = NetFront::connect(&mut xs, &events, &grants, 0, soon)?;
@@ -48,7 +49,7 @@ fn main() -> Result<()> {
             for _ in 0..BATCH {
                 card.transmit(&frame)?;
             }
-            card.flush()?;
+            card.publish()?;
             xen.run_until_idle(100);
             while switch.receive().is_some() {
                 arrived += 1;
@@ -68,7 +69,7 @@ fn main() -> Result<()> {
             while card.receive(&mut buffer)?.is_some() {
                 arrived += 1;
             }
-            card.flush()?;
+            card.publish()?;
         }
         ensure!(arrived == FRAMES / BATCH * BATCH, "{arrived} of {FRAMES} frames were received");
         report("received", size, arrived, start);

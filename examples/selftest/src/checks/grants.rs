@@ -31,7 +31,7 @@ pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
     for (name, version) in [("v1", Version::V1), ("v2", Version::V2), ("v1-again", Version::V1)] {
         let mut table = None;
         report.check(&alloc::format!("gnttab/start-{name}"), || {
-            let new: Grants = GrantTable::with_version(xen, version)?;
+            let new: Grants = GrantTable::with_version(domain.token, version)?;
             ensure!(new.version() == version, "{:?} is in force", new.version());
             table = Some(new);
             Ok(())
@@ -60,6 +60,11 @@ pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
             });
         }
         loopback::grow(&table, name, report);
+        report.check(&alloc::format!("gnttab/close-{name}"), || {
+            let second = GrantTable::new(domain.token).map(drop);
+            ensure!(second == Err(xen_gnttab::Error::Claimed), "a second table: {second:?}");
+            Ok(table.close()?)
+        });
     }
 }
 

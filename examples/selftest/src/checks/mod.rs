@@ -13,10 +13,10 @@ use alloc::boxed::Box;
 
 use xen_evtchn::{Abi, Channel, EventChannels, Virq};
 use xen_gnttab::{GrantTable, Version};
-use xen_hypercall::{SharedInfo, VcpuId, event};
+use xen_hypercall::{VcpuId, event};
 
 use crate::console;
-use crate::platform::Kernel;
+use crate::platform::{Kernel, Owned};
 use crate::report::{Failure, Report};
 use crate::words::Words;
 
@@ -27,7 +27,7 @@ pub(crate) type Grants = GrantTable<&'static Kernel>;
 #[derive(Debug)]
 pub(crate) struct Domain {
     pub(crate) kernel: &'static Kernel,
-    pub(crate) shared: SharedInfo,
+    pub(crate) token: Owned,
     /// Whether it is the first, with its privilege.
     pub(crate) first: bool,
 }
@@ -56,8 +56,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
     }
     let mut events = None;
     report.check(start_name(abi), || {
-        let started: &'static Events =
-            Box::leak(Box::new(EventChannels::with_abi(domain.kernel, domain.shared, abi)?));
+        let started: &'static Events = Box::leak(Box::new(EventChannels::with_abi(domain.token, abi)?));
         // From here on lines go to the domain's own console, this one first.
         console::open(started);
         events = Some(started);
@@ -69,7 +68,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
     events::run(domain, events, &timer, report);
     if let Some(role) = words.get("role") {
         let version = if words.get("grants") == Some("2") { Version::V2 } else { Version::V1 };
-        pair::run(role, version, events, report);
+        pair::run(domain, role, version, events, report);
     }
     // The last line's way to its reader is waited for, too, and that with a deadline.
     core::mem::forget(timer);
@@ -82,7 +81,7 @@ fn start_name(abi: Abi) -> &'static str {
 fn start(domain: &Domain, abi: Abi, report: &mut Report) -> Option<Events> {
     let mut events = None;
     report.check(start_name(abi), || {
-        events = Some(EventChannels::with_abi(domain.kernel, domain.shared, abi)?);
+        events = Some(EventChannels::with_abi(domain.token, abi)?);
         Ok(())
     });
     events

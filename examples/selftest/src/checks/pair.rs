@@ -9,14 +9,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
-use xen_evtchn::{Channel, Port, Status};
+use xen_evtchn::{Channel, Port, Progress, Status};
 use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantTable, Version};
 use xen_hypercall::{DomId, PAGE_SIZE, Wait};
 use xen_ring::Backing;
 use xen_xenstore::Xenstore;
 
 use super::loopback::{GrantCopyError, copy_from, copy_to, refused};
-use super::{Events, Grants};
+use super::{Domain, Events, Grants};
 use crate::platform::Kernel;
 use crate::report::{Failure, Report, ensure};
 
@@ -95,15 +95,22 @@ impl<M: Backing> Line<'_, M> {
                 return Ok(());
             }
             ensure!(self.events.platform().now() < end, "the peer is at step {other} of {step}");
+            self.channel.done(Progress::Work);
             self.events.wait(Some(end));
         }
     }
 }
 
-pub(super) fn run(role: &str, version: Version, events: &'static Events, report: &mut Report) {
+pub(super) fn run(
+    domain: &Domain,
+    role: &str,
+    version: Version,
+    events: &'static Events,
+    report: &mut Report,
+) {
     let (mut table, mut store, mut numbers) = (None, None, None);
     report.check("pair/start", || {
-        table = Some(GrantTable::with_version(*events.platform(), version)?);
+        table = Some(GrantTable::with_version(domain.token, version)?);
         let mut xs = Xenstore::new(events)?;
         let own = DomId(xs.read_parsed("domid")?);
         let deadline = xs.now() + PATIENCE;

@@ -68,7 +68,7 @@ pub(super) fn run(domain: &Domain, report: &mut Report) {
         vcpu::set_singleshot_timer(xen, second::ID, soon),
         Errno::EINVAL,
     );
-    start(xen, report);
+    start(domain, report);
     beyond(domain, report);
 }
 
@@ -104,7 +104,8 @@ fn areas(xen: &Kernel, report: &mut Report) {
 }
 
 /// The second vCPU's life.
-fn start(xen: &Kernel, report: &mut Report) {
+fn start(domain: &Domain, report: &mut Report) {
+    let xen = domain.kernel;
     report.check("vcpu/is-up", || {
         let (first, second) = (vcpu::is_up(xen, FIRST)?, vcpu::is_up(xen, second::ID)?);
         ensure!(first && !second, "the first {first}, the second {second}");
@@ -113,8 +114,8 @@ fn start(xen: &Kernel, report: &mut Report) {
     report.refused("vcpu/is-up-none", vcpu::is_up(xen, NONE), Errno::ENOENT);
     report.refused("vcpu/up-without-state", vcpu::up(xen, second::ID), Errno::EINVAL);
     report.check("vcpu/register-info", || {
-        let area = VcpuArea::register(xen, second::ID)?;
-        let again = VcpuArea::register(xen, second::ID).map(drop);
+        let area = VcpuArea::register(domain.token, second::ID)?;
+        let again = VcpuArea::register(domain.token, second::ID).map(drop);
         ensure!(again == Err(Errno::EINVAL), "a second time: {again:?}");
         // Xen marks everything as pending there, so that no event is lost.
         let pending = area.info().pending_sel.load(Ordering::Relaxed);
@@ -162,20 +163,20 @@ fn start(xen: &Kernel, report: &mut Report) {
 
 /// One that has no place in `shared_info`, where the domain has so many. Its events are those of the two-level ABI.
 fn beyond(domain: &Domain, report: &mut Report) {
-    let (xen, shared, id) = (domain.kernel, domain.shared, VcpuId(33));
+    let (xen, shared, id) = (domain.kernel, domain.token.shared_info(), VcpuId(33));
     if vcpu::is_up(xen, id).is_err() {
         return;
     }
     let mut registered = None;
     report.check("vcpu/33-registers-info", || {
         ensure!(shared.area(VcpuId(31)).is_some() && shared.area(id).is_none(), "places in shared_info");
-        let area = VcpuArea::register(xen, id)?;
+        let area = VcpuArea::register(domain.token, id)?;
         let pending = area.info().pending_sel.load(Ordering::Relaxed);
         ensure!(pending == u64::MAX, "pending {pending:#x}");
         registered = Some(area);
         Ok(())
     });
-    report.refused("vcpu/33-registers-again", VcpuArea::register(xen, id).map(drop), Errno::EINVAL);
+    report.refused("vcpu/33-registers-again", VcpuArea::register(domain.token, id).map(drop), Errno::EINVAL);
     let Some(area) = registered else { return };
     report.check("vcpu/33-gets-events", || {
         let port = event::bind_ipi(xen, id)?;

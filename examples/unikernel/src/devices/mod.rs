@@ -6,6 +6,7 @@ mod disk;
 mod nic;
 
 use crate::machine::{Events, Store};
+use crate::platform::Owned;
 
 #[cfg(feature = "disk")]
 pub(crate) use disk::{Disk, Slot};
@@ -40,12 +41,12 @@ pub(crate) struct Devices {
 
 /// Connects the devices that the domain has. What is missing or broken is reported and left out.
 #[cfg(any(feature = "net", feature = "disk"))]
-pub(crate) fn open(store: Store, events: Events) -> Devices {
+pub(crate) fn open(domain: Owned, store: Store, events: Events) -> Devices {
     use xen_hypercall::Wait;
 
-    let kernel = *events.platform();
+    let kernel = *domain.platform();
     let mut devices = Devices::default();
-    let grants: Grants = match xen_gnttab::GrantTable::new(kernel) {
+    let grants: Grants = match xen_gnttab::GrantTable::new(domain) {
         Ok(grants) => crate::machine::leak(grants),
         Err(error) => {
             log::error!("no grant table, so no devices: {error}");
@@ -71,6 +72,6 @@ pub(crate) fn open(store: Store, events: Events) -> Devices {
 
 /// An image of the console alone has none.
 #[cfg(not(any(feature = "net", feature = "disk")))]
-pub(crate) fn open(_: Store, _: Events) -> Devices {
+pub(crate) fn open(_: Owned, _: Store, _: Events) -> Devices {
     Devices::default()
 }

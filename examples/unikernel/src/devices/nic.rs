@@ -35,7 +35,7 @@ pub(super) fn begin(store: Store, events: Events, grants: Grants, deadline: Dura
         Config { receive: Features::all(), await_device: false, follow_link: false, ..Config::default() };
     match NetFront::begin(&mut store.borrow_mut(), events, grants, 0, deadline, config) {
         Ok(begun) => return Some(Begun(begun)),
-        Err(Error::Store(error)) if error.is_not_found() => {
+        Err(Error::Xenstore(error)) if error.is_not_found() => {
             log::warn!("net: this domain has no network card (vif)");
         }
         Err(error) => log::error!("net: {error}; carrying on without"),
@@ -105,7 +105,7 @@ impl webserver::Nic for Nic {
 
     fn flush(&mut self) {
         // A device that is broken or closed says so when it is armed.
-        let _ = self.device.flush();
+        let _ = self.device.publish();
     }
 
     fn report(&self, to: &mut dyn Report) {

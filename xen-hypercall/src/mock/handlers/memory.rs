@@ -14,13 +14,34 @@ const MAX_PAGE: usize = 1 << 28;
 /// The largest extents that Xen takes of a guest.
 const MAX_ORDER: u32 = 9;
 
+/// Told of a frame that a domain is about to remove, to keep what is Xen's there.
+type RemovalHook = Box<dyn FnMut(&MockDomain, Gfn) + Send>;
+
 /// Handles spaces other than `shared_info`, set by the mock of whoever owns them.
 type SpaceHook = Box<dyn FnMut(&MockDomain, u64, Gfn) -> Result<(), Errno> + Send>;
 
 #[derive(Default)]
-struct Spaces(BTreeMap<u32, SpaceHook>);
+struct Spaces {
+    hooks: BTreeMap<u32, SpaceHook>,
+    removal: Option<RemovalHook>,
+}
+
+/// Whether a frame of Xen's that is in a domain's memory is refused at a second place.
+#[derive(Default)]
+struct OnePlace(bool);
 
 impl MockXen {
+    /// Refuses a second mapping of `shared_info` or of a frame of the grant table with `EBUSY`, until the first is removed: what
+    /// Xen does on Arm. Otherwise, as on x86, the frame moves, and where it was is a hole.
+    pub fn refuse_second_mappings(&self, on: bool) {
+        self.extension::<OnePlace>().lock().unwrap_or_else(PoisonError::into_inner).0 = on;
+    }
+
+    /// Whether a second mapping is refused; see [`refuse_second_mappings`](Self::refuse_second_mappings).
+    pub fn refuses_second_mappings(&self) -> bool {
+        self.extension::<OnePlace>().lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
     /// Answers `XENMEM_add_to_physmap` of a space (`XENMAPSPACE_*`): the hook gets the caller, the index and the
     /// frame, and makes the memory there what the space says.
     pub fn register_physmap_space(
@@ -30,7 +51,14 @@ impl MockXen {
     ) {
         let spaces = self.extension::<Spaces>();
         let mut spaces = spaces.lock().unwrap_or_else(PoisonError::into_inner);
-        spaces.0.insert(space, Box::new(hook));
+        spaces.hooks.insert(space, Box::new(hook));
+    }
+
+    /// Calls `hook` before the page at a frame is removed from a domain (`XENMEM_remove_from_physmap`): what Xen keeps in a
+    /// page of its own there stays with Xen.
+    pub fn set_removal_hook(&self, hook: impl FnMut(&MockDomain, Gfn) + Send + 'static) {
+        let spaces = self.extension::<Spaces>();
+        spaces.lock().unwrap_or_else(PoisonError::into_inner).removal = Some(Box::new(hook));
     }
 }
 
@@ -61,7 +89,12 @@ pub(super) fn memory_op(domain: &MockDomain, [command, pointer, ..]: [usize; 5])
         }
         XENMEM_REMOVE_FROM_PHYSMAP => {
             let op: XenRemoveFromPhysmap = read(pointer)?;
-            if target(domain, op.domid)?.take_page(Gfn(op.gpfn)) { Ok(0) } else { Err(Errno::ENOENT) }
+            let (target, gfn) = (target(domain, op.domid)?, Gfn(op.gpfn));
+            let spaces = domain.xen().extension::<Spaces>();
+            if let Some(hook) = &mut spaces.lock().unwrap_or_else(PoisonError::into_inner).removal {
+                hook(&target, gfn);
+            }
+            if target.take_page(gfn) { Ok(0) } else { Err(Errno::ENOENT) }
         }
         XENMEM_POPULATE_PHYSMAP => Ok(extents(domain, pointer, MockDomain::give_page)),
         XENMEM_DECREASE_RESERVATION => Ok(extents(domain, pointer, MockDomain::take_page)),
@@ -90,7 +123,10 @@ fn add_to_physmap(domain: &MockDomain, space: u32, idx: u64, gfn: Gfn) -> Result
             if domain.page_at(gfn).is_none() && !domain.give_page(gfn) {
                 return Err(Errno::ENOMEM);
             }
-            domain.state().shared_info = Some(gfn);
+            if domain.has_shared_info() && domain.xen().refuses_second_mappings() {
+                return Err(Errno::EBUSY);
+            }
+            domain.move_shared_info(gfn);
             Ok(())
         }
         (XENMAPSPACE_SHARED_INFO, _) => Err(Errno::EINVAL),
@@ -100,7 +136,7 @@ fn add_to_physmap(domain: &MockDomain, space: u32, idx: u64, gfn: Gfn) -> Result
             }
             let spaces = domain.xen().extension::<Spaces>();
             let mut spaces = spaces.lock().unwrap_or_else(PoisonError::into_inner);
-            let hook = spaces.0.get_mut(&space).ok_or(Errno::EINVAL)?;
+            let hook = spaces.hooks.get_mut(&space).ok_or(Errno::EINVAL)?;
             hook(domain, idx, gfn)
         }
     }

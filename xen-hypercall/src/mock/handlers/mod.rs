@@ -9,6 +9,8 @@ mod sched;
 mod vcpu;
 mod version;
 
+use core::time::Duration;
+
 use super::{MockDomain, MockXen};
 use crate::{DomId, Errno, HypercallNr};
 
@@ -67,6 +69,11 @@ fn write_at<T: zerocopy::IntoBytes>(pointer: usize, index: usize, value: T) -> A
     // write a `T` here.
     unsafe { pointer.write_unaligned(value) };
     Ok(0)
+}
+
+/// A point in time as Xen takes it from a guest: with the 64th bit set it is negative, and has passed.
+fn at(nanoseconds: u64) -> Duration {
+    Duration::from_nanos(i64::try_from(nanoseconds).map_or(0, i64::unsigned_abs))
 }
 
 /// The domain that an operation is about: the caller's own, or any if the caller is the privileged domain.

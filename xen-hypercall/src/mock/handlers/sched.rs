@@ -4,10 +4,10 @@ use core::sync::atomic::Ordering::Acquire;
 use core::time::Duration;
 use std::vec::Vec;
 
-use super::{Answer, read, read_at};
+use super::{Answer, at, read, read_at};
 use crate::abi::*;
 use crate::mock::MockDomain;
-use crate::sched::ShutdownReason;
+use crate::sched::ShutdownCode;
 use crate::{DomId, Errno, Wait};
 
 /// Processors that a Xen may have at most (`CONFIG_NR_CPUS` as Debian sets it).
@@ -58,8 +58,8 @@ pub(super) fn sched_op(domain: &MockDomain, [command, pointer, ..]: [usize; 5]) 
 }
 
 /// Xen looks at the lowest byte.
-fn reason(reason: u32) -> ShutdownReason {
-    ShutdownReason(reason & 0xFF)
+fn reason(reason: u32) -> ShutdownCode {
+    ShutdownCode(reason & 0xFF)
 }
 
 /// Whether a port is valid is known to the mock of event channels alone: here those of the two-level ABI are.
@@ -79,7 +79,7 @@ fn poll(domain: &MockDomain, op: SchedPoll) -> Answer {
             })
     };
     if !pending() {
-        domain.wait((op.timeout != 0).then(|| Duration::from_nanos(op.timeout)), &|| false);
+        domain.wait((op.timeout != 0).then(|| at(op.timeout)), &|| false);
     }
     Ok(0)
 }

@@ -3,10 +3,10 @@
 use core::sync::atomic::Ordering::SeqCst;
 use core::time::Duration;
 
-use super::{Answer, read, write};
+use super::{Answer, at, read, write};
 use crate::abi::*;
 use crate::mock::MockDomain;
-use crate::sched::ShutdownReason;
+use crate::sched::ShutdownCode;
 use crate::vcpu::RunState;
 use crate::{Errno, Gfn, PAGE_SIZE, VcpuArea, VcpuId};
 
@@ -43,7 +43,7 @@ pub(super) fn vcpu_op(domain: &MockDomain, [command, vcpu, pointer, ..]: [usize;
         }),
         VCPUOP_DOWN => {
             if !domain.another_is_up(vcpu) {
-                domain.set_shutdown(ShutdownReason::POWEROFF);
+                domain.set_shutdown(ShutdownCode::POWEROFF);
                 return Ok(0);
             }
             with(&mut |state| {
@@ -81,10 +81,7 @@ pub(super) fn vcpu_op(domain: &MockDomain, [command, vcpu, pointer, ..]: [usize;
         }),
         VCPUOP_SET_SINGLESHOT_TIMER => {
             its_own()?;
-            set_singleshot(
-                domain,
-                Duration::from_nanos(read::<VcpuSetSingleshotTimer>(pointer)?.timeout_abs_ns),
-            )
+            set_singleshot(domain, at(read::<VcpuSetSingleshotTimer>(pointer)?.timeout_abs_ns))
         }
         VCPUOP_STOP_SINGLESHOT_TIMER => {
             its_own()?;

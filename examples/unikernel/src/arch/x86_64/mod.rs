@@ -33,15 +33,11 @@ pub(crate) fn early_byte(byte: u8) {
     unsafe { asm!("out 0xE9, al", in("al") byte, options(nomem, nostack, preserves_flags)) }
 }
 
-unsafe extern "C" {
-    fn idle_until_event(vmcall: u32);
-}
-
-/// Sleeps by SCHEDOP_block until an event is pending, at once if one is. This is the only place where interrupts
-/// are on, see `traps`.
-pub(crate) fn idle(call: &Call) {
-    // SAFETY: the routine is in `traps`; it keeps to the C calling convention.
-    unsafe { idle_until_event(u32::from(call.name() == "vmcall")) }
+/// Sleeps until an interrupt. This is the only place where interrupts are on, see `traps`: an event that is pending already
+/// ends the sleep as it begins.
+pub(crate) fn idle() {
+    // SAFETY: this is ring 0, and the handler of the only interrupt is the one for this.
+    unsafe { xen_hypercall::arch::x86_64::idle::sleep_unless(|| false) }
 }
 
 /// Nothing more can be done, and Xen was told so.

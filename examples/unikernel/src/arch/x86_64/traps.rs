@@ -1,26 +1,19 @@
 //! Faults, which end the domain with a report, and the one interrupt, which ends a sleep.
 //!
-//! Interrupts are off everywhere but inside `idle_until_event`, so nothing is ever interrupted in the middle of
-//! work, no lock is needed, and no register but the flags and the instruction pointer has to be thought of. Xen
-//! asserts the upcall vector as long as `evtchn_upcall_pending` of the vCPU is set, and the handler does not clear
-//! it: the main loop does, when it looks at the events.
-//!
-//! The main loop looks for work, finds none, and calls `idle_until_event`. If an event arrives before `sti`, the
-//! upcall comes right after it, before the hypercall is made: were that all, the hypercall would then sleep on an
-//! event that nobody has looked at. So the handler moves an instruction pointer that it finds anywhere between the
-//! two labels to the second one, past the hypercall. It also turns interrupts off in the flags it returns to,
-//! since the vector stays asserted until the main loop has looked.
+//! Interrupts are off everywhere but inside the sleep of the SDK's `idle`, so nothing is ever interrupted in the middle of
+//! work, and no lock is needed. Xen asserts the upcall vector as long as `evtchn_upcall_pending` of the vCPU is set, and
+//! the handler, which is the SDK's too, does not clear it: the main loop does, when it looks at the events.
 
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
+
+use xen_hypercall::arch::x86_64::idle;
 
 use super::paging;
 
 /// The interrupt by which Xen tells of events.
 pub(crate) const UPCALL_VECTOR: u8 = 0x20;
 
-const SCHED_OP: u32 = 29;
-const SCHEDOP_BLOCK: u32 = 1;
 const CODE: u16 = 8;
 const TSS: u16 = 16;
 const FAULTS: usize = 32;
@@ -29,36 +22,6 @@ const FAULT_STACK: usize = 16 * 1024;
 
 global_asm!(
     r#"
-    .global idle_until_event
-idle_until_event:
-    mov r8d, edi
-    mov eax, {sched_op}
-    mov edi, {block}
-    xor esi, esi
-    test r8d, r8d
-idle_begin:
-    sti
-    jnz 2f
-    vmmcall
-    jmp idle_end
-2:  vmcall
-idle_end:
-    cli
-    ret
-
-upcall_entry:
-    push rax
-    lea rax, [rip + idle_begin]
-    cmp [rsp + 8], rax
-    jb 3f
-    lea rax, [rip + idle_end]
-    cmp [rsp + 8], rax
-    jae 3f
-    mov [rsp + 8], rax
-3:  and qword ptr [rsp + 24], ~0x200
-    pop rax
-    iretq
-
     .balign 16
 fault_entries:
     .set vector, 0
@@ -79,8 +42,6 @@ fault_entry:
     and rsp, -16
     call {fault}
     "#,
-    sched_op = const SCHED_OP,
-    block = const SCHEDOP_BLOCK,
     faults = const FAULTS,
     fault = sym fault,
 );
@@ -144,7 +105,6 @@ struct Tss {
 pub(crate) fn install() {
     unsafe extern "C" {
         static fault_entries: u8;
-        static upcall_entry: u8;
     }
     let stack = Box::leak(alloc::vec![0_u8; FAULT_STACK].into_boxed_slice()).as_mut_ptr_range().end;
     let mut tss = Tss {
@@ -172,7 +132,7 @@ pub(crate) fn install() {
     for (vector, slot) in idt.iter_mut().enumerate().take(FAULTS) {
         *slot = gate(entries + vector as u64 * 16, 1);
     }
-    idt[UPCALL_VECTOR as usize] = gate((&raw const upcall_entry).expose_provenance() as u64, 0);
+    idt[UPCALL_VECTOR as usize] = gate(idle::upcall_entry() as u64, 0);
     let gdt = Pointer { limit: size_of_val(gdt) as u16 - 1, base: gdt.as_ptr().expose_provenance() as u64 };
     let idt = Pointer { limit: size_of_val(idt) as u16 - 1, base: idt.as_ptr().expose_provenance() as u64 };
     // SAFETY: the tables are well-formed and live for ever; the code segment stays the same as the boot code's.

@@ -1,0 +1,238 @@
+//! What a domain has once, and who owns it.
+#![allow(unsafe_code, reason = "counts who uses a page, and maps shared_info")]
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+
+use crate::memory::{PhysmapSpace, add_to_physmap};
+use crate::sched::{self, Resumed};
+use crate::{Errno, Page, Platform, SharedInfo};
+
+/// The right to what a domain has once: its `shared_info` page, its event channels and its grant table.
+///
+/// A kernel makes one, at its start, and from it the owners of these three: [`shared_info`](Self::shared_info) is mapped by
+/// [`new`](Self::new), and each [`Part`] can be [claimed](Self::claim) once (`EventChannels::new` of `xen-evtchn` and
+/// `GrantTable::new` of `xen-gnttab` do so). There is no safe way to a second owner of any of them.
+///
+/// The platform is cloned into each owner, so it should be a reference or another cheap handle. The memory of the token
+/// itself is a page of the platform's, given back when the token and all claims are gone. The page of `shared_info` stays
+/// with Xen.
+pub struct Domain<P: Platform>(Handle<P>);
+
+/// A part of the domain with one owner.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Part {
+    /// The ports, and the fields of `shared_info` for them.
+    EventChannels,
+    /// The entries of the grant table.
+    GrantTable,
+}
+
+impl Part {
+    const fn bit(self) -> u32 {
+        match self {
+            Self::EventChannels => 1,
+            Self::GrantTable => 2,
+        }
+    }
+}
+
+/// One life of a domain, from its start or a resume to the next resume in a new domain. What names something of Xen's, such
+/// as a port or a grant reference, is of one incarnation, and means nothing in another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Incarnation(u32);
+
+/// The ownership of a [`Part`]. Dropped, it leaves the part without an owner for good, for Xen may use its memory still;
+/// [`release`](Self::release) lets another one be made.
+pub struct Claim<P: Platform> {
+    handle: Handle<P>,
+    part: Part,
+}
+
+/// What all handles of a domain share, at the start of a page.
+struct State {
+    handles: AtomicUsize,
+    incarnation: AtomicU32,
+    /// The parts that have owners.
+    claimed: AtomicU32,
+}
+
+struct Handle<P: Platform> {
+    platform: P,
+    /// At the start of a page of the platform's, which is freed with the last handle.
+    state: NonNull<State>,
+    shared: NonNull<Page>,
+}
+
+// SAFETY: the state is atomics, freed by the last handle alone; the other page is accessed by atomics through `SharedInfo`.
+// The platform goes where the handle goes.
+unsafe impl<P: Platform + Send> Send for Handle<P> {}
+// SAFETY: as above; by a shared reference no more than the platform's is reached.
+unsafe impl<P: Platform + Sync> Sync for Handle<P> {}
+
+impl<P: Platform> Handle<P> {
+    fn state(&self) -> &State {
+        // SAFETY: `Domain::new` made the state, and it is there as long as any handle is.
+        unsafe { self.state.as_ref() }
+    }
+
+    fn shared_info(&self) -> SharedInfo<'_> {
+        // SAFETY: `Domain::new` mapped shared_info there, where it stays: nobody else maps it, and a resume maps it there again
+        // before anybody may access it. The page stays as long as the platform, which this handle has.
+        unsafe { SharedInfo::from_page(self.shared) }
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        Incarnation(self.state().incarnation.load(Ordering::Relaxed))
+    }
+}
+
+impl<P: Platform + Clone> Clone for Handle<P> {
+    fn clone(&self) -> Self {
+        let platform = self.platform.clone();
+        // Relaxed, as of any reference count: there is a handle already.
+        self.state().handles.fetch_add(1, Ordering::Relaxed);
+        Self { platform, state: self.state, shared: self.shared }
+    }
+}
+
+impl<P: Platform> Drop for Handle<P> {
+    fn drop(&mut self) {
+        if self.state().handles.fetch_sub(1, Ordering::Release) == 1 {
+            // What the other handles did comes before the page is somebody else's.
+            fence(Ordering::Acquire);
+            // SAFETY: the page is one that `Domain::new` allocated, this was the last handle, and atomics need no drop.
+            unsafe { self.platform.free_pages(self.state.cast(), 1) };
+        }
+    }
+}
+
+impl<P: Platform> Domain<P> {
+    /// Takes possession of the domain, and maps its `shared_info` (`XENMEM_add_to_physmap`) on a page of the platform's.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the platform has no two pages, otherwise Xen's answer to the mapping. The page for it is lost then,
+    /// for Xen may have taken its memory away before it refused.
+    ///
+    /// # Safety
+    /// The caller promises that nobody else in this domain holds or makes another token, and that nobody uses the domain's
+    /// `shared_info`, event channels or grant table other than through what is made from this one, as long as it or
+    /// anything made from it exists. A boot loader or an earlier kernel that used them is gone. In return nothing that
+    /// is made from the token by safe code breaks memory safety.
+    pub unsafe fn new(platform: P) -> Result<Self, Errno> {
+        let state = platform.alloc_pages(1).ok_or(Errno::ENOMEM)?;
+        let Some(shared) = platform.alloc_pages(1) else {
+            // SAFETY: allocated above, and nobody has seen it.
+            unsafe { platform.free_pages(state, 1) };
+            return Err(Errno::ENOMEM);
+        };
+        // SAFETY: the page was just allocated for this, nothing else uses it, and it is never freed from here on.
+        let mapped = unsafe { map_shared_info(&platform, shared) };
+        if let Err(error) = mapped {
+            // SAFETY: allocated above, and nobody has seen it.
+            unsafe { platform.free_pages(state, 1) };
+            return Err(error);
+        }
+        let state = state.cast::<State>();
+        let first = State {
+            handles: AtomicUsize::new(1),
+            incarnation: AtomicU32::new(0),
+            claimed: AtomicU32::new(0),
+        };
+        // SAFETY: the page is exclusively ours, aligned as a page is, and larger than the state.
+        unsafe { state.write(first) };
+        Ok(Self(Handle { platform, state, shared }))
+    }
+
+    /// The platform that everything runs on.
+    pub fn platform(&self) -> &P {
+        &self.0.platform
+    }
+
+    /// The page that Xen shares with the domain.
+    pub fn shared_info(&self) -> SharedInfo<'_> {
+        self.0.shared_info()
+    }
+
+    /// The domain's present life.
+    pub fn incarnation(&self) -> Incarnation {
+        self.0.incarnation()
+    }
+
+    /// Makes the caller the owner of a part. `None`: it has an owner, or had one that did not release it.
+    pub fn claim(&self, part: Part) -> Option<Claim<P>>
+    where
+        P: Clone,
+    {
+        let before = self.0.state().claimed.fetch_or(part.bit(), Ordering::Acquire);
+        (before & part.bit() == 0).then(|| Claim { handle: self.0.clone(), part })
+    }
+
+    /// Lets the toolstack save the domain (`SHUTDOWN_suspend`), and returns when it goes on. In a new domain a new
+    /// [`Incarnation`] begins: `shared_info` is mapped again at the same address, and whatever names something of the old
+    /// domain's is stale: its methods return errors, and dropping it asks nothing of Xen.
+    ///
+    /// # Errors
+    /// Xen's. With `shared_info` not mapped again in a new domain, the kernel must end at once, see below.
+    ///
+    /// # Safety
+    /// The caller runs on vCPU 0, with all other vCPUs down and interrupts off, and nobody else runs any code of this domain
+    /// meanwhile. No page of another domain is mapped, and no device writes to the domain's memory. After an error the caller touches nothing that was made from the
+    /// token, and ends the domain. In return, memory that safe code reaches through the token stays valid.
+    pub unsafe fn suspend(&self) -> Result<Resumed, Errno> {
+        // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
+        let resumed = unsafe { sched::suspend(self.platform()) }?;
+        if resumed == Resumed::InNewDomain {
+            self.0.state().incarnation.fetch_add(1, Ordering::Relaxed);
+            // SAFETY: the page is the one that was shared_info before, and is accessed as that alone. Nobody does so now.
+            unsafe { map_shared_info(self.platform(), self.0.shared) }?;
+        }
+        Ok(resumed)
+    }
+}
+
+impl<P: Platform> Claim<P> {
+    /// The platform that everything runs on.
+    pub fn platform(&self) -> &P {
+        &self.handle.platform
+    }
+
+    /// The page that Xen shares with the domain.
+    pub fn shared_info(&self) -> SharedInfo<'_> {
+        self.handle.shared_info()
+    }
+
+    /// The domain's present life.
+    #[inline]
+    pub fn incarnation(&self) -> Incarnation {
+        self.handle.incarnation()
+    }
+
+    /// Lets the part have another owner: Xen uses nothing of this one's any more.
+    pub fn release(self) {
+        self.handle.state().claimed.fetch_and(!self.part.bit(), Ordering::Release);
+    }
+}
+
+/// Makes a page `shared_info`.
+///
+/// # Safety
+/// The page is the caller's, used as `shared_info` alone and never given back.
+unsafe fn map_shared_info(platform: &impl Platform, page: NonNull<Page>) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { add_to_physmap(platform, PhysmapSpace::SHARED_INFO, 0, platform.gfn(page)) }
+}
+
+impl<P: Platform> fmt::Debug for Domain<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Domain").field("incarnation", &self.incarnation().0).finish_non_exhaustive()
+    }
+}
+
+impl<P: Platform> fmt::Debug for Claim<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").field("part", &self.part).finish_non_exhaustive()
+    }
+}
