@@ -263,7 +263,11 @@ impl<'x, P: Platform + Wait> Begun<'x, P> {
         let Self { device, queues, trusted } = self;
         let device = device.wait_connected(xs, deadline)?;
         let features = Features::read(xs, &device, trusted).and_then(|features| {
-            device.switch(xs, XenbusState::CONNECTED).map(|_| features).map_err(Error::from)
+            match device.switch(xs, XenbusState::CONNECTED)? {
+                true => Ok(features),
+                // It was taken away, or made anew.
+                false => Err(Error::Closed),
+            }
         });
         match features {
             Ok(features) => Ok((Link { device, queues }, features)),

@@ -81,10 +81,10 @@ fn the_event_channels_are_closed_before_memory_goes() {
         store.connect(&guest.0);
         let back =
             MockBlkback::new(&store, &guest.0, VBD, Options { max_queues: Some(1), ..Options::plain() });
-        // SAFETY: the guest has no other kernel.
-        let token = unsafe { Domain::new(guest.clone()) }.unwrap();
-        let events = EventChannels::new(&token).unwrap();
-        let grants = GrantTable::new(&token).unwrap();
+        // SAFETY: a machine of the mock's, and its only token.
+        let domain = unsafe { Domain::new(guest.clone()) }.unwrap();
+        let events = EventChannels::new(&domain).unwrap();
+        let grants = GrantTable::new(&domain).unwrap();
         let mut xs = Xenstore::new(&events).unwrap();
         let soon = guest.now() + Duration::from_secs(5);
         let begun = BlkFront::begin(&mut xs, &events, &grants, VBD, soon, Config::default()).unwrap();
