@@ -1,7 +1,7 @@
 //! The domain's event channels, and the interrupt side of all of them.
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use xen_hypercall::{
@@ -31,8 +31,6 @@ pub struct EventChannels<P: Platform> {
     throttled: AtomicU32,
     /// Counts what a waiter has to look at again for.
     sequence: AtomicU64,
-    /// Something fired since [`EventChannels::wait`] returned last.
-    unseen: AtomicBool,
 }
 
 /// A moment in the row of a domain's events, see [`EventChannels::seq`]. A later event makes another number, of 64 bits.
@@ -126,7 +124,6 @@ impl<P: Platform> EventChannels<P> {
             passes: AtomicU32::new(0),
             throttled: AtomicU32::new(0),
             sequence: AtomicU64::new(0),
-            unseen: AtomicBool::new(false),
         }
     }
 
@@ -267,7 +264,6 @@ impl<P: Platform> EventChannels<P> {
         }
         if done.more {
             self.sequence.fetch_add(1, Ordering::AcqRel);
-            self.unseen.store(true, Ordering::Release);
         }
         done.scan.events
     }
@@ -311,23 +307,6 @@ impl<P: Platform> EventChannels<P> {
         }
     }
 
-    /// The wait that this crate had before [`wait_since`](Self::wait_since), until all callers use that.
-    #[doc(hidden)]
-    pub fn wait(&self, deadline: Option<Duration>)
-    where
-        P: Wait,
-    {
-        self.unmask_due();
-        self.dispatch(VcpuId(0));
-        if !self.unseen.swap(false, Ordering::AcqRel) {
-            let deadline = deadline.into_iter().chain(self.next_unmask()).min();
-            self.platform().wait(deadline, &|| self.unseen.load(Ordering::Acquire));
-            self.unmask_due();
-            self.dispatch(VcpuId(0));
-            self.unseen.store(false, Ordering::Release);
-        }
-    }
-
     /// The totals so far.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -368,7 +347,6 @@ impl<P: Platform> EventChannels<P> {
     pub(crate) fn count_event(&self) {
         self.totals.events.fetch_add(1, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::AcqRel);
-        self.unseen.store(true, Ordering::Release);
     }
 
     pub(crate) fn count_stray(&self) {

@@ -145,11 +145,7 @@ impl<P: Platform> EventChannels<P> {
     where
         P: Wait,
     {
-        if self.throttled_now().load(Relaxed) == 0 || !self.is_current() {
-            return None;
-        }
-        let now = self.platform().now();
-        self.records().iter().filter_map(|(_, record)| record.due(now)).min()
+        self.look_at_throttled(false).1
     }
 
     /// Unmasks the throttled channels whose time has come; returns how many. [`wait_since`](Self::wait_since) does it, too.
@@ -157,20 +153,31 @@ impl<P: Platform> EventChannels<P> {
     where
         P: Wait,
     {
+        self.look_at_throttled(true).0
+    }
+
+    /// Unmasks the throttled channels whose time has come, if it may. Returns how many, and when the next one is due.
+    #[inline(never)]
+    fn look_at_throttled(&self, unmask: bool) -> (usize, Option<Duration>)
+    where
+        P: Wait,
+    {
+        let (mut count, mut next) = (0, None);
         if self.throttled_now().load(Relaxed) == 0 || !self.is_current() {
-            return 0;
+            return (count, next);
         }
         let now = self.platform().now();
-        let due = |record: &Record| record.due(now).is_some_and(|due| due <= now);
-        let mut count = 0;
-        for (port, record) in self.records().iter().filter(|(_, record)| due(record)) {
+        self.records().each(|port, record| {
+            let Some(due) = record.due(now) else { return };
+            if !unmask || due > now {
+                next = Some(next.map_or(due, |next: Duration| next.min(due)));
             // Of several who look, and the owner, one ends it.
-            if state::unthrottle(record.word()) {
+            } else if state::unthrottle(record.word()) {
                 self.throttled_now().fetch_sub(1, Release);
                 self.settle(port, record);
                 count += 1;
             }
-        }
-        count
+        });
+        (count, next)
     }
 }

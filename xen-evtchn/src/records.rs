@@ -66,15 +66,16 @@ impl<P: Platform> Records<P> {
         chunk.get(index).ok_or(Error::PortOutOfRange(port))
     }
 
-    /// All records that exist, with their ports. At most one for each port.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Port, &Record)> {
-        let tables = self.tables.iter().enumerate().filter_map(|(i, table)| Some((i, published(table)?)));
-        let chunks = tables.flat_map(|(i, table)| {
-            table.iter().enumerate().filter_map(move |(j, chunk)| Some((i * TABLE + j, published(chunk)?)))
-        });
-        chunks.flat_map(|(i, chunk)| {
-            chunk.iter().enumerate().map(move |(j, record)| (Port((i * CHUNK + j) as u32), record))
-        })
+    /// Calls `f` with all records that exist. At most one for each port.
+    pub(crate) fn each(&self, mut f: impl FnMut(Port, &Record)) {
+        let places = |index: usize, count: usize| index as u32 * count as u32..;
+        for (i, table) in self.tables.iter().enumerate() {
+            for (j, chunk) in places(i, TABLE).zip(published(table).into_iter().flatten()) {
+                for (port, record) in places(j as usize, CHUNK).zip(published(chunk).into_iter().flatten()) {
+                    f(Port(port), record);
+                }
+            }
+        }
     }
 
     /// What a pointer leads to; allocates a page and fills it when it leads nowhere yet.
