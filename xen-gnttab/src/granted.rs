@@ -8,6 +8,8 @@ use xen_hypercall::{DomId, Gfn, Incarnation, PAGE_SIZE, Platform};
 use xen_ring::{Backing, OutOfRange, SharedMem};
 
 use crate::abi::{Access, GrantFlags, GrantRef};
+use crate::entry::v1;
+use crate::frames::MAX_FRAMES;
 use crate::page::{ExposedPage, OwnedPage};
 use crate::{GrantTable, Reference};
 
@@ -19,12 +21,17 @@ use crate::{GrantTable, Reference};
 pub struct GrantedPage<'g, P: Platform> {
     table: &'g GrantTable<P>,
     page: ExposedPage,
-    gref: GrantRef,
-    /// To whom and what for it was granted: what the entry says, which is slow to read.
+    /// The reference, and with [`READ_ONLY`] what it was granted for. Every driver has many such pages in a row, so one has
+    /// three words.
+    gref: u32,
+    /// To whom it was granted: what the entry says, which is slow to read.
     peer: DomId,
-    access: Access,
     life: Incarnation,
 }
+
+/// No table has so many references.
+const READ_ONLY: u32 = 1 << 31;
+const _: () = assert!(MAX_FRAMES as u64 * (v1::PER_FRAME as u64) < READ_ONLY as u64);
 
 /// How a grant ended.
 #[must_use = "a page that came back is freed when this is dropped"]
@@ -68,13 +75,14 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         peer: DomId,
         access: Access,
     ) -> Self {
-        Self { table, page, gref, peer, access, life: table.frames.life() }
+        let gref = gref.0 | if access == Access::ReadOnly { READ_ONLY } else { 0 };
+        Self { table, page, gref, peer, life: table.frames.life() }
     }
 
     fn into_parts(self) -> (&'g GrantTable<P>, GrantRef, ExposedPage) {
         let this = ManuallyDrop::new(self);
         // SAFETY: `this` is not used, nor dropped, afterwards, so the page is moved and not copied.
-        (this.table, this.gref, unsafe { this.page.duplicate() })
+        (this.table, this.gref(), unsafe { this.page.duplicate() })
     }
 
     /// The page of a grant that is stale, which no grant leads to any more.
@@ -88,8 +96,9 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     }
 
     /// What the peer needs to reach the page: written to xenstore, or into a request.
+    #[inline]
     pub fn gref(&self) -> GrantRef {
-        self.gref
+        GrantRef(self.gref & !READ_ONLY)
     }
 
     /// The guest frame of the page.
@@ -109,12 +118,12 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
 
     /// What the peer may do with it.
     pub fn access(&self) -> Access {
-        self.access
+        if self.gref & READ_ONLY == 0 { Access::ReadWrite } else { Access::ReadOnly }
     }
 
     /// Whether the peer has the page mapped, or copies it, at this moment. It may start to right after.
     pub fn in_use(&self) -> bool {
-        self.is_current() && self.table.flags(self.gref).intersects(GrantFlags::IN_USE)
+        self.is_current() && self.table.flags(self.gref()).intersects(GrantFlags::IN_USE)
     }
 
     /// The page's bytes, which the peer may change at any time.
@@ -164,7 +173,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
             return Ended::Page(unsafe { self.stale_page() });
         }
         // SAFETY: they were one grant of this table until now, and move.
-        unsafe { self.table.finish_and_free(self.gref, self.page.duplicate()) }
+        unsafe { self.table.finish_and_free(self.gref(), self.page.duplicate()) }
     }
 
     /// Takes the peer's access away and keeps the reference for the next grant: the way for a driver that grants a page
@@ -174,7 +183,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         if !self.is_current() {
             let this = ManuallyDrop::new(self);
             // SAFETY: `this` is not used, nor dropped, afterwards.
-            return Some((unsafe { this.stale_page() }, Reference::new(this.table, this.gref, life)));
+            return Some((unsafe { this.stale_page() }, Reference::new(this.table, this.gref(), life)));
         }
         let (table, gref, page) = self.into_parts();
         // SAFETY: they were one grant of this table until now.
@@ -198,7 +207,7 @@ impl<P: Platform> Backing for GrantedPage<'_, P> {
 impl<P: Platform> fmt::Debug for GrantedPage<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GrantedPage")
-            .field("gref", &self.gref)
+            .field("gref", &self.gref())
             .field("peer", &self.peer())
             .finish_non_exhaustive()
     }
@@ -227,7 +236,7 @@ impl<'g, P: Platform> LentPage<'g, P> {
 
     /// What the peer needs to reach the page.
     pub fn gref(&self) -> GrantRef {
-        self.0.gref
+        self.0.gref()
     }
 
     /// Who may read the page.
@@ -260,6 +269,6 @@ impl<'g, P: Platform> LentPage<'g, P> {
 
 impl<P: Platform> fmt::Debug for LentPage<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LentPage").field("gref", &self.0.gref).field("peer", &self.peer()).finish()
+        f.debug_struct("LentPage").field("gref", &self.0.gref()).field("peer", &self.peer()).finish()
     }
 }

@@ -3,7 +3,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering, fence};
 
 use crate::memory::{PhysmapSpace, add_to_physmap};
 use crate::sched::{self, Resumed};
@@ -42,7 +42,7 @@ impl Part {
 /// One life of a domain, from its start or a resume to the next resume in a new domain. What names something of Xen's, such
 /// as a port or a grant reference, is of one incarnation, and means nothing in another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Incarnation(u32);
+pub struct Incarnation(u16);
 
 /// The ownership of a [`Part`]. Dropped, it leaves the part without an owner for good, for Xen may use its memory still;
 /// [`release`](Self::release) lets another one be made.
@@ -54,7 +54,8 @@ pub struct Claim<P: Platform> {
 /// What all handles of a domain share, at the start of a page.
 struct State {
     handles: AtomicUsize,
-    incarnation: AtomicU32,
+    /// Ends at its last number, for one that came again would make what is stale seem to be of the present life.
+    incarnation: AtomicU16,
     /// The parts that have owners.
     claimed: AtomicU32,
 }
@@ -138,7 +139,7 @@ impl<P: Platform> Domain<P> {
         let state = state.cast::<State>();
         let first = State {
             handles: AtomicUsize::new(1),
-            incarnation: AtomicU32::new(0),
+            incarnation: AtomicU16::new(0),
             claimed: AtomicU32::new(0),
         };
         // SAFETY: the page is exclusively ours, aligned as a page is, and larger than the state.
@@ -175,13 +176,16 @@ impl<P: Platform> Domain<P> {
     /// domain's is stale: its methods return errors, and dropping it asks nothing of Xen.
     ///
     /// # Errors
-    /// Xen's. With `shared_info` not mapped again in a new domain, the kernel must end at once, see below.
+    /// `EOVERFLOW` without a call after 65,535 resumes in new domains; otherwise Xen's. With `shared_info` not mapped again in a new domain, the kernel must end at once, see below.
     ///
     /// # Safety
     /// The caller runs on vCPU 0, with all other vCPUs down and interrupts off, and nobody else runs any code of this domain
     /// meanwhile. No page of another domain is mapped, and no device writes to the domain's memory. After an error the caller touches nothing that was made from the
     /// token, and ends the domain. In return, memory that safe code reaches through the token stays valid.
     pub unsafe fn suspend(&self) -> Result<Resumed, Errno> {
+        if self.incarnation().0 == u16::MAX {
+            return Err(Errno::EOVERFLOW);
+        }
         // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
         let resumed = unsafe { sched::suspend(self.platform()) }?;
         if resumed == Resumed::InNewDomain {
