@@ -395,7 +395,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].
     pub fn publish(&mut self) -> Result<(), Error> {
-        self.check()?;
+        self.check_and_tell()?;
         let Self { queues, stats, .. } = self;
         let published = each(queues).try_for_each(|queue| queue.publish(stats));
         self.settle(published)
@@ -404,6 +404,19 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     #[inline]
     pub(crate) fn check(&self) -> Result<(), Error> {
         if matches!(self.state, State::Connected) { Ok(()) } else { Err(self.ended()) }
+    }
+
+    /// [`check`](Self::check), where tasks that wait hear of a device that broke since.
+    #[inline]
+    pub(crate) fn check_and_tell(&mut self) -> Result<(), Error> {
+        if matches!(self.state, State::Connected) { Ok(()) } else { Err(self.told_end()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn told_end(&mut self) -> Error {
+        self.tell();
+        self.ended()
     }
 
     /// Why the device is not at work.
@@ -425,7 +438,6 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     fn failed(&mut self, error: Error) -> Error {
         if let Error::Broken(violation) = error {
             self.state = State::Broken(violation);
-            self.tell();
         }
         error
     }

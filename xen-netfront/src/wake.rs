@@ -17,7 +17,7 @@ impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
     /// # Errors
     /// [`Error::Closed`], [`Error::Broken`], [`Error::Event`].
     pub fn arm(&mut self) -> Result<bool, Error> {
-        self.check()?;
+        self.check_and_tell()?;
         // With less than that a large frame does not get out.
         let wanted = if self.config.send.contains(Features::SCATTER_GATHER) { LARGE } else { 1 };
         let Self { queues, stats, .. } = self;
@@ -49,7 +49,7 @@ impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
     }
 
     /// Whether the link is up, once that is not what was `known`. Otherwise the task is woken then, by
-    /// [`service`](Self::service) or whatever else finds it out.
+    /// [`service`](Self::service), [`reconnect`](Self::reconnect), [`publish`](Self::publish) or [`arm`](Self::arm).
     pub fn poll_link(&mut self, cx: &mut Context<'_>, known: bool) -> Poll<bool> {
         if self.is_link_up() != known {
             return Poll::Ready(self.is_link_up());

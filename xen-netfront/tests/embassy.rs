@@ -187,6 +187,7 @@ fn a_stack_is_woken_when_the_link_changes_and_its_card_is_controlled_beside_it()
         machine.switch.send(frame(GUEST, HOST, 80, 1));
         machine.run();
         assert!(card.borrow_mut().receive(&mut [0; 100]).is_err());
+        assert!(card.borrow_mut().publish().is_err());
     });
     // Whoever holds the card keeps the stack waiting, and no longer.
     let held = card.borrow_mut();

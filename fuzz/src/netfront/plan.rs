@@ -170,6 +170,9 @@ impl Plan {
             rx_pages: 1 + usize::from(self.rx_pages) % 32,
             queues: QUEUES,
             split_channels: self.split,
+            // The machine has a device. Watches for its link cost as much as the rest of a handshake.
+            await_device: false,
+            follow_link: self.split,
             ..Config::default()
         }
     }

@@ -1,9 +1,20 @@
 //! Frames that tell which they are, and whether they arrive as they were sent.
 
+use std::sync::OnceLock;
 use std::vec::Vec;
 
 use crate::packet::{self, Packet};
-use crate::{Gso, GsoKind};
+use crate::{FRAME_MAX, Gso, GsoKind};
+
+/// Places in the pattern from which a frame's bytes may begin.
+const SHIFTS: usize = 4096;
+
+/// Bytes that differ from those around them, made once: what a fuzzer tries in a second has many of them.
+fn pattern() -> &'static [u8] {
+    static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
+    let byte = |i: usize| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8;
+    PATTERN.get_or_init(|| (0..SHIFTS + FRAME_MAX).map(byte).collect())
+}
 
 /// What went one way. Each frame begins with its number, from which all that it holds follows.
 #[derive(Default)]
@@ -19,7 +30,10 @@ impl Direction {
     pub(super) fn payload(&mut self, len: usize) -> Vec<u8> {
         let number = self.sent.len();
         let mut payload = (number as u32).to_be_bytes().to_vec();
-        payload.extend((0..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ number as u8));
+        // From another place for each, so that no frame is like the one before it.
+        let pattern = pattern();
+        let rest = pattern.get(number * 7 % SHIFTS..).and_then(|rest| rest.get(..len));
+        payload.extend_from_slice(rest.expect("no longer than any frame"));
         self.sent.push(payload.clone());
         payload
     }

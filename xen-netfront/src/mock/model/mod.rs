@@ -64,7 +64,7 @@ impl core::fmt::Debug for Model<'_> {
 
 impl<'m> Model<'m> {
     /// Handshakes that there are at most: they take longer than anything else, and one does not differ much from the next.
-    const HANDSHAKES: usize = 4;
+    const HANDSHAKES: usize = 3;
 
     /// Connects the device, and lets things go wrong from then on.
     ///
