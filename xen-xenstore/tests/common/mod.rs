@@ -15,6 +15,9 @@ use xen_xenstore::{Error, Xenstore};
 pub const ID: DomId = DomId(1);
 pub const HOME: &str = "/local/domain/1";
 
+/// Until when somebody writes to a node all the time.
+pub const FLOOD: Duration = Duration::from_secs(600);
+
 pub struct Machine {
     pub xen: MockXen,
     pub guest: MockDomain,
@@ -55,10 +58,13 @@ impl Machine {
         });
     }
 
-    /// Somebody writes a node without end, each time that the daemon may act, and 10 ms go by.
+    /// Somebody writes a node each time that the daemon may act, and 10 ms go by: for [`FLOOD`], which is longer than any wait.
     pub fn flood(&self, path: &str, value: &str) {
         let (store, path, value) = (self.store.clone(), path.to_owned(), value.to_owned());
         self.xen.add_actor("flood", move |xen| {
+            if xen.now() > FLOOD {
+                return false;
+            }
             store.write(&path, &value);
             xen.advance(Duration::from_millis(10));
             true
