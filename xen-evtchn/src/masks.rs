@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait, event};
 
-use crate::record::Record;
+use crate::record::{Record, nanoseconds};
 use crate::settle::settle;
 use crate::state::{self, FREE, LATE, MASKED, THROTTLED, TWICE, UNFINISHED};
 use crate::{EventChannels, Port};
@@ -164,13 +164,13 @@ impl<P: Platform> EventChannels<P> {
     {
         let (mut count, mut next) = (0, None);
         if self.throttled_now().load(Relaxed) == 0 || !self.is_current() {
-            return (count, next);
+            return (count, None);
         }
-        let now = self.platform().now();
+        let now = nanoseconds(self.platform().now());
         self.records().each(|port, record| {
             let Some(due) = record.due(now) else { return };
             if !unmask || due > now {
-                next = Some(next.map_or(due, |next: Duration| next.min(due)));
+                next = Some(next.map_or(due, |next: u64| next.min(due)));
             // Of several who look, and the owner, one ends it.
             } else if state::unthrottle(record.word()) {
                 self.throttled_now().fetch_sub(1, Release);
@@ -178,6 +178,6 @@ impl<P: Platform> EventChannels<P> {
                 count += 1;
             }
         });
-        (count, next)
+        (count, next.map(Duration::from_nanos))
     }
 }

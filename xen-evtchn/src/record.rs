@@ -217,18 +217,18 @@ impl Record {
     }
 
     /// Until when the port is throttled, if it is. A pause that has not begun does so `now`.
-    pub(crate) fn due(&self, now: Duration) -> Option<Duration> {
+    pub(crate) fn due(&self, now: u64) -> Option<u64> {
         if Word::load(&self.word) & THROTTLED == 0 {
             return None;
         }
         let due = self.due.load(Relaxed);
         if due & NOT_YET == 0 {
-            return Some(Duration::from_nanos(due));
+            return Some(due);
         }
-        let until = nanoseconds(now).saturating_add(due & !NOT_YET).min(NOT_YET - 1);
+        let until = now.saturating_add(due & !NOT_YET).min(NOT_YET - 1);
         // Of several who look, the first decides.
         let _ = self.due.compare_exchange(due, until, AcqRel, Relaxed);
-        Some(Duration::from_nanos(until))
+        Some(until)
     }
 
     #[inline]
@@ -253,6 +253,6 @@ impl Record {
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

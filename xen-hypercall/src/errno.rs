@@ -43,12 +43,23 @@ macro_rules! errnos {
 
 impl Errno {
     fn describe(self) -> Option<(&'static str, &'static str)> {
-        LINES.lines().find_map(|line| {
-            let (number, rest) = line.split_once('/')?;
-            let number = number.bytes().fold(0, |number, digit| number * 10 + i32::from(digit - b'0'));
-            rest.split_once('/').filter(|_| number == self.0)
-        })
+        let mut lines = LINES;
+        loop {
+            let (line, rest) = cut(lines, b'\n')?;
+            let (number, words) = cut(line, b'/')?;
+            if number.bytes().fold(0, |number, digit| number * 10 + i32::from(digit - b'0')) == self.0 {
+                return cut(words, b'/');
+            }
+            lines = rest;
+        }
     }
+}
+
+/// What is before and behind a character of ASCII.
+#[inline(never)]
+fn cut(text: &'static str, at: u8) -> Option<(&'static str, &'static str)> {
+    let place = text.bytes().position(|byte| byte == at)?;
+    Some((text.get(..place)?, text.get(place + 1..)?))
 }
 
 errnos! {
