@@ -119,7 +119,6 @@ impl<'e, P: Platform> Channel<'e, P> {
         self.current()?;
         event::send(self.events.platform(), self.port.0).map_err(refused("EVTCHNOP_send"))?;
         self.record.notified();
-        self.events.count_notification();
         Ok(())
     }
 

@@ -39,6 +39,7 @@ pub struct EventSeq(u64);
 
 #[derive(Default)]
 struct Totals {
+    /// Those of channels whose port has had another owner since.
     notifications: AtomicU64,
     upcalls: AtomicU64,
     events: AtomicU64,
@@ -309,8 +310,10 @@ impl<P: Platform> EventChannels<P> {
 
     /// The totals so far.
     pub fn stats(&self) -> Stats {
+        let mut notifications = self.totals.notifications.load(Ordering::Relaxed);
+        self.records.each(|_, record| notifications = notifications.wrapping_add(record.notifications()));
         Stats {
-            notifications: self.totals.notifications.load(Ordering::Relaxed),
+            notifications,
             upcalls: self.totals.upcalls.load(Ordering::Relaxed),
             events: self.totals.events.load(Ordering::Relaxed),
             stray: self.totals.stray.load(Ordering::Relaxed),
@@ -353,10 +356,6 @@ impl<P: Platform> EventChannels<P> {
         self.totals.stray.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_notification(&self) {
-        self.totals.notifications.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Makes a channel of what a bind operation returns. `vcpu`: which one gets the events, if Xen or this domain sends them;
     /// another domain's come to vCPU 0 at first, and are ended late.
     fn bound(
@@ -386,9 +385,8 @@ impl<P: Platform> EventChannels<P> {
         let record = self.records.ensure(port)?;
         self.abi.ensure(self.shared(), self.platform(), port)?;
         // A number that is to be closed is one that Xen has just given out.
-        if !record.claim(closes) {
-            return Err(Error::PortInUse(port));
-        }
+        let earlier = record.claim(closes).ok_or(Error::PortInUse(port))?;
+        self.totals.notifications.fetch_add(earlier, Ordering::Relaxed);
         let channel = Channel::new(self, port, record, closes);
         record.set_late(late);
         // A port without owner is masked. Only now may events reach the record.

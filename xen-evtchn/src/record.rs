@@ -56,15 +56,14 @@ impl Record {
     }
 
     /// Makes the caller the port's only owner, as [`state::claim`] does. The port stays [`FREE`], and so without events, until
-    /// the caller opens it.
-    pub(crate) fn claim(&self, fresh: bool) -> bool {
-        let claimed = state::claim(&self.word, fresh);
-        if claimed {
-            for counter in [&self.events, &self.notifications, &self.spurious, &self.throttled] {
+    /// the caller opens it. Returns how many notifications the owner before had sent; none: the port has an owner.
+    pub(crate) fn claim(&self, fresh: bool) -> Option<u64> {
+        state::claim(&self.word, fresh).then(|| {
+            for counter in [&self.events, &self.spurious, &self.throttled] {
                 counter.store(0, Relaxed);
             }
-        }
-        claimed
+            self.notifications.swap(0, Relaxed)
+        })
     }
 
     /// What [`state`] does with the word.

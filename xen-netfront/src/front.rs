@@ -7,6 +7,7 @@ use xen_gnttab::{GrantTable, GrantedPage};
 use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_xenstore::xenbus::{Connected, Frontend};
 
+use crate::abi::RxResponse;
 use crate::control::Control;
 use crate::error::Violation;
 use crate::link::Link;
@@ -378,16 +379,29 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             if let Some((len, checksum)) = queue.rx.receive_single(first, &mut sink, &mut self.stats) {
                 return Ok(Some(RxMeta { len, checksum, slots: 1, queue: number, ..RxMeta::default() }));
             }
-            let features = self.config.receive;
-            let hashes = self.control.as_ref().is_some_and(|control| control.hashes);
-            let also = Also { hashes, headroom: self.headroom > 0 };
-            let mut meta = RxMeta { queue: number, ..RxMeta::default() };
-            let received = queue.rx.receive(first, features, also, sink.lend(), &mut meta, &mut self.stats);
-            if self.settle(received)? {
+            if let Some(meta) = self.receive_parts(number, first, sink.lend())? {
                 return Ok(Some(meta));
             }
         }
         Ok(None)
+    }
+
+    /// The long way, for all that [`RxQueue::receive_single`] does not take. None: what came is no frame.
+    #[cold]
+    #[inline(never)]
+    fn receive_parts(
+        &mut self,
+        number: usize,
+        first: RxResponse,
+        sink: impl Sink<'x, P>,
+    ) -> Result<Option<RxMeta>, Error> {
+        let Some(queue) = self.queues.get_mut(number).and_then(Option::as_deref_mut) else { return Ok(None) };
+        let features = self.config.receive;
+        let hashes = self.control.as_ref().is_some_and(|control| control.hashes);
+        let also = Also { hashes, headroom: self.headroom > 0 };
+        let mut meta = RxMeta { queue: number, ..RxMeta::default() };
+        let received = queue.rx.receive(first, features, also, sink, &mut meta, &mut self.stats);
+        Ok(self.settle(received)?.then_some(meta))
     }
 
     /// Shows the backend what was queued in both directions, gives it every page to receive into, and notifies it once for each queue that it sleeps on.
