@@ -153,7 +153,12 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
             model.expect(lba, &out)?;
         }
     }
-    model.check_all(disk)
+    model.check_all(disk)?;
+    // What was answered and not flushed may be gone with the earlier backend, as far as the driver knows. It says so once.
+    match disk.flush() {
+        Err(Error::Lost) if disk.stats().reconnects > reconnects => Ok(disk.flush()?),
+        flushed => Ok(flushed?),
+    }
 }
 
 /// Takes what is done.
