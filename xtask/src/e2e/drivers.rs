@@ -110,10 +110,12 @@ pub(super) fn cards(lab: &mut Lab) -> Result<()> {
     }
     console.wait_for("please restart the backend of vif 1", PATIENCE)?;
     restart(lab, "vif", &format!("vif-{id}-1"))?;
-    // The interface is another one, and nobody has put it into the bridge.
+    // The interface is another one. Putting it into the bridge, and saying so, is the hotplug script's work, which the toolstack
+    // starts for a new device alone: the backend calls itself connected after that only.
     let bridge = format!(
         "until ip link set vif{id}.1 mtu 9000 2>/dev/null; do sleep 0.1; done && \
-         ip link set vif{id}.1 master xenbr0 up"
+         ip link set vif{id}.1 master xenbr0 up && \
+         xenstore-write /local/domain/0/backend/vif/{id}/1/hotplug-status connected"
     );
     let script = format!("{bridge} && xenstore-write /local/domain/{id}/data/restarted 1");
     lab.dom0.run(&script, PATIENCE)?;

@@ -36,7 +36,8 @@ pub(super) fn run(place: &mut Place, first: &mut First, second: &mut Second, rep
         report.note(format_args!("{ask}"));
         report.check(name, || {
             until(place, |place| {
-                second.service(&mut place.xs)?;
+                let state = second.service(&mut place.xs)?;
+                ensure!(state == State::Connected, "the card is {state}");
                 Ok(second.is_link_up() == up)
             })
         });
