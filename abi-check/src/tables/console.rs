@@ -2,12 +2,13 @@
 
 use xen_ring::ConsoleLayout;
 
-use crate::{List, offsets};
+use crate::{List, consts, offsets};
 
 pub(super) fn add(list: &mut List) {
     let indices = [["in_cons", "in_prod"], ["out_cons", "out_prod"]];
     super::store::streams::<ConsoleLayout>(list, "xencons_interface", ["in", "out"], indices);
     list.newer(|list| {
         offsets!(list, xencons_interface in ConsoleLayout { CONNECTION = "connection" });
+        consts!(list, ConsoleLayout "XENCONSOLE_" { CONNECTED, DISCONNECTED });
     });
 }
