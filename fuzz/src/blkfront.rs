@@ -183,7 +183,7 @@ impl<'m> Run<'m> {
                 self.end(id, result, &[]);
             }
             Op::Flush => {
-                let (flush, flushes) = (self.model.flush(), self.disk.can_flush());
+                let (flush, flushes) = (self.model.flush(&self.back), self.disk.can_flush());
                 let result = self.disk.flush();
                 self.flushed(flush, result, flushes);
             }
@@ -219,7 +219,7 @@ impl<'m> Run<'m> {
             Op::SubmitFlush => {
                 let flushes = self.disk.can_flush();
                 if let Ok(ticket) = self.disk.submit_flush() {
-                    self.flushes.push((ticket, self.model.flush(), flushes));
+                    self.flushes.push((ticket, self.model.flush(&self.back), flushes));
                 }
             }
             Op::SubmitDiscard { ref range, secure } => {
@@ -286,7 +286,7 @@ impl<'m> Run<'m> {
             Op::Crash { seed } => {
                 self.back.vanish();
                 self.back.power_loss(&Dice::new(seed.into()));
-                self.model.power_lost();
+                self.model.power_lost(&self.back);
                 self.back.come_back();
             }
             Op::Resize { ref sectors } => {
@@ -344,7 +344,7 @@ impl<'m> Run<'m> {
             self.answer();
         }
         assert!(self.flights.is_empty(), "operations without a result");
-        let (flush, flushes) = (self.model.flush(), self.disk.can_flush());
+        let (flush, flushes) = (self.model.flush(&self.back), self.disk.can_flush());
         let result = self.disk.flush();
         self.flushed(flush, result, flushes);
         assert_eq!(self.disk.pending(), 0);

@@ -223,3 +223,55 @@ fn a_crash_of_the_backends_machine_loses_only_what_was_not_flushed() {
         assert!(out[..4096].iter().all(|byte| [1, 2].contains(byte)) && out[4096..] == [3; 4096]);
     }
 }
+
+#[test]
+fn a_flush_tells_of_a_crash_only_if_its_answer_came_later() {
+    // How far the flush is when the power fails: in the queue, sent, served, and answered with the answer taken.
+    for progress in 0..4 {
+        let machine = Machine::new();
+        let back = machine.disk(Options { volatile_cache: true, ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut disk = machine.connect(&mut xs).unwrap();
+        disk.write(0, &[1; 4096]).unwrap();
+        let flush = if progress < 2 {
+            disk.write(0, &[2; 4096]).unwrap();
+            back.stall(true);
+            let flush = disk.submit_flush().unwrap();
+            if progress == 1 {
+                disk.publish().unwrap();
+                machine.xen.run_until_idle(50);
+            }
+            flush
+        } else {
+            let flush = disk.submit_flush().unwrap();
+            disk.publish().unwrap();
+            machine.xen.run_until_idle(50);
+            if progress == 3 {
+                disk.poll().unwrap();
+                disk.write(0, &[2; 4096]).unwrap();
+            }
+            flush
+        };
+        back.vanish();
+        let lost = back.power_loss(&Dice::new(5));
+        assert_eq!(lost > 0, progress != 2, "{progress}");
+        back.come_back();
+        back.stall(false);
+        disk.reconnect(&mut xs, machine.soon()).unwrap();
+        let told = disk.wait(flush, &mut []);
+        if progress == 3 {
+            // What it was asked for is durable, and the write after it is not its matter: the next one tells of that.
+            assert_eq!(told, Ok(()));
+            assert_eq!(disk.flush(), Err(Error::Lost));
+        } else {
+            // The disk knows of no answer, so it cannot know that nothing is lost.
+            assert_eq!(told, Err(Error::Lost), "{progress}");
+        }
+        assert_eq!(disk.flush(), Ok(()), "{progress}");
+        let mut out = [0; 4096];
+        disk.read(0, &mut out).unwrap();
+        let may: &[u8] = if progress < 2 { &[0, 1, 2] } else { &[1, 2] };
+        assert!(out.chunks(512).all(|sector| may.iter().any(|byte| sector == [*byte; 512])), "{progress}");
+        assert_eq!(back.complaints(), [""; 0]);
+    }
+}

@@ -4,10 +4,12 @@
 mod common;
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::{Machine, VBD, pattern};
 use proptest::prelude::*;
 use xen_blkfront::abi::{OP_BARRIER, OP_WRITE};
+use xen_blkfront::mock::model::Model;
 use xen_blkfront::mock::{Faults, MockBlkback, Options, Order};
 use xen_blkfront::{Error, State};
 use xen_hypercall::mock::{Chance, Dice};
@@ -168,4 +170,57 @@ fn a_machine_with_a_device_goes_when_the_test_lets_go_of_it() {
     assert!(gone.is_alive());
     drop(machine);
     assert!(!gone.is_alive());
+}
+
+/// Whether the first sector may hold what a write left, by the model.
+fn holds(model: &Model, tag: u32) -> bool {
+    catch_unwind(AssertUnwindSafe(|| model.check_sector(0, Some(tag)))).is_ok()
+}
+
+#[test]
+fn the_model_takes_a_flush_for_word_of_a_crash_only_if_it_cannot_have_been_served_before() {
+    for served in [false, true] {
+        let machine = Machine::new();
+        let back = machine.disk(Options { volatile_cache: true, ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut disk = machine.connect(&mut xs).unwrap();
+        let mut model = Model::new();
+        let flush = model.flush(&back);
+        if served {
+            disk.flush().unwrap();
+        }
+        let (id, tag) = model.write(0, 1);
+        model.end(id, Ok(()));
+        model.power_lost(&back);
+        model.flushed(flush, Ok(()));
+        // The write may be lost, as nobody said that it is not.
+        let check = |model: &Model, tag| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model.check_sector(0, Some(tag))))
+                .is_ok()
+        };
+        assert!(check(&model, tag));
+        assert_eq!(check(&model, 0), served);
+        // A flush that begins after it does say so.
+        let flush = model.flush(&back);
+        model.flushed(flush, Ok(()));
+        assert!(holds(&model, tag) && !holds(&model, 0));
+    }
+}
+
+#[test]
+fn what_the_model_calls_durable_stays_so_when_an_earlier_flush_is_taken_later() {
+    let machine = Machine::new();
+    let back = machine.disk(Options { volatile_cache: true, ..Options::default() });
+    let mut model = Model::new();
+    let early = model.flush(&back);
+    let (id, first) = model.write(0, 1);
+    model.end(id, Ok(()));
+    let late = model.flush(&back);
+    model.flushed(late, Ok(()));
+    model.flushed(early, Ok(()));
+    let (id, second) = model.write(0, 1);
+    model.end(id, Ok(()));
+    model.power_lost(&back);
+    assert!([first, second].into_iter().all(|tag| holds(&model, tag)));
+    assert!(!holds(&model, 0), "what was there before a durable write");
 }

@@ -12,6 +12,7 @@ use xen_hypercall::{Platform, Wait};
 use xen_xenstore::Xenstore;
 
 use super::MockBlkback;
+use crate::abi::{OP_BARRIER, OP_FLUSH};
 use crate::{BlkFront, Error, State};
 
 /// Sectors of the disk.
@@ -120,6 +121,10 @@ pub struct Model {
     untold: Vec<Tags>,
     flying: BTreeMap<usize, Flying>,
     next: u32,
+    /// The last flush to begin of those that say that what they cover is durable.
+    flushed: u32,
+    /// For each loss of power: how many flushes the backend had served before.
+    crashes: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -137,8 +142,12 @@ struct Flying {
 #[derive(Debug)]
 pub struct Flush {
     durable: Vec<Tags>,
-    /// The first tag of what is written later.
-    next: u32,
+    /// Its number: what is written later has a higher tag.
+    id: u32,
+    /// Losses of power before it.
+    crashes: usize,
+    /// Flushes that the backend had served before it.
+    served: usize,
 }
 
 impl Default for Model {
@@ -160,6 +169,8 @@ impl Model {
             untold: none,
             flying: BTreeMap::new(),
             next: 1,
+            flushed: 0,
+            crashes: Vec::new(),
         }
     }
 
@@ -243,20 +254,34 @@ impl Model {
         }
     }
 
-    /// Begins a flush, of what is answered by now.
-    pub fn flush(&mut self) -> Flush {
-        Flush { durable: self.now.clone(), next: self.next + 1 }
+    /// Begins a flush, of what is answered by now. Nothing of it was sent yet.
+    pub fn flush(&mut self, back: &MockBlkback) -> Flush {
+        Flush {
+            id: self.id(),
+            durable: self.now.clone(),
+            crashes: self.crashes.len(),
+            served: flushes_served(back),
+        }
     }
 
     /// A flush says that everything answered before is durable, or that some may be lost.
     pub fn flushed(&mut self, flush: Flush, result: Result<(), Error>) {
         match result {
-            // It was told of all that was lost, if anything was.
             Ok(()) => {
-                self.untold.iter_mut().for_each(Tags::clear);
+                // Served after the last loss of power it tells that nothing was lost. The backend may have answered it
+                // before one, and then it tells nothing of that one.
+                let since = self.crashes.get(flush.crashes..).unwrap_or_default();
+                if since.iter().all(|served| *served == flush.served) {
+                    self.untold.iter_mut().for_each(Tags::clear);
+                }
+                // Results are taken in any order: one that began later covers all that this one does, and more.
+                if flush.id < self.flushed {
+                    return;
+                }
+                self.flushed = flush.id;
                 for (sector, durable) in flush.durable.into_iter().enumerate() {
                     self.durable[sector] = durable;
-                    self.since[sector].retain(|tag| tag >= flush.next);
+                    self.since[sector].retain(|tag| tag > flush.id);
                 }
                 for flying in self.flying.values() {
                     for sector in flying.at..flying.at + flying.others.len() {
@@ -280,7 +305,8 @@ impl Model {
     }
 
     /// The backend's machine lost power.
-    pub fn power_lost(&mut self) {
+    pub fn power_lost(&mut self, back: &MockBlkback) {
+        self.crashes.push(flushes_served(back));
         self.flying.values_mut().for_each(|flying| flying.crashed = true);
         for sector in 0..self.now.len() {
             let mut left = self.durable[sector].clone();
@@ -315,6 +341,11 @@ impl Model {
         let may = self.may(at);
         assert!(tag.is_some_and(|tag| may.contains(tag)), "sector {at} holds {tag:?}, not {may:?}");
     }
+}
+
+/// How many flushes a backend has served: a barrier is one, too.
+fn flushes_served(back: &MockBlkback) -> usize {
+    back.served().iter().filter(|request| matches!(request.operation, OP_FLUSH | OP_BARRIER)).count()
 }
 
 /// What a run knows of its backend.
