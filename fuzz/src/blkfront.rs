@@ -100,9 +100,7 @@ impl<'m> Run<'m> {
             self.check(error);
         }
         // Of one that is nothing nothing follows.
-        if result.is_err() || flushes && self.disk.can_flush() {
-            self.model.flushed(flush, result);
-        }
+        self.model.flushed(flush, result, !(flushes && self.disk.can_flush()));
     }
 
     fn take_flushes(&mut self) {
@@ -208,7 +206,7 @@ impl<'m> Run<'m> {
             }
             Op::SubmitBarrier { ref range } => {
                 let (at, count) = range.get();
-                let (id, tag) = self.model.write(at, count);
+                let (id, tag) = self.model.barrier(at, count);
                 let submitted = self.disk.submit_barrier(at, &encode(at, count, tag));
                 self.begin(submitted, id, 0, 0);
             }

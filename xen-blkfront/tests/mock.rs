@@ -192,7 +192,7 @@ fn the_model_takes_a_flush_for_word_of_a_crash_only_if_it_cannot_have_been_serve
         let (id, tag) = model.write(0, 1);
         model.end(id, Ok(()));
         model.power_lost(&back);
-        model.flushed(flush, Ok(()));
+        model.flushed(flush, Ok(()), false);
         // The write may be lost, as nobody said that it is not.
         let check = |model: &Model, tag| {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model.check_sector(0, Some(tag))))
@@ -202,7 +202,7 @@ fn the_model_takes_a_flush_for_word_of_a_crash_only_if_it_cannot_have_been_serve
         assert_eq!(check(&model, 0), served);
         // A flush that begins after it does say so.
         let flush = model.flush(&back);
-        model.flushed(flush, Ok(()));
+        model.flushed(flush, Ok(()), false);
         assert!(holds(&model, tag) && !holds(&model, 0));
     }
 }
@@ -216,11 +216,40 @@ fn what_the_model_calls_durable_stays_so_when_an_earlier_flush_is_taken_later() 
     let (id, first) = model.write(0, 1);
     model.end(id, Ok(()));
     let late = model.flush(&back);
-    model.flushed(late, Ok(()));
-    model.flushed(early, Ok(()));
+    model.flushed(late, Ok(()), false);
+    model.flushed(early, Ok(()), false);
     let (id, second) = model.write(0, 1);
     model.end(id, Ok(()));
     model.power_lost(&back);
     assert!([first, second].into_iter().all(|tag| holds(&model, tag)));
     assert!(!holds(&model, 0), "what was there before a durable write");
+}
+
+#[test]
+fn the_model_waits_for_the_earlier_of_two_flushes_to_tell_of_a_crash() {
+    for barrier in [false, true] {
+        let machine = Machine::new();
+        let back = machine.disk(Options { volatile_cache: true, ..Options::default() });
+        let mut model = Model::new();
+        let (id, _) = model.write(0, 1);
+        model.end(id, Ok(()));
+        model.power_lost(&back);
+        let (earlier, write) =
+            if barrier { (None, model.barrier(1, 1).0) } else { (Some(model.flush(&back)), 0) };
+        let later = model.flush(&back);
+        model.flushed(later, Ok(()), false);
+        assert!(holds(&model, 0), "the earlier one may say so yet");
+        match earlier {
+            Some(earlier) => model.flushed(earlier, Err(Error::Lost), false),
+            None => model.end(write, Err(Error::Lost)),
+        }
+        assert!(holds(&model, 0), "it does");
+        // Once nobody is left who could say so, nothing was lost.
+        let (id, tag) = model.write(0, 1);
+        model.end(id, Ok(()));
+        model.power_lost(&back);
+        let last = model.flush(&back);
+        model.flushed(last, Ok(()), false);
+        assert!(holds(&model, tag) && !holds(&model, 0));
+    }
 }

@@ -143,9 +143,7 @@ impl<'x> Run<'x> {
             assert!(self.is_fair(error), "{error:?}");
         }
         // Of one that is nothing nothing follows.
-        if result.is_err() || flushes && self.disk.can_flush() {
-            self.model.flushed(flush, result);
-        }
+        self.model.flushed(flush, result, !(flushes && self.disk.can_flush()));
     }
 
     fn resolve(&mut self, flight: &Flight, result: Result<(), Error>, bytes: &[u8]) {
@@ -233,7 +231,7 @@ impl<'x> Run<'x> {
                 self.begin(submitted, id, 0, 0);
             }
             Step::SubmitBarrier { at, count } => {
-                let (id, tag) = self.model.write(at, count);
+                let (id, tag) = self.model.barrier(at, count);
                 let submitted = self.disk.submit_barrier(at, &encode(at, count, tag));
                 self.begin(submitted, id, 0, 0);
             }
@@ -399,6 +397,45 @@ fn a_flush_that_is_taken_after_a_later_one_takes_nothing_back() {
         ];
         run(steps, options, Faults::default(), 0);
     }
+}
+
+#[test]
+fn of_two_flushes_under_way_when_a_crash_is_found_the_earlier_tells_whenever_it_is_taken() {
+    for barrier in [false, true] {
+        let options = Options {
+            sectors: SECTORS,
+            flush: !barrier,
+            barrier,
+            volatile_cache: true,
+            ..Options::default()
+        };
+        for seed in 0..8 {
+            let submit = if barrier { Step::SubmitBarrier { at: 8, count: 1 } } else { Step::SubmitFlush };
+            let steps = vec![
+                Step::Write { at: 0, count: 4 },
+                Step::Crash(seed),
+                submit,
+                Step::Reconnect,
+                Step::Flush,
+            ];
+            run(steps, options, Faults::default(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_begins_anew_without_having_been_away_lets_go_of_the_rings() {
+    let steps = vec![
+        Step::SubmitRead { at: 0, count: 1 },
+        Step::Reconnect,
+        Step::Lend { at: 0, pages: 1, write: false },
+        Step::ComeBack,
+        Step::Service,
+        Step::Publish,
+        // The page is the caller's again.
+        Step::Take(1),
+    ];
+    run(steps, Options { sectors: SECTORS, ..Options::default() }, Faults::default(), 0);
 }
 
 /// As many cases as `PROPTEST_CASES` says, otherwise few enough for every day.

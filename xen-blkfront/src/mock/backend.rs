@@ -290,6 +290,8 @@ impl Backend {
     }
 
     pub(super) fn come_back(&mut self) {
+        // What begins anew knows of no rings.
+        self.disconnect();
         self.gone = false;
         self.state = XenbusState::INITIALISING;
         self.appear();

@@ -199,7 +199,8 @@ impl MockBlkback {
         self.state().vanish();
     }
 
-    /// After [`vanish`](Self::vanish): the domain is there again, and its backend waits for the guest to begin anew.
+    /// After [`vanish`](Self::vanish): the domain is there again, and its backend waits for the guest to begin anew. One that
+    /// was not away begins anew all at once.
     pub fn come_back(&self) {
         self.state().come_back();
     }

@@ -121,6 +121,8 @@ pub struct Model {
     untold: Vec<Tags>,
     flying: BTreeMap<usize, Flying>,
     next: u32,
+    /// Flushes whose results are not known.
+    open: BTreeSet<u32>,
     /// The last flush to begin of those that say that what they cover is durable.
     flushed: u32,
     /// For each loss of power: how many flushes the backend had served before.
@@ -136,6 +138,8 @@ struct Flying {
     others: Vec<Tags>,
     /// The power failed meanwhile, perhaps after it was done.
     crashed: bool,
+    /// It tells of what was lost, as a flush does.
+    barrier: bool,
 }
 
 /// A flush under way.
@@ -169,6 +173,7 @@ impl Model {
             untold: none,
             flying: BTreeMap::new(),
             next: 1,
+            open: BTreeSet::new(),
             flushed: 0,
             crashes: Vec::new(),
         }
@@ -191,7 +196,7 @@ impl Model {
         let id = self.id() as usize;
         let (at, end) = (at as usize, (at + count) as usize);
         let others = (at..end).map(|at| self.may(at)).collect();
-        self.flying.insert(id, Flying { at, tag: None, others, crashed: false });
+        self.flying.insert(id, Flying { at, tag: None, others, crashed: false, barrier: false });
         id
     }
 
@@ -212,8 +217,18 @@ impl Model {
             self.now[sector].insert(tag);
             self.since[sector].insert(tag);
         }
-        self.flying.insert(tag as usize, Flying { at, tag: Some(tag), others, crashed: false });
+        self.flying
+            .insert(tag as usize, Flying { at, tag: Some(tag), others, crashed: false, barrier: false });
         (tag as usize, tag)
+    }
+
+    /// Begins a barrier. Returns as [`write`](Self::write).
+    pub fn barrier(&mut self, at: u64, count: u64) -> (usize, u32) {
+        let (id, tag) = self.write(at, count);
+        if let Some(flying) = self.flying.get_mut(&id) {
+            flying.barrier = true;
+        }
+        (id, tag)
     }
 
     /// An operation was not submitted after all.
@@ -226,7 +241,9 @@ impl Model {
         if result == Err(Error::Lost) {
             self.told();
         }
-        let Some(Flying { at, tag: Some(tag), others, crashed }) = self.flying.remove(&id) else { return };
+        let Some(Flying { at, tag: Some(tag), others, crashed, .. }) = self.flying.remove(&id) else {
+            return;
+        };
         for (sector, others) in (at..).zip(others) {
             match result {
                 Ok(()) if crashed => {}
@@ -256,22 +273,18 @@ impl Model {
 
     /// Begins a flush, of what is answered by now. Nothing of it was sent yet.
     pub fn flush(&mut self, back: &MockBlkback) -> Flush {
-        Flush {
-            id: self.id(),
-            durable: self.now.clone(),
-            crashes: self.crashes.len(),
-            served: flushes_served(back),
-        }
+        let id = self.id();
+        self.open.insert(id);
+        Flush { id, durable: self.now.clone(), crashes: self.crashes.len(), served: flushes_served(back) }
     }
 
-    /// A flush says that everything answered before is durable, or that some may be lost.
-    pub fn flushed(&mut self, flush: Flush, result: Result<(), Error>) {
+    /// A flush says that everything answered before is durable, or that some may be lost. `nothing`: its success says
+    /// nothing, for the backend does not flush.
+    pub fn flushed(&mut self, flush: Flush, result: Result<(), Error>, nothing: bool) {
+        self.open.remove(&flush.id);
         match result {
-            Ok(()) => {
-                // Served after the last loss of power it tells that nothing was lost. The backend may have answered it
-                // before one, and then it tells nothing of that one.
-                let since = self.crashes.get(flush.crashes..).unwrap_or_default();
-                if since.iter().all(|served| *served == flush.served) {
+            Ok(()) if !nothing => {
+                if self.tells(&flush) {
                     self.untold.iter_mut().for_each(Tags::clear);
                 }
                 // Results are taken in any order: one that began later covers all that this one does, and more.
@@ -292,8 +305,20 @@ impl Model {
                 }
             }
             Err(Error::Lost) => self.told(),
-            Err(_) => {}
+            Ok(()) | Err(_) => {}
         }
+    }
+
+    /// Whether a flush that succeeds says that nothing was lost.
+    ///
+    /// Not of a loss of power before which the backend may have answered it, and not when one that began earlier may have
+    /// said so, and its result is not taken yet: one of all says so.
+    fn tells(&self, flush: &Flush) -> bool {
+        let mut since = self.crashes.iter().skip(flush.crashes);
+        let mut barriers = self.flying.iter().filter(|(_, flying)| flying.barrier);
+        since.all(|served| *served == flush.served)
+            && self.open.range(..flush.id).next().is_none()
+            && !barriers.any(|(id, _)| *id < flush.id as usize)
     }
 
     /// The caller knows that what was not flushed may be lost.
