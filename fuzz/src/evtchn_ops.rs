@@ -76,7 +76,9 @@ impl Op {
             Self::Take { ref at } => Meant::Take { at: at.meant() },
             Self::Late { ref at, on } => Meant::Late { at: at.meant(), on },
             Self::Done { ref at, work } => Meant::Done { at: at.meant(), work },
-            Self::Priority { ref at, priority } => Meant::Priority { at: at.meant(), priority: priority % 17 },
+            Self::Priority { ref at, priority } => {
+                Meant::Priority { at: at.meant(), priority: priority % 17 }
+            }
             Self::Pass { milliseconds } => Meant::Pass { milliseconds: milliseconds.into() },
             Self::Close { ref at } => Meant::Close { at: at.meant() },
             Self::Dispatch { side } => Meant::Dispatch { side: side.into() },
