@@ -311,7 +311,8 @@ impl<P: Platform> EventChannels<P> {
     /// The totals so far.
     pub fn stats(&self) -> Stats {
         let mut notifications = self.totals.notifications.load(Ordering::Relaxed);
-        self.records.each(|_, record| notifications = notifications.wrapping_add(record.notifications()));
+        self.records
+            .each(&mut |_, record| notifications = notifications.wrapping_add(record.notifications()));
         Stats {
             notifications,
             upcalls: self.totals.upcalls.load(Ordering::Relaxed),

@@ -167,7 +167,7 @@ impl<P: Platform> EventChannels<P> {
             return (count, None);
         }
         let now = nanoseconds(self.platform().now());
-        self.records().each(|port, record| {
+        self.records().each(&mut |port, record| {
             let Some(due) = record.due(now) else { return };
             if !unmask || due > now {
                 next = Some(next.map_or(due, |next: u64| next.min(due)));

@@ -67,7 +67,8 @@ impl<P: Platform> Records<P> {
     }
 
     /// Calls `f` with all records that exist. At most one for each port.
-    pub(crate) fn each(&self, mut f: impl FnMut(Port, &Record)) {
+    #[inline(never)]
+    pub(crate) fn each(&self, f: &mut dyn FnMut(Port, &Record)) {
         let places = |index: usize, count: usize| index as u32 * count as u32..;
         for (i, table) in self.tables.iter().enumerate() {
             for (j, chunk) in places(i, TABLE).zip(published(table).into_iter().flatten()) {

@@ -355,7 +355,7 @@ pub(crate) fn text(value: &[u8]) -> Result<&str, Error> {
 /// # Errors
 /// [`Error::NotText`], [`Error::BadValue`].
 pub fn parse<T: FromStr>(value: &[u8]) -> Result<T, Error> {
-    text(value)?.trim().parse().map_err(|_| Error::BadValue)
+    text(value)?.trim_ascii().parse().map_err(|_| Error::BadValue)
 }
 
 /// A node that does not exist is none.

@@ -53,7 +53,7 @@ fn assign<T>(to: &mut Option<T>, value: Option<T>) -> bool {
 
 /// `10.0.0.2/24`; without a prefix length, that of a /24 network.
 pub fn address(text: &str) -> Option<(Ipv4Addr, u8)> {
-    let (address, prefix) = text.trim().split_once('/').unwrap_or((text.trim(), "24"));
+    let (address, prefix) = text.trim_ascii().split_once('/').unwrap_or((text.trim_ascii(), "24"));
     let prefix = prefix.parse().ok().filter(|bits| *bits <= 32)?;
     Some((address.parse().ok()?, prefix))
 }

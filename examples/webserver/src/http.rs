@@ -414,9 +414,9 @@ fn parse(input: &[u8]) -> Result<Option<(Request, usize)>, httparse::Error> {
     for header in parsed.headers.iter() {
         let value = core::str::from_utf8(header.value).map_err(|_| httparse::Error::HeaderValue)?;
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-        let says = |word: &str| value.split(',').any(|v| v.trim().eq_ignore_ascii_case(word));
+        let says = |word: &str| value.split(',').any(|v| v.trim_ascii().eq_ignore_ascii_case(word));
         if is("content-length") {
-            let length = Some(value.trim().parse().map_err(|_| httparse::Error::HeaderValue)?);
+            let length = Some(value.trim_ascii().parse().map_err(|_| httparse::Error::HeaderValue)?);
             // Two lengths would let a proxy and us disagree on where the next request begins.
             if request.length.is_some_and(|other| Some(other) != length) {
                 return Err(httparse::Error::HeaderValue);
@@ -425,7 +425,7 @@ fn parse(input: &[u8]) -> Result<Option<(Request, usize)>, httparse::Error> {
         } else if is("transfer-encoding") {
             request.chunked = true;
         } else if is("range") {
-            request.range = Some(value.trim().into());
+            request.range = Some(value.trim_ascii().into());
         } else if is("expect") {
             request.expects = says("100-continue");
         } else if is("connection") {

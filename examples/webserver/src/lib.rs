@@ -229,7 +229,7 @@ impl<M: Machine> App<M> {
                     b'\r' | b'\n' => {
                         self.machine.console_write("\n");
                         let line = core::mem::take(&mut self.line);
-                        if let Some(request) = self.command(line.trim()) {
+                        if let Some(request) = self.command(line.trim_ascii()) {
                             return Some(request);
                         }
                     }

@@ -167,8 +167,8 @@ fn file_answer(request: &Request, path: &str, file: RawFile, size: u32) -> Answe
 
 /// The one range asked for, as first byte and end; none for what may be ignored (RFC 9110, section 14.2).
 fn parse_range(text: &str, size: u32) -> Option<Result<(u32, u32), ()>> {
-    let (first, last) = text.strip_prefix("bytes=")?.trim().split_once('-')?;
-    let parse = |s: &str| s.trim().parse::<u64>().ok();
+    let (first, last) = text.strip_prefix("bytes=")?.trim_ascii().split_once('-')?;
+    let parse = |s: &str| s.trim_ascii().parse::<u64>().ok();
     let size = u64::from(size);
     let (at, end) = match (parse(first), parse(last)) {
         (Some(at), Some(last)) if at <= last => (at, size.min(last.saturating_add(1))),
