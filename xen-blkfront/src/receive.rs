@@ -222,8 +222,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         }
     }
 
-    /// Like [`arm`](Self::arm) of a disk at work, but for the response that follows `skip` others in its ring: who needs no single one of
-    /// them is woken less often. No more are skipped than are under way.
+    /// Like [`arm`](Self::arm) of a disk at work, but asks for an event at the response that follows `skip` others in its ring: one
+    /// event for `skip + 1` responses. `skip` is cut to one less than the requests under way.
     pub fn arm_after(&mut self, skip: u32) -> bool {
         let Some(link) = &mut self.link else { return false };
         let mut there = false;

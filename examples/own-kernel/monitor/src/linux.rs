@@ -55,7 +55,8 @@ unsafe fn control<T>(file: &File, command: libc::c_ulong, argument: &mut T) -> i
     u32::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Answers `beats` beats of a domain as they come, and those that are there before, and lets go of its page and port.
+/// Replies to `beats` beats of a domain as they come, and to those that are there before; then unmaps the page and closes the
+/// port.
 pub(crate) fn answer(domain: u32, reference: u32, port: u32, beats: u32) -> io::Result<()> {
     let open = |path| File::options().read(true).write(true).open(path);
     let (grants, mut events) = (open("/dev/xen/gntdev")?, open("/dev/xen/evtchn")?);
@@ -95,7 +96,7 @@ pub(crate) fn answer(domain: u32, reference: u32, port: u32, beats: u32) -> io::
     Ok(())
 }
 
-/// Answers the beats that are there, and returns how many.
+/// Replies to the beats that are there, and returns how many.
 fn round(ring: &mut Back<Heartbeat, SharedPage>, events: &File, port: u32) -> io::Result<u32> {
     let broken = |error: RingError| io::Error::other(error);
     let mut count = 0;
