@@ -32,6 +32,9 @@ pub unsafe trait Hypercall {
 /// # Implementation safety
 /// Pages given out are aligned as a [`Page`] is, valid for reads and writes, are given to nobody else until they come back by
 /// `free_pages`, and stay where they are. `gfn` tells the frame that these bytes really live in.
+///
+/// Clones of a platform are handles to the same memory: a page that one of them gave out stays as long as any of them exists,
+/// and may come back through another.
 pub unsafe trait PageMemory {
     /// `count` zeroed pages in a row in the kernel's address space (their frames need not be in a row). None:
     /// out of memory.
