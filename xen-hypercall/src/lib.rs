@@ -37,7 +37,7 @@ pub mod version;
 pub use clock::{Clock, Monotonic};
 pub use domain::{Claim, Domain, Incarnation, Part};
 pub use errno::Errno;
-pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, Wait};
+pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, SpecialPages, Wait};
 pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};
 pub use time::VcpuTime;
 pub use types::{DomId, Gfn, HypercallNr, PAGE_SIZE, Page, VcpuId};

@@ -11,7 +11,8 @@ use talc::DefaultBinning;
 use talc::cell::TalcCell;
 use talc::source::Manual;
 use xen_hypercall::{
-    Clock, Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuId, Wait, vcpu,
+    Clock, Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages,
+    VcpuId, Wait, vcpu,
 };
 
 use crate::arch;
@@ -148,7 +149,10 @@ unsafe impl PageMemory for Kernel {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         Gfn((page.as_ptr().expose_provenance() / PAGE_SIZE) as u64)
     }
+}
 
+// SAFETY: `arch::map_special` maps each frame to itself, for good.
+unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         for frame in gfn.0..gfn.0.checked_add(count as u64)? {
             // SAFETY: the caller promises that this frame is not memory of ours; there is one thread.
