@@ -1,5 +1,7 @@
 //! The unikernel's image: built by cargo, stripped, under `target/xen`.
 
+pub mod format;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
