@@ -169,6 +169,38 @@ pub(crate) fn extra(_lock: &Lock, bed: &Bed, name: &str, packages: &[&str]) -> R
     Ok(root)
 }
 
+/// Downloads packages, and of what they depend on what this machine lacks, into a folder below `dir`, and returns the files.
+/// The lists are fetched anew, for the newest versions. The caller holds the lock.
+pub(crate) fn with_libraries(lock: &Lock, dir: &Path, packages: &[&str]) -> Result<Vec<PathBuf>> {
+    forget_libraries(lock, dir)?;
+    let mut lists = Lists::fetch(dir)?;
+    let cache = dir.join("apt/more");
+    let archives = cache.join("archives");
+    fs::create_dir_all(archives.join("partial"))
+        .with_context(|| format!("cannot create {}", archives.display()))?;
+    // Nothing is installed, so the machine's lock is not needed.
+    let options = [format!("Dir::Cache={}", cache.display()), "Debug::NoLocking=true".to_owned()];
+    lists.0.extend(options.into_iter().flat_map(|option| ["-o".to_owned(), option]));
+    let words = ["install", "-q", "-y", "--download-only", "--no-install-recommends"];
+    lists
+        .run("apt-get", &[&words, packages].concat(), dir)
+        .with_context(|| format!("cannot download {}", packages.join(", ")))?;
+    let entries = fs::read_dir(&archives).with_context(|| format!("cannot list {}", archives.display()))?;
+    let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(files.filter(|path| path.extension().is_some_and(|end| end == "deb")).collect())
+}
+
+/// Removes what [`with_libraries`] downloaded. The caller holds the lock.
+pub(crate) fn forget_libraries(_lock: &Lock, dir: &Path) -> Result<()> {
+    let cache = dir.join("apt/more");
+    match fs::remove_dir_all(&cache) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", cache.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Downloads a few packages into `dir`, and returns their files.
 fn fetch(lists: &Lists, packages: &[&str], dir: &Path) -> Result<Vec<PathBuf>> {
     let mut args = vec!["download", "-q"];
