@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{deb, image};
+use crate::{apt, deb, image};
 
 /// The compiler, and the source of its core. Debian's ordinary compiler is older than what the libraries need.
 const PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
@@ -86,7 +86,7 @@ fn has_core(target: &str) -> bool {
 }
 
 /// Downloads and unpacks the compiler, with those of its libraries that this machine lacks, and a linker of the same LLVM.
-fn fetch(lock: &deb::Lock, dir: &Path) -> Result<PathBuf> {
+fn fetch(_lock: &deb::Lock, dir: &Path) -> Result<PathBuf> {
     let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
     let root = dir.join("rust");
     let wanted = format!("{LAYOUT} {}\n", PACKAGES.join(" "));
@@ -94,42 +94,45 @@ fn fetch(lock: &deb::Lock, dir: &Path) -> Result<PathBuf> {
         return Ok(root);
     }
     // Unpacked next to its place, so that an interrupted run never looks complete.
-    let fresh = dir.join("rust.new");
-    for old in [&fresh, &root] {
+    let (fresh, packages) = (dir.join("rust.new"), dir.join("rust.debs"));
+    for old in [&fresh, &packages, &root] {
         if old.exists() {
             fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
         }
     }
-    fs::create_dir_all(&fresh).with_context(|| format!("cannot create {}", fresh.display()))?;
+    for new in [&fresh, &packages] {
+        fs::create_dir_all(new).with_context(|| format!("cannot create {}", new.display()))?;
+    }
     eprintln!("fetching a compiler for bare metal, once: 140 MB");
-    for file in deb::with_libraries(lock, &dir, &PACKAGES)? {
+    for file in apt::with_libraries(&PACKAGES, &packages)? {
         unpack(&file, &fresh)?;
     }
     write_program(&fresh.join("rustc"), &root, "usr/bin/rustc")?;
-    // The wrapper names the final place, which is not there yet.
     let llvm = llvm_of(&fresh)?;
     let linker = format!("lld-{llvm}");
-    for file in deb::with_libraries(lock, &dir, &[&linker])? {
+    for file in apt::with_libraries(&[&linker], &packages)? {
         unpack(&file, &fresh)?;
     }
     write_program(&fresh.join("ld.lld"), &root, &format!("usr/lib/llvm-{llvm}/bin/ld.lld"))?;
-    deb::forget_libraries(lock, &dir)?;
+    fs::remove_dir_all(&packages).with_context(|| format!("cannot remove {}", packages.display()))?;
     fs::write(fresh.join("stamp"), wanted).context("cannot write the stamp of the unpacked compiler")?;
     fs::rename(&fresh, &root).with_context(|| format!("cannot rename {}", fresh.display()))?;
     Ok(root)
 }
 
-/// Unpacks a package, and of a package of source only the libraries: a sixth of it.
+/// Unpacks a package, of one of source only the libraries, a sixth of it, and removes its file.
 fn unpack(file: &Path, root: &Path) -> Result<()> {
     let name = file.display().to_string();
     if !name.contains("-src_") {
-        return deb::output("dpkg", &["-x", &name, &root.display().to_string()], root).map(drop);
+        deb::output("dpkg", &["-x", &name, &root.display().to_string()], root)?;
+        return fs::remove_file(file).with_context(|| format!("cannot remove {name}"));
     }
     let script = format!(
         "dpkg --fsys-tarfile '{name}' | tar -x --wildcards {}",
         SOURCE.map(|part| format!("'{part}'")).join(" ")
     );
-    deb::output("bash", &["-c", &format!("set -o pipefail; {script}")], root).map(drop)
+    deb::output("bash", &["-c", &format!("set -o pipefail; {script}")], root)?;
+    fs::remove_file(file).with_context(|| format!("cannot remove {name}"))
 }
 
 /// Makes a program that runs one of the unpacked ones with the unpacked libraries.
