@@ -121,8 +121,9 @@ fn run_unikernel(args: &Args) -> Result<ExitCode> {
     if args.host {
         return host::run(args.port, disk.as_deref(), args.cmdline.as_deref().unwrap_or(CMDLINE));
     }
-    let unikernel = image::build(&image::Options::default())?;
-    let (spinner, dom0) = boot(args, args.arch.unwrap_or_default(), disk)?;
+    let arch = args.arch.unwrap_or_default();
+    let unikernel = image::build(&image::Options { arch, ..image::Options::default() })?;
+    let (spinner, dom0) = boot(args, arch, disk)?;
     spinner.set_message("starting the unikernel");
     let guest = start(args, &dom0, &fs::read(&unikernel.path)?, "unikernel", CMDLINE)?;
     let mut watch = Watch::new(&dom0, guest, "the unikernel")?;
