@@ -12,6 +12,7 @@ use xen_hypercall::{
     Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages, VcpuId, Wait,
 };
 
+pub(crate) use crate::console;
 use crate::world::World;
 
 /// The longest sleep: the mock's own timers are looked at so often.
@@ -34,8 +35,13 @@ impl fmt::Debug for Kernel {
 }
 
 /// Memory in bytes: what is used of the domain's, and what is free, which for a process is not known.
-pub(crate) fn memory() -> (usize, usize) {
-    PAGES.with(|pages| (pages.get() * PAGE_SIZE, 0))
+pub(crate) struct Memory {
+    pub(crate) used: usize,
+    pub(crate) free: usize,
+}
+
+pub(crate) fn memory() -> Memory {
+    PAGES.with(|pages| Memory { used: pages.get() * PAGE_SIZE, free: 0 })
 }
 
 thread_local! {

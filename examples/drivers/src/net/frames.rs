@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use check_report::{Failure, Report, ensure};
 use xen_gnttab::Access;
 use xen_hypercall::Wait;
 use xen_netfront::packet::{self, Packet};
@@ -12,7 +13,6 @@ use xen_netfront::{Checksum, FRAME_MAX, FramePage, Gso, GsoKind, Mac, TxMeta};
 use super::wire::{KINDS, Kind, frame, payload};
 use super::{Card, First, SILENCE, Second, next_from, receive, send};
 use crate::place::Place;
-use crate::report::{Failure, Report, ensure};
 
 const MSS: u16 = 1400;
 const BLANK: TxMeta = TxMeta::new(Checksum::Blank, None);

@@ -4,6 +4,7 @@
 use alloc::boxed::Box;
 use core::time::Duration;
 
+use check_report::{Failure, Report, ensure};
 use xen_gnttab::Access;
 use xen_hypercall::Wait;
 use xen_netfront::{Error, FramePage, State, TxMeta};
@@ -11,7 +12,6 @@ use xen_netfront::{Error, FramePage, State, TxMeta};
 use super::wire::{KINDS, frame, payload};
 use super::{Card, First, Second, next_from, receive, send};
 use crate::place::Place;
-use crate::report::{Failure, Report, ensure};
 
 /// How long nothing need happen before a card is looked at again.
 const TURN: Duration = Duration::from_millis(20);

@@ -1,16 +1,28 @@
 //! x86-64, started by Xen as a PVH guest.
+#![allow(unsafe_code, reason = "is this processor's own")]
 
 mod boot;
 mod paging;
 mod traps;
 
 use core::arch::asm;
+use core::time::Duration;
 
-pub(crate) use boot::{BootInfo, Range};
-pub(crate) use paging::{map_special, seal, usable};
-pub(crate) use traps::{UPCALL_VECTOR, install};
+use xen_evtchn::{EventChannels, Virq};
+use xen_hypercall::arch::x86_64::cpuid;
+use xen_hypercall::hvm::{HvmParam, Vector, callback_vector, set_param};
+use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId, vcpu};
+
+use crate::machine::{Kernel, keep};
+use crate::memory_map::BootInfo;
+
+pub(crate) use paging::{map_special, seal};
+pub(crate) use traps::install;
 
 pub(crate) use xen_hypercall::arch::x86_64::VendorCall as Call;
+
+/// The vCPU that this runs on.
+const VCPU: VcpuId = VcpuId(0);
 
 /// A domain of Xen at ring 0, where we are, has one way into Xen.
 pub(crate) fn call() -> Option<Call> {
@@ -18,13 +30,66 @@ pub(crate) fn call() -> Option<Call> {
     unsafe { Call::detect() }
 }
 
+/// Xen's system time, read by the processor's time stamp counter.
+#[derive(Debug)]
+pub(crate) struct Clock(xen_hypercall::Clock);
+
+impl Clock {
+    pub(crate) const fn new() -> Self {
+        Self(xen_hypercall::Clock::new())
+    }
+
+    /// Makes it run.
+    pub(crate) fn start(&self, shared: SharedInfo<'static>) {
+        self.0.start(shared);
+    }
+
+    /// Time since Xen started; zero before the start.
+    pub(crate) fn now(&self) -> Duration {
+        self.0.now(VCPU, counter)
+    }
+
+    /// Time since 1970-01-01 00:00 UTC, by a reading of this clock.
+    pub(crate) fn unix_time(&self, now: Duration) -> Duration {
+        self.0.unix_time(now)
+    }
+}
+
 /// The processor's time stamp counter, not read ahead of what comes before.
-pub(crate) fn counter() -> u64 {
+fn counter() -> u64 {
     // SAFETY: both instructions are there on every x86-64 processor and touch no memory.
     unsafe {
         core::arch::x86_64::_mm_lfence();
         core::arch::x86_64::_rdtsc()
     }
+}
+
+/// Lets a sleep end at `at` of the clock.
+pub(crate) fn set_timer(xen: &impl Hypercall, at: Duration) -> Result<(), Errno> {
+    vcpu::set_singleshot_timer(&xen, VCPU, at)
+}
+
+/// The timer's event has nothing to tell but that it is time to look around, so its channel is kept and never looked at.
+pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>) -> Result<(), xen_evtchn::Error> {
+    keep(events.bind_virq(Virq::TIMER, VCPU)?);
+    Ok(())
+}
+
+/// Where pages of other domains can be mapped: in the middle of what the processor can address, or above all memory if
+/// that reaches so far.
+pub(crate) fn room(info: &BootInfo) -> u64 {
+    const WIDTHS: u32 = 0x8000_0008;
+    let [widths, ..] = cpuid(WIDTHS, 0);
+    // Addresses of memory are those that the kernel uses, of which the processor takes 47 bits.
+    let bits = (widths & 0xFF).clamp(36, 47);
+    let end = info.ram().iter().map(|range| range.end).max().unwrap_or(0);
+    end.next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
+}
+
+/// Tells Xen by which interrupt to tell of events.
+pub(crate) fn enable_upcall(xen: &impl Hypercall) -> Result<(), Errno> {
+    const VECTOR: Vector = Vector::new(traps::UPCALL_VECTOR).expect("an exception's vector");
+    set_param(&xen, HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))
 }
 
 /// A byte to Xen's log: the port that Xen watches in every HVM and PVH domain. Works before anything else does.
@@ -68,10 +133,10 @@ pub(crate) fn selftest(name: &str) {
             "text" => (&raw const text_start).cast_mut().write_volatile(0),
             "rodata" => (&raw const text_end).cast_mut().write_volatile(0),
             "exec" => {
-                let code = alloc::boxed::Box::new([0xC3_u8]);
+                let code = keep([0xC3_u8]);
                 core::mem::transmute::<*const u8, extern "C" fn()>(code.as_ptr())();
             }
-            _ => log::warn!("selftest: there is panic, null, stack, text, rodata, exec"),
+            _ => {}
         }
     }
 }
