@@ -85,7 +85,7 @@ pub struct Bed {
 }
 
 /// The folder of all beds: `target/bed` of this workspace, or `XEN_BED_DIR` where that is set.
-fn beds() -> PathBuf {
+pub(crate) fn beds() -> PathBuf {
     match std::env::var_os("XEN_BED_DIR") {
         Some(dir) => dir.into(),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bed"),
