@@ -44,7 +44,7 @@ impl Toolchain {
             let linker = deb::which("rust-lld");
             return Ok(Self::Debian { rustc, linker });
         }
-        let dir = deb::beds();
+        let dir = deb::dir();
         let lock = deb::lock(&dir)?;
         let root = fetch(&lock, &dir).with_context(|| {
             format!(
