@@ -12,6 +12,7 @@ mod handlers;
 mod machine;
 mod memory;
 mod room;
+mod suspend;
 mod vcpu;
 
 pub use dice::{Chance, Dice};
