@@ -206,6 +206,20 @@ impl<'d> VcpuArea<'d> {
     pub fn now(&self, counter: impl Fn() -> u64) -> Duration {
         self.page.now_at(self.offset + at::VCPU_TIME, counter)
     }
+
+    /// Writes the time as Xen does.
+    #[cfg(feature = "mock")]
+    pub(crate) fn set_time(&self, time: VcpuTime) {
+        let base = self.offset + at::VCPU_TIME;
+        let version = self.page.u32_at(base + at::TIME_VERSION);
+        version.fetch_add(1, Ordering::AcqRel);
+        self.page.u64_at(base + at::TIME_TSC_TIMESTAMP).store(time.tsc_timestamp, Ordering::Relaxed);
+        self.page.u64_at(base + at::TIME_SYSTEM_TIME).store(time.system_time, Ordering::Relaxed);
+        self.page.u32_at(base + at::TIME_TSC_TO_SYSTEM_MUL).store(time.tsc_to_system_mul, Ordering::Relaxed);
+        self.page.u8_at(base + at::TIME_SHIFT_AND_FLAGS).store(time.tsc_shift as u8, Ordering::Relaxed);
+        self.page.u8_at(base + at::TIME_SHIFT_AND_FLAGS + 1).store(time.flags, Ordering::Relaxed);
+        version.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// Reads what Xen guards by a version that is odd while it writes and changes each time.

@@ -18,7 +18,7 @@ use crate::hvm::HvmParam;
 use crate::sched::ShutdownCode;
 use crate::{
     DomId, Domain, Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuArea,
-    VcpuId, Wait,
+    VcpuId, VcpuTime, Wait,
 };
 
 /// What freed pages are filled with: they are not used again within a machine's life, so that whoever still reads
@@ -67,6 +67,8 @@ pub(super) struct DomainState {
     console: Vec<u8>,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) room: Room,
+    /// Until when the domain is paused.
+    pub(super) paused: Option<Duration>,
 }
 
 impl Default for DomainState {
@@ -89,6 +91,7 @@ impl Default for DomainState {
             console: Vec::new(),
             vcpus: std::vec![Vcpu::first()],
             room: Room::default(),
+            paused: None,
         }
     }
 }
@@ -241,6 +244,12 @@ impl MockDomain {
             }
             None => self.shared_info()?.area(vcpu),
         }
+    }
+
+    /// Writes the time of a vCPU to where it reads it, as Xen does: any time, also one before the last. Nobody else writes it,
+    /// and it has nothing to do with the machine's [virtual time](MockXen::now). Returns whether there is such a place.
+    pub fn set_time(&self, vcpu: VcpuId, time: VcpuTime) -> bool {
+        self.vcpu_area(vcpu).map(|area| area.set_time(time)).is_some()
     }
 
     /// The machine it is on.
@@ -469,12 +478,19 @@ impl Wait for MockDomain {
         self.xen.now()
     }
 
-    /// Lets the far sides act; when none has anything to do, time goes on to the next timer or the deadline.
+    /// Lets the far sides act; when none has anything to do, time goes on to the next timer or the deadline. Returns after the
+    /// pause of a domain that [is paused](Self::pause).
     ///
     /// # Panics
     /// When there is nothing left to wait for, with the trace.
     fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
-        if is_due() || self.upcall_pending() || self.xen.step() || self.upcall_pending() {
+        self.sit_out();
+        if is_due() || self.upcall_pending() {
+            return;
+        }
+        let acted = self.xen.step();
+        self.sit_out();
+        if acted || self.upcall_pending() {
             return;
         }
         let timer = self.xen.next_due().map(|(at, ..)| at);

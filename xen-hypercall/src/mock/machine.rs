@@ -178,7 +178,7 @@ impl MockXen {
         result
     }
 
-    /// Adds a far side. `step` does what can be done at once, and answers whether that was anything. A handle to the machine
+    /// Adds a far side. `step` does what can be done at once, and returns whether that was anything. A handle to the machine
     /// that it keeps should be one for [`inside`](Self::inside).
     pub fn add_actor(&self, name: &str, step: impl FnMut(&Self) -> bool + Send + 'static) -> ActorId {
         let mut state = self.state();
@@ -199,7 +199,7 @@ impl MockXen {
         dismantle(&self.machine);
     }
 
-    /// Lets every actor act once, in the order they were added; answers whether any did anything.
+    /// Lets every actor act once, in the order they were added; returns whether any did anything.
     pub fn step(&self) -> bool {
         let mut state = self.state();
         // Those that actors add meanwhile act in the next step.
@@ -227,7 +227,7 @@ impl MockXen {
         progress
     }
 
-    /// Steps until no actor does anything, at most `max_steps` times; answers how many steps did something.
+    /// Steps until no actor does anything, at most `max_steps` times; returns how many steps did something.
     pub fn run_until_idle(&self, max_steps: usize) -> usize {
         (0..max_steps).take_while(|_| self.step()).count()
     }

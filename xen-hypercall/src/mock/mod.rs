@@ -11,6 +11,7 @@ mod faults;
 mod handlers;
 mod machine;
 mod memory;
+mod pause;
 mod room;
 mod suspend;
 mod vcpu;

@@ -146,7 +146,7 @@ fn add_to_physmap(domain: &MockDomain, space: u32, idx: u64, gfn: Gfn) -> Result
     }
 }
 
-/// Does something to each page of a list's extents; answers how many extents were done whole. Xen never answers an
+/// Does something to each page of a list's extents; returns how many extents were done whole. Xen never answers an
 /// error here.
 fn extents(caller: &MockDomain, pointer: usize, each: fn(&MockDomain, Gfn) -> bool) -> usize {
     let Ok(op) = read::<XenMemoryReservation>(pointer) else { return 0 };
