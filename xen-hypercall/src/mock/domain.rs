@@ -246,8 +246,9 @@ impl MockDomain {
         }
     }
 
-    /// Writes the time of a vCPU to where it reads it, as Xen does: any time, also one before the last. Nobody else writes it,
-    /// and it has nothing to do with the machine's [virtual time](MockXen::now). Returns whether there is such a place.
+    /// Writes the time of a vCPU to where it reads it, as Xen does: any time, also one before the last. Besides this, it is written
+    /// when `shared_info` is mapped: the machine's [virtual time](MockXen::now), by a counter of nanoseconds. Returns whether
+    /// there is such a place.
     pub fn set_time(&self, vcpu: VcpuId, time: VcpuTime) -> bool {
         self.vcpu_area(vcpu).map(|area| area.set_time(time)).is_some()
     }
