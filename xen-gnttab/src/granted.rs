@@ -179,7 +179,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     }
 
     /// Notes that a part of the page is granted, and not all of it.
-    pub(crate) fn as_part(mut self) -> Self {
+    pub(crate) fn of_part(mut self) -> Self {
         self.gref |= PART;
         self
     }
