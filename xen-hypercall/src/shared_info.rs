@@ -53,20 +53,20 @@ impl<'d> SharedInfo<'d> {
         self.page
     }
 
-    fn u8_at(&self, offset: usize) -> &'d AtomicU8 {
+    pub(crate) fn u8_at(&self, offset: usize) -> &'d AtomicU8 {
         debug_assert!(offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants and lies in the page, which is valid and accessed only
         // by atomics; a byte needs no alignment.
         unsafe { AtomicU8::from_ptr(self.page.as_ptr().cast::<u8>().add(offset)) }
     }
 
-    fn u32_at(&self, offset: usize) -> &'d AtomicU32 {
+    pub(crate) fn u32_at(&self, offset: usize) -> &'d AtomicU32 {
         debug_assert!(offset % 4 == 0 && offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 4 of an aligned page.
         unsafe { AtomicU32::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
     }
 
-    fn u64_at(&self, offset: usize) -> &'d AtomicU64 {
+    pub(crate) fn u64_at(&self, offset: usize) -> &'d AtomicU64 {
         debug_assert!(offset % 8 == 0 && offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 8 of an aligned page.
         unsafe { AtomicU64::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }

@@ -13,6 +13,7 @@ mod machine;
 mod memory;
 mod pause;
 mod room;
+mod suspend;
 mod vcpu;
 
 pub use dice::{Chance, Dice};

@@ -126,7 +126,11 @@ fn add_to_physmap(domain: &MockDomain, space: u32, idx: u64, gfn: Gfn) -> Result
             if domain.has_shared_info() && domain.xen().refuses_second_mappings() {
                 return Err(Errno::EBUSY);
             }
+            let first = !domain.has_shared_info();
             domain.move_shared_info(gfn);
+            if first {
+                domain.tell_time();
+            }
             Ok(())
         }
         (XENMAPSPACE_SHARED_INFO, _) => Err(Errno::EINVAL),
