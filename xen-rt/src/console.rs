@@ -95,7 +95,10 @@ pub(crate) fn last_words(why: fmt::Arguments<'_>) {
         }
     }
     let name = entry::name();
-    let _ = write!(Early, "{name}: {why}\n");
+    // A process has one place for both.
+    if !(cfg!(feature = "hosted") && CONSOLE.with(|console| console.is_some()) == Some(true)) {
+        let _ = write!(Early, "{name}: {why}\n");
+    }
     CONSOLE.with(|console| {
         if let Some(console) = console {
             let _ = write!(Last(console), "{name}: {why}\r\n");
