@@ -120,7 +120,7 @@ macro_rules! println {
     () => {
         $crate::console::print(::core::format_args!("\n"))
     };
-    ($text:literal $($arguments:tt)*) => {
-        $crate::console::print(::core::format_args!(::core::concat!($text, "\n") $($arguments)*))
+    ($($text:tt)*) => {
+        $crate::console::print(::core::format_args!("{}\n", ::core::format_args!($($text)*)))
     };
 }

@@ -28,6 +28,7 @@ impl Outside {
                 eprintln!("the guest is ended");
                 std::process::exit(INTERRUPTED);
             }
+            eprintln!("Ctrl-C; another one ends the guest at once");
             set.store(true, Ordering::Relaxed);
             let _ = wake.wake();
         })

@@ -139,7 +139,7 @@ impl World {
     /// Does as `xl shutdown`.
     fn power_off(&mut self) {
         if self.store.read(&node("control/feature-poweroff")).as_deref() == Some("1") {
-            eprintln!("the guest is asked to power off; another Ctrl-C ends it at once");
+            eprintln!("the guest is asked to power off");
             self.store.write(&node("control/shutdown"), "poweroff");
         } else {
             self.finish();
