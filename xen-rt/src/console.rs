@@ -96,7 +96,10 @@ pub(crate) fn last_words(why: fmt::Arguments<'_>) {
         }
     }
     let name = entry::name();
-    let _ = writeln!(Early, "{name}: {why}");
+    // A process has one place for both.
+    if !(cfg!(feature = "hosted") && CONSOLE.with(|console| console.is_some()) == Some(true)) {
+        let _ = writeln!(Early, "{name}: {why}");
+    }
     CONSOLE.with(|console| {
         if let Some(console) = console {
             let _ = write!(Last(console), "{name}: {why}\r\n");
@@ -118,7 +121,7 @@ macro_rules! println {
     () => {
         $crate::console::print(::core::format_args!("\n"))
     };
-    ($text:literal $($arguments:tt)*) => {
-        $crate::console::print(::core::format_args!(::core::concat!($text, "\n") $($arguments)*))
+    ($($text:tt)*) => {
+        $crate::console::print(::core::format_args!("{}\n", ::core::format_args!($($text)*)))
     };
 }
