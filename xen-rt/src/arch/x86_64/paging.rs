@@ -8,7 +8,7 @@ use xen_hypercall::PAGE_SIZE;
 use super::tables::{DATA, Image, Tables};
 use crate::crash;
 use crate::lock::Lock;
-use crate::machine::alloc_pages;
+use crate::machine::{alloc_pages, keep_pages};
 use crate::memory_map::{BootInfo, Range};
 
 unsafe extern "C" {
@@ -62,9 +62,10 @@ static TABLES: Lock<Option<Tables>> = Lock::new(None);
 
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.
 pub(crate) fn seal(info: &BootInfo) {
-    let sealed = Tables::new(|| alloc_pages(1))
-        .and_then(|mut tables| tables.seal(&image(), info.usable()).then_some(tables));
-    let Some(tables) = sealed else { crash(format_args!("no memory for page tables")) };
+    let mut tables = Tables::new(keep_pages(1), || alloc_pages(1));
+    if !tables.seal(&image(), info.usable()) {
+        crash(format_args!("no memory for page tables"));
+    }
     let root = PhysFrame::containing_address(PhysAddr::new_truncate(tables.root()));
     // SAFETY: the new tables map the code that runs, its stack and data, and all memory of the heap where they were.
     unsafe { Cr3::write(root, Cr3Flags::empty()) };

@@ -46,9 +46,9 @@ pub(super) struct Tables {
 unsafe impl Send for Tables {}
 
 impl Tables {
-    /// Empty ones. None: there is no memory for them.
-    pub(super) fn new(new_table: fn() -> Option<NonNull<Page>>) -> Option<Self> {
-        Some(Self { root: new_table()?.cast(), new_table })
+    /// Empty ones, on a zeroed page that is theirs.
+    pub(super) fn new(root: NonNull<Page>, new_table: fn() -> Option<NonNull<Page>>) -> Self {
+        Self { root: root.cast(), new_table }
     }
 
     /// The address of the highest table.
