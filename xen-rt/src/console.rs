@@ -75,12 +75,13 @@ pub(crate) struct Early;
 
 impl Write for Early {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut lines = text.split('\n');
-        lines.next().map(|first| machine::early(first.as_bytes()));
-        lines.for_each(|line| {
-            machine::early(b"\r\n");
-            machine::early(line.as_bytes());
-        });
+        // For a terminal.
+        for line in text.as_bytes().split_inclusive(|byte| *byte == b'\n') {
+            match line.strip_suffix(b"\n") {
+                Some(line) => [line, b"\r\n"].into_iter().for_each(machine::early),
+                None => machine::early(line),
+            }
+        }
         Ok(())
     }
 }
@@ -97,7 +98,7 @@ pub(crate) fn last_words(why: fmt::Arguments<'_>) {
     let name = entry::name();
     // A process has one place for both.
     if !(cfg!(feature = "hosted") && CONSOLE.with(|console| console.is_some()) == Some(true)) {
-        let _ = write!(Early, "{name}: {why}\n");
+        let _ = writeln!(Early, "{name}: {why}");
     }
     CONSOLE.with(|console| {
         if let Some(console) = console {

@@ -3,6 +3,7 @@
 
 mod boot;
 mod paging;
+mod tables;
 mod traps;
 
 use core::arch::asm;
@@ -82,8 +83,7 @@ pub(crate) fn room(info: &BootInfo) -> u64 {
     let [widths, ..] = cpuid(WIDTHS, 0);
     // Addresses of memory are those that the kernel uses, of which the processor takes 47 bits.
     let bits = (widths & 0xFF).clamp(36, 47);
-    let end = info.ram().iter().map(|range| range.end).max().unwrap_or(0);
-    end.next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
+    info.end().next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
 }
 
 /// Tells Xen by which interrupt to tell of events.
@@ -92,10 +92,12 @@ pub(crate) fn enable_upcall(xen: &impl Hypercall) -> Result<(), Errno> {
     set_param(&xen, HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))
 }
 
-/// A byte to Xen's log: the port that Xen watches in every HVM and PVH domain. Works before anything else does.
-pub(crate) fn early_byte(byte: u8) {
-    // SAFETY: a write to this port has no effect but the one on Xen's log.
-    unsafe { asm!("out 0xE9, al", in("al") byte, options(nomem, nostack, preserves_flags)) }
+/// Words to Xen's log: by the port that Xen watches in every HVM and PVH domain. Works before anything else does.
+pub(crate) fn early(bytes: &[u8]) {
+    for byte in bytes {
+        // SAFETY: a write to this port has no effect but the one on Xen's log.
+        unsafe { asm!("out 0xE9, al", in("al") *byte, options(nomem, nostack, preserves_flags)) }
+    }
 }
 
 /// Sleeps until an interrupt. This is the only place where interrupts are on, see `traps`: an event that is pending already
