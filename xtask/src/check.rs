@@ -27,7 +27,7 @@ pub(crate) struct Library {
 }
 
 /// The crates that others use.
-pub(crate) const LIBRARIES: [&str; 8] = [
+pub(crate) const LIBRARIES: [&str; 9] = [
     "xen-ring",
     "xen-hypercall",
     "xen-evtchn",
@@ -36,6 +36,7 @@ pub(crate) const LIBRARIES: [&str; 8] = [
     "xen-console",
     "xen-netfront",
     "xen-blkfront",
+    "xen-rt",
 ];
 
 /// The packages that are no programs of this machine.

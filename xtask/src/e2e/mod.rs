@@ -5,6 +5,7 @@ mod devices;
 mod drivers;
 mod lab;
 mod life;
+mod new_project;
 mod own_kernel;
 mod seal;
 mod selftest;
@@ -71,6 +72,7 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("dhcp", boot::without_an_address_it_asks_dhcp),
         ("selftest-pair", selftest::as_a_pair),
         ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
+        ("new-project", new_project::from_the_packages_alone),
         ("drivers-block", drivers::disks),
         ("drivers-net", drivers::cards),
     ];
