@@ -12,7 +12,8 @@ use std::string::{String, ToString};
 use std::{env, format, fs, println};
 
 /// Where things stand in an image, by architecture.
-const SCRIPTS: [(&str, &str); 1] = [("x86_64", include_str!("arch/x86_64/link.ld"))];
+const SCRIPTS: [(&str, &str); 2] =
+    [("aarch64", include_str!("arch/aarch64/link.ld")), ("x86_64", include_str!("arch/x86_64/link.ld"))];
 
 /// Has the package's programs linked as images: by the architecture's link script, without the C library's start files.
 ///

@@ -8,7 +8,7 @@
 #[cfg(any(feature = "hosted", feature = "build"))]
 extern crate std;
 
-#[cfg(not(any(feature = "hosted", feature = "build")))]
+#[cfg(any(test, not(any(feature = "hosted", feature = "build"))))]
 mod arch;
 #[cfg(feature = "build")]
 pub mod build;
@@ -21,7 +21,7 @@ mod lock;
 #[cfg(feature = "log")]
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 mod logger;
-#[cfg(not(any(feature = "hosted", feature = "build")))]
+#[cfg(any(test, not(any(feature = "hosted", feature = "build"))))]
 mod memory_map;
 #[cfg(not(any(feature = "hosted", feature = "build")))]
 mod metal;

@@ -16,13 +16,13 @@ use xen_hypercall::{Domain, Errno, Wait, console_io, version};
 use crate::arch;
 use crate::entry::{self, Boot, Exit, crash};
 use crate::memory_map::BootInfo;
-use place::Place;
 
 pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
 pub(crate) use memory::{keep, keep_pages};
+pub(crate) use place::Place;
 
 static KERNEL: Place<Kernel> = Place::new();
 
@@ -65,7 +65,7 @@ pub(crate) fn early(bytes: &[u8]) {
     let features = call.and_then(|call| version::features(&call).ok());
     match call.filter(|_| features.is_some_and(|features| features.contains(Features::DOM0))) {
         Some(call) => drop(console_io::write(&call, bytes)),
-        None => bytes.iter().for_each(|byte| arch::early_byte(*byte)),
+        None => arch::early(bytes),
     }
 }
 

@@ -9,7 +9,7 @@ const EMPTY: u8 = 0;
 const FILLING: u8 = 1;
 const FULL: u8 = 2;
 
-pub(super) struct Place<T> {
+pub(crate) struct Place<T> {
     state: AtomicU8,
     thing: UnsafeCell<MaybeUninit<T>>,
 }
@@ -19,7 +19,7 @@ pub(super) struct Place<T> {
 unsafe impl<T: Send + Sync> Sync for Place<T> {}
 
 impl<T> Place<T> {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { state: AtomicU8::new(EMPTY), thing: UnsafeCell::new(MaybeUninit::uninit()) }
     }
 
@@ -27,7 +27,7 @@ impl<T> Place<T> {
     ///
     /// # Panics
     /// There is one.
-    pub(super) fn put(&'static self, thing: T) -> &'static T {
+    pub(crate) fn put(&'static self, thing: T) -> &'static T {
         let first = self.state.compare_exchange(EMPTY, FILLING, Ordering::Relaxed, Ordering::Relaxed);
         assert!(first.is_ok(), "it is made once");
         // SAFETY: nobody else writes, as this call alone found the place empty, and nobody reads before the state is full.
@@ -37,7 +37,7 @@ impl<T> Place<T> {
     }
 
     /// The thing, if it is there.
-    pub(super) fn get(&'static self) -> Option<&'static T> {
+    pub(crate) fn get(&'static self) -> Option<&'static T> {
         let full = self.state.load(Ordering::Acquire) == FULL;
         // SAFETY: the thing was written before the state was full, and nobody writes from then on.
         full.then(|| unsafe { (*self.thing.get()).assume_init_ref() })

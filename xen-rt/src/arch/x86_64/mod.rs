@@ -92,10 +92,12 @@ pub(crate) fn enable_upcall(xen: &impl Hypercall) -> Result<(), Errno> {
     set_param(&xen, HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))
 }
 
-/// A byte to Xen's log: the port that Xen watches in every HVM and PVH domain. Works before anything else does.
-pub(crate) fn early_byte(byte: u8) {
-    // SAFETY: a write to this port has no effect but the one on Xen's log.
-    unsafe { asm!("out 0xE9, al", in("al") byte, options(nomem, nostack, preserves_flags)) }
+/// Words to Xen's log: by the port that Xen watches in every HVM and PVH domain. Works before anything else does.
+pub(crate) fn early(bytes: &[u8]) {
+    for byte in bytes {
+        // SAFETY: a write to this port has no effect but the one on Xen's log.
+        unsafe { asm!("out 0xE9, al", in("al") *byte, options(nomem, nostack, preserves_flags)) }
+    }
 }
 
 /// Sleeps until an interrupt. This is the only place where interrupts are on, see `traps`: an event that is pending already
