@@ -119,3 +119,15 @@ pub(super) fn it_boots_as_the_first_domain(arch: Arch) -> Result<()> {
     }
     Ok(())
 }
+
+pub(super) fn it_boots_without_a_dom0(arch: Arch) -> Result<()> {
+    let image = build(arch, Options { features: Some(Vec::new()), ..Options::default() })?;
+    let qemu = alone::start_dom0less(arch, "unikernel", &image, "log=info")?;
+    qemu.wait_for(&["ready; type help", "Panic on CPU"], PATIENCE)?;
+    let text = qemu.serial();
+    // Nobody made it a console or a store, and it says so and goes on.
+    for line in ["unikernel 0.", "no devices, no name", "ready; type help"] {
+        ensure!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    Ok(())
+}

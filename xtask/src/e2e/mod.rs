@@ -95,8 +95,17 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
 type Alone = fn(Arch) -> Result<()>;
 
 /// The tests without a dom0 of Linux.
-const ALONE: [(&str, Alone); 2] =
-    [("as-dom0", boot::it_boots_as_the_first_domain), ("selftest-dom0", selftest::as_the_first_domain)];
+fn alone(arch: Arch) -> &'static [(&'static str, Alone)] {
+    let all: &[(&str, Alone)] = &[
+        ("as-dom0", boot::it_boots_as_the_first_domain),
+        ("selftest-dom0", selftest::as_the_first_domain),
+        ("dom0less", boot::it_boots_without_a_dom0),
+    ];
+    match arch {
+        Arch::X86_64 => all.get(..2).unwrap_or(all),
+        Arch::Arm64 => all,
+    }
+}
 
 /// Which tests are run.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +150,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     if args.list {
         let tests = STORES.into_iter().flat_map(|store| with_dom0(args.arch, store)).map(|(name, _)| name);
-        let tests = tests.chain(ALONE.map(|(name, _)| name));
+        let tests = tests.chain(alone(args.arch).iter().map(|(name, _)| *name));
         tests.filter(|name| choice.has(name)).for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
@@ -169,7 +178,7 @@ pub(crate) fn run_some(arch: Arch, choice: Choice<'_>) -> Result<Tally> {
             });
         }
     }
-    for (name, test) in ALONE.into_iter().filter(|(name, _)| choice.has(name)) {
+    for (name, test) in alone(arch).iter().filter(|(name, _)| choice.has(name)) {
         report(&mut tally, name, || test(arch));
     }
     if tally == Tally::default() {
