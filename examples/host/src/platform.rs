@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use xen_hypercall::mock::MockDomain;
-use xen_hypercall::{Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, VcpuId, Wait};
+use xen_hypercall::{
+    Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages, VcpuId, Wait,
+};
 
 pub(crate) use crate::console;
 use crate::world::World;
@@ -103,7 +105,10 @@ unsafe impl PageMemory for Kernel {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.domain.gfn(page)
     }
+}
 
+// SAFETY: all calls are handed to the domain, which keeps the promises.
+unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call.
         unsafe { self.domain.map_special(gfn, count) }

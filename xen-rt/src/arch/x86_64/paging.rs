@@ -107,7 +107,7 @@ pub(crate) fn seal(info: &BootInfo) {
 /// Makes a frame accessible that is not RAM of ours, readable and writable. False: it is in use as RAM already.
 ///
 /// # Safety
-/// As for `PageMemory::map_special`; one caller at a time.
+/// As for `SpecialPages::map_special`; one caller at a time.
 pub(crate) unsafe fn map_special(frame: u64) -> bool {
     let root = ROOT.load(Ordering::Relaxed);
     let at = frame * PAGE;
