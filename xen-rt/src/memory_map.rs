@@ -99,3 +99,6 @@ impl BootInfo {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
