@@ -75,12 +75,13 @@ pub(crate) struct Early;
 
 impl Write for Early {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut lines = text.split('\n');
-        lines.next().map(|first| machine::early(first.as_bytes()));
-        lines.for_each(|line| {
-            machine::early(b"\r\n");
-            machine::early(line.as_bytes());
-        });
+        // For a terminal.
+        for line in text.as_bytes().split_inclusive(|byte| *byte == b'\n') {
+            match line.strip_suffix(b"\n") {
+                Some(line) => [line, b"\r\n"].into_iter().for_each(machine::early),
+                None => machine::early(line),
+            }
+        }
         Ok(())
     }
 }
@@ -95,7 +96,10 @@ pub(crate) fn last_words(why: fmt::Arguments<'_>) {
         }
     }
     let name = entry::name();
-    let _ = write!(Early, "{name}: {why}\n");
+    // A process has one place for both.
+    if !(cfg!(feature = "hosted") && CONSOLE.with(|console| console.is_some()) == Some(true)) {
+        let _ = writeln!(Early, "{name}: {why}");
+    }
     CONSOLE.with(|console| {
         if let Some(console) = console {
             let _ = write!(Last(console), "{name}: {why}\r\n");
@@ -117,7 +121,7 @@ macro_rules! println {
     () => {
         $crate::console::print(::core::format_args!("\n"))
     };
-    ($text:literal $($arguments:tt)*) => {
-        $crate::console::print(::core::format_args!(::core::concat!($text, "\n") $($arguments)*))
+    ($($text:tt)*) => {
+        $crate::console::print(::core::format_args!("{}\n", ::core::format_args!($($text)*)))
     };
 }

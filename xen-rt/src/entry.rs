@@ -31,7 +31,16 @@ macro_rules! entry {
             name: ::core::env!("CARGO_PKG_NAME"),
             run: |boot| $crate::__private::run(boot, $main),
         };
+        $crate::__process!();
     };
+}
+
+/// An image has an entry of its own.
+#[doc(hidden)]
+#[cfg(not(feature = "hosted"))]
+#[macro_export]
+macro_rules! __process {
+    () => {};
 }
 
 /// What [`entry!`] makes.

@@ -16,7 +16,10 @@ pub mod build;
 pub mod console;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 mod entry;
+#[cfg(feature = "hosted")]
+mod hosted;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
+#[cfg_attr(feature = "hosted", path = "hosted/lock.rs")]
 mod lock;
 #[cfg(feature = "log")]
 #[cfg(any(feature = "hosted", not(feature = "build")))]
@@ -26,6 +29,8 @@ mod memory_map;
 #[cfg(not(any(feature = "hosted", feature = "build")))]
 mod metal;
 
+#[cfg(feature = "hosted")]
+use hosted as machine;
 #[cfg(not(any(feature = "hosted", feature = "build")))]
 use metal as machine;
 
@@ -40,4 +45,6 @@ pub use {
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 pub mod __private {
     pub use crate::entry::{Program, run};
+    #[cfg(feature = "hosted")]
+    pub use crate::hosted::process;
 }

@@ -1,4 +1,4 @@
-//! What the machine's memory is used for, as far as the entry knows it.
+//! What the entry was told: the memory, and the command line.
 
 /// Addresses from `start` up to, not including, `end`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -9,8 +9,6 @@ pub(crate) struct Range {
 
 /// More ranges than this are left out: memory that is not used.
 const MOST_RAM: usize = 32;
-/// More parts than this are never taken.
-const MOST_TAKEN: usize = 8;
 /// More of the command line is left out.
 const MOST_TEXT: usize = 1024;
 /// Memory is given out in whole pages.
@@ -19,40 +17,54 @@ const PAGE: u64 = 4096;
 /// What the entry was told, copied out of memory that is then free for use.
 #[derive(Debug)]
 pub(crate) struct BootInfo {
-    ram: [Range; MOST_RAM],
+    /// Those that nobody uses, in the order in which they were added, which is of no matter.
+    free: [Range; MOST_RAM],
     ranges: usize,
-    taken: [Range; MOST_TAKEN],
-    parts: usize,
+    ram: u64,
+    end: u64,
     cmdline: [u8; MOST_TEXT],
     cmdline_len: usize,
 }
 
 impl BootInfo {
     pub(crate) const fn new() -> Self {
-        const NONE: Range = Range { start: 0, end: 0 };
         Self {
-            ram: [NONE; MOST_RAM],
+            free: [Range { start: 0, end: 0 }; MOST_RAM],
             ranges: 0,
-            taken: [NONE; MOST_TAKEN],
-            parts: 0,
+            ram: 0,
+            end: 0,
             cmdline: [0; MOST_TEXT],
             cmdline_len: 0,
         }
     }
 
-    /// There is memory.
+    /// There is memory. All is told before a part of it is [taken](Self::take).
     pub(crate) fn add_ram(&mut self, start: u64, size: u64) {
-        if let Some(place) = self.ram.get_mut(self.ranges) {
-            *place = Range { start, end: start.saturating_add(size) };
+        let end = start.saturating_add(size);
+        self.ram = self.ram.saturating_add(size);
+        self.end = self.end.max(end);
+        self.push(Range { start, end });
+    }
+
+    fn push(&mut self, range: Range) {
+        if let Some(place) = self.free.get_mut(self.ranges) {
+            *place = range;
             self.ranges += 1;
         }
     }
 
     /// A part of the memory is in use: the image's, what the entry was told, what is a device's.
     pub(crate) fn take(&mut self, part: Range) {
-        let place = self.taken.get_mut(self.parts).expect("the entry takes a few parts");
-        *place = part;
-        self.parts += 1;
+        for index in 0..self.ranges {
+            let Range { start, end } = self.free[index];
+            if part.start < end && part.end > start {
+                // What is below stays in its place, though it may be nothing; what is above is new.
+                self.free[index].end = part.start.max(start);
+                if part.end < end {
+                    self.push(Range { start: part.end, end });
+                }
+            }
+        }
     }
 
     /// Keeps the command line.
@@ -62,40 +74,32 @@ impl BootInfo {
         self.cmdline_len = len;
     }
 
-    /// Memory that there is, lowest first as Xen lists it.
-    pub(crate) fn ram(&self) -> &[Range] {
-        &self.ram[..self.ranges]
+    /// How much memory there is, in bytes.
+    pub(crate) fn ram(&self) -> u64 {
+        self.ram
     }
 
-    /// The command line; what is not UTF-8 is left out.
+    /// The end of the highest of it.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The command line, as far as it is UTF-8.
     pub(crate) fn cmdline(&self) -> &str {
-        self.cmdline[..self.cmdline_len].utf8_chunks().next().map_or("", |chunk| chunk.valid())
+        let text = &self.cmdline[..self.cmdline_len];
+        let valid = str::from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
+        str::from_utf8(&text[..valid]).unwrap_or_default()
     }
 
-    /// Memory that nobody uses: whole pages of RAM, without the parts that are taken.
+    /// Memory that nobody uses, in whole pages.
     pub(crate) fn usable(&self) -> impl Iterator<Item = Range> {
-        self.ram().iter().flat_map(|ram| self.without_taken(*ram)).filter_map(|range| {
-            let start = range.start.checked_next_multiple_of(PAGE)?;
-            let end = range.end & !(PAGE - 1);
-            (start < end).then_some(Range { start, end })
-        })
-    }
-
-    fn without_taken(&self, ram: Range) -> impl Iterator<Item = Range> {
-        let mut at = ram.start;
-        core::iter::from_fn(move || {
-            while at < ram.end {
-                let taken = self.taken[..self.parts].iter().filter(|part| part.start < part.end);
-                // What is taken next from here on, or is here already.
-                let next = taken.filter(|part| part.end > at).min_by_key(|part| part.start);
-                let Range { start, end } = next.copied().unwrap_or(Range { start: ram.end, end: ram.end });
-                let free = Range { start: at, end: start.min(ram.end) };
-                at = end;
-                if free.start < free.end {
-                    return Some(free);
-                }
-            }
-            None
-        })
+        let whole = |Range { start, end }: &Range| Range {
+            start: start.saturating_add(PAGE - 1) & !(PAGE - 1),
+            end: end & !(PAGE - 1),
+        };
+        self.free[..self.ranges].iter().map(whole).filter(|range| range.start < range.end)
     }
 }
+
+#[cfg(test)]
+mod tests;

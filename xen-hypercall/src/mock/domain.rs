@@ -497,7 +497,7 @@ impl Wait for MockDomain {
         if acted || self.upcall_pending() {
             return;
         }
-        let timer = self.xen.next_due().map(|(at, ..)| at);
+        let timer = self.xen.next_timer();
         match timer.into_iter().chain(deadline).min() {
             Some(at) => self.xen.advance(at.saturating_sub(self.xen.now())),
             None => panic!("{} waits for ever: no event, no timer\n{}", self.id(), self.xen.trace_text()),

@@ -266,6 +266,11 @@ impl MockXen {
         }
     }
 
+    /// When the next timer or watchdog of any domain is due. None: there is none.
+    pub fn next_timer(&self) -> Option<Duration> {
+        self.next_due().map(|(at, ..)| at)
+    }
+
     /// What is due first, and whose it is.
     pub(super) fn next_due(&self) -> Option<(Duration, MockDomain, Due)> {
         let ids: Vec<DomId> = self.state().domains.keys().copied().collect();

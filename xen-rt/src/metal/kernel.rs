@@ -11,11 +11,13 @@ use xen_hypercall::{
 
 use super::{memory, room};
 use crate::arch;
+use crate::memory_map::BootInfo;
 
 /// The kernel as the SDK's crates see it: their `Platform` and their `Wait`. [`Guest::kernel`](crate::Guest::kernel) gives it.
 #[derive(Debug)]
 pub struct Kernel {
     call: arch::Call,
+    info: &'static BootInfo,
     clock: arch::Clock,
     hypercalls: AtomicU64,
     /// When the timer fires, in nanoseconds; zero: it is not set.
@@ -25,9 +27,10 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(call: arch::Call) -> Self {
+    pub(super) fn new(call: arch::Call, info: &'static BootInfo) -> Self {
         Self {
             call,
+            info,
             clock: arch::Clock::new(),
             hypercalls: AtomicU64::new(0),
             timer: AtomicU64::new(0),
@@ -101,7 +104,7 @@ unsafe impl SpecialPages for Kernel {
 // the page tables lead there.
 unsafe impl GrantRoom for Kernel {
     fn reserve_room(&self, count: usize) -> Option<Gfn> {
-        room::reserve(count)
+        room::reserve(count, || arch::room(self.info))
     }
 
     unsafe fn release_room(&self, first: Gfn, count: usize) {

@@ -94,7 +94,7 @@ fn pages(count: usize) -> Option<Layout> {
 }
 
 /// `count` zeroed pages in a row.
-pub(super) fn alloc_pages(count: usize) -> Option<NonNull<Page>> {
+pub(crate) fn alloc_pages(count: usize) -> Option<NonNull<Page>> {
     let layout = pages(count)?;
     // SAFETY: the layout is not empty.
     let first = NonNull::new(unsafe { HEAP.0.alloc(layout) })?;

@@ -21,30 +21,31 @@ pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
-pub(crate) use memory::{keep, keep_pages};
+pub(crate) use memory::{alloc_pages, keep, keep_pages};
 pub(crate) use place::Place;
 
 static KERNEL: Place<Kernel> = Place::new();
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off. Makes the memory, the seal, the interrupts
 /// and the log, in this order, then the kernel, and runs it.
+#[allow(unsafe_code, reason = "its frame stays")]
 pub(crate) fn start(info: BootInfo) -> ! {
+    // SAFETY: this function never returns, and nothing unwinds, so what is in its frame is there for ever. It does not change.
+    let info: &'static BootInfo = unsafe { &*(&raw const info) };
     let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
-    memory::init(&info);
-    arch::seal(&info);
+    memory::init(info);
+    arch::seal(info);
     arch::install();
-    room::init(arch::room(&info));
     #[cfg(feature = "log")]
     crate::logger::install();
-    let info: &'static BootInfo = keep(info);
-    let domain = own(call).unwrap_or_else(|error| crash(format_args!("Xen refuses the basics: {error}")));
-    let ram = info.ram().iter().map(|range| range.end - range.start).sum();
-    entry::start(Boot::new(domain, info.cmdline(), ram))
+    let domain =
+        own(call, info).unwrap_or_else(|error| crash(format_args!("Xen refuses the basics: {error}")));
+    entry::start(Boot::new(domain, info.cmdline(), info.ram()))
 }
 
 #[allow(unsafe_code, reason = "says that the domain is nobody else's")]
-fn own(call: arch::Call) -> Result<&'static Domain<&'static Kernel>, Errno> {
-    let kernel = KERNEL.put(Kernel::new(call));
+fn own(call: arch::Call, info: &'static BootInfo) -> Result<&'static Domain<&'static Kernel>, Errno> {
+    let kernel = KERNEL.put(Kernel::new(call, info));
     // SAFETY: the architecture's entry comes here once, and nothing ran in this domain before that uses anything of Xen's
     // still.
     let domain: &'static Domain<_> = keep(unsafe { Domain::new(kernel) }?);

@@ -17,11 +17,6 @@ struct Room {
 
 static ROOM: Lock<Room> = Lock::new(Room { first: 0, taken: [0; WORDS] });
 
-/// Says where it is.
-pub(super) fn init(first: u64) {
-    ROOM.with(|room| room.first = first);
-}
-
 impl Room {
     fn bit(&mut self, at: usize) -> Option<(&mut u64, u64)> {
         Some((self.taken.get_mut(at / 64)?, 1 << (at % 64)))
@@ -58,9 +53,15 @@ impl Room {
     }
 }
 
-/// `count` frames in a row that nobody has.
-pub(super) fn reserve(count: usize) -> Option<Gfn> {
-    ROOM.with(|room| if room.first == 0 { None } else { room.reserve(count) }).flatten().map(Gfn)
+/// `count` frames in a row that nobody has. The first who asks says where the room is.
+pub(super) fn reserve(count: usize, first: impl FnOnce() -> u64) -> Option<Gfn> {
+    let reserved = ROOM.with(|room| {
+        if room.first == 0 {
+            room.first = first();
+        }
+        room.reserve(count)
+    });
+    reserved.flatten().map(Gfn)
 }
 
 /// Takes frames back.

@@ -52,7 +52,7 @@ pub(super) fn read(tree: &[u8], info: &mut BootInfo) -> Result<Machine, &'static
             info.add_ram(range.start, range.end - range.start);
         }
     }
-    if info.ram().is_empty() {
+    if info.ram() == 0 {
         return Err("has no memory");
     }
     if let Some(reserved) = root.child("reserved-memory") {
@@ -147,3 +147,6 @@ fn interrupt(node: FdtNode<'_>, index: usize) -> Option<u32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

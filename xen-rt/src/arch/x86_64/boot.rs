@@ -1,13 +1,14 @@
 //! From Xen's 32-bit entry to Rust, and what Xen says about the machine (`arch-x86/hvm/start_info.h`).
 
 use core::arch::global_asm;
-use core::ffi::CStr;
 
+use pvh::start_info::MemmapType;
+use pvh::start_info::reader::StartInfoReader;
 use xen_hypercall::memory::{MemoryRange, memory_map};
 
 use super::paging;
-use crate::machine;
 use crate::memory_map::{BootInfo, Range};
+use crate::{crash, machine};
 
 // The note tells Xen where to enter: 32-bit, flat, paging off, ebx = physical address of the start info.
 //
@@ -94,6 +95,11 @@ boot_pdpt: .skip 4096
 boot_pd: .skip 4 * 4096
     .popsection
 
+    .pushsection .bss.faults, "aw", @nobits
+    .balign 4096
+    .skip 16 * 1024
+    .popsection
+
     .pushsection .bss.stack, "aw", @nobits
     .balign 4096
     .skip 512 * 1024
@@ -102,61 +108,32 @@ boot_pd: .skip 4 * 4096
     start = sym start,
 );
 
-const MAGIC: u32 = 0x336E_C578;
-const E820_RAM: u32 = 1;
+/// How many ranges of memory an older Xen is asked for.
 const MAX_RANGES: usize = 32;
 /// Memory below this stays out of use: page zero, and what PCs keep here.
 const LOW: u64 = 1 << 20;
 
-#[repr(C)]
-struct StartInfo {
-    magic: u32,
-    version: u32,
-    flags: u32,
-    nr_modules: u32,
-    modlist_paddr: u64,
-    cmdline_paddr: u64,
-    rsdp_paddr: u64,
-    memmap_paddr: u64,
-    memmap_entries: u32,
-    reserved: u32,
-}
-
-#[repr(C)]
-struct MemmapEntry {
-    addr: u64,
-    size: u64,
-    kind: u32,
-    reserved: u32,
-}
-
 fn add(info: &mut BootInfo, start: u64, size: u64, kind: u32) {
-    if kind == E820_RAM {
+    if kind == MemmapType::Ram.into() {
         info.add_ram(start, size);
     }
 }
 
-extern "C" fn start(start_info: u64) -> ! {
+extern "C" fn start(start_info: u32) -> ! {
     let mut info = BootInfo::new();
-    // SAFETY: Xen passes the address of this structure, below 4 GiB and so mapped; the addresses in it are valid
+    // SAFETY: Xen passes the address of this structure, below 4 GiB and so mapped to itself; the addresses in it are valid
     // where they are not zero. Nothing has written to memory outside the image so far.
-    unsafe {
-        let xen = &*core::ptr::with_exposed_provenance::<StartInfo>(start_info as usize);
-        assert!(xen.magic == MAGIC, "not started by Xen as a PVH guest");
-        if xen.cmdline_paddr != 0 {
-            let text =
-                CStr::from_ptr(core::ptr::with_exposed_provenance(xen.cmdline_paddr as usize)).to_bytes();
-            info.set_cmdline(text);
-        }
-        if xen.version >= 1 && xen.memmap_paddr != 0 {
-            let first = core::ptr::with_exposed_provenance::<MemmapEntry>(xen.memmap_paddr as usize);
-            for entry in core::slice::from_raw_parts(first, xen.memmap_entries as usize) {
-                add(&mut info, entry.addr, entry.size, entry.kind);
-            }
-        }
+    let Some(xen) = (unsafe { StartInfoReader::from_paddr_identity(start_info) }) else {
+        crash(format_args!("not started by Xen as a PVH guest"))
+    };
+    if let Some(text) = xen.cmdline() {
+        info.set_cmdline(text.to_bytes());
+    }
+    for entry in xen.memmap() {
+        add(&mut info, entry.addr, entry.size, entry.ty);
     }
     // The first domain of an older Xen has to ask for its memory map.
-    if info.ram().is_empty() {
+    if info.ram() == 0 {
         if let Some(call) = super::call() {
             let mut map = [MemoryRange::default(); MAX_RANGES];
             let count = memory_map(&call, &mut map).unwrap_or(0);
@@ -164,6 +141,6 @@ extern "C" fn start(start_info: u64) -> ! {
         }
     }
     info.take(Range { start: 0, end: LOW });
-    info.take(paging::image());
+    info.take(paging::taken());
     machine::start(info)
 }

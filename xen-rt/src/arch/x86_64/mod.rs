@@ -3,6 +3,7 @@
 
 mod boot;
 mod paging;
+mod tables;
 mod traps;
 
 use core::arch::asm;
@@ -82,8 +83,7 @@ pub(crate) fn room(info: &BootInfo) -> u64 {
     let [widths, ..] = cpuid(WIDTHS, 0);
     // Addresses of memory are those that the kernel uses, of which the processor takes 47 bits.
     let bits = (widths & 0xFF).clamp(36, 47);
-    let end = info.ram().iter().map(|range| range.end).max().unwrap_or(0);
-    end.next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
+    info.end().next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
 }
 
 /// Tells Xen by which interrupt to tell of events.

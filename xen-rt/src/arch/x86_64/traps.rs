@@ -4,23 +4,25 @@
 //! work, and no lock is needed. Xen asserts the upcall vector as long as `evtchn_upcall_pending` of the vCPU is set, and
 //! the handler, which is the SDK's too, does not clear it: the main loop does, when it looks at the events.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 
-use xen_hypercall::PAGE_SIZE;
+use x86_64::instructions::tables;
+use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::gdt::{Descriptor, DescriptorFlags, SegmentSelector};
+use x86_64::structures::tss::TaskStateSegment;
+use x86_64::{PrivilegeLevel, VirtAddr};
 use xen_hypercall::arch::x86_64::idle;
 
 use super::paging;
-use crate::machine::{keep, keep_pages};
+use crate::machine::keep;
 
 /// The interrupt by which Xen tells of events.
 pub(super) const UPCALL_VECTOR: u8 = 0x20;
 
-const CODE: u16 = 8;
-const TSS: u16 = 16;
+const CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel::Ring0);
+const TSS: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
 /// Vectors from here on to 31 are reserved, or of features that no guest of this kind has.
 const FAULTS: usize = 22;
-/// Faults run on a stack of their own: the one they come from may be what is broken.
-const FAULT_STACK: usize = 4 * PAGE_SIZE;
 
 global_asm!(
     r#"
@@ -86,59 +88,44 @@ extern "C" fn fault(frame: &Frame, cr2: u64) -> ! {
     crate::crash(format_args!("{name} (vector {vector}); rip {rip:#x} rsp {rsp:#x} error {error:#x}"))
 }
 
-#[repr(C, packed)]
-struct Pointer {
-    limit: u16,
-    base: u64,
-}
-
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-struct Tss {
-    reserved0: u32,
-    rsp: [u64; 3],
-    reserved1: u64,
-    ist: [u64; 7],
-    reserved2: [u16; 5],
-    iomap: u16,
-}
-
-/// Gives faults and the upcall their handlers. What is made here is never freed.
+/// Gives faults and the upcall their handlers. What is made here is never freed. Faults run on a stack of their own: the one
+/// they come from may be what is broken.
 pub(crate) fn install() {
     unsafe extern "C" {
         static fault_entries: u8;
+        static fault_stack_top: u8;
     }
-    let stack = keep_pages(FAULT_STACK / PAGE_SIZE).as_ptr().expose_provenance() as u64 + FAULT_STACK as u64;
-    let mut tss = Tss {
-        reserved0: 0,
-        rsp: [0; 3],
-        reserved1: 0,
-        ist: [0; 7],
-        reserved2: [0; 5],
-        iomap: size_of::<Tss>() as u16,
-    };
-    tss.ist = [stack, 0, 0, 0, 0, 0, 0];
-    let tss = (keep(tss) as *mut Tss).expose_provenance() as u64;
-    let limit = size_of::<Tss>() as u64 - 1;
-    let low = limit | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56;
-    let gdt = keep([0, 0x00AF_9B00_0000_FFFF_u64, low, tss >> 32]);
+    let mut tss = TaskStateSegment::new();
+    tss.interrupt_stack_table[0] = address((&raw const fault_stack_top).expose_provenance());
+    let Descriptor::SystemSegment(low, high) = Descriptor::tss_segment(keep(tss)) else { return };
+    // The library's tables check each entry, and have all 256 vectors; this one ends with the last that is used.
+    let gdt = keep([0, DescriptorFlags::KERNEL_CODE64.bits(), low, high]);
+    let idt = keep([[0_u64; 2]; UPCALL_VECTOR as usize + 1]);
     let gate = |handler: u64, ist: u64| {
-        let selector = u64::from(CODE);
+        let selector = u64::from(CODE.0);
         [
             handler & 0xFFFF | selector << 16 | ist << 32 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48,
             handler >> 32,
         ]
     };
-    let idt = keep([[0_u64; 2]; UPCALL_VECTOR as usize + 1]);
     let entries = (&raw const fault_entries).expose_provenance() as u64;
     for (vector, slot) in idt.iter_mut().enumerate().take(FAULTS) {
         *slot = gate(entries + vector as u64 * 16, 1);
     }
     idt[UPCALL_VECTOR as usize] = gate(idle::upcall_entry() as u64, 0);
-    let gdt = Pointer { limit: size_of_val(gdt) as u16 - 1, base: gdt.as_ptr().expose_provenance() as u64 };
-    let idt = Pointer { limit: size_of_val(idt) as u16 - 1, base: idt.as_ptr().expose_provenance() as u64 };
     // SAFETY: the tables are well-formed and live for ever; the code segment stays the same as the boot code's.
     unsafe {
-        asm!("lgdt [{}]", "lidt [{}]", "ltr {:x}", in(reg) &raw const gdt, in(reg) &raw const idt, in(reg) TSS);
+        tables::lgdt(&pointer(gdt));
+        tables::lidt(&pointer(idt));
+        tables::load_tss(TSS);
     }
+}
+
+fn pointer<T>(table: &'static [T]) -> DescriptorTablePointer {
+    let base = address(table.as_ptr().expose_provenance());
+    DescriptorTablePointer { limit: size_of_val(table) as u16 - 1, base }
+}
+
+fn address(at: usize) -> VirtAddr {
+    VirtAddr::new_truncate(at as u64)
 }

@@ -1,0 +1,162 @@
+//! The platform: a domain of the mock whose time is the real one, and whose sleep lets the world around it act.
+#![allow(unsafe_code, reason = "hands the platform's duties to the mock's domain, which keeps them")]
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::{Instant, SystemTime};
+
+use xen_hypercall::mock::MockDomain;
+use xen_hypercall::{
+    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, Wait,
+};
+
+use super::world::World;
+
+/// The kernel's side of what the crates ask for.
+pub struct Kernel {
+    domain: MockDomain,
+    world: Mutex<World>,
+    began: Instant,
+    hypercalls: AtomicU64,
+    /// In pages.
+    memory: usize,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// `memory` in bytes.
+    pub(super) fn new(world: World, memory: u64) -> Self {
+        let (domain, began) = (world.guest(), Instant::now());
+        let memory = usize::try_from(memory).unwrap_or(usize::MAX) / PAGE_SIZE;
+        Self { domain, world: Mutex::new(world), began, hypercalls: AtomicU64::new(0), memory }
+    }
+
+    /// Time since 1970-01-01 00:00 UTC.
+    pub fn unix_time(&self) -> Duration {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// When this kernel started, on its clock.
+    pub fn started(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// How many hypercalls were made.
+    pub fn hypercalls(&self) -> u64 {
+        self.hypercalls.load(Ordering::Relaxed)
+    }
+
+    /// Pages of the domain: in use, and free.
+    pub(super) fn pages(&self) -> (usize, usize) {
+        let used = self.domain.pages_in_use();
+        (used, self.memory.saturating_sub(used))
+    }
+
+    /// The world, unless it is acting at this moment.
+    pub(super) fn world(&self) -> Option<MutexGuard<'_, World>> {
+        match self.world.try_lock() {
+            Ok(world) => Some(world),
+            // A panic in it was told of, and what it did not do is done next.
+            Err(TryLockError::Poisoned(world)) => Some(world.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn upcall_pending(&self) -> bool {
+        let area = self.domain.vcpu_area(self.domain.vcpu());
+        area.is_some_and(|area| area.info().upcall_pending.load(Ordering::Acquire) != 0)
+    }
+}
+
+// SAFETY: the call is made as it is asked for, by the domain; counting it has no effect, and the world touches no memory of
+// the domain's but as another domain does.
+unsafe impl Hypercall for Kernel {
+    unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize {
+        self.hypercalls.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the same promises to this call.
+        let result = unsafe { self.domain.hypercall(nr, args) };
+        // Who yields to others lets them act; and a domain that has shut down does not go on.
+        if nr == HypercallNr::SCHED_OP
+            && let Some(mut world) = self.world()
+        {
+            self.now();
+            world.turn();
+        }
+        result
+    }
+}
+
+// SAFETY: all calls are handed to the domain, which keeps the promises.
+unsafe impl PageMemory for Kernel {
+    fn alloc_pages(&self, count: usize) -> Option<NonNull<Page>> {
+        let (_, free) = self.pages();
+        if count <= free { self.domain.alloc_pages(count) } else { None }
+    }
+
+    unsafe fn free_pages(&self, first: NonNull<Page>, count: usize) {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.domain.free_pages(first, count) };
+    }
+
+    fn gfn(&self, page: NonNull<Page>) -> Gfn {
+        self.domain.gfn(page)
+    }
+
+    unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.domain.map_special(gfn, count) }
+    }
+}
+
+// SAFETY: all calls are handed to the domain, which keeps the promises.
+unsafe impl GrantRoom for Kernel {
+    fn reserve_room(&self, count: usize) -> Option<Gfn> {
+        self.domain.reserve_room(count)
+    }
+
+    unsafe fn release_room(&self, first: Gfn, count: usize) {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.domain.release_room(first, count) };
+    }
+
+    unsafe fn room_address(&self, first: Gfn, count: usize) -> Option<NonNull<Page>> {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.domain.room_address(first, count) }
+    }
+
+    fn own_domain(&self) -> Result<DomId, Errno> {
+        self.domain.own_domain()
+    }
+}
+
+impl Wait for Kernel {
+    /// The mock's time, moved to where the real one is.
+    fn now(&self) -> Duration {
+        let xen = self.domain.xen();
+        xen.advance(self.began.elapsed().saturating_sub(xen.now()));
+        xen.now()
+    }
+
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
+        let Some(mut world) = self.world() else { return };
+        loop {
+            let now = self.now();
+            let moved = world.turn();
+            if is_due() || self.upcall_pending() || deadline.is_some_and(|at| at <= now) {
+                return;
+            }
+            if !moved {
+                let next = deadline.into_iter().chain(self.domain.xen().next_timer()).min();
+                world.sleep(next.map(|at| at.saturating_sub(now)));
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The kernel as a process of this machine, on mocks of Xen's side of every interface.
+//!
+//! What is a machine elsewhere is here a [`world`] around one domain of the mock: a store, a console on the terminal, disks in
+//! files, a network card whose other side is a stack that carries connections from ports of this machine. Nothing in it runs by
+//! itself: it acts while the kernel waits, see [`kernel`].
+
+mod args;
+mod forward;
+mod kernel;
+mod outside;
+mod world;
+
+use std::boxed::Box;
+use std::io::Write;
+use std::process;
+use std::string::ToString;
+use std::sync::OnceLock;
+use std::time::Duration;
+use std::vec::Vec;
+
+use anyhow::{Context, Result, ensure};
+use xen_evtchn::{Error, EventChannels, Virq};
+use xen_hypercall::{Domain, PAGE_SIZE, VcpuId, Wait, sched};
+
+use crate::entry::{self, Boot, Exit};
+use args::Args;
+use world::World;
+
+pub use kernel::Kernel;
+
+/// What Xen gives a kernel of its command line.
+const COMMAND_LINE: usize = 1023;
+
+static KERNEL: OnceLock<Kernel> = OnceLock::new();
+
+/// Runs the kernel in this process, on the machine that its arguments ask for.
+pub fn process() -> ! {
+    match boot(&Args::of_process(entry::name())) {
+        Ok(boot) => entry::start(boot),
+        Err(error) => {
+            std::eprintln!("error: {error:#}");
+            process::exit(world::NO_MACHINE)
+        }
+    }
+}
+
+fn boot(args: &Args) -> Result<Boot> {
+    let (memory, command_line) = (u64::from(args.memory) << 20, args.command_line());
+    ensure!(
+        command_line.len() <= COMMAND_LINE,
+        "the command line has {} bytes, and Xen gives a kernel {COMMAND_LINE}",
+        command_line.len()
+    );
+    let world = World::new(args)?;
+    let kernel = KERNEL.get_or_init(|| Kernel::new(world, memory));
+    show_what_was_written_before_a_panic(kernel);
+    #[cfg(feature = "log")]
+    crate::logger::install();
+    let domain = own(kernel).context("the mock refuses the basics")?;
+    Ok(Boot::new(domain, command_line.leak(), memory))
+}
+
+#[allow(unsafe_code, reason = "says that the domain is nobody else's")]
+fn own(kernel: &'static Kernel) -> Result<&'static Domain<&'static Kernel>> {
+    // SAFETY: this process has made the domain, once, and it has no other kernel.
+    let domain = unsafe { Domain::new(kernel) };
+    Ok(keep(domain.map_err(|error| anyhow::anyhow!(error.to_string()))?))
+}
+
+/// A panic ends the guest as a crash, after what it wrote to its console until then.
+fn show_what_was_written_before_a_panic(kernel: &'static Kernel) {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if let Some(mut world) = kernel.world() {
+            world.finish();
+        }
+        tell(info);
+        process::exit(world::CRASHED)
+    }));
+}
+
+/// What time it is; zero before the kernel is there.
+pub(crate) fn now() -> Duration {
+    KERNEL.get().map(Wait::now).unwrap_or_default()
+}
+
+/// What works before anything else does.
+pub(crate) fn early(bytes: &[u8]) {
+    let bytes: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != b'\r').collect();
+    // Nobody may be there to read it.
+    let _ = std::io::stderr().write_all(&bytes);
+}
+
+/// Ends the domain at once, and with it the process.
+pub(crate) fn end(exit: Exit) -> ! {
+    if let Some(kernel) = KERNEL.get() {
+        // The process ends within this call, unless the world is what fails.
+        let _ = sched::shutdown(&kernel, exit.into());
+    }
+    process::exit(world::CRASHED)
+}
+
+/// Has the event channels tell when the timer ends a wait.
+pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>) -> Result<(), Error> {
+    keep(events.bind_virq(Virq::TIMER, VcpuId(0))?);
+    Ok(())
+}
+
+/// Keeps a thing for as long as the process lives.
+pub(crate) fn keep<T>(thing: T) -> &'static mut T {
+    Box::leak(Box::new(thing))
+}
+
+/// How much of the domain's memory is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Memory {
+    /// Bytes that were given out as pages; the heap is the process's own.
+    pub used: usize,
+    /// Bytes that can be.
+    pub free: usize,
+}
+
+/// How much of the domain's memory is in use.
+pub fn memory() -> Memory {
+    let (used, free) = KERNEL.get().map(Kernel::pages).unwrap_or_default();
+    Memory { used: used * PAGE_SIZE, free: free * PAGE_SIZE }
+}
+
+/// Breaks what an image guards, of which a process has only `panic`.
+pub fn selftest(name: &str) {
+    assert!(name != "panic", "asked for by the command line");
+}
+
+/// The symbol by which the C library's start finds the program.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __process {
+    () => {
+        const _: () = {
+            #[unsafe(export_name = "main")]
+            extern "C" fn process() -> ! {
+                $crate::__private::process()
+            }
+        };
+    };
+}
