@@ -330,7 +330,10 @@ pub(crate) fn bench() -> Result<()> {
             failed.extend(outcome.failed.then_some(outcome.target));
         }
     }
-    println!("{:<12} {:>12} {:>8} {:>12} {:>18}", "target", "executions", "edges", "CPU seconds", "per CPU second");
+    println!(
+        "{:<12} {:>12} {:>8} {:>12} {:>18}",
+        "target", "executions", "edges", "CPU seconds", "per CPU second"
+    );
     for (target, Progress { executions, edges, .. }, seconds) in rows {
         let rate = executions as f64 / seconds;
         println!("{target:<12} {executions:>12} {edges:>8} {seconds:>12.1} {rate:>18.0}");

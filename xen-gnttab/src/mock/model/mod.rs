@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod peer;
+mod restless;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::format;
@@ -75,6 +76,9 @@ pub enum Op {
     CopyAny(GrantRef, usize, usize, usize),
     /// The peer lets go of what it kept in use by [`Faults::keep`].
     LetGo,
+    /// A grant of version 1 is taken away while its flags change: the first are set at the beginning, and each other is
+    /// changed before the next exchange.
+    Restless([u8; 7]),
 }
 
 /// A guest with a table of this version and its peer, two domains of a machine without any, do all this. Uses go wrong by chance.
@@ -346,6 +350,7 @@ impl<'g> World<'g> {
                 self.contents.retain(|gfn, _| pages.iter().all(|(_, other)| other != gfn));
             }
             Op::LetGo => drop(mock::release_kept(&self.xen)),
+            Op::Restless(changes) => restless::revoke(&changes),
             _ => self.peer(op),
         }
     }
