@@ -183,6 +183,8 @@ fn start(target: &str, plan: Plan) -> Result<Child> {
         // Its weights are recomputed with every feature of every input, and there are thousands of either: that takes as
         // long as the inputs themselves, and as much is found without.
         "-entropic=0",
+        // Nobody else puts inputs into the folder.
+        "-reload=0",
     ]);
     run.arg(format!("-max_total_time={}", plan.seconds));
     run.args(plan.seed.map(|seed| format!("-seed={seed}")));
