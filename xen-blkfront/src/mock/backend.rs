@@ -20,8 +20,10 @@ pub(super) struct Backend {
     pub(super) guest: MockDomain,
     pub(super) dom0: MockDomain,
     pub(super) front_path: String,
-    back_path: String,
+    pub(super) back_path: String,
     pub(super) options: Options,
+    /// What it can do as it told the guest, which it keeps to.
+    pub(super) word: Options,
     pub(super) storage: Storage,
     state: XenbusState,
     pub(super) lies: Vec<(String, Option<String>)>,
@@ -70,6 +72,7 @@ impl Backend {
             front_path,
             back_path,
             options,
+            word: options,
             storage,
             state: XenbusState::INITIALISING,
             lies: Vec::new(),
@@ -135,6 +138,11 @@ impl Backend {
         }
     }
 
+    /// Whether a node is written though an honest backend has nothing to tell.
+    fn is_lied_about(&self, node: &str) -> bool {
+        self.lies.iter().any(|(name, _)| name == node)
+    }
+
     /// A value of the guest's directory.
     pub(super) fn front<T: core::str::FromStr>(&self, node: &str) -> Option<T> {
         self.store.read(&format!("{}/{node}", self.front_path))?.parse().ok()
@@ -177,7 +185,10 @@ impl Backend {
                 }
             }
             // Said late, whatever the guest has come to meanwhile.
-            (XenbusState::INIT_WAIT, _) if self.link.is_some() => self.switch(XenbusState::CONNECTED),
+            (XenbusState::INIT_WAIT, _) if self.link.is_some() => {
+                self.publish_disk();
+                self.switch(XenbusState::CONNECTED);
+            }
             (XenbusState::CONNECTED, XenbusState::CLOSING) => self.switch(XenbusState::CLOSING),
             (XenbusState::INIT_WAIT, XenbusState::CLOSED) => self.switch(XenbusState::CLOSED),
             (
@@ -208,7 +219,7 @@ impl Backend {
     }
 
     /// What the guest must know before it chooses.
-    fn publish_offer(&self) {
+    fn publish_offer(&mut self) {
         let Options { max_ring_page_order, max_ring_pages, max_queues, .. } = self.options;
         for (node, value) in [
             ("max-ring-page-order", max_ring_page_order),
@@ -217,13 +228,14 @@ impl Backend {
             ("feature-max-indirect-segments", self.options.indirect_segments.map(u32::from)),
             ("feature-persistent", Some(u32::from(self.options.persistent))),
         ] {
-            if let Some(value) = value {
-                self.publish(node, &value.to_string());
+            if value.is_some() || self.is_lied_about(node) {
+                self.publish(node, &value.unwrap_or(0).to_string());
             }
         }
+        self.word = self.given_word();
     }
 
-    fn publish_disk(&self) {
+    fn publish_disk(&mut self) {
         let Options { sectors, sector_size, read_only, discard, .. } = self.options;
         let mut info = DiskInfo::empty();
         info.set(DiskInfo::READONLY, read_only);
@@ -236,17 +248,17 @@ impl Backend {
         self.publish("feature-flush-cache", if self.options.flush { "1" } else { "0" });
         self.publish("feature-barrier", if self.options.barrier { "1" } else { "0" });
         self.publish("feature-discard", if discard.is_some() { "1" } else { "0" });
-        // Not told by an honest backend that has nothing to tell; the lies must be told all the same.
         for (node, value) in [
             ("physical-sector-size", self.options.physical_sector_size),
             ("discard-granularity", discard.and_then(|discard| discard.granularity)),
             ("discard-alignment", discard.and_then(|discard| discard.alignment)),
             ("discard-secure", discard.map(|discard| discard.secure.into())),
         ] {
-            if value.is_some() || self.lies.iter().any(|(name, _)| name == node) {
+            if value.is_some() || self.is_lied_about(node) {
                 self.publish(node, &value.unwrap_or(0).to_string());
             }
         }
+        self.word = self.given_word();
     }
 
     pub(super) fn hold(&mut self, holds: bool) {
@@ -261,6 +273,7 @@ impl Backend {
         self.options.sectors = sectors;
         if self.state == XenbusState::CONNECTED {
             self.publish("sectors", &sectors.to_string());
+            self.word = self.given_word();
             self.switch(XenbusState::CONNECTED);
         }
         Ok(())

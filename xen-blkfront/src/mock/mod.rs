@@ -13,6 +13,7 @@ mod options;
 mod perform;
 mod serve;
 mod storage;
+mod word;
 
 use std::fs::File;
 use std::io;
@@ -126,7 +127,9 @@ impl MockBlkback {
         self.state().complaints.clone()
     }
 
-    /// Gives a node of the backend another value when it connects, or none.
+    /// Gives a node of the backend another value when it writes it next, or none. The backend keeps to what it told: it serves
+    /// what its nodes said when it connected, and [complains](Self::complaints) about a guest that does not keep to that. So a
+    /// disk whose nodes promise more is one that has more, but for its size: beyond its bytes requests fail.
     pub fn lie(&self, node: &str, value: Option<&str>) {
         self.state().lies.push((node.to_string(), value.map(ToString::to_string)));
     }
