@@ -7,7 +7,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
-use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::mock::{MockXenstored, Then};
 use xen_xenstore::xenbus::XenbusState;
 
 use super::link::{Link, Mapped};
@@ -25,7 +25,7 @@ pub(super) struct Backend {
     /// What it can do as it told the guest, which it keeps to.
     pub(super) word: Options,
     pub(super) storage: Storage,
-    state: XenbusState,
+    pub(super) state: XenbusState,
     pub(super) lies: Vec<(String, Option<String>)>,
     pub(super) link: Option<Link>,
     pub(super) mapped: Mapped,
@@ -39,6 +39,10 @@ pub(super) struct Backend {
     pub(super) dice: Dice,
     pub(super) stalled: bool,
     pub(super) gone: bool,
+    /// What the toolstack does when both sides are Closed.
+    pub(super) then: Option<Then>,
+    /// The hotplug script hangs.
+    pub(super) unplugged: bool,
 }
 
 impl Backend {
@@ -52,19 +56,7 @@ impl Backend {
         let (id, dom0) = (guest.id().0, guest.xen().inside().domain(options.domain));
         dom0.ensure_shared_info();
         let front_path = format!("/local/domain/{id}/device/vbd/{index}");
-        let own = options.domain.0;
-        let back_path = format!("/local/domain/{own}/backend/vbd/{id}/{index}");
-        store.write(&front_path, "");
-        store.set_permissions(&front_path, &format!("n{id}\0r{own}"));
-        let kind = if options.cdrom { "cdrom" } else { "disk" };
-        for (node, value) in [
-            ("backend", &*back_path),
-            ("backend-id", &own.to_string()),
-            ("device-type", kind),
-            ("state", "1"),
-        ] {
-            store.write(&format!("{front_path}/{node}"), value);
-        }
+        let back_path = format!("/local/domain/{}/backend/vbd/{id}/{index}", options.domain.0);
         let backend = Self {
             store: store.clone(),
             guest: guest.inside(),
@@ -87,24 +79,12 @@ impl Backend {
             dice: Dice::new(if let Order::Shuffled(seed) = options.order { seed } else { 0 }),
             stalled: false,
             gone: false,
+            then: None,
+            unplugged: false,
         };
+        backend.give_disk();
         backend.appear();
         backend
-    }
-
-    /// What the toolstack writes for a new backend.
-    fn appear(&self) {
-        let id = self.guest.id().0;
-        self.store.write(&self.back_path, "");
-        self.store.set_permissions(&self.back_path, &format!("n{}\0r{id}", self.options.domain.0));
-        for (node, value) in [
-            ("frontend", &*self.front_path),
-            ("frontend-id", &*id.to_string()),
-            ("mode", if self.options.read_only { "r" } else { "w" }),
-            ("state", "1"),
-        ] {
-            self.store.write(&format!("{}/{node}", self.back_path), value);
-        }
     }
 
     /// Whether a fault of this chance happens now. `lie`: the guest may believe what is not so.
@@ -164,7 +144,15 @@ impl Backend {
             return true;
         }
         let front: XenbusState = self.front("state").unwrap_or(XenbusState::UNKNOWN);
+        if self.tidy_up(front) {
+            return true;
+        }
         match (self.state, front) {
+            (XenbusState::INIT_WAIT, XenbusState::INITIALISED | XenbusState::CONNECTED)
+                if !self.hotplug() =>
+            {
+                return false;
+            }
             (XenbusState::INITIALISING | XenbusState::CLOSED, XenbusState::INITIALISING) => {
                 self.publish_offer();
                 self.switch(XenbusState::INIT_WAIT);
