@@ -66,7 +66,7 @@ impl Proxy {
         Some(Duration::from_micros(delay.total_micros()))
     }
 
-    /// Moves what can be moved at once; answers whether that was anything.
+    /// Moves what can be moved at once; returns whether that was anything.
     pub(crate) fn turn(&mut self, now: Duration, registry: &Registry) -> bool {
         use smoltcp::iface::PollResult;
         let mut moved = self.accept(registry);

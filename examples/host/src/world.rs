@@ -69,7 +69,7 @@ impl World {
         self.switch.clone()
     }
 
-    /// Does what can be done at once; answers whether that was anything.
+    /// Does what can be done at once; returns whether that was anything.
     pub(crate) fn turn(&mut self) -> bool {
         let mut moved = false;
         while let Ok(line) = self.typed.try_recv() {
