@@ -35,6 +35,8 @@ struct Question {
 pub(crate) struct Link<'x, P: Platform> {
     pub(crate) ring: ByteRing<XenstoreLayout, StorePage>,
     pub(crate) channel: Channel<'x, P>,
+    /// Where the page is.
+    gfn: Gfn,
     pub(crate) events: &'x EventChannels<P>,
     /// The last event before the last look at the ring.
     pub(crate) seen: EventSeq,
@@ -69,6 +71,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         let link = Self {
             ring: ByteRing::new(page)?,
             channel,
+            gfn,
             events,
             seen: events.seq(),
             pauses: Pauses::default(),
@@ -88,6 +91,18 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         Ok(link)
     }
 
+    /// Goes on with another port, and another page perhaps, from where its streams are.
+    pub(crate) fn move_to(&mut self, gfn: Gfn, channel: Channel<'x, P>) -> Result<(), Error> {
+        if gfn != self.gfn {
+            let page = StorePage::map(self.events.platform(), gfn).ok_or(Error::Unreachable(gfn))?;
+            (self.ring, self.gfn) = (ByteRing::new(page)?, gfn);
+        }
+        self.ring.rejoin()?;
+        channel.set_late_eoi(true);
+        self.channel = channel;
+        Ok(())
+    }
+
     /// Begins anew with a daemon that has forgotten everything.
     pub(crate) fn reset(&mut self) {
         self.incoming = Assembler::new();
@@ -100,11 +115,17 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         self.events.platform().now()
     }
 
+    /// After a resume in a new domain the page is another daemon's.
+    pub(crate) fn check_life(&self) -> Result<(), Error> {
+        if self.channel.is_current() { Ok(()) } else { Err(Error::Event(xen_evtchn::Error::Stale)) }
+    }
+
     /// Takes in what arrived; answers go to `sink`.
     pub(crate) fn poll(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
         if let Some(error) = self.broken {
             return Err(error);
         }
+        self.check_life()?;
         // Before the look: what comes from here on ends the next sleep.
         self.seen = self.events.seq();
         let result = self.take_in(sink);
