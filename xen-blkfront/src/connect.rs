@@ -16,7 +16,8 @@ use crate::pool::Pool;
 use crate::transport::{Queues, Transport};
 use crate::{BlkFront, Error, State, Stats};
 
-/// What can be chosen about a disk. The default fits a guest with little memory and one virtual CPU.
+/// What can be chosen about a disk. The default fits a guest with little memory and one virtual CPU. Made from that,
+/// `Config { queues: 2, ..Config::default() }`: a minor version may add fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
     /// Operations that can be under way at once, whose results were not taken.

@@ -72,6 +72,7 @@ pub struct ChannelStats {
 }
 
 /// What an event brought, as its receiver says at the [end](Channel::done) of it.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// There was something to do.

@@ -6,7 +6,9 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering};
 
 use xen_hypercall::abi::XENMAPIDX_GRANT_TABLE_STATUS;
-use xen_hypercall::{AtomicIncarnation, Claim, DomId, Incarnation, PAGE_SIZE, Page, Platform};
+use xen_hypercall::{
+    AtomicIncarnation, Claim, DomId, Errno, GrantRoom, Incarnation, PAGE_SIZE, Page, Platform,
+};
 
 use crate::abi::{GrantFlags, GrantRef};
 use crate::entry::{Grant, Ops, v1, v2};
@@ -160,6 +162,14 @@ impl<P: Platform> Frames<P> {
     #[inline]
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.claim.incarnation()
+    }
+
+    /// The number by which Xen knows this domain.
+    pub(crate) fn own_domain(&self) -> Result<DomId, Errno>
+    where
+        P: GrantRoom,
+    {
+        self.claim.own_domain()
     }
 
     /// Whether the frames are where the directory says. After a resume nothing is there, and must not be accessed.

@@ -50,7 +50,7 @@ where
     ///
     /// # Errors
     /// [`Error::BadCount`], [`Error::OwnGrant`], [`Error::NoRoom`], [`Error::Refused`] by Xen, or the hypercall's own, one of
-    /// those among them by which the domain learns its own number.
+    /// those among them by which the domain learns its own number, once in each of its lives.
     pub fn map<const N: usize>(
         &self,
         owner: DomId,
@@ -69,6 +69,11 @@ where
         grefs: &[GrantRef],
     ) -> Result<MappedForReading<'_, P, N>, Error> {
         Mapping::new(self, owner, grefs, Access::ReadOnly).map(MappedForReading)
+    }
+
+    fn own_domain(&self) -> Result<DomId, Error> {
+        let operation = "EVTCHNOP_alloc_unbound, to learn this domain's number,";
+        self.frames.own_domain().map_err(|errno| Error::Hypercall { operation, errno })
     }
 }
 
@@ -162,7 +167,7 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
             return Err(Error::BadCount);
         }
         table.current()?;
-        if owner == DomId::SELF || owner == own_domain(table.platform())? {
+        if owner == DomId::SELF || owner == table.own_domain()? {
             return Err(Error::OwnGrant);
         }
         let count = grefs.len();
@@ -281,11 +286,6 @@ impl<P: Platform + GrantRoom, const N: usize> Drop for Mapping<'_, P, N> {
         // What was lost is counted.
         let _ = self.unmap_all();
     }
-}
-
-fn own_domain(platform: &impl GrantRoom) -> Result<DomId, Error> {
-    let operation = "EVTCHNOP_alloc_unbound, to learn this domain's number,";
-    platform.own_domain().map_err(|errno| Error::Hypercall { operation, errno })
 }
 
 fn address_of(room: Gfn, index: usize) -> u64 {

@@ -67,6 +67,7 @@ pub struct Stats {
 }
 
 /// A page that could not be granted, and why.
+#[non_exhaustive]
 pub struct Rejected<'g, P: Platform> {
     /// What went wrong.
     pub error: Error,

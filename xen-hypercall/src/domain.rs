@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering, fence};
 
 use crate::memory::{PhysmapSpace, add_to_physmap};
 use crate::sched::{self, Resumed};
-use crate::{Errno, Page, Platform, SharedInfo};
+use crate::{DomId, Errno, GrantRoom, Page, Platform, SharedInfo};
 
 /// The right to what a domain has once: its `shared_info` page, its event channels and its grant table.
 ///
@@ -110,9 +110,14 @@ struct State {
     incarnation: AtomicU16,
     /// The parts that have owners.
     claimed: AtomicU32,
+    /// The domain's number, below the incarnation in which it has it. [`UNASKED`] at first.
+    number: AtomicU32,
     /// What forbids a suspend.
     holds: AtomicU32,
 }
+
+/// The last incarnation, with a number that is no domain's.
+const UNASKED: u32 = u32::MAX;
 
 struct Handle<P: Platform> {
     platform: P,
@@ -141,6 +146,21 @@ impl<P: Platform> Handle<P> {
 
     fn incarnation(&self) -> Incarnation {
         Incarnation(self.state().incarnation.load(Ordering::Relaxed))
+    }
+
+    fn number(&self) -> Result<DomId, Errno>
+    where
+        P: GrantRoom,
+    {
+        let life = u32::from(self.incarnation().0) << 16;
+        // Both are one word, and who finds it unasked finds the same number, so that any order will do.
+        let known = self.state().number.load(Ordering::Relaxed);
+        if known & 0xffff_0000 == life && known != UNASKED {
+            return Ok(DomId(known as u16));
+        }
+        let number = self.platform.own_domain()?;
+        self.state().number.store(life | u32::from(number.0), Ordering::Relaxed);
+        Ok(number)
     }
 }
 
@@ -195,6 +215,7 @@ impl<P: Platform> Domain<P> {
             handles: AtomicUsize::new(1),
             incarnation: AtomicU16::new(0),
             claimed: AtomicU32::new(0),
+            number: AtomicU32::new(UNASKED),
             holds: AtomicU32::new(0),
         };
         // SAFETY: the page is exclusively ours, aligned as a page is, and larger than the state.
@@ -280,6 +301,17 @@ impl<P: Platform> Claim<P> {
     #[inline]
     pub fn incarnation(&self) -> Incarnation {
         self.handle.incarnation()
+    }
+
+    /// The number by which Xen knows this domain. Asks [`GrantRoom::own_domain`] once in each life of the domain.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn own_domain(&self) -> Result<DomId, Errno>
+    where
+        P: GrantRoom,
+    {
+        self.handle.number()
     }
 
     /// Forbids to suspend the domain until [`let_go`](Self::let_go) was called as often: while something is in its memory

@@ -38,7 +38,7 @@ pub mod version;
 pub use clock::{Clock, Monotonic};
 pub use domain::{AtomicIncarnation, Claim, Domain, Incarnation, Part, SuspendError};
 pub use errno::Errno;
-pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, Wait};
+pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, SpecialPages, Wait};
 pub use restore::{Restore, RestoreError};
 pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};
 pub use time::VcpuTime;

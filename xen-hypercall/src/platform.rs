@@ -48,10 +48,19 @@ pub unsafe trait PageMemory {
 
     /// The frame of a page that `alloc_pages` gave out.
     fn gfn(&self, page: NonNull<Page>) -> Gfn;
+}
 
-    /// Makes pages accessible that Xen or the toolstack put into this domain's memory before it started, such as
-    /// those of the console and of xenstore. They stay so as long as the platform exists. None: the kernel
-    /// cannot reach them.
+/// Pages that Xen or the toolstack put into this domain's memory before it started ("special pages" in the toolstack's
+/// words): those of the console and of xenstore, which HVM parameters name.
+///
+/// Only what uses such a page asks for it: a kernel without xenstore and console does without.
+///
+/// # Implementation safety
+/// The address that `map_special` returns leads to the frames that it was asked for, in a row, cached as memory is, and stays
+/// valid for reads and writes as long as the platform or a clone of it exists.
+pub unsafe trait SpecialPages {
+    /// Makes `count` special pages from `gfn` on accessible. The same frames may be asked for again, as after a resume. `None`:
+    /// the kernel cannot reach them.
     ///
     /// # Safety
     /// Xen or the toolstack named these frames for the purpose they are then used for; they are not memory that
@@ -89,7 +98,7 @@ pub unsafe trait GrantRoom: Hypercall {
     /// The number by which Xen knows this domain. Pages that it granted itself must not be mapped in its room: Xen takes
     /// them from where they were, and from whoever uses them there.
     ///
-    /// Asks Xen each time, by three calls. A kernel that maps often keeps the number, until it is restored or migrated.
+    /// Asks Xen each time, by three calls; [`Claim::own_domain`](crate::Claim::own_domain) keeps the number.
     ///
     /// # Errors
     /// As [`event::own_domain`].
@@ -141,7 +150,10 @@ unsafe impl<T: PageMemory + ?Sized> PageMemory for &T {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         (**self).gfn(page)
     }
+}
 
+// SAFETY: every call is handed to the implementation behind the reference, which keeps the promises.
+unsafe impl<T: SpecialPages + ?Sized> SpecialPages for &T {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call as to the inner one.
         unsafe { (**self).map_special(gfn, count) }

@@ -24,6 +24,7 @@ unsafe impl Send for SharedInfo<'_> {}
 unsafe impl Sync for SharedInfo<'_> {}
 
 /// The event fields of one vCPU (`vcpu_info`).
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuInfo<'a> {
     /// Not zero while Xen wants the vCPU to look at its events.

@@ -6,10 +6,11 @@ use core::time::Duration;
 use bitflags::bitflags;
 use xen_evtchn::{Channel, Deadline, EventChannels, Port, Progress};
 use xen_hypercall::hvm::{HvmParam, get_param};
-use xen_hypercall::{Gfn, Platform, Wait};
+use xen_hypercall::{Gfn, Platform, SpecialPages, Wait};
 use xen_ring::XenstoreLayout;
 
 use crate::link::Link;
+use crate::page::StorePage;
 use crate::wire::Operation;
 use crate::{Error, Until};
 
@@ -62,7 +63,10 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     ///
     /// # Errors
     /// As [`new_until`](Self::new_until).
-    pub fn new(events: &'x EventChannels<P>) -> Result<Self, Error> {
+    pub fn new(events: &'x EventChannels<P>) -> Result<Self, Error>
+    where
+        P: SpecialPages,
+    {
         let end = events.platform().now().saturating_add(PATIENCE);
         Self::new_until(events, end)
     }
@@ -73,16 +77,19 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// # Errors
     /// [`Error::NoStore`] when the domain was given none; [`Error::NotReady`] when the daemon has not come by `deadline`, and
     /// a later call may succeed; otherwise what Xen or the daemon returns.
-    pub fn new_until<'d>(
-        events: &'x EventChannels<P>,
-        deadline: impl Into<Until<'d>>,
-    ) -> Result<Self, Error> {
+    pub fn new_until<'d>(events: &'x EventChannels<P>, deadline: impl Into<Until<'d>>) -> Result<Self, Error>
+    where
+        P: SpecialPages,
+    {
         Self::connect(events, deadline.into().deadline())
     }
 
-    fn connect(events: &'x EventChannels<P>, deadline: &mut Deadline) -> Result<Self, Error> {
-        let (gfn, channel) = find(events, deadline)?;
-        let mut store = Self { link: Link::new(events, gfn, channel)?, patience: PATIENCE };
+    fn connect(events: &'x EventChannels<P>, deadline: &mut Deadline) -> Result<Self, Error>
+    where
+        P: SpecialPages,
+    {
+        let (page, channel) = find(events, deadline)?;
+        let mut store = Self { link: Link::new(events, page, channel)?, patience: PATIENCE };
         store.await_daemon(deadline)?;
         match store.ask(Operation::RESET_WATCHES, 0, &[b"\0"]) {
             // An old daemon does not know it, and one that is strict wants no argument.
@@ -99,13 +106,16 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// [`Error::NoStore`], and what Xen or the daemon returns; [`Error::NotReady`] when there is no daemon in time. There is
     /// no connection then until another try succeeds. [`Error::Refused`] when the daemon refuses some of the watches: these
     /// have ended ([`Error::Stale`]), the others are set, and the connection is there.
-    pub fn resume(&mut self) -> Result<(), Error> {
+    pub fn resume(&mut self) -> Result<(), Error>
+    where
+        P: SpecialPages,
+    {
         let mut deadline = self.deadline();
         if !self.link.channel.is_current() {
             // From here on the old connection is none, whatever happens.
             self.link.fail(Error::NotReady);
-            let (gfn, channel) = find(self.link.events, &mut deadline)?;
-            self.link.move_to(gfn, channel)?;
+            let (page, channel) = find(self.link.events, &mut deadline)?;
+            self.link.move_to(page, channel)?;
         } else if self.link.broken != Some(Error::NotReady) {
             return Ok(());
         }
@@ -241,10 +251,10 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
 }
 
 /// The page and the port of the domain's xenstore.
-fn find<'x, P: Platform + Wait>(
+fn find<'x, P: Platform + Wait + SpecialPages>(
     events: &'x EventChannels<P>,
     deadline: &mut Deadline,
-) -> Result<(Gfn, Channel<'x, P>), Error> {
+) -> Result<(StorePage, Channel<'x, P>), Error> {
     let platform = events.platform();
     let port = get_param(platform, HvmParam::STORE_EVTCHN)?;
     let port = u32::try_from(port).ok().filter(|port| *port != 0).ok_or(Error::NoStore)?;
@@ -258,7 +268,10 @@ fn find<'x, P: Platform + Wait>(
                 let until = deadline.until(platform.now()).ok_or(Error::NotReady)?;
                 events.wait_since(seen, Some(until));
             }
-            gfn => return Ok((Gfn(gfn), channel)),
+            gfn => {
+                let page = StorePage::map(platform, Gfn(gfn)).ok_or(Error::Unreachable(Gfn(gfn)))?;
+                return Ok((page, channel));
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
 use xen_evtchn::{Channel, Deadline, EventChannels, EventSeq, Progress};
-use xen_hypercall::{Gfn, Platform, Wait};
+use xen_hypercall::{Platform, Wait};
 use xen_ring::{ByteRing, StreamLayout, XenstoreLayout};
 use zerocopy::IntoBytes;
 
@@ -35,8 +35,6 @@ struct Question {
 pub(crate) struct Link<'x, P: Platform> {
     pub(crate) ring: ByteRing<XenstoreLayout, StorePage>,
     pub(crate) channel: Channel<'x, P>,
-    /// Where the page is.
-    gfn: Gfn,
     pub(crate) events: &'x EventChannels<P>,
     /// The last event before the last look at the ring.
     pub(crate) seen: EventSeq,
@@ -64,14 +62,12 @@ pub(crate) struct Link<'x, P: Platform> {
 impl<'x, P: Platform + Wait> Link<'x, P> {
     pub(crate) fn new(
         events: &'x EventChannels<P>,
-        gfn: Gfn,
+        page: StorePage,
         channel: Channel<'x, P>,
     ) -> Result<Self, Error> {
-        let page = StorePage::map(events.platform(), gfn).ok_or(Error::Unreachable(gfn))?;
         let link = Self {
             ring: ByteRing::new(page)?,
             channel,
-            gfn,
             events,
             seen: events.seq(),
             pauses: Pauses::default(),
@@ -91,13 +87,9 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         Ok(link)
     }
 
-    /// Goes on with another port, and another page perhaps, from where its streams are.
-    pub(crate) fn move_to(&mut self, gfn: Gfn, channel: Channel<'x, P>) -> Result<(), Error> {
-        if gfn != self.gfn {
-            let page = StorePage::map(self.events.platform(), gfn).ok_or(Error::Unreachable(gfn))?;
-            (self.ring, self.gfn) = (ByteRing::new(page)?, gfn);
-        }
-        self.ring.rejoin()?;
+    /// Goes on with another port and page, from where its streams are.
+    pub(crate) fn move_to(&mut self, page: StorePage, channel: Channel<'x, P>) -> Result<(), Error> {
+        self.ring = ByteRing::new(page)?;
         channel.set_late_eoi(true);
         self.channel = channel;
         Ok(())

@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use xen_evtchn::EventChannels;
 use xen_hypercall::sched::Resumed;
-use xen_hypercall::{Domain, Errno, Platform, Restore, RestoreError, SuspendError, Wait};
+use xen_hypercall::{Domain, Errno, Platform, Restore, RestoreError, SpecialPages, SuspendError, Wait};
 
 use crate::Xenstore;
 use crate::control::{Request, ShutdownWatch};
@@ -113,7 +113,7 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-impl<'x, P: Platform + Wait> Suspension<'_, 'x, P> {
+impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
     /// Suspends the domain, and returns when it goes on and all is set up again. With `request` the toolstack is told that
     /// it will be obeyed, when nothing of ours is in the way any more; none: nobody asked.
     ///
@@ -205,7 +205,7 @@ fn set_up<P: Platform>(
 }
 
 /// The rest, with everything running.
-fn reconnect<'x, P: Platform + Wait, D: Device<'x, P>>(
+fn reconnect<'x, P: Platform + Wait + SpecialPages, D: Device<'x, P>>(
     resumed: Resumed,
     xs: &mut Xenstore<'x, P>,
     devices: &mut D,

@@ -37,6 +37,23 @@ pub(crate) fn download(packages: &Packages<'_>, dir: &Path, into: &Path) -> Resu
         .with_context(|| format!("cannot download {}", packages.what))
 }
 
+/// Downloads packages of this machine's architecture in their newest versions, and of what they depend on what this machine lacks,
+/// into a folder below `dir`, which is for this alone, and returns the files.
+pub(crate) fn with_libraries(names: &[&str], dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut lists = Lists::fetch(OWN, dir)?;
+    // What is installed here need not be fetched; nothing is installed, so the machine's lock is not needed.
+    let options = ["Dir::State::status=/var/lib/dpkg/status", "Debug::NoLocking=true"];
+    lists.0.extend(options.into_iter().flat_map(|option| ["-o".to_owned(), option.to_owned()]));
+    let archives = dir.join("apt/cache/archives");
+    let words = ["install", "-q", "-y", "--download-only", "--no-install-recommends"];
+    lists
+        .run("apt-get", &[&words, names].concat(), dir)
+        .with_context(|| format!("cannot download {}", names.join(", ")))?;
+    let entries = fs::read_dir(&archives).with_context(|| format!("cannot list {}", archives.display()))?;
+    let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(files.filter(|path| path.extension().is_some_and(|end| end == "deb")).collect())
+}
+
 /// apt's lists of packages: this machine's, or, where those are missing, old or of another architecture, fresh ones beside the
 /// bed, which need no rights of anybody.
 struct Lists(Vec<String>);

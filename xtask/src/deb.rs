@@ -85,7 +85,7 @@ pub struct Bed {
 }
 
 /// The folder of all beds: `target/bed` of this workspace, or `XEN_BED_DIR` where that is set.
-fn beds() -> PathBuf {
+pub(crate) fn dir() -> PathBuf {
     match std::env::var_os("XEN_BED_DIR") {
         Some(dir) => dir.into(),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bed"),
@@ -109,7 +109,7 @@ pub fn lock(dir: &Path) -> Result<Lock> {
 
 /// Makes sure that the packages of a platform are downloaded and unpacked, and keeps its folder locked.
 pub fn ensure(platform: &'static Platform) -> Result<(Lock, Bed)> {
-    let dir = beds().join(platform.folder);
+    let dir = dir().join(platform.folder);
     let lock = lock(&dir)?;
     let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
     let bed = Bed { platform, root: dir.join("root"), dir };

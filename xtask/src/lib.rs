@@ -26,4 +26,5 @@ pub mod qemu;
 pub mod run;
 pub mod size;
 pub mod tally;
+mod toolchain;
 pub mod web;

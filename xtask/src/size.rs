@@ -2,16 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use object::Endianness;
+use object::elf::{FileHeader64, SHT_NOBITS, SHT_SYMTAB};
+use object::read::elf::{FileHeader, SectionHeader, Sym};
 
 use crate::image::{self, Image, Options, kib};
+use crate::platform::Arch;
 use crate::tally::Tally;
 
 /// Show what each part and each crate costs in the image
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The architecture
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
+}
 
 /// What of the image is chosen: a name, and the parts.
 type Choice = (&'static str, Option<&'static [&'static str]>);
@@ -20,12 +28,12 @@ const SMALLEST: Choice = ("console only", Some(&[]));
 const WHOLE: Choice = ("all", None);
 
 /// Builds the image with each choice of parts, then counts the symbols of the whole one by crate.
-pub fn run(_: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let choices = [SMALLEST, ("+ net", Some(&["net"][..])), ("+ disk", Some(&["disk"][..])), WHOLE];
     println!("{:<14} {:>12}", "image", "stripped");
     let mut whole = None;
     for (name, features) in choices {
-        let image = build(features)?;
+        let image = build(args.arch, features)?;
         println!("{name:<14} {:>12}", kib(image::size(&image.path)?));
         whole = Some(image);
     }
@@ -43,7 +51,7 @@ pub fn run(_: &Args) -> Result<ExitCode> {
 pub(crate) fn check() -> Result<Tally> {
     let mut tally = Tally::default();
     for ((name, features), limit) in [(WHOLE, 300 << 10), (SMALLEST, 64 << 10)] {
-        let size = image::size(&build(features)?.path)?;
+        let size = image::size(&build(Arch::X86_64, features)?.path)?;
         let word = if size <= limit { "is" } else { "should be" };
         println!("   {name}: {} bytes, which {word} at most {}", size, kib(limit));
         tally.add(size <= limit);
@@ -51,31 +59,40 @@ pub(crate) fn check() -> Result<Tally> {
     Ok(tally)
 }
 
-fn build(features: Option<&[&str]>) -> Result<Image> {
+fn build(arch: Arch, features: Option<&[&str]>) -> Result<Image> {
     let features = features.map(|list| list.iter().map(|name| (*name).to_owned()).collect());
-    image::build(&Options { features, quiet: true, ..Options::default() })
+    image::build(&Options { arch, features, quiet: true, ..Options::default() })
 }
 
 /// Sums the sizes of the symbols by the crate that their names begin with.
 fn by_crate(image: &Path) -> Result<Vec<(String, u64)>> {
-    let nm = Command::new("nm").args(["--print-size", "--radix=d"]).arg(image).output();
-    let nm = nm.context("cannot run nm; install it: apt-get install binutils")?;
-    if !nm.status.success() {
-        bail!("nm {} failed: {}", image.display(), String::from_utf8_lossy(&nm.stderr));
-    }
+    let file = image::read(image)?;
     let mut sums = BTreeMap::<String, u64>::new();
-    for line in String::from_utf8_lossy(&nm.stdout).lines() {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        // Address, size, kind, name; what has no size is a label. Memory without contents (b) is not in the image.
-        if let [_, size, kind, name] = fields[..]
-            && !kind.eq_ignore_ascii_case("b")
-            && let Ok(size) = size.parse::<u64>()
-        {
-            *sums.entry(crate_of(name)).or_default() += size;
-        }
+    for (name, bytes) in symbols(&file).with_context(|| format!("cannot read {}", image.display()))? {
+        *sums.entry(crate_of(&name)).or_default() += bytes;
     }
     let mut list: Vec<_> = sums.into_iter().collect();
     list.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    Ok(list)
+}
+
+/// The names and sizes of what is in an ELF file, without memory that has no contents.
+fn symbols(file: &[u8]) -> Result<Vec<(String, u64)>> {
+    let header = FileHeader64::<Endianness>::parse(file)?;
+    let endian = header.endian()?;
+    let sections = header.sections(endian, file)?;
+    let table = sections.symbols(endian, file, SHT_SYMTAB)?;
+    let mut list = Vec::new();
+    for (index, symbol) in table.enumerate() {
+        // What has no size is a label.
+        let size = symbol.st_size(endian);
+        let Some(section) = table.symbol_section(endian, symbol, index)?.filter(|_| size > 0) else {
+            continue;
+        };
+        if sections.section(section)?.sh_type(endian) != SHT_NOBITS {
+            list.push((String::from_utf8_lossy(symbol.name(endian, table.strings())?).into_owned(), size));
+        }
+    }
     Ok(list)
 }
 
@@ -94,7 +111,7 @@ fn crate_of(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::crate_of;
+    use super::*;
 
     #[test]
     fn names_tell_their_crate() {
@@ -104,5 +121,19 @@ mod tests {
             "xen_ring"
         );
         assert_eq!(crate_of("memcpy"), "(no crate)");
+    }
+    #[test]
+    fn contents_have_sizes_and_names() {
+        static CONTENT: [u64; 123] = [7; 123];
+        static NOTHING: [std::sync::atomic::AtomicU64; 77] =
+            [const { std::sync::atomic::AtomicU64::new(0) }; 77];
+        // Both are there only if they are used.
+        std::hint::black_box((&CONTENT, &NOTHING));
+        let list = symbols(&std::fs::read("/proc/self/exe").unwrap()).unwrap();
+        let size = |word: &str| list.iter().find(|(name, _)| name.contains(word)).map(|(_, size)| *size);
+        assert_eq!(
+            (size("contents_have_sizes_and_names7CONTENT"), size("contents_have_sizes_and_names7NOTHING")),
+            (Some(984), None)
+        );
     }
 }

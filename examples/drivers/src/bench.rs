@@ -6,16 +6,16 @@
 
 use alloc::vec::Vec;
 
+use check_report::Words;
+use check_report::{Failure, Report, ensure};
+use load::{CHANCE, JOBS, Job, next_place};
 use xen_blkfront::{BlkFront, Config, Piece, Ticket};
 use xen_gnttab::Access;
 use xen_hypercall::{PAGE_SIZE, Wait};
 
 use crate::block::{Disk, XVDA};
-use crate::jobs::{CHANCE, JOBS, Job, next_place};
 use crate::pattern::SECTOR;
 use crate::place::{Place, Xen};
-use crate::report::{Failure, Report, ensure};
-use crate::words::Words;
 
 /// Pages of one operation.
 type Buffer = Vec<Option<Piece<'static, Xen>>>;

@@ -3,15 +3,13 @@
 use alloc::boxed::Box;
 use core::time::Duration;
 
+use check_report::{Failure, ensure};
 use xen_blkfront::BlkFront;
-use xen_evtchn::{Deadline, EventChannels, Virq};
+use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
-use xen_hypercall::{VcpuId, Wait};
+use xen_hypercall::Wait;
+use xen_rt::{Guest, Kernel};
 use xen_xenstore::Xenstore;
-
-use crate::console;
-use crate::platform::{Kernel, Owned};
-use crate::report::{Failure, ensure};
 
 pub(crate) type Xen = &'static Kernel;
 pub(crate) type Events = &'static EventChannels<Xen>;
@@ -30,13 +28,10 @@ pub(crate) struct Place {
 
 impl Place {
     /// Everything in it lives as long as the domain.
-    pub(crate) fn new(domain: Owned) -> Result<Self, Failure> {
-        let events: Events = Box::leak(Box::new(EventChannels::new(domain)?));
-        console::open(events);
-        // The timer's event has nothing to tell but that a deadline has come.
-        Box::leak(Box::new(events.bind_virq(Virq::TIMER, VcpuId(0))?));
-        let grants: Grants = Box::leak(Box::new(GrantTable::new(domain)?));
-        Ok(Self { kernel: domain.platform(), events, grants, xs: Xenstore::new(events)? })
+    pub(crate) fn new(guest: Guest) -> Result<Self, Failure> {
+        let events = guest.events();
+        let grants: Grants = Box::leak(Box::new(GrantTable::new(guest.domain())?));
+        Ok(Self { kernel: guest.kernel(), events, grants, xs: Xenstore::new(events)? })
     }
 
     /// Takes a disk's responses; if there is none yet, waits for one more than `skip`.

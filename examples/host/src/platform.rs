@@ -8,8 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use xen_hypercall::mock::MockDomain;
-use xen_hypercall::{Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, VcpuId, Wait};
+use xen_hypercall::{
+    Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages, VcpuId, Wait,
+};
 
+pub(crate) use crate::console;
 use crate::world::World;
 
 /// The longest sleep: the mock's own timers are looked at so often.
@@ -32,8 +35,13 @@ impl fmt::Debug for Kernel {
 }
 
 /// Memory in bytes: what is used of the domain's, and what is free, which for a process is not known.
-pub(crate) fn memory() -> (usize, usize) {
-    PAGES.with(|pages| (pages.get() * PAGE_SIZE, 0))
+pub(crate) struct Memory {
+    pub(crate) used: usize,
+    pub(crate) free: usize,
+}
+
+pub(crate) fn memory() -> Memory {
+    PAGES.with(|pages| Memory { used: pages.get() * PAGE_SIZE, free: 0 })
 }
 
 thread_local! {
@@ -97,7 +105,10 @@ unsafe impl PageMemory for Kernel {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.domain.gfn(page)
     }
+}
 
+// SAFETY: all calls are handed to the domain, which keeps the promises.
+unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call.
         unsafe { self.domain.map_special(gfn, count) }

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Instant;
 
-use crate::jobs::{CHANCE, JOBS, Job, next_place};
+use load::{CHANCE, JOBS, Job, next_place};
 
 /// What direct transfers want buffers to be aligned to.
 #[derive(Clone, Copy)]

@@ -13,7 +13,6 @@
 //! An address without a port means port 80.
 
 mod disk;
-mod jobs;
 mod unpause;
 
 use std::env;

@@ -5,9 +5,8 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use xen_hypercall::abi::{VcpuHvmContext, VcpuHvmX8664};
+use xen_hypercall::arch::x86_64::VendorCall;
 use xen_hypercall::{VcpuId, vcpu};
-
-use crate::arch;
 
 /// Its number.
 pub(crate) const ID: VcpuId = VcpuId(1);
@@ -30,10 +29,13 @@ extern "C" fn run() -> ! {
         COUNT.fetch_add(1, Ordering::Relaxed);
         core::hint::spin_loop();
     }
-    if let Some(call) = arch::call() {
+    // SAFETY: the image is entered as a PVH guest alone, and runs in ring 0.
+    if let Some(call) = unsafe { VendorCall::detect() } {
         let _ = vcpu::down(&call, ID);
     }
-    arch::halt()
+    loop {
+        core::hint::spin_loop();
+    }
 }
 
 /// The state that it starts in: the first one's page tables, a stack of its own, interrupts off. It touches the two

@@ -11,10 +11,9 @@ use xen_evtchn::{EventChannels, EventSeq};
 use xen_hypercall::{Wait, version};
 use xen_xenstore::{Path, Xenstore, control};
 
-use crate::console;
 use crate::devices::{self, Devices, Disk, Nic, Slot};
 use crate::platform::Owned;
-use crate::platform::{self, Kernel};
+use crate::platform::{self, Kernel, console};
 
 pub(crate) type Events = &'static EventChannels<&'static Kernel>;
 /// Xenstore, which the machine and the devices use in turns.
@@ -145,11 +144,11 @@ impl Machine for XenMachine {
         {
             to.fact("Xen version", &format_args!("{major}.{minor}{extra}"));
         }
-        let (used, free) = platform::memory();
+        let memory = platform::memory();
         let (events, console) = (self.events.stats(), console::stats());
         to.figure("uptime_seconds", (self.kernel.now() - self.kernel.started()).as_secs());
-        to.figure("memory_used_bytes", used as u64);
-        to.figure("memory_free_bytes", free as u64);
+        to.figure("memory_used_bytes", memory.used as u64);
+        to.figure("memory_free_bytes", memory.free as u64);
         to.figure("xen_hypercalls_total", self.kernel.hypercalls());
         to.figure("xen_notifications_total", events.notifications);
         to.figure("xen_upcalls_total", events.upcalls);

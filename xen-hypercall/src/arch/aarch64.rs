@@ -1,4 +1,4 @@
-//! Hypercalls on 64-bit Arm: `hvc #0xEA1`, the number in `x16` (`arch-arm.h`).
+//! Hypercalls on 64-bit Arm: `hvc #0xEA1`, the number in `x16` (`arch-arm.h`); and the counter by which guests tell the time.
 #![allow(unsafe_code, reason = "traps to Xen")]
 
 use core::arch::asm;
@@ -42,4 +42,27 @@ unsafe impl Hypercall for Hvc {
         }
         result
     }
+}
+
+/// The virtual counter (`CNTVCT_EL0`), not read ahead of what comes before. Xen lets it count from the domain's start, alike on
+/// all vCPUs.
+///
+/// Xen fills no [`VcpuTime`](crate::VcpuTime) on Arm: this is what tells the time there, together with
+/// [`SharedInfo::wall_clock`](crate::SharedInfo::wall_clock), which is the time of day when the counter was zero.
+#[inline]
+pub fn counter() -> u64 {
+    let count;
+    // SAFETY: reading the counter has no effect, and Xen lets its guests do so.
+    unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) count, options(nomem, nostack, preserves_flags)) };
+    count
+}
+
+/// How often [`counter`] counts in a second (`CNTFRQ_EL0`); never zero.
+#[inline]
+pub fn counter_frequency() -> u64 {
+    let hertz: u64;
+    // SAFETY: as above.
+    unsafe { asm!("mrs {}, cntfrq_el0", out(reg) hertz, options(nomem, nostack, preserves_flags, pure)) };
+    // A firmware that did not say it leaves it zero.
+    hertz.max(1)
 }

@@ -17,8 +17,8 @@ use crate::abi::VcpuHvmContext;
 use crate::hvm::HvmParam;
 use crate::sched::ShutdownCode;
 use crate::{
-    DomId, Domain, Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuArea,
-    VcpuId, VcpuTime, Wait,
+    DomId, Domain, Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages,
+    VcpuArea, VcpuId, VcpuTime, Wait,
 };
 
 /// What freed pages are filled with: they are not used again within a machine's life, so that whoever still reads
@@ -468,7 +468,10 @@ unsafe impl PageMemory for MockDomain {
         });
         found.unwrap_or_else(|| panic!("{}: {address:#x} is not memory of this domain", self.id()))
     }
+}
 
+// SAFETY: the page is memory of its own, and stays until the machine is gone.
+unsafe impl SpecialPages for MockDomain {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         if count == 1 { self.page_at(gfn) } else { None }
     }

@@ -6,7 +6,7 @@ use super::lab::Lab;
 use crate::guest::{Listed, PATIENCE, Spec};
 
 pub(super) fn a_panic_ends_as_a_crash_that_says_why(lab: &mut Lab) -> Result<()> {
-    crashes(lab, "panic", &["panicked at examples/unikernel/src/arch/", "asked for by the command line"])
+    crashes(lab, "panic", &["panicked at xen-rt/src/arch/", "asked for by the command line"])
 }
 
 pub(super) fn page_zero_is_not_there(lab: &mut Lab) -> Result<()> {

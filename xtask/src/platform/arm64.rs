@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::{Arch, Boot, Emulator, Files, Loader, Platform};
+use super::{Arch, Boot, Emulator, Files, Format, Loader, Platform};
 
 pub(super) static BED: Platform = Platform {
     arch: Arch::Arm64,
@@ -19,6 +19,8 @@ pub(super) static BED: Platform = Platform {
         file: "lib/aarch64-linux-gnu/ld-linux-aarch64.so.1",
         link: ("lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu/ld-linux-aarch64.so.1"),
     },
+    target: Some("aarch64-unknown-none"),
+    format: Format::Raw,
     emulator: Emulator {
         program: "qemu-system-aarch64",
         package: "qemu-system-arm",

@@ -52,10 +52,23 @@ pub struct Platform {
     pub(crate) libraries: &'static str,
     /// The dynamic loader.
     pub(crate) loader: Loader,
+    /// The compiler's name of it, without an operating system. None: the machine's own compiler does.
+    pub(crate) target: Option<&'static str>,
+    /// What Xen loads.
+    pub(crate) format: Format,
     /// The QEMU.
     pub(crate) emulator: Emulator,
     /// What it takes to boot.
     pub(crate) boot: Boot,
+}
+
+/// The form of an image.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Format {
+    /// An ELF file.
+    Elf,
+    /// The bytes as they lie in memory.
+    Raw,
 }
 
 /// Where the packages keep the dynamic loader.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Arch, Boot, Emulator, Files, Loader, Platform};
+use super::{Arch, Boot, Emulator, Files, Format, Loader, Platform};
 use crate::deb;
 
 pub(super) static BED: Platform = Platform {
@@ -20,6 +20,8 @@ pub(super) static BED: Platform = Platform {
         file: "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
         link: ("lib64/ld-linux-x86-64.so.2", "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
     },
+    target: None,
+    format: Format::Elf,
     emulator: Emulator {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",

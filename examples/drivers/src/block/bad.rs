@@ -3,6 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use check_report::{Failure, Report, ensure};
 use xen_blkfront::{Error, Piece, State};
 use xen_gnttab::Access;
 use xen_hypercall::Wait;
@@ -10,7 +11,6 @@ use xen_hypercall::Wait;
 use super::{EVERYTHING, XVDD, life, open};
 use crate::pattern::{BAD, SECTOR, fill};
 use crate::place::Place;
-use crate::report::{Failure, Report, ensure};
 
 /// Sectors of one operation.
 const EACH: u64 = 8;

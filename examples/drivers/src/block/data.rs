@@ -3,6 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use check_report::{Failure, Report, ensure};
 use xen_blkfront::{Piece, Ticket};
 use xen_gnttab::Access;
 use xen_hypercall::PAGE_SIZE;
@@ -11,7 +12,6 @@ use super::model::{Model, SECTORS};
 use super::{Disk, EVERYTHING};
 use crate::pattern::SECTOR;
 use crate::place::{Place, Xen};
-use crate::report::{Failure, Report, ensure};
 
 /// Where transfers begin, and how many sectors they have: up to 4 MiB, on pages and beside them.
 const TRANSFERS: [(u64, u64); 10] = [

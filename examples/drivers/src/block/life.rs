@@ -5,6 +5,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use check_report::{Failure, Report, ensure};
 use xen_blkfront::{Error, Piece, State, Ticket};
 use xen_gnttab::Access;
 use xen_hypercall::Wait;
@@ -13,7 +14,6 @@ use super::model::Model;
 use super::{Disk, EVERYTHING, XVDB, XVDC, open};
 use crate::pattern::{SECTOR, fill};
 use crate::place::Place;
-use crate::report::{Failure, Report, ensure};
 
 /// What dom0 writes when a backend was started again.
 const RESTARTED: &str = "data/restarted";

@@ -9,10 +9,10 @@ mod model;
 use alloc::format;
 use alloc::string::String;
 
+use check_report::{Failure, Report, ensure};
 use xen_blkfront::{BlkFront, Config, Error};
 
 use crate::place::{PATIENCE, Place, Xen};
-use crate::report::{Failure, Report, ensure};
 use model::Model;
 
 pub(crate) type Disk = BlkFront<'static, Xen>;

@@ -3,9 +3,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use check_report::{Failure, ensure};
+
 use super::Disk;
 use crate::pattern::{SECTOR, fill};
-use crate::report::{Failure, ensure};
 
 /// Sectors that are looked after.
 pub(super) const SECTORS: u64 = 16384;

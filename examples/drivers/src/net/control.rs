@@ -1,5 +1,6 @@
 //! The control ring: what the backend answers, and where it puts packets then.
 
+use check_report::{Failure, Report, ensure};
 use xen_netfront::abi::{
     CTRL_INVALID_PARAMETER, CTRL_NOT_SUPPORTED, HASH_ALGORITHM_NONE, HASH_ALGORITHM_TOEPLITZ, HashTypes,
 };
@@ -8,7 +9,6 @@ use xen_netfront::{Error, TxMeta, hash};
 use super::wire::{KINDS, frame, payload};
 use super::{First, Second, receive, send};
 use crate::place::Place;
-use crate::report::{Failure, Report, ensure};
 
 const KEY: [u8; 40] = [
     0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0,

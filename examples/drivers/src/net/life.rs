@@ -4,6 +4,7 @@
 use alloc::boxed::Box;
 use core::time::Duration;
 
+use check_report::{Failure, Report, ensure};
 use xen_gnttab::Access;
 use xen_hypercall::Wait;
 use xen_netfront::{Error, FramePage, State, TxMeta};
@@ -11,7 +12,6 @@ use xen_netfront::{Error, FramePage, State, TxMeta};
 use super::wire::{KINDS, frame, payload};
 use super::{Card, First, Second, next_from, receive, send};
 use crate::place::Place;
-use crate::report::{Failure, Report, ensure};
 
 /// How long nothing need happen before a card is looked at again.
 const TURN: Duration = Duration::from_millis(20);
@@ -119,7 +119,7 @@ fn untrusted(place: &mut Place, first: &mut First, second: &mut Second) -> Resul
     let mut page = place.grants.share(second.backend().ok_or("it has no backend")?, Access::ReadWrite)?;
     page.write_bytes(100, &bytes)?;
     let (gref, copied) = (page.gref(), second.stats().copied_bytes);
-    let mut part = [FramePage { page, offset: 100, len: bytes.len() }];
+    let mut part = [FramePage::new(page, 100, bytes.len())];
     second.transmit_pages(&mut part, TxMeta::default())?;
     second.publish()?;
     ensure!(part[0].page.gref() == gref, "the page went to the backend");

@@ -14,12 +14,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use check_report::Words;
+use check_report::{Failure, Report, ensure};
 use xen_hypercall::Wait;
 use xen_netfront::{Config, Error, FRAME_MAX, Features, Mac, Multicast, NetFront, RxMeta, TxMeta};
 
 use crate::place::{PATIENCE, Place, Xen};
-use crate::report::{Failure, Report, ensure};
-use crate::words::Words;
 
 /// A card; `N` queues at most.
 pub(crate) type Card<const N: usize> = NetFront<'static, Xen, N>;

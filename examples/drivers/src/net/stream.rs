@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use core::time::Duration;
 
+use check_report::{Failure, Report, ensure};
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
@@ -14,7 +15,6 @@ use xen_netfront::adapters::smoltcp::SmoltcpDevice;
 
 use super::{First, life};
 use crate::place::Place;
-use crate::report::{Failure, Report, ensure};
 
 /// What goes there, and comes back from the echo of dom0's port 7.
 const BYTES: usize = 4 << 20;

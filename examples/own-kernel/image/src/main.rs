@@ -1,8 +1,8 @@
 //! The sample kernel, booted: it tells a monitor in domain 0 that it lives, until the monitor goes.
 //!
 //! `boot` gets the processor from Xen's entry to `main`, and `interrupts` has the one interrupt. The platform, the memory and
-//! the driver are the sample's, as its tests have them. Nothing here is shared with the other kernels of this workspace but
-//! the functions that a core for hosted targets takes from a C library (`mem`).
+//! the driver are the sample's, as its tests have them. Nothing here is shared with the other kernels of this
+//! workspace, which stand on `xen-rt`.
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "is a kernel")]
@@ -10,7 +10,6 @@
 mod boot;
 mod interrupts;
 mod log;
-#[path = "../../../unikernel/src/mem.rs"]
 mod mem;
 
 use core::cell::UnsafeCell;

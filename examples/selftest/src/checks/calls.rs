@@ -4,10 +4,11 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use check_report::{Failure, Report, ensure};
 use xen_hypercall::abi::EvtchnStatus;
 use xen_hypercall::arch::x86_64::{cpuid, cpuid_version};
 use xen_hypercall::assist::{Assist, disable, enable};
-use xen_hypercall::hvm::{HvmParam, MemType, Vector, callback_vector};
+use xen_hypercall::hvm::{HvmParam, MemType, Vector};
 use xen_hypercall::multicall::Multicall;
 use xen_hypercall::physdev::{self, Source};
 use xen_hypercall::sched::{self, ShutdownReason};
@@ -15,8 +16,7 @@ use xen_hypercall::version::{self, Features};
 use xen_hypercall::{DomId, Errno, Gfn, PageMemory, VcpuId, Wait, console_io, event, hvm};
 
 use super::Domain;
-use crate::report::{Failure, Report, ensure};
-use crate::{arch, room};
+use super::memory::hole;
 
 /// No domain has this number here.
 pub(super) const NOBODY: DomId = DomId(0x7000);
@@ -148,10 +148,11 @@ fn scheduling(domain: &Domain, report: &mut Report) {
 }
 
 fn parameters(domain: &Domain, report: &mut Report) {
-    const UPCALL: Vector = Vector::new(arch::UPCALL_VECTOR).expect("an exception's vector");
     const ANOTHER: Vector = Vector::new(0x30).expect("an exception's vector");
     let xen = domain.kernel;
-    let vector = callback_vector(UPCALL);
+    let Ok(vector) = hvm::get_param(xen, HvmParam::CALLBACK_IRQ) else {
+        return report.check("hvm/get-param", || Err(Failure("no interrupt of events".into())));
+    };
     report.check("hvm/set-param", || Ok(hvm::set_param(xen, HvmParam::CALLBACK_IRQ, vector)?));
     report.check("hvm/get-param", || {
         let value = hvm::get_param(xen, HvmParam::CALLBACK_IRQ)?;
@@ -178,7 +179,8 @@ fn parameters(domain: &Domain, report: &mut Report) {
         Ok(())
     });
     report.check("hvm/mem-type", || {
-        let (memory, hole) = (hvm::mem_type(xen, Gfn(0x100))?, hvm::mem_type(xen, Gfn(room::FIRST + 1000))?);
+        let hole = hole(xen)?;
+        let (memory, hole) = (hvm::mem_type(xen, Gfn(0x100))?, hvm::mem_type(xen, hole)?);
         ensure!(memory == MemType::RAM && hole == MemType::MMIO, "memory {memory:?}, a hole {hole:?}");
         Ok(())
     });

@@ -8,13 +8,13 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use core::task::{Context, Waker};
 use core::time::Duration;
 
+use check_report::{Failure, Report, ensure};
 use xen_evtchn::{Abi, Channel, Error, Port, Priority, Progress, Status, Virq};
 use xen_hypercall::{DomId, Errno, VcpuId, Wait, event, sched, vcpu};
+use xen_rt::Kernel;
 
 use super::calls::NOBODY;
 use super::{Domain, Events, PATIENCE, poll_sleeps};
-use crate::platform::Kernel;
-use crate::report::{Failure, Report, ensure};
 
 const VCPU: VcpuId = VcpuId(0);
 

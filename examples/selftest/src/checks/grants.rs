@@ -1,12 +1,12 @@
 //! The grant table, by bare calls and in both versions.
 #![allow(unsafe_code, reason = "changes the table behind the crate's back")]
 
+use check_report::{Report, ensure};
 use xen_gnttab::{Access, CopyDest, CopySource, GrantTable, Version};
 use xen_hypercall::grant::{self, Cache};
 use xen_hypercall::{DomId, Errno, Gfn};
 
 use super::{Domain, Grants, loopback};
-use crate::report::{Report, ensure};
 
 pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
     let xen = domain.kernel;

@@ -6,11 +6,11 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 
+use check_report::{Failure, Report, ensure};
 use xen_gnttab::{Access, CopyDest, CopySource, Error, GrantRef, GrantStatus, Version};
 use xen_hypercall::DomId;
 
 use super::{Grants, own};
-use crate::report::{Failure, Report, ensure};
 
 /// Whether Xen did not let us use a grant.
 pub(super) fn refused(error: &Error) -> bool {

@@ -3,14 +3,13 @@
 
 use core::ptr::NonNull;
 
+use check_report::{Failure, Report, ensure};
 use xen_hypercall::memory::{self, MemFlags, MemoryRange, PhysmapSpace};
-use xen_hypercall::{DomId, Errno, Gfn, Page, PageMemory};
+use xen_hypercall::{DomId, Errno, Gfn, GrantRoom, Page, PageMemory};
+use xen_rt::Kernel;
 
 use super::Domain;
 use super::calls::NOBODY;
-use crate::platform::Kernel;
-use crate::report::{Failure, Report, ensure};
-use crate::room;
 
 /// A page of the heap whose memory may be taken away and given anew.
 struct Victim {
@@ -128,9 +127,18 @@ pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
         page.free();
         Ok(())
     });
+    let hole = match hole(xen) {
+        Ok(hole) => hole,
+        Err(why) => return report.check("memory/hole", || Err(why)),
+    };
     // SAFETY: there is nothing at this frame.
-    let hole = unsafe { memory::remove_from_physmap(xen, Gfn(room::FIRST + 501)) };
-    report.refused("memory/remove-hole", hole, Errno::ENOENT);
+    let removed = unsafe { memory::remove_from_physmap(xen, hole) };
+    report.refused("memory/remove-hole", removed, Errno::ENOENT);
+}
+
+/// A frame at which nothing is, for good.
+pub(super) fn hole(xen: &Kernel) -> Result<Gfn, Failure> {
+    xen.reserve_room(1).ok_or(Failure("no room".into()))
 }
 
 /// Pages of others that nobody granted: for the first domain alone, and from domains that are there.
@@ -138,13 +146,17 @@ fn foreign(domain: &Domain, own: DomId, report: &mut Report) {
     let (other, nobody) = if domain.first { (NOBODY, Errno::ESRCH) } else { (DomId(0), Errno::EPERM) };
     // Xen's pages are to be had, but this is none of them.
     let not_xens = if domain.first { Errno::EINVAL } else { Errno::EPERM };
+    let hole = match hole(domain.kernel) {
+        Ok(hole) => hole,
+        Err(why) => return report.check("memory/hole", || Err(why)),
+    };
     for (name, owner, wanted) in [
         ("memory/map-foreign", other, nobody),
         ("memory/map-foreign-own", own, Errno::EPERM),
         ("memory/map-foreign-self", DomId::SELF, nobody),
         ("memory/map-foreign-of-xen", DomId::XEN, not_xens),
     ] {
-        let (frames, mut results) = ([Gfn(room::FIRST + 500)], [0]);
+        let (frames, mut results) = ([hole], [0]);
         let (xen, space) = (domain.kernel, PhysmapSpace::GMFN_FOREIGN);
         // SAFETY: there is nothing at this frame, and Xen puts nothing there.
         let mapped =

@@ -12,14 +12,13 @@ mod vcpus;
 use alloc::boxed::Box;
 use core::time::Duration;
 
+use check_report::Words;
+use check_report::{Failure, Report, ensure};
 use xen_evtchn::{Abi, Channel, Deadline, EventChannels, Virq};
 use xen_gnttab::{GrantTable, Version};
 use xen_hypercall::{VcpuId, Wait, event, sched};
-
-use crate::console;
-use crate::platform::{Kernel, Owned};
-use crate::report::{Failure, Report, ensure};
-use crate::words::Words;
+use xen_rt::Kernel;
+use xen_rt::console;
 
 pub(crate) type Events = EventChannels<&'static Kernel>;
 pub(crate) type Grants = GrantTable<&'static Kernel>;
@@ -70,7 +69,7 @@ fn poll_sleeps(xen: &Kernel, ports: &[u32]) -> Result<(), Failure> {
 #[derive(Debug)]
 pub(crate) struct Domain {
     pub(crate) kernel: &'static Kernel,
-    pub(crate) token: Owned,
+    pub(crate) token: &'static xen_hypercall::Domain<&'static Kernel>,
     /// Whether it is the first, with its privilege.
     pub(crate) first: bool,
 }

@@ -1,13 +1,13 @@
 //! Grants of the domain to itself, mapped: the crate refuses, and Xen shows why.
 #![allow(unsafe_code, reason = "asks Xen for what the crate refuses")]
 
+use check_report::{Failure, Report, ensure};
 use xen_gnttab::{Access, Error, GrantRef, GrantStatus};
 use xen_hypercall::abi::{GNTMAP_HOST_MAP, GNTMAP_READONLY, GnttabMapGrantRef, GnttabUnmapGrantRef};
 use xen_hypercall::memory::{self, MemFlags};
 use xen_hypercall::{DomId, GrantRoom, PAGE_SIZE, grant};
 
 use super::Grants;
-use crate::report::{Failure, Report, ensure};
 
 /// A grant mapped, or not, at one frame of the room.
 struct Raw<'g> {

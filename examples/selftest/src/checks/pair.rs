@@ -8,16 +8,16 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 
+use check_report::{Failure, Report, ensure};
 use xen_evtchn::{Channel, Port, Progress, Status};
 use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantTable, Version};
 use xen_hypercall::{DomId, PAGE_SIZE};
 use xen_ring::Backing;
+use xen_rt::Kernel;
 use xen_xenstore::Xenstore;
 
 use super::loopback::{GrantCopyError, copy_from, copy_to, refused};
 use super::{Domain, Events, Grants, PATIENCE, TURN, wait_for};
-use crate::platform::Kernel;
-use crate::report::{Failure, Report, ensure};
 
 /// Rounds of events to and fro.
 const ROUNDS: u32 = 100;

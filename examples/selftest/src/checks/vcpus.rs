@@ -5,13 +5,13 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
+use check_report::{Failure, Report, ensure};
 use xen_hypercall::abi::{VcpuHvmContext, VcpuRunstateInfo};
 use xen_hypercall::vcpu::{self, RunState};
 use xen_hypercall::{Errno, PageMemory, VcpuArea, VcpuId, Wait, event, sched};
+use xen_rt::Kernel;
 
 use super::{Domain, PATIENCE};
-use crate::platform::Kernel;
-use crate::report::{Failure, Report, ensure};
 use crate::second;
 
 const FIRST: VcpuId = VcpuId(0);

@@ -4,18 +4,21 @@ use alloc::string::String;
 
 /// Words, some of them of the form `key=value`.
 #[derive(Debug)]
-pub(crate) struct Words(String);
+pub struct Words(String);
 
 impl Words {
-    pub(crate) fn new(line: &str) -> Self {
+    /// Those of a line.
+    pub fn new(line: &str) -> Self {
         Self(line.into())
     }
 
-    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+    /// What stands behind `key=`, where it comes first.
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.0.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
-    pub(crate) fn has(&self, wanted: &str) -> bool {
+    /// Whether a word is there.
+    pub fn has(&self, wanted: &str) -> bool {
         self.0.split_whitespace().any(|word| word == wanted)
     }
 }

@@ -1,11 +1,11 @@
 //! The page tables that seal the image: text may be executed and not written, constants neither, everything else
 //! may be written and never executed. Page zero and the page under the stack are not there at all.
 
-use alloc::boxed::Box;
 use core::arch::asm;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{BootInfo, Range};
+use crate::machine::keep_pages;
+use crate::memory_map::{BootInfo, Range};
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
@@ -15,8 +15,6 @@ const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 2 << 20;
-/// Memory below this stays out of use: page zero, and what PCs keep here.
-const LOW: u64 = 1 << 20;
 
 unsafe extern "C" {
     static text_start: u8;
@@ -31,12 +29,12 @@ fn address(symbol: *const u8) -> u64 {
 }
 
 /// Where the image is: no memory of it may be given to the heap.
-pub(crate) fn image() -> Range {
+pub(super) fn image() -> Range {
     Range { start: address(&raw const text_start), end: address(&raw const image_end) }
 }
 
 /// Says whether an address is in a part of the image that faults on purpose.
-pub(crate) fn describe(at: u64) -> &'static str {
+pub(super) fn describe(at: u64) -> &'static str {
     let guard = address(&raw const stack_guard);
     let text = address(&raw const text_start)..address(&raw const text_end);
     let constants = address(&raw const text_end)..address(&raw const rodata_end);
@@ -55,7 +53,7 @@ struct Table([u64; 512]);
 static ROOT: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
 
 fn new_table() -> *mut Table {
-    Box::into_raw(Box::new(Table([0; 512])))
+    keep_pages(1).cast().as_ptr()
 }
 
 /// The entry for `at` in tables of `level` (1: pages of 4 KiB, 2: of 2 MiB), making the tables on the way.
@@ -98,7 +96,7 @@ pub(crate) fn seal(info: &BootInfo) {
     map(Range { start: text, end: constants }, NO_EXECUTE);
     map(Range { start: constants, end: guard }, WRITABLE | NO_EXECUTE);
     map(Range { start: guard + PAGE, end: image.end }, WRITABLE | NO_EXECUTE);
-    for range in usable(info) {
+    for range in info.usable() {
         map(range, WRITABLE | NO_EXECUTE);
     }
     // SAFETY: the new tables map the code that runs, its stack and data, and all memory of the heap where they were.
@@ -106,22 +104,10 @@ pub(crate) fn seal(info: &BootInfo) {
     ROOT.store(root, Ordering::Relaxed);
 }
 
-/// Memory for the heap: whole pages of RAM, without low memory and the image.
-pub(crate) fn usable(info: &BootInfo) -> impl Iterator<Item = Range> {
-    let image = image();
-    info.ram().iter().flat_map(move |ram| {
-        let start = ram.start.max(LOW);
-        [Range { start, end: ram.end.min(image.start) }, Range { start: start.max(image.end), end: ram.end }]
-            .map(|range| Range { start: range.start.next_multiple_of(PAGE), end: range.end & !(PAGE - 1) })
-            .into_iter()
-            .filter(|range| range.start < range.end)
-    })
-}
-
 /// Makes a frame accessible that is not RAM of ours, readable and writable. False: it is in use as RAM already.
 ///
 /// # Safety
-/// As for `PageMemory::map_special`; one caller at a time.
+/// As for `SpecialPages::map_special`; one caller at a time.
 pub(crate) unsafe fn map_special(frame: u64) -> bool {
     let root = ROOT.load(Ordering::Relaxed);
     let at = frame * PAGE;

@@ -1,5 +1,4 @@
 //! What the precompiled core and alloc of a hosted target want of a C library and an unwinder, where there is neither.
-#![cfg(not(target_os = "none"))]
 #![allow(unsafe_code, reason = "these are the bottom that slices are made of")]
 
 use core::arch::asm;

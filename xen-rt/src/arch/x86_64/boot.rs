@@ -5,6 +5,10 @@ use core::ffi::CStr;
 
 use xen_hypercall::memory::{MemoryRange, memory_map};
 
+use super::paging;
+use crate::machine;
+use crate::memory_map::{BootInfo, Range};
+
 // The note tells Xen where to enter: 32-bit, flat, paging off, ebx = physical address of the start info.
 //
 // The tables made here map the first 4 GiB to themselves with every right; `paging::seal` replaces them once there
@@ -101,6 +105,8 @@ boot_pd: .skip 4 * 4096
 const MAGIC: u32 = 0x336E_C578;
 const E820_RAM: u32 = 1;
 const MAX_RANGES: usize = 32;
+/// Memory below this stays out of use: page zero, and what PCs keep here.
+const LOW: u64 = 1 << 20;
 
 #[repr(C)]
 struct StartInfo {
@@ -124,44 +130,14 @@ struct MemmapEntry {
     reserved: u32,
 }
 
-/// Addresses from `start` up to, not including, `end`.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Range {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-}
-
-/// What Xen said about the machine, copied out of memory that is then free for use.
-#[derive(Debug)]
-pub(crate) struct BootInfo {
-    ram: [Range; MAX_RANGES],
-    ranges: usize,
-    cmdline: [u8; 1024],
-    cmdline_len: usize,
-}
-
-impl BootInfo {
-    fn add(&mut self, start: u64, size: u64, kind: u32) {
-        if kind == E820_RAM && self.ranges < MAX_RANGES {
-            self.ram[self.ranges] = Range { start, end: start.saturating_add(size) };
-            self.ranges += 1;
-        }
-    }
-
-    /// Memory that may be used, lowest first as Xen lists it.
-    pub(crate) fn ram(&self) -> &[Range] {
-        &self.ram[..self.ranges]
-    }
-
-    /// The command line; what is not UTF-8 is left out.
-    pub(crate) fn cmdline(&self) -> &str {
-        self.cmdline[..self.cmdline_len].utf8_chunks().next().map_or("", |chunk| chunk.valid())
+fn add(info: &mut BootInfo, start: u64, size: u64, kind: u32) {
+    if kind == E820_RAM {
+        info.add_ram(start, size);
     }
 }
 
 extern "C" fn start(start_info: u64) -> ! {
-    let mut info =
-        BootInfo { ram: [Range::default(); MAX_RANGES], ranges: 0, cmdline: [0; 1024], cmdline_len: 0 };
+    let mut info = BootInfo::new();
     // SAFETY: Xen passes the address of this structure, below 4 GiB and so mapped; the addresses in it are valid
     // where they are not zero. Nothing has written to memory outside the image so far.
     unsafe {
@@ -170,24 +146,24 @@ extern "C" fn start(start_info: u64) -> ! {
         if xen.cmdline_paddr != 0 {
             let text =
                 CStr::from_ptr(core::ptr::with_exposed_provenance(xen.cmdline_paddr as usize)).to_bytes();
-            let len = text.len().min(info.cmdline.len());
-            info.cmdline[..len].copy_from_slice(&text[..len]);
-            info.cmdline_len = len;
+            info.set_cmdline(text);
         }
         if xen.version >= 1 && xen.memmap_paddr != 0 {
             let first = core::ptr::with_exposed_provenance::<MemmapEntry>(xen.memmap_paddr as usize);
             for entry in core::slice::from_raw_parts(first, xen.memmap_entries as usize) {
-                info.add(entry.addr, entry.size, entry.kind);
+                add(&mut info, entry.addr, entry.size, entry.kind);
             }
         }
     }
     // The first domain of an older Xen has to ask for its memory map.
-    if info.ranges == 0
-        && let Some(call) = super::call()
-    {
-        let mut map = [MemoryRange::default(); MAX_RANGES];
-        let count = memory_map(&call, &mut map).unwrap_or(0);
-        map.iter().take(count).for_each(|range| info.add(range.start, range.size, range.kind));
+    if info.ram().is_empty() {
+        if let Some(call) = super::call() {
+            let mut map = [MemoryRange::default(); MAX_RANGES];
+            let count = memory_map(&call, &mut map).unwrap_or(0);
+            map.iter().take(count).for_each(|range| add(&mut info, range.start, range.size, range.kind));
+        }
     }
-    crate::main(&info)
+    info.take(Range { start: 0, end: LOW });
+    info.take(paging::image());
+    machine::start(info)
 }

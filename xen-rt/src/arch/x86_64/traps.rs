@@ -4,22 +4,23 @@
 //! work, and no lock is needed. Xen asserts the upcall vector as long as `evtchn_upcall_pending` of the vCPU is set, and
 //! the handler, which is the SDK's too, does not clear it: the main loop does, when it looks at the events.
 
-use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
 
+use xen_hypercall::PAGE_SIZE;
 use xen_hypercall::arch::x86_64::idle;
 
 use super::paging;
+use crate::machine::{keep, keep_pages};
 
 /// The interrupt by which Xen tells of events.
-pub(crate) const UPCALL_VECTOR: u8 = 0x20;
+pub(super) const UPCALL_VECTOR: u8 = 0x20;
 
 const CODE: u16 = 8;
 const TSS: u16 = 16;
 /// Vectors from here on to 31 are reserved, or of features that no guest of this kind has.
 const FAULTS: usize = 22;
 /// Faults run on a stack of their own: the one they come from may be what is broken.
-const FAULT_STACK: usize = 16 * 1024;
+const FAULT_STACK: usize = 4 * PAGE_SIZE;
 
 global_asm!(
     r#"
@@ -107,7 +108,7 @@ pub(crate) fn install() {
     unsafe extern "C" {
         static fault_entries: u8;
     }
-    let stack = Box::leak(alloc::vec![0_u8; FAULT_STACK].into_boxed_slice()).as_mut_ptr_range().end;
+    let stack = keep_pages(FAULT_STACK / PAGE_SIZE).as_ptr().expose_provenance() as u64 + FAULT_STACK as u64;
     let mut tss = Tss {
         reserved0: 0,
         rsp: [0; 3],
@@ -116,11 +117,11 @@ pub(crate) fn install() {
         reserved2: [0; 5],
         iomap: size_of::<Tss>() as u16,
     };
-    tss.ist = [stack.expose_provenance() as u64 & !15, 0, 0, 0, 0, 0, 0];
-    let tss = (Box::leak(Box::new(tss)) as *mut Tss).expose_provenance() as u64;
+    tss.ist = [stack, 0, 0, 0, 0, 0, 0];
+    let tss = (keep(tss) as *mut Tss).expose_provenance() as u64;
     let limit = size_of::<Tss>() as u64 - 1;
     let low = limit | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56;
-    let gdt = Box::leak(Box::new([0, 0x00AF_9B00_0000_FFFF_u64, low, tss >> 32]));
+    let gdt = keep([0, 0x00AF_9B00_0000_FFFF_u64, low, tss >> 32]);
     let gate = |handler: u64, ist: u64| {
         let selector = u64::from(CODE);
         [
@@ -128,7 +129,7 @@ pub(crate) fn install() {
             handler >> 32,
         ]
     };
-    let idt = Box::leak(Box::new([[0_u64; 2]; UPCALL_VECTOR as usize + 1]));
+    let idt = keep([[0_u64; 2]; UPCALL_VECTOR as usize + 1]);
     let entries = (&raw const fault_entries).expose_provenance() as u64;
     for (vector, slot) in idt.iter_mut().enumerate().take(FAULTS) {
         *slot = gate(entries + vector as u64 * 16, 1);

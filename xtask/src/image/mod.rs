@@ -1,4 +1,6 @@
-//! The unikernel's image: built by cargo, stripped, under `target/xen`.
+//! The unikernel's image: built by cargo, without symbols, under `target/xen`.
+
+pub mod format;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +9,15 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 use crate::elf;
+use crate::platform::{Arch, Format, Platform};
+use crate::toolchain::{self, Toolchain};
 
-/// Build the unikernel to target/xen/unikernel
+/// Build the unikernel to target/xen/unikernel, or target/xen/arm64/unikernel
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The architecture
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
     /// Leave parts out: a list of `net` and `disk`, or `none` for the console alone [default: all]
     #[arg(long, value_delimiter = ',')]
     features: Option<Vec<String>>,
@@ -22,6 +29,8 @@ pub struct Args {
 /// What to build.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// The architecture.
+    pub arch: Arch,
     /// The package; none: the unikernel.
     pub package: Option<&'static str>,
     /// The features of the unikernel; none: the default ones.
@@ -44,7 +53,8 @@ pub struct Image {
 /// `cargo xtask build`.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let features = args.features.clone().map(|list| list.into_iter().filter(|name| name != "none").collect());
-    let image = build(&Options { features, cmdline: args.cmdline.clone(), ..Options::default() })?;
+    let (arch, cmdline) = (args.arch, args.cmdline.clone());
+    let image = build(&Options { arch, features, cmdline, ..Options::default() })?;
     println!("{} ({})", image.path.display(), kib(size(&image.path)?));
     println!("{} (with symbols)", image.debug.display());
     Ok(ExitCode::SUCCESS)
@@ -68,6 +78,9 @@ pub fn cargo() -> Command {
     cargo.current_dir(workspace());
     cargo
 }
+
+/// How images are built.
+const PROFILE: &str = "unikernel";
 
 /// What cargo's profiles have no words for. An image stands where it was linked to, so addresses need not be relative; less is
 /// put into its callers than the compiler would, and what is there twice stands once: 12 KB less.
@@ -97,12 +110,10 @@ fn without_paths() -> Result<String> {
 
 /// Builds an image; cargo sees to it that nothing old is served.
 pub fn build(options: &Options) -> Result<Image> {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let platform = options.arch.platform();
     let package = options.package.unwrap_or("unikernel");
-    let mut cargo = cargo();
-    cargo.args(["rustc", "--package", package, "--bin", package, "--profile", "unikernel"]);
-    cargo.arg("--target-dir").arg(&target);
+    let (mut cargo, target) = compiler(platform)?;
+    cargo.args(["--package", package, "--bin", package, "--profile", PROFILE]);
     if options.quiet {
         cargo.arg("--quiet");
     }
@@ -118,28 +129,41 @@ pub fn build(options: &Options) -> Result<Image> {
     if !status.success() {
         bail!("{package} does not build; cargo says why above");
     }
-    let dir = out_dir()?;
+    let dir = out_dir()?.join(platform.folder);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let name = match &options.features {
         None => package.to_owned(),
         Some(features) if features.is_empty() => format!("{package}-console"),
         Some(features) => format!("{package}-{}", features.join("-")),
     };
     let image = Image { path: dir.join(&name), debug: dir.join(format!("{name}.debug")) };
-    let built = target.join("unikernel").join(package);
-    fs::copy(&built, &image.debug)
-        .with_context(|| format!("cannot copy {} to {}", built.display(), image.debug.display()))?;
-    let strip = Command::new("strip").arg("-o").arg(&image.path).arg(&image.debug).status();
-    match strip {
-        Ok(status) if status.success() => {}
-        Ok(status) => bail!("strip {} failed: {status}", image.debug.display()),
-        Err(error) => bail!("cannot run strip ({error}); install it: apt-get install binutils"),
-    }
-    let cut = elf::cut_sections(read(&image.path)?).with_context(|| format!("{}", image.path.display()))?;
-    fs::write(&image.path, cut).with_context(|| format!("cannot write {}", image.path.display()))?;
+    let file = read(&target.join(PROFILE).join(package))?;
+    write(&image.debug, &file)?;
+    let bytes = match platform.format {
+        Format::Elf => elf::cut_sections(file),
+        Format::Raw => format::loadable(file).map(|(_, bytes)| bytes),
+    };
+    write(&image.path, &bytes.with_context(|| format!("{}", image.debug.display()))?)?;
     Ok(image)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// The command that builds for a platform, and the folder of what it builds.
+fn compiler(platform: &Platform) -> Result<(Command, PathBuf)> {
+    if let Some(triple) = platform.target {
+        return Ok((Toolchain::bare(triple)?.cargo("rustc", triple), toolchain::dir().join(triple)));
+    }
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let mut cargo = cargo();
+    cargo.args(["rustc", "--target-dir"]).arg(&target);
+    Ok((cargo, target))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 

@@ -1,15 +1,22 @@
-//! What is measured of a disk, the same for the SDK's own driver (`examples/drivers`) and for Linux' (`examples/load`).
+//! What is measured of a disk, the same for the SDK's own driver (`examples/drivers`) and for
+//! Linux' (this package's program).
+#![no_std]
 
 /// Operations of one kind.
-pub(crate) struct Job {
-    pub(crate) name: &'static str,
-    pub(crate) writes: bool,
-    pub(crate) random: bool,
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// How a line of figures begins.
+    pub name: &'static str,
+    /// Whether they write.
+    pub writes: bool,
+    /// Whether they go to places as by chance, not one after the other.
+    pub random: bool,
     /// Bytes of each operation.
-    pub(crate) size: usize,
+    pub size: usize,
     /// Operations under way.
-    pub(crate) depth: usize,
-    pub(crate) ops: u32,
+    pub depth: usize,
+    /// How many.
+    pub ops: u32,
 }
 
 const fn job(name: &'static str, size: usize, depth: usize, ops: u32) -> Job {
@@ -18,7 +25,8 @@ const fn job(name: &'static str, size: usize, depth: usize, ops: u32) -> Job {
 
 const KIB: usize = 1024;
 
-pub(crate) const JOBS: [Job; 10] = [
+/// All jobs, in their order.
+pub const JOBS: [Job; 10] = [
     Job { random: true, ..job("rand-read-4k", 4 * KIB, 1, 2000) },
     Job { random: true, ..job("rand-read-4k", 4 * KIB, 32, 8000) },
     job("seq-read-64k", 64 * KIB, 1, 1000),
@@ -32,7 +40,7 @@ pub(crate) const JOBS: [Job; 10] = [
 ];
 
 /// The next number of a sequence that looks like chance, the same for both.
-pub(crate) fn next_place(chance: &mut u64) -> u64 {
+pub fn next_place(chance: &mut u64) -> u64 {
     *chance ^= *chance << 13;
     *chance ^= *chance >> 7;
     *chance ^= *chance << 17;
@@ -40,4 +48,4 @@ pub(crate) fn next_place(chance: &mut u64) -> u64 {
 }
 
 /// Where that sequence begins.
-pub(crate) const CHANCE: u64 = 0x9e37_79b9_7f4a_7c15;
+pub const CHANCE: u64 = 0x9e37_79b9_7f4a_7c15;

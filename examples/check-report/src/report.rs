@@ -6,14 +6,12 @@ use core::cell::Cell;
 use core::fmt::{self, Debug, Display};
 use core::time::Duration;
 
-use xen_hypercall::{Errno, console_io};
-
-use crate::platform::Kernel;
-use crate::{arch, console};
+use xen_hypercall::Errno;
+use xen_rt::console;
 
 /// Why a check failed. Made of whatever can be shown, by `?`.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) String);
+pub struct Failure(pub String);
 
 impl<E: Display> From<E> for Failure {
     fn from(error: E) -> Self {
@@ -22,19 +20,18 @@ impl<E: Display> From<E> for Failure {
 }
 
 /// Ends a check as failed, with a text, unless a condition holds.
+#[macro_export]
 macro_rules! ensure {
     ($condition:expr, $($why:tt)+) => {
         if !$condition {
-            return Err($crate::report::Failure(alloc::format!($($why)+)));
+            return Err($crate::Failure($crate::format!($($why)+)));
         }
     };
 }
-pub(crate) use ensure;
-
 /// How the checks went so far.
 #[derive(Debug)]
-pub(crate) struct Report {
-    kernel: &'static Kernel,
+pub struct Report {
+    name: &'static str,
     passed: u32,
     failed: u32,
     /// Lines that the console's reader did not make room for in time.
@@ -45,25 +42,21 @@ pub(crate) struct Report {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Report {
-    pub(crate) fn new(kernel: &'static Kernel) -> Self {
-        Self { kernel, passed: 0, failed: 0, lost: Cell::new(0) }
+    /// Begins; `name` is the kernel's.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, passed: 0, failed: 0, lost: Cell::new(0) }
     }
 
     /// To the console, and waits for room there; without one, to Xen's.
     fn say(&self, line: &str) {
         match console::write(format_args!("{line}\n"), PATIENCE) {
             Some(written) => self.lost.set(self.lost.get() + u32::from(!written)),
-            None => {
-                let line = format!("{line}\r\n");
-                if console_io::write(self.kernel, line.as_bytes()).is_err() {
-                    line.bytes().for_each(arch::early_byte);
-                }
-            }
+            None => console::early(format_args!("{line}\n")),
         }
     }
 
     /// A check.
-    pub(crate) fn check(&mut self, name: &str, check: impl FnOnce() -> Result<(), Failure>) {
+    pub fn check(&mut self, name: &str, check: impl FnOnce() -> Result<(), Failure>) {
         match check() {
             Ok(()) => self.passes(&format!("ok {name}")),
             Err(Failure(why)) => self.fails(name, &why),
@@ -71,7 +64,7 @@ impl Report {
     }
 
     /// A call that Xen has to refuse, and why.
-    pub(crate) fn refused<T: Debug>(&mut self, name: &str, result: Result<T, Errno>, wanted: Errno) {
+    pub fn refused<T: Debug>(&mut self, name: &str, result: Result<T, Errno>, wanted: Errno) {
         match result {
             Err(errno) if errno == wanted => self.passes(&format!("refused {name}: {errno:?} as expected")),
             other => self.fails(name, &format!("{other:?} in place of {wanted:?}")),
@@ -79,7 +72,7 @@ impl Report {
     }
 
     /// A call that is for the first domain alone.
-    pub(crate) fn privileged<T: Debug>(&mut self, first: bool, name: &str, result: Result<T, Errno>) {
+    pub fn privileged<T: Debug>(&mut self, first: bool, name: &str, result: Result<T, Errno>) {
         if first {
             self.check(name, || Ok(result.map(drop)?))
         } else {
@@ -88,7 +81,7 @@ impl Report {
     }
 
     /// Something other than a bare call that has to fail with this error.
-    pub(crate) fn fails_with<T: Debug, E: Debug + PartialEq>(
+    pub fn fails_with<T: Debug, E: Debug + PartialEq>(
         &mut self,
         name: &str,
         result: Result<T, E>,
@@ -111,21 +104,21 @@ impl Report {
     }
 
     /// What cannot be checked here, and why.
-    pub(crate) fn lacking(&self, name: &str, why: &str) {
+    pub fn lacking(&self, name: &str, why: &str) {
         self.say(&format!("lacking {name}: {why}"));
     }
 
     /// A line that says more.
-    pub(crate) fn note(&self, line: fmt::Arguments<'_>) {
+    pub fn note(&self, line: fmt::Arguments<'_>) {
         self.say(&format!("{line}"));
     }
 
     /// The last line. One that was lost is a failure: nobody has seen how its check went.
-    pub(crate) fn end(&mut self) {
+    pub fn end(&mut self) {
         match self.lost.get() {
             0 => {}
             lost => self.fails("console", &format!("{lost} lines found no room in {PATIENCE:?}")),
         }
-        self.say(&format!("{}: {} passed, {} failed", env!("CARGO_PKG_NAME"), self.passed, self.failed));
+        self.say(&format!("{}: {} passed, {} failed", self.name, self.passed, self.failed));
     }
 }

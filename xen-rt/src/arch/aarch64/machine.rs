@@ -1,0 +1,86 @@
+//! The way into Xen, sleep, and last words.
+
+use core::arch::asm;
+
+use xen_hypercall::{Errno, Hypercall, PAGE_SIZE};
+
+use super::{MACHINE, gic};
+use crate::machine::keep;
+use crate::memory_map::BootInfo;
+
+pub(crate) use xen_hypercall::arch::aarch64::Hvc as Call;
+
+/// A domain of Xen at EL1, where we are, has one way into Xen.
+pub(crate) fn call() -> Option<Call> {
+    // SAFETY: the entry is that of a guest of Xen, at EL1; it turns the MMU on before it comes to Rust.
+    Some(unsafe { Call::new() })
+}
+
+/// Where pages of other domains can be mapped: where Xen says that nothing is, or above all memory.
+pub(crate) fn room(info: &BootInfo) -> u64 {
+    let end = info.ram().iter().map(|range| range.end).max().unwrap_or(0);
+    let room = MACHINE.get().and_then(|machine| machine.room);
+    room.map_or(end.next_multiple_of(1 << 30), |room| room.start).div_ceil(PAGE_SIZE as u64)
+}
+
+/// Xen tells of events by the interrupt that the device tree names.
+pub(crate) fn enable_upcall(_: &impl Hypercall) -> Result<(), Errno> {
+    Ok(())
+}
+
+/// Words to Xen's log, three bytes a line: a call that Xen does not know, which it puts there with its number. Works before
+/// anything else does.
+pub(crate) fn early(bytes: &[u8]) {
+    /// A number of the range for a secure system, which no guest has.
+    const UNKNOWN: u32 = 0x3F << 24;
+    for part in bytes.chunks(3) {
+        let word = part.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        let _unknown = smccc::hvc32(UNKNOWN | word, [0; 7]);
+    }
+}
+
+/// Sleeps until an interrupt. Interrupts are masked here and everywhere: one that is pending already ends the sleep as it
+/// begins, and none is taken.
+pub(crate) fn idle() {
+    // SAFETY: the processor goes on with the next instruction, once an interrupt is pending. What was written before is
+    // visible to others by then.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
+    gic::acknowledge();
+}
+
+/// Nothing more can be done, and Xen was told so.
+pub(crate) fn halt() -> ! {
+    loop {
+        // SAFETY: interrupts are off, so the processor does nothing but sleep.
+        unsafe { asm!("wfi", options(nomem, nostack)) }
+    }
+}
+
+/// Breaks what page tables and traps guard, to show what becomes of it.
+pub(crate) fn selftest(name: &str) {
+    unsafe extern "C" {
+        static text_start: u8;
+        static text_end: u8;
+    }
+    fn overflow(depth: u64) -> u64 {
+        let room = core::hint::black_box([depth; 64]);
+        if depth == u64::MAX { 0 } else { overflow(depth + 1) + room[(depth % 64) as usize] }
+    }
+    // SAFETY: none of these is sound, and that is the point: each must end in the trap that it is named for. The
+    // addresses are not referred to by any Rust object but the code and constants, which stay as they are.
+    unsafe {
+        match name {
+            "panic" => panic!("asked for by the command line"),
+            "null" => drop(core::ptr::without_provenance::<u8>(8).read_volatile()),
+            "stack" => drop(core::hint::black_box(overflow(0))),
+            "text" => (&raw const text_start).cast_mut().write_volatile(0),
+            "rodata" => (&raw const text_end).cast_mut().write_volatile(0),
+            "exec" => {
+                // `ret`
+                let code = keep(0xD65F_03C0_u32);
+                core::mem::transmute::<*const u32, extern "C" fn()>(code)();
+            }
+            _ => {}
+        }
+    }
+}

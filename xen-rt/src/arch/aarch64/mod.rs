@@ -1,0 +1,29 @@
+//! Arm's 64 bits, started by Xen as Linux would be.
+#![cfg_attr(not(test), allow(unsafe_code, reason = "is this processor's own"))]
+
+#[cfg(not(test))]
+mod boot;
+#[cfg(not(test))]
+mod gic;
+#[cfg(not(test))]
+mod machine;
+#[cfg(not(test))]
+mod paging;
+mod tables;
+#[cfg(not(test))]
+mod time;
+#[cfg(not(test))]
+mod traps;
+mod tree;
+
+#[cfg(not(test))]
+pub(crate) use machine::*;
+#[cfg(not(test))]
+pub(crate) use {
+    paging::{map_special, seal},
+    time::{Clock, bind_timer, set_timer},
+    traps::install,
+};
+
+#[cfg(not(test))]
+static MACHINE: crate::machine::Place<tree::Machine> = crate::machine::Place::new();

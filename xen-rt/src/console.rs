@@ -1,0 +1,123 @@
+//! The console that the toolstack gave the domain; Xen's log where there is none.
+
+use core::fmt::{self, Write};
+use core::time::Duration;
+
+use xen_console::{Console, Stats};
+use xen_evtchn::EventChannels;
+
+use crate::entry;
+use crate::lock::Lock;
+use crate::machine::{self, Kernel};
+
+static CONSOLE: Lock<Option<Console<'static, &'static Kernel>>> = Lock::new(None);
+
+/// A console that nobody reads holds a line up this long, and only the first one.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What is in the console when the domain ends is lost, so its reader gets more time for that.
+const LAST: Duration = Duration::from_secs(10);
+
+/// Opens the console on the kernel's event channels. [`Boot::open`](crate::Boot::open) and [`Boot::with`](crate::Boot::with)
+/// do so. Returns whether there is one.
+pub fn open(events: &'static EventChannels<&'static Kernel>) -> bool {
+    let opened = Console::new(events);
+    match opened {
+        Ok(console) => CONSOLE.with(|place| *place = Some(console)).is_some(),
+        Err(error) => {
+            let _ = writeln!(Early, "{error}; lines go to Xen's log");
+            false
+        }
+    }
+}
+
+/// Writes text to the console, its line ends made for a terminal, and waits for room for so long. Returns whether all of
+/// it was written; none when there is no console, or it is in use at this moment.
+pub fn write(text: fmt::Arguments<'_>, patience: Duration) -> Option<bool> {
+    CONSOLE.with(|console| console.as_mut()?.write_text(text, patience).ok()).flatten()
+}
+
+/// Writes text to the console as [`write()`] does, waiting for room 200 ms at most; without a console it is lost.
+pub fn write_text(text: &str) {
+    write(format_args!("{text}"), PATIENCE);
+}
+
+/// Writes text to the console as [`write()`] does, waiting for room 200 ms at most; without a console, to Xen's log.
+pub fn print(text: fmt::Arguments<'_>) {
+    if write(text, PATIENCE).is_none() {
+        let _ = Early.write_fmt(text);
+    }
+}
+
+/// Takes bytes that were typed. Does not wait; returns how many there were.
+pub fn read(buf: &mut [u8]) -> usize {
+    CONSOLE.with(|console| console.as_mut()?.read(buf).ok()).flatten().unwrap_or(0)
+}
+
+/// The console's figures; zero without a console.
+pub fn stats() -> Stats {
+    CONSOLE.with(|console| console.as_ref().map(Console::stats)).flatten().unwrap_or_default()
+}
+
+/// Waits until the console's reader has everything, or has had ten seconds for it.
+pub fn drain() {
+    CONSOLE.with(|console| console.as_mut().map(|console| console.drain(LAST)));
+}
+
+/// Writes text to Xen's log, where it can be read by who may read that: `xl dmesg`. Works before anything is open. The first
+/// domain's text goes to Xen's own console.
+pub fn early(text: fmt::Arguments<'_>) {
+    let _ = Early.write_fmt(text);
+}
+
+/// Xen's log, for what has no console. Works before anything else does.
+pub(crate) struct Early;
+
+impl Write for Early {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut lines = text.split('\n');
+        lines.next().map(|first| machine::early(first.as_bytes()));
+        lines.for_each(|line| {
+            machine::early(b"\r\n");
+            machine::early(line.as_bytes());
+        });
+        Ok(())
+    }
+}
+
+/// Says why it all ends, wherever it can be heard.
+pub(crate) fn last_words(why: fmt::Arguments<'_>) {
+    struct Last<'c>(&'c mut Console<'static, &'static Kernel>);
+    impl Write for Last<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.emergency(text.as_bytes());
+            Ok(())
+        }
+    }
+    let name = entry::name();
+    let _ = write!(Early, "{name}: {why}\n");
+    CONSOLE.with(|console| {
+        if let Some(console) = console {
+            let _ = write!(Last(console), "{name}: {why}\r\n");
+        }
+    });
+}
+
+/// Prints text on the console.
+#[macro_export]
+macro_rules! print {
+    ($($text:tt)*) => {
+        $crate::console::print(::core::format_args!($($text)*))
+    };
+}
+
+/// Prints a line on the console.
+#[macro_export]
+macro_rules! println {
+    () => {
+        $crate::console::print(::core::format_args!("\n"))
+    };
+    ($text:literal $($arguments:tt)*) => {
+        $crate::console::print(::core::format_args!(::core::concat!($text, "\n") $($arguments)*))
+    };
+}

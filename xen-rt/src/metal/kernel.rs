@@ -1,0 +1,139 @@
+//! The platform: memory mapped to itself, a clock, sleep until an interrupt.
+#![allow(unsafe_code, reason = "promises the SDK what this kernel keeps")]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use xen_hypercall::{
+    Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages, Wait,
+};
+
+use super::{memory, room};
+use crate::arch;
+
+/// The kernel as the SDK's crates see it: their `Platform` and their `Wait`. [`Guest::kernel`](crate::Guest::kernel) gives it.
+#[derive(Debug)]
+pub struct Kernel {
+    call: arch::Call,
+    clock: arch::Clock,
+    hypercalls: AtomicU64,
+    /// When the timer fires, in nanoseconds; zero: it is not set.
+    timer: AtomicU64,
+    /// In nanoseconds.
+    started: AtomicU64,
+}
+
+impl Kernel {
+    pub(super) fn new(call: arch::Call) -> Self {
+        Self {
+            call,
+            clock: arch::Clock::new(),
+            hypercalls: AtomicU64::new(0),
+            timer: AtomicU64::new(0),
+            started: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes the clock run.
+    pub(super) fn start_clock(&self, shared: SharedInfo<'static>) {
+        self.clock.start(shared);
+        self.started.store(self.now().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Time since 1970-01-01 00:00 UTC.
+    pub fn unix_time(&self) -> Duration {
+        self.clock.unix_time(self.now())
+    }
+
+    /// What its clock showed when it started.
+    pub fn started(&self) -> Duration {
+        Duration::from_nanos(self.started.load(Ordering::Relaxed))
+    }
+
+    /// How many hypercalls it has made so far. A sleep counts as one.
+    pub fn hypercalls(&self) -> u64 {
+        self.hypercalls.load(Ordering::Relaxed)
+    }
+}
+
+// SAFETY: the call is made as it is asked for; counting it has no effect.
+unsafe impl Hypercall for Kernel {
+    unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize {
+        self.hypercalls.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.call.hypercall(nr, args) }
+    }
+}
+
+// SAFETY: pages are of the heap, which gives memory out once until it comes back; it is mapped to itself, so a frame
+// number is the address without its low bits.
+unsafe impl PageMemory for Kernel {
+    fn alloc_pages(&self, count: usize) -> Option<NonNull<Page>> {
+        memory::alloc_pages(count)
+    }
+
+    unsafe fn free_pages(&self, first: NonNull<Page>, count: usize) {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { memory::free_pages(first, count) };
+    }
+
+    fn gfn(&self, page: NonNull<Page>) -> Gfn {
+        Gfn((page.as_ptr().expose_provenance() / PAGE_SIZE) as u64)
+    }
+}
+
+// SAFETY: memory is mapped to itself, and `map_special` of the architecture makes the page tables lead to a frame that is
+// not memory of ours, for good.
+unsafe impl SpecialPages for Kernel {
+    unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
+        for frame in gfn.0..gfn.0.checked_add(count as u64)? {
+            // SAFETY: the caller promises that this frame is not memory of ours; there is one thread.
+            if !unsafe { arch::map_special(frame) } {
+                return None;
+            }
+        }
+        NonNull::new(core::ptr::with_exposed_provenance_mut(usize::try_from(gfn.0).ok()? * PAGE_SIZE))
+    }
+}
+
+// SAFETY: the architecture says where nothing of the domain is, the room gives each frame out once, and `map_special` makes
+// the page tables lead there.
+unsafe impl GrantRoom for Kernel {
+    fn reserve_room(&self, count: usize) -> Option<Gfn> {
+        room::reserve(count)
+    }
+
+    unsafe fn release_room(&self, first: Gfn, count: usize) {
+        room::release(first, count);
+    }
+
+    unsafe fn room_address(&self, first: Gfn, count: usize) -> Option<NonNull<Page>> {
+        // SAFETY: frames of the room are not memory of the domain.
+        unsafe { self.map_special(first, count) }
+    }
+}
+
+impl Wait for Kernel {
+    fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// The upcall's handler dispatches nothing, so an event that is due has its upcall pending.
+    fn wait(&self, deadline: Option<Duration>, _is_due: &dyn Fn() -> bool) {
+        if let Some(at) = deadline {
+            let (wanted, set) = (at.as_nanos() as u64, self.timer.load(Ordering::Relaxed));
+            // A timer that fires before it need costs one round of the main loop; a new one, a hypercall.
+            let now = self.now().as_nanos() as u64;
+            if !(now..=wanted).contains(&set) || wanted - set > (wanted - now) / 2 {
+                self.timer.store(wanted, Ordering::Relaxed);
+                if arch::set_timer(self, at).is_err() {
+                    return;
+                }
+            }
+        }
+        // A halt enters Xen as a call does, and counts as one.
+        self.hypercalls.fetch_add(1, Ordering::Relaxed);
+        arch::idle();
+    }
+}

@@ -1,0 +1,115 @@
+//! The domain's memory: pages for drivers and tables, and the heap.
+#![allow(unsafe_code, reason = "gives memory out")]
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+
+use talc::DefaultBinning;
+use talc::cell::TalcCell;
+use talc::source::Manual;
+use xen_hypercall::{PAGE_SIZE, Page};
+
+use crate::memory_map::BootInfo;
+
+/// The heap.
+struct Heap(TalcCell<Manual, DefaultBinning>);
+
+// SAFETY: there is one vCPU, and interrupts run no Rust code: no two threads ever use the heap.
+unsafe impl Sync for Heap {}
+
+#[cfg(feature = "heap")]
+// SAFETY: the inner allocator keeps the promises; all calls are handed to it.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.0.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.0.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { self.0.realloc(at, layout, size) }
+    }
+}
+
+#[cfg_attr(feature = "heap", global_allocator)]
+static HEAP: Heap = Heap(TalcCell::new(Manual));
+
+/// Takes over all memory that nobody uses.
+pub(crate) fn init(info: &BootInfo) {
+    for range in info.usable() {
+        let base = core::ptr::with_exposed_provenance_mut(range.start as usize);
+        // SAFETY: this is RAM by Xen's own word, mapped, outside of the image, and given to nobody else.
+        unsafe { HEAP.0.claim(base, (range.end - range.start) as usize) };
+    }
+}
+
+/// How much of the domain's memory is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Memory {
+    /// Bytes that were given out, as heap or pages.
+    pub used: usize,
+    /// Bytes that can be.
+    pub free: usize,
+}
+
+/// How much of the domain's memory is in use.
+pub fn memory() -> Memory {
+    let counters = HEAP.0.counters();
+    Memory { used: counters.allocated_bytes, free: counters.available_bytes }
+}
+
+/// Keeps a thing for as long as the domain lives.
+pub(crate) fn keep<T>(thing: T) -> &'static mut T {
+    let layout = Layout::new::<T>();
+    if layout.size() == 0 {
+        // SAFETY: there is nothing at the address to be read or written.
+        return unsafe { NonNull::dangling().as_mut() };
+    }
+    // SAFETY: the layout is not empty.
+    let Some(place) = NonNull::new(unsafe { HEAP.0.alloc(layout) }.cast::<T>()) else {
+        out_of_memory(layout)
+    };
+    // SAFETY: the memory was just allocated for this, has the type's layout, and is never freed.
+    unsafe {
+        place.write(thing);
+        &mut *place.as_ptr()
+    }
+}
+
+/// Pages, zeroed, that are not given back: stacks and tables.
+pub(crate) fn keep_pages(count: usize) -> NonNull<Page> {
+    alloc_pages(count).unwrap_or_else(|| crate::crash(format_args!("no memory for {count} pages")))
+}
+
+fn out_of_memory(layout: Layout) -> ! {
+    crate::crash(format_args!("no memory for {} bytes", layout.size()))
+}
+
+fn pages(count: usize) -> Option<Layout> {
+    Layout::from_size_align(count.checked_mul(PAGE_SIZE)?, PAGE_SIZE).ok().filter(|layout| layout.size() > 0)
+}
+
+/// `count` zeroed pages in a row.
+pub(super) fn alloc_pages(count: usize) -> Option<NonNull<Page>> {
+    let layout = pages(count)?;
+    // SAFETY: the layout is not empty.
+    let first = NonNull::new(unsafe { HEAP.0.alloc(layout) })?;
+    // SAFETY: the memory was just allocated, of this size.
+    unsafe { first.write_bytes(0, layout.size()) };
+    Some(first.cast())
+}
+
+/// Takes pages back.
+///
+/// # Safety
+/// They are of one `alloc_pages` for the same count, and nobody uses them any more.
+pub(super) unsafe fn free_pages(first: NonNull<Page>, count: usize) {
+    if let Some(layout) = pages(count) {
+        // SAFETY: the caller gives back what `alloc_pages` gave out for the same count.
+        unsafe { HEAP.0.dealloc(first.as_ptr().cast(), layout) };
+    }
+}
