@@ -28,6 +28,7 @@ pub struct SharedMem<'a> {
 unsafe impl Send for SharedMem<'_> {}
 
 /// An access that is not within the memory, or not aligned as it needs to be.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfRange {
     /// First byte of the access.
@@ -36,6 +37,13 @@ pub struct OutOfRange {
     pub len: usize,
     /// Bytes that are there.
     pub available: usize,
+}
+
+impl OutOfRange {
+    /// An access that was refused.
+    pub const fn new(offset: usize, len: usize, available: usize) -> Self {
+        Self { offset, len, available }
+    }
 }
 
 impl fmt::Display for OutOfRange {

@@ -102,3 +102,6 @@ impl BootInfo {
         self.free[..self.ranges].iter().map(whole).filter(|range| range.start < range.end)
     }
 }
+
+#[cfg(test)]
+mod tests;

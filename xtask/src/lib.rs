@@ -21,6 +21,7 @@ pub mod image;
 pub mod initramfs;
 mod libraries;
 pub mod modules;
+pub mod new;
 pub mod platform;
 pub mod qemu;
 pub mod run;

@@ -5,7 +5,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use xen_hypercall::{Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, Wait};
+use xen_hypercall::{
+    Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages, Wait,
+};
 
 use super::{memory, room};
 use crate::arch;
@@ -84,7 +86,11 @@ unsafe impl PageMemory for Kernel {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         Gfn((page.as_ptr().expose_provenance() / PAGE_SIZE) as u64)
     }
+}
 
+// SAFETY: memory is mapped to itself, and `map_special` of the architecture makes the page tables lead to a frame that is
+// not memory of ours, for good.
+unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         for frame in gfn.0..gfn.0.checked_add(count as u64)? {
             // SAFETY: the caller promises that this frame is not memory of ours; there is one thread.

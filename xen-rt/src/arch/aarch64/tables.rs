@@ -1,5 +1,6 @@
 //! The page tables: which memory may be used how. Text may be executed and not written, constants neither, everything else may be
 //! written and never executed. All of it is mapped to itself.
+#![allow(unsafe_code, reason = "keeps the promises of the library's tables")]
 
 use core::ptr::NonNull;
 
@@ -122,3 +123,6 @@ impl Tables {
         unsafe { self.0.activate() };
     }
 }
+
+#[cfg(test)]
+mod tests;

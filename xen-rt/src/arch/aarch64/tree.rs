@@ -147,3 +147,6 @@ fn interrupt(node: FdtNode<'_>, index: usize) -> Option<u32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,7 +75,7 @@ pub(crate) fn seal(info: &BootInfo) {
 /// Makes a frame accessible that is not RAM of ours, readable and writable. False: it is in use as RAM already.
 ///
 /// # Safety
-/// As for `PageMemory::map_special`.
+/// As for `SpecialPages::map_special`.
 pub(crate) unsafe fn map_special(frame: u64) -> bool {
     let Some(at) = frame.checked_mul(PAGE).filter(|at| (PAGE..END).contains(at)) else {
         return false;
