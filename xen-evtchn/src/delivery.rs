@@ -66,6 +66,9 @@ pub(crate) trait Delivery: Sync {
     /// Whether Xen can tell a vCPU of events.
     fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error>;
 
+    /// Sets all up again in a new domain, with every port masked.
+    fn resume(&self, shared: Shared<'_>, platform: &dyn Platform) -> Result<(), Error>;
+
     /// Closes all ports and ends the use of the pages.
     fn reset(&self, pages: Option<Pages>, platform: &dyn Platform) -> Result<(), Error>;
 }

@@ -44,6 +44,58 @@ impl Part {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Incarnation(u16);
 
+impl Incarnation {
+    /// Counts the lives of the domain: 0 is that in which the token was made.
+    #[inline]
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+}
+
+/// The life that something is of which is made again in another.
+#[derive(Debug)]
+pub struct AtomicIncarnation(AtomicU16);
+
+impl AtomicIncarnation {
+    /// Of this life at first.
+    pub const fn new(life: Incarnation) -> Self {
+        Self(AtomicU16::new(life.0))
+    }
+
+    /// The life that it is of. What was made again for this life is visible afterwards.
+    #[inline]
+    pub fn get(&self) -> Incarnation {
+        Incarnation(self.0.load(Ordering::Acquire))
+    }
+
+    /// Makes it one of this life, when all is made again.
+    pub fn set(&self, life: Incarnation) {
+        self.0.store(life.0, Ordering::Release);
+    }
+}
+
+/// Why [`Domain::suspend`] did not do it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SuspendError {
+    /// The domain was not suspended, and all is as before. `EBUSY` without a call while something is
+    /// [held](Claim::hold), as a page of another domain that is mapped; `EOVERFLOW` without a call after 65,535 resumes in
+    /// new domains; otherwise Xen's.
+    Refused(Errno),
+    /// The domain goes on as a new one, and Xen did not map `shared_info`. It cannot be told of any event, nor of the time.
+    Lost(Errno),
+}
+
+impl fmt::Display for SuspendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(errno) => write!(f, "the domain was not suspended: {errno}; it goes on as it was"),
+            Self::Lost(errno) => write!(f, "a resumed domain has no shared_info: {errno}; it must end"),
+        }
+    }
+}
+
+impl core::error::Error for SuspendError {}
+
 /// The ownership of a [`Part`]. Dropped, it leaves the part without an owner for good, for Xen may use its memory still;
 /// [`release`](Self::release) lets another one be made.
 pub struct Claim<P: Platform> {
@@ -60,6 +112,8 @@ struct State {
     claimed: AtomicU32,
     /// The domain's number, below the incarnation in which it has it. [`UNASKED`] at first.
     number: AtomicU32,
+    /// What forbids a suspend.
+    holds: AtomicU32,
 }
 
 /// The last incarnation, with a number that is no domain's.
@@ -162,6 +216,7 @@ impl<P: Platform> Domain<P> {
             incarnation: AtomicU16::new(0),
             claimed: AtomicU32::new(0),
             number: AtomicU32::new(UNASKED),
+            holds: AtomicU32::new(0),
         };
         // SAFETY: the page is exclusively ours, aligned as a page is, and larger than the state.
         unsafe { state.write(first) };
@@ -196,23 +251,31 @@ impl<P: Platform> Domain<P> {
     /// [`Incarnation`] begins: `shared_info` is mapped again at the same address, and whatever names something of the old
     /// domain's is stale: its methods return errors, and dropping it asks nothing of Xen.
     ///
+    /// The coordinator in `xen-xenstore` calls it in the right place among all that a suspend takes.
+    ///
     /// # Errors
-    /// `EOVERFLOW` without a call after 65,535 resumes in new domains; otherwise Xen's. With `shared_info` not mapped again in a new domain, the kernel must end at once, see below.
+    /// [`SuspendError::Refused`]: nothing has happened. [`SuspendError::Lost`]: the domain is a new one, without a
+    /// `shared_info`, and must end at once, see below.
     ///
     /// # Safety
     /// The caller runs on vCPU 0, with all other vCPUs down and interrupts off, and nobody else runs any code of this domain
-    /// meanwhile. No page of another domain is mapped, and no device writes to the domain's memory. After an error the caller touches nothing that was made from the
-    /// token, and ends the domain. In return, memory that safe code reaches through the token stays valid.
-    pub unsafe fn suspend(&self) -> Result<Resumed, Errno> {
+    /// meanwhile. No call of anything made from the token is under way elsewhere: whatever was stopped was stopped between
+    /// two calls, and not within one. No page of another domain is mapped but by [held](Claim::hold) means, and no device
+    /// writes to the domain's memory. After [`SuspendError::Lost`] the caller touches nothing that was made from the token,
+    /// and ends the domain. In return, memory that safe code reaches through the token stays valid.
+    pub unsafe fn suspend(&self) -> Result<Resumed, SuspendError> {
         if self.incarnation().0 == u16::MAX {
-            return Err(Errno::EOVERFLOW);
+            return Err(SuspendError::Refused(Errno::EOVERFLOW));
+        }
+        if self.0.state().holds.load(Ordering::Acquire) != 0 {
+            return Err(SuspendError::Refused(Errno::EBUSY));
         }
         // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
-        let resumed = unsafe { sched::suspend(self.platform()) }?;
+        let resumed = unsafe { sched::suspend(self.platform()) }.map_err(SuspendError::Refused)?;
         if resumed == Resumed::InNewDomain {
             self.0.state().incarnation.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the page is the one that was shared_info before, and is accessed as that alone. Nobody does so now.
-            unsafe { map_shared_info(self.platform(), self.0.shared) }?;
+            unsafe { map_shared_info(self.platform(), self.0.shared) }.map_err(SuspendError::Lost)?;
         }
         Ok(resumed)
     }
@@ -244,6 +307,18 @@ impl<P: Platform> Claim<P> {
         P: GrantRoom,
     {
         self.handle.number()
+    }
+
+    /// Forbids to suspend the domain until [`let_go`](Self::let_go) was called as often: while something is in its memory
+    /// that neither comes along nor can be made anew, such as a page of another domain.
+    pub fn hold(&self) {
+        // Nobody has so many: each is a mapping.
+        self.handle.state().holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one [`hold`](Self::hold) back.
+    pub fn let_go(&self) {
+        self.handle.state().holds.fetch_sub(1, Ordering::Release);
     }
 
     /// Lets the part have another owner: Xen uses nothing of this one's any more.

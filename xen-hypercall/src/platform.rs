@@ -74,11 +74,11 @@ pub unsafe trait SpecialPages {
 ///
 /// # Implementation safety
 /// The frames of a room hold no memory of the guest (nor a device), and the kernel gives them to nobody else until they
-/// come back by `release_room`. `room_address` answers an address at which the kernel's page tables lead to these frames,
+/// come back by `release_room`. `room_address` returns an address at which the kernel's page tables lead to these frames,
 /// cached as memory is, for as long as the room is reserved; what Xen maps at the frames is then read and written there.
-/// `own_domain` answers nothing but the number that the domain has at that moment.
+/// `own_domain` returns nothing but the number that the domain has at that moment.
 pub unsafe trait GrantRoom: Hypercall {
-    /// Reserves `count` frames in a row, and answers the first. `None`: no room left, or `count` is zero.
+    /// Reserves `count` frames in a row, and returns the first. `None`: no room left, or `count` is zero.
     ///
     /// There is nothing at the frames before something is mapped there: they must not be accessed.
     fn reserve_room(&self, count: usize) -> Option<Gfn>;

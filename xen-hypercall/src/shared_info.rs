@@ -53,20 +53,20 @@ impl<'d> SharedInfo<'d> {
         self.page
     }
 
-    fn u8_at(&self, offset: usize) -> &'d AtomicU8 {
+    pub(crate) fn u8_at(&self, offset: usize) -> &'d AtomicU8 {
         debug_assert!(offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants and lies in the page, which is valid and accessed only
         // by atomics; a byte needs no alignment.
         unsafe { AtomicU8::from_ptr(self.page.as_ptr().cast::<u8>().add(offset)) }
     }
 
-    fn u32_at(&self, offset: usize) -> &'d AtomicU32 {
+    pub(crate) fn u32_at(&self, offset: usize) -> &'d AtomicU32 {
         debug_assert!(offset % 4 == 0 && offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 4 of an aligned page.
         unsafe { AtomicU32::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
     }
 
-    fn u64_at(&self, offset: usize) -> &'d AtomicU64 {
+    pub(crate) fn u64_at(&self, offset: usize) -> &'d AtomicU64 {
         debug_assert!(offset % 8 == 0 && offset < crate::PAGE_SIZE);
         // SAFETY: `offset` comes from the layout constants: in the page, and a multiple of 8 of an aligned page.
         unsafe { AtomicU64::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
@@ -206,6 +206,20 @@ impl<'d> VcpuArea<'d> {
     /// Xen's system time on this vCPU, as [`SharedInfo::now`].
     pub fn now(&self, counter: impl Fn() -> u64) -> Duration {
         self.page.now_at(self.offset + at::VCPU_TIME, counter)
+    }
+
+    /// Writes the time as Xen does.
+    #[cfg(feature = "mock")]
+    pub(crate) fn set_time(&self, time: VcpuTime) {
+        let base = self.offset + at::VCPU_TIME;
+        let version = self.page.u32_at(base + at::TIME_VERSION);
+        version.fetch_add(1, Ordering::AcqRel);
+        self.page.u64_at(base + at::TIME_TSC_TIMESTAMP).store(time.tsc_timestamp, Ordering::Relaxed);
+        self.page.u64_at(base + at::TIME_SYSTEM_TIME).store(time.system_time, Ordering::Relaxed);
+        self.page.u32_at(base + at::TIME_TSC_TO_SYSTEM_MUL).store(time.tsc_to_system_mul, Ordering::Relaxed);
+        self.page.u8_at(base + at::TIME_SHIFT_AND_FLAGS).store(time.tsc_shift as u8, Ordering::Relaxed);
+        self.page.u8_at(base + at::TIME_SHIFT_AND_FLAGS + 1).store(time.flags, Ordering::Relaxed);
+        version.fetch_add(1, Ordering::Release);
     }
 }
 

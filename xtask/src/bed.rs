@@ -1,6 +1,7 @@
 //! `cargo xtask bed`: runs a command in the test bed's dom0.
 
 use crate::dom0::{Dom0, Options, Store};
+use crate::platform::Arch;
 use crate::qemu::Forward;
 use anyhow::{Context, Result};
 use std::fs;
@@ -11,6 +12,9 @@ use std::time::Duration;
 /// Boot real Xen with a Linux dom0 in QEMU, run a command in dom0, print its output.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The architecture
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
     /// The bash script to run in dom0
     #[arg(long, value_name = "CMD")]
     shell: String,
@@ -20,9 +24,9 @@ pub struct Args {
     /// The xenstore that runs in dom0
     #[arg(long, value_enum, default_value_t)]
     store: Store,
-    /// Memory of the whole machine, in MiB
-    #[arg(long, default_value_t = 2048)]
-    memory: u32,
+    /// Memory of the whole machine, in MiB [default: 2048, and 1024 for arm64]
+    #[arg(long)]
+    memory: Option<u32>,
     /// A raw disk image that becomes /dev/vda of dom0
     #[arg(long)]
     disk: Option<PathBuf>,
@@ -43,6 +47,7 @@ pub struct Args {
 /// Runs the command. The exit code is the one of the script.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let dom0 = Dom0::boot(&Options {
+        arch: args.arch,
         store: args.store,
         memory: args.memory,
         disk: args.disk.clone(),

@@ -5,18 +5,20 @@
 
 use anyhow::{Context, Result, bail};
 use fs4::FileExt;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-/// What is unpacked: the hypervisor, its toolstack, dom0's programs, and the libraries they load.
+use crate::apt::{self, Packages};
+use crate::platform::{Emulator, Files, Platform};
+
+/// What is unpacked: the hypervisor, its toolstack, dom0's programs, and the libraries they load. `XEN` is the version of Xen,
+/// `ARCH` the architecture.
 const PACKAGES: &[&str] = &[
-    "xen-hypervisor-4.17-amd64",
-    "xen-utils-4.17",
+    "xen-hypervisor-XEN-ARCH",
+    "xen-utils-XEN",
     "xen-utils-common",
     "xenstore-utils",
     "busybox-static",
@@ -53,7 +55,7 @@ const PACKAGES: &[&str] = &[
     "libxenforeignmemory1",
     "libxengnttab1",
     "libxenhypfs1",
-    "libxenmisc4.17",
+    "libxenmiscXEN",
     "libxenstore4",
     "libxentoolcore1",
     "libxentoollog1",
@@ -68,30 +70,22 @@ const PACKAGES: &[&str] = &[
     "zlib1g",
 ];
 
-/// The package that names the current kernel. The cloud kernels lack what a dom0 needs.
-const KERNEL: &str = "linux-image-amd64";
-
 /// Changes whenever the folder's layout does, so that an old cache is not taken for a new one.
 const LAYOUT: &str = "2";
 
 /// The unpacked packages.
 #[derive(Debug, Clone)]
 pub struct Bed {
-    /// `target/bed`.
+    /// What they are for.
+    pub platform: &'static Platform,
+    /// The bed's folder.
     pub dir: PathBuf,
     /// The folder that holds the unpacked packages.
     pub root: PathBuf,
 }
 
-impl Bed {
-    /// The hypervisor, as the ELF that QEMU can load.
-    pub const XEN: &str = "xen";
-    /// dom0's kernel.
-    pub const KERNEL: &str = "vmlinux";
-}
-
-/// `target/bed` of this workspace, or `XEN_BED_DIR` where that is set.
-pub fn dir() -> PathBuf {
+/// The folder of all beds: `target/bed` of this workspace, or `XEN_BED_DIR` where that is set.
+fn beds() -> PathBuf {
     match std::env::var_os("XEN_BED_DIR") {
         Some(dir) => dir.into(),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bed"),
@@ -113,35 +107,25 @@ pub fn lock(dir: &Path) -> Result<Lock> {
     Ok(Lock { _file: file })
 }
 
-/// Makes sure that the packages are downloaded and unpacked. The caller holds the lock.
-pub fn ensure(_lock: &Lock, dir: &Path) -> Result<Bed> {
+/// Makes sure that the packages of a platform are downloaded and unpacked, and keeps its folder locked.
+pub fn ensure(platform: &'static Platform) -> Result<(Lock, Bed)> {
+    let dir = beds().join(platform.folder);
+    let lock = lock(&dir)?;
     let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
-    let bed = Bed { root: dir.join("root"), dir };
-    let stamp = bed.root.join("stamp");
-    let wanted = format!("{LAYOUT} {KERNEL} {}\n", PACKAGES.join(" "));
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(bed);
-    }
-    if !cfg!(target_arch = "x86_64") {
-        bail!("the test bed needs an x86-64 machine: its programs are x86-64 programs");
-    }
-
-    let debs = bed.dir.join("debs");
-    fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
-    let files = download(&debs)?;
-    // Unpacked next to its place, so that an interrupted run never looks complete.
-    let fresh = bed.dir.join("root.new");
-    for old in [&fresh, &bed.root] {
-        if old.exists() {
-            fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
-        }
-    }
-    unpack(&files, &fresh)?;
-    place_kernels(&bed.dir, &fresh)?;
-    fs::write(fresh.join("stamp"), wanted).context("cannot write the stamp of the unpacked packages")?;
-    fs::rename(&fresh, &bed.root).with_context(|| format!("cannot rename {}", fresh.display()))?;
-    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))?;
-    Ok(bed)
+    let bed = Bed { platform, root: dir.join("root"), dir };
+    let names: Vec<String> = PACKAGES
+        .iter()
+        .map(|name| name.replace("XEN", platform.xen).replace("ARCH", platform.debian))
+        .collect();
+    let wanted = format!("{LAYOUT} {} {}\n", platform.kernel, names.join(" "));
+    let packages = Packages {
+        architecture: platform.debian,
+        kernel: Some(platform.kernel),
+        names,
+        what: format!("Xen {} for {}", platform.xen, platform.name),
+    };
+    unpacked(&bed.dir, &bed.root, &wanted, &packages, |root| place_kernels(&bed, root))?;
+    Ok((lock, bed))
 }
 
 /// Makes sure that other packages, which dom0 does not need, are unpacked in a folder of their own, and returns it. The
@@ -149,50 +133,70 @@ pub fn ensure(_lock: &Lock, dir: &Path) -> Result<Bed> {
 pub(crate) fn extra(_lock: &Lock, bed: &Bed, name: &str, packages: &[&str]) -> Result<PathBuf> {
     let root = bed.dir.join(name);
     let wanted = format!("{LAYOUT} {}\n", packages.join(" "));
+    let packages = Packages {
+        architecture: bed.platform.debian,
+        kernel: None,
+        names: packages.iter().map(|name| (*name).to_owned()).collect(),
+        what: packages.join(", "),
+    };
+    unpacked(&bed.dir, &root, &wanted, &packages, |_| Ok(()))?;
+    Ok(root)
+}
+
+/// Downloads and unpacks packages to `root` unless its stamp says `wanted`; `finish` sees them before they are in their place.
+fn unpacked(
+    dir: &Path,
+    root: &Path,
+    wanted: &str,
+    packages: &Packages<'_>,
+    finish: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     if fs::read_to_string(root.join("stamp")).is_ok_and(|found| found == wanted) {
-        return Ok(root);
+        return Ok(());
     }
-    let (debs, fresh) = (bed.dir.join(format!("{name}.debs")), bed.dir.join(format!("{name}.new")));
-    for old in [&debs, &fresh, &root] {
+    // Unpacked next to its place, so that an interrupted run never looks complete.
+    let (debs, fresh) = (root.with_extension("debs"), root.with_extension("new"));
+    let files = apt::download(packages, dir, &debs)?;
+    for old in [&fresh, root] {
         if old.exists() {
             fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
         }
     }
-    fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
-    let files = fetch(&Lists::system(), packages, &debs)
-        .or_else(|_| fetch(&Lists::fetch(&bed.dir)?, packages, &debs))
-        .with_context(|| format!("cannot download {}", packages.join(", ")))?;
-    unpack(&files, &fresh)?;
+    apt::unpack(&files, &packages.what, &fresh)?;
+    finish(&fresh)?;
     fs::write(fresh.join("stamp"), wanted).context("cannot write the stamp of the unpacked packages")?;
-    fs::rename(&fresh, &root).with_context(|| format!("cannot rename {}", fresh.display()))?;
-    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))?;
-    Ok(root)
+    fs::rename(&fresh, root).with_context(|| format!("cannot rename {}", fresh.display()))?;
+    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))
 }
 
-/// Downloads a few packages into `dir`, and returns their files.
-fn fetch(lists: &Lists, packages: &[&str], dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut args = vec!["download", "-q"];
-    if is_root() {
-        // apt's own user may not write in a build folder.
-        args.extend(["-o", "APT::Sandbox::User=root"]);
-    }
-    args.extend(packages);
-    lists.run("apt-get", &args, dir)?;
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
-    Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+/// Puts the hypervisor and dom0's kernel where QEMU finds them under names without versions.
+fn place_kernels(bed: &Bed, root: &Path) -> Result<()> {
+    let boot = &bed.platform.boot;
+    let (xen, kernel) = (root.join("boot").join(boot.xen), vmlinuz(root)?);
+    (boot.place)(&Files { root, dir: &bed.dir, xen: &xen, kernel: &kernel })
+}
+
+/// dom0's kernel, as its package has it.
+pub(crate) fn vmlinuz(root: &Path) -> Result<PathBuf> {
+    let boot = root.join("boot");
+    fs::read_dir(&boot)
+        .with_context(|| format!("cannot list {}", boot.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .with_context(|| format!("no kernel in {}", boot.display()))
 }
 
 /// Finds QEMU, and installs it where this process may.
-pub fn ensure_qemu() -> Result<PathBuf> {
-    const NAME: &str = "qemu-system-x86_64";
-    const INSTALL: &str = "apt-get install -y --no-install-recommends qemu-system-x86";
-    if let Some(path) = which(NAME) {
+pub(crate) fn ensure_qemu(emulator: &Emulator) -> Result<PathBuf> {
+    let Emulator { program, package, .. } = emulator;
+    if let Some(path) = which(program) {
         return Ok(path);
     }
+    let install = format!("apt-get install -y --no-install-recommends {package}");
     if is_root() {
         // A fresh machine has no lists of packages, or old ones that name files which are gone.
-        for words in [INSTALL, "apt-get update", INSTALL] {
-            eprintln!("{NAME} is missing, running: {words}");
+        for words in [install.as_str(), "apt-get update", &install] {
+            eprintln!("{program} is missing, running: {words}");
             let mut words = words.split(' ');
             let status = Command::new(words.next().unwrap_or_default())
                 .args(words)
@@ -200,12 +204,12 @@ pub fn ensure_qemu() -> Result<PathBuf> {
                 .stdout(Stdio::null())
                 .status();
             let done = status.is_ok_and(|status| status.success());
-            if let Some(path) = which(NAME).filter(|_| done) {
+            if let Some(path) = which(program).filter(|_| done) {
                 return Ok(path);
             }
         }
     }
-    bail!("{NAME} is not installed, run as root: apt-get update && {INSTALL}")
+    bail!("{program} is not installed, run as root: apt-get update && {install}")
 }
 
 /// The path of a program, as a shell would find it.
@@ -232,217 +236,4 @@ pub(crate) fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S], di
         bail!("{name} failed ({}): {}", output.status, message.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Where the packages keep their shared libraries.
-const LIB_DIRS: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-/// The packages' dynamic loader.
-pub(crate) const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
-
-/// Runs the packages' loader on one of their programs, with their libraries, whatever this machine has of its own.
-/// With `--list` as the program the loader lists the libraries of the next argument.
-pub(crate) fn run_inside(root: &Path, program: &str, args: &[&str], dir: &Path) -> Result<String> {
-    let libraries = LIB_DIRS.map(|dir| root.join(dir).display().to_string()).join(":");
-    let program =
-        if program == "--list" { program.to_owned() } else { root.join(program).display().to_string() };
-    let mut all = vec!["--library-path", &libraries, &program];
-    all.extend(args);
-    output(root.join(LOADER), &all, dir)
-}
-
-/// apt's lists of packages: this machine's, or, where those are missing or old, fresh ones beside the bed, which need no
-/// rights of anybody.
-struct Lists(Vec<String>);
-
-impl Lists {
-    /// The lists of this machine.
-    fn system() -> Self {
-        Self(Vec::new())
-    }
-
-    /// Lists in a folder of our own, fetched now.
-    fn fetch(dir: &Path) -> Result<Self> {
-        let apt = dir.join("apt");
-        for part in ["lists/partial", "cache/archives/partial"] {
-            let part = apt.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
-        }
-        let option = |key: &str, value: &Path| ["-o".to_owned(), format!("{key}={}", value.display())];
-        let mut options: Vec<String> = option("Dir::State::lists", &apt.join("lists")).into();
-        options.extend(option("Dir::Cache", &apt.join("cache")));
-        if is_root() {
-            // apt's own user may not write in a build folder.
-            options.extend(["-o".to_owned(), "APT::Sandbox::User=root".to_owned()]);
-        }
-        let lists = Self(options);
-        let spinner = ProgressBar::new_spinner().with_message("fetching Debian's lists of packages");
-        spinner.enable_steady_tick(Duration::from_millis(100));
-        let fetched = lists.run("apt-get", &["update"], dir);
-        spinner.finish_and_clear();
-        fetched.context("cannot fetch Debian's lists of packages").map(|_| lists)
-    }
-
-    fn run(&self, program: &str, args: &[&str], dir: &Path) -> Result<String> {
-        output(program, &[&self.0.iter().map(String::as_str).collect::<Vec<_>>(), args].concat(), dir)
-    }
-
-    /// The real kernel package behind the one that only names it.
-    fn kernel_package(&self, dir: &Path) -> Result<String> {
-        let text = self.run("apt-cache", &["depends", KERNEL], dir)?;
-        text.lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .find(|name| name.starts_with("linux-image-"))
-            .map(str::to_owned)
-            .with_context(|| format!("apt knows no package {KERNEL} (this bed needs Debian 12)"))
-    }
-}
-
-/// A file that apt can fetch.
-struct Deb {
-    package: String,
-    path: PathBuf,
-    size: u64,
-}
-
-/// Parses one line of `apt-get download --print-uris`: `'URL' FILE SIZE HASH`.
-fn parse_uri(line: &str, dir: &Path) -> Option<Deb> {
-    let mut words = line.strip_prefix('\'')?.split_whitespace().skip(1);
-    let file = words.next()?;
-    let size = words.next()?.parse().ok()?;
-    let package = file.split('_').next()?.to_owned();
-    Some(Deb { package, path: dir.join(file), size })
-}
-
-/// Brings the packages' files into `dir`, and returns them.
-fn download(dir: &Path) -> Result<Vec<PathBuf>> {
-    download_by(&Lists::system(), dir).or_else(|_| download_by(&Lists::fetch(dir)?, dir))
-}
-
-fn download_by(lists: &Lists, dir: &Path) -> Result<Vec<PathBuf>> {
-    let kernel = lists.kernel_package(dir)?;
-    let mut args: Vec<&str> = lists.0.iter().map(String::as_str).collect();
-    args.extend(["download", "-q"]);
-    if is_root() {
-        // apt's own user may not write in a build folder.
-        args.extend(["-o", "APT::Sandbox::User=root"]);
-    }
-    let mut list = args.clone();
-    list.push("--print-uris");
-    list.extend(PACKAGES);
-    list.push(&kernel);
-    let text = output("apt-get", &list, dir)
-        .context("apt cannot find the test bed's packages (this bed needs Debian 12)")?;
-    let missing: Vec<Deb> = text.lines().filter_map(|line| parse_uri(line, dir)).collect();
-
-    // apt names only the files that are not there yet.
-    let have = |deb: &Deb| fs::metadata(&deb.path).map_or(0, |meta| meta.len());
-    if !missing.is_empty() {
-        args.extend(missing.iter().map(|deb| deb.package.as_str()));
-        let bar = bar(missing.iter().map(|deb| deb.size).sum(), "downloading Xen", "{bytes}/{total_bytes}");
-        let mut apt = Command::new("apt-get")
-            .args(&args)
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot run apt-get")?;
-        while apt.try_wait().context("cannot wait for apt-get")?.is_none() {
-            bar.set_position(missing.iter().map(&have).sum());
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        let apt = apt.wait_with_output().context("cannot wait for apt-get")?;
-        bar.finish_and_clear();
-        if !apt.status.success() {
-            let message = String::from_utf8_lossy(&apt.stderr);
-            bail!("apt-get download failed: {}", message.trim());
-        }
-    }
-
-    let files: Vec<PathBuf> = fs::read_dir(dir)
-        .with_context(|| format!("cannot list {}", dir.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|end| end == "deb"))
-        .collect();
-    if files.len() != PACKAGES.len() + 1 {
-        // Packages of an older run that was interrupted, in other versions.
-        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-        bail!("{} packages are there instead of {}: run this again", files.len(), PACKAGES.len() + 1);
-    }
-    Ok(files)
-}
-
-fn bar(length: u64, what: &'static str, unit: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!("{{msg}} {{bar:40}} {unit}"))
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length).with_style(style).with_message(what)
-}
-
-fn unpack(files: &[PathBuf], root: &Path) -> Result<()> {
-    let bar = bar(files.len() as u64, "unpacking Xen", "{pos}/{len}");
-    fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
-    for file in files {
-        output("dpkg", &[OsStr::new("-x"), file.as_os_str(), root.as_os_str()], root)
-            .with_context(|| format!("cannot unpack {}", file.display()))?;
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(())
-}
-
-/// Puts the hypervisor and dom0's kernel where QEMU finds them under names without versions.
-fn place_kernels(dir: &Path, root: &Path) -> Result<()> {
-    let boot = root.join("boot");
-    let xen = boot.join("xen-4.17-amd64.gz");
-    let packed = File::open(&xen).with_context(|| format!("cannot open {}", xen.display()))?;
-    let target = dir.join(Bed::XEN);
-    let mut plain = File::create(&target).with_context(|| format!("cannot create {}", target.display()))?;
-    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut plain)
-        .with_context(|| format!("cannot unpack {}", xen.display()))?;
-
-    let kernel = fs::read_dir(&boot)
-        .with_context(|| format!("cannot list {}", boot.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
-        .with_context(|| format!("no kernel in {}", boot.display()))?;
-    // Xen would take seconds to do this in an emulated machine.
-    let image = fs::read(&kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
-    let packed = payload(&image).with_context(|| format!("{} is not a bzImage", kernel.display()))?;
-    let part = dir.join("vmlinux.xz");
-    fs::write(&part, packed).with_context(|| format!("cannot write {}", part.display()))?;
-    run_inside(root, "usr/bin/xz", &["-d", "-f", "vmlinux.xz"], dir)
-        .with_context(|| format!("cannot unpack the kernel in {}", kernel.display()))?;
-    Ok(())
-}
-
-/// The compressed ELF in a bzImage, by the fields of Linux's boot protocol.
-fn payload(image: &[u8]) -> Option<&[u8]> {
-    const SECTOR: usize = 512;
-    /// The size of the unpacked kernel, which follows the compressed bytes and is counted with them.
-    const TRAILER: usize = 4;
-    let word = |at: usize| -> Option<usize> {
-        let bytes = image.get(at..)?.first_chunk()?;
-        usize::try_from(u32::from_le_bytes(*bytes)).ok()
-    };
-    if image.get(0x202..0x206)? != b"HdrS" {
-        return None;
-    }
-    let setup = usize::from(*image.get(0x1f1)?);
-    let start = (setup + 1) * SECTOR + word(0x248)?;
-    image.get(start..)?.get(..word(0x24c)?.checked_sub(TRAILER)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_of_apt_names_package_file_and_size() {
-        let line = "'http://h/busybox.deb' busybox-static_1%3a1.35.0_amd64.deb 931684 SHA256:00";
-        let deb = parse_uri(line, Path::new("/d")).expect("a valid line");
-        assert_eq!(deb.package, "busybox-static");
-        assert_eq!(deb.path, Path::new("/d/busybox-static_1%3a1.35.0_amd64.deb"));
-        assert_eq!(deb.size, 931684);
-        assert!(parse_uri("W: a warning", Path::new("/d")).is_none());
-    }
 }

@@ -5,6 +5,7 @@
 
 use crate::deb;
 use crate::initramfs;
+use crate::platform::Arch;
 use crate::qemu::{self, Forward, Machine, Qemu, System};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Read, Write};
@@ -48,12 +49,14 @@ impl Store {
 /// How dom0 is booted.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The architecture.
+    pub arch: Arch,
     /// The xenstore that runs in dom0.
     pub store: Store,
-    /// Memory of the whole machine, in MiB. Guests get what dom0 and Xen leave.
-    pub memory: u32,
+    /// Memory of the whole machine, in MiB, if the architecture's own choice does not do. Guests get what dom0 and Xen leave.
+    pub memory: Option<u32>,
     /// Memory of dom0, in MiB.
-    pub dom0_memory: u32,
+    pub dom0_memory: Option<u32>,
     /// A raw disk image that dom0 sees as `/dev/vda`.
     pub disk: Option<PathBuf>,
     /// The port here that leads to port 80 of the guest at [`GUEST`]. A free one where it is `None`.
@@ -69,9 +72,10 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            arch: Arch::default(),
             store: Store::default(),
-            memory: 2048,
-            dom0_memory: 768,
+            memory: None,
+            dom0_memory: None,
             disk: None,
             http_port: None,
             forwards: Vec::new(),
@@ -101,9 +105,7 @@ pub struct Dom0 {
 impl Dom0 {
     /// Boots Xen and dom0, and fetches and builds what that needs the first time.
     pub fn boot(options: &Options) -> Result<Dom0> {
-        let dir = deb::dir();
-        let lock = deb::lock(&dir)?;
-        let bed = deb::ensure(&lock, &dir)?;
+        let (lock, bed) = deb::ensure(options.arch.platform())?;
         let initramfs = initramfs::ensure(&lock, &bed)?;
         let mut tries = 0;
         loop {

@@ -1,7 +1,8 @@
 //! dom0's initramfs: the toolstack, its backends' modules and scripts, and a shell, in a compressed cpio archive.
 
-use crate::deb::{self, Bed, Lock};
-use crate::modules;
+use crate::deb::{Bed, Lock};
+use crate::platform::Platform;
+use crate::{libraries, modules};
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
 use flate2::Compression;
@@ -11,15 +12,18 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const INIT: &str = include_str!("init.sh");
 const SERVE: &str = include_str!("serve.sh");
 
+/// The folder of Xen's own programs; `VERSION` is Xen's.
+const XEN_PROGRAMS: &str = "usr/lib/xen-VERSION/bin";
+
 /// Folders whose programs are taken, and which of them.
 const PROGRAMS: &[(&str, &[&str])] = &[
     (
-        "usr/lib/xen-4.17/bin",
+        XEN_PROGRAMS,
         &[
             "xl",
             "xenstored",
@@ -28,7 +32,6 @@ const PROGRAMS: &[(&str, &[&str])] = &[
             "xen-init-dom0",
             "xenconsole",
             "libxl-save-helper",
-            "lsevtchn",
             "xenctx",
             "xen-diag",
             "xenstore-control",
@@ -56,7 +59,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 ];
 
 /// Loaded by the C library at run time, so that no program names them.
-const EXTRA_LIBS: &[&str] = &["lib/x86_64-linux-gnu/libgcc_s.so.1"];
+const EXTRA_LIBS: &[&str] = &["libgcc_s.so.1"];
 
 /// Folders that the toolstack expects to find.
 const FOLDERS: &[&str] = &[
@@ -82,8 +85,7 @@ const LINKS: &[(&str, &str)] = &[
     ("var/run", "/run"),
     ("var/lock", "/run/lock"),
     ("usr/bin/sh", "bash"),
-    ("usr/sbin/xl", "../lib/xen-4.17/bin/xl"),
-    ("usr/lib64/ld-linux-x86-64.so.2", "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
+    ("usr/sbin/xl", "../lib/xen/bin/xl"),
     ("etc/mtab", "/proc/mounts"),
 ];
 
@@ -174,7 +176,7 @@ pub fn ensure(_lock: &Lock, bed: &Bed) -> Result<String> {
         return Ok(name.to_owned());
     }
 
-    let tree = collect(&bed.root).context("cannot build dom0's initramfs")?;
+    let tree = collect(bed).context("cannot build dom0's initramfs")?;
     let name = format!("initramfs-{:016x}.gz", tree.hash());
     if !bed.dir.join(&name).is_file() {
         remove_old(&bed.dir);
@@ -200,7 +202,8 @@ fn remove_old(dir: &Path) {
     }
 }
 
-fn collect(root: &Path) -> Result<Tree> {
+fn collect(bed: &Bed) -> Result<Tree> {
+    let Bed { platform, root, .. } = bed;
     let mut tree = Tree::default();
     for folder in FOLDERS {
         tree.add(folder, Node::Folder);
@@ -208,21 +211,23 @@ fn collect(root: &Path) -> Result<Tree> {
     for (path, target) in LINKS {
         tree.add(path, Node::Link((*target).to_owned()));
     }
+    tree.add("usr/lib/xen", Node::Link(format!("xen-{}", platform.xen)));
     tree.file("init", 0o755, INIT);
     tree.file("bed/serve", 0o755, SERVE);
     tree.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/bash\n");
     tree.file("etc/group", 0o644, "root:x:0:\n");
     tree.file("etc/hosts", 0o644, "127.0.0.1 localhost\n10.0.0.1 dom0\n");
-    programs(&mut tree, root)?;
+    programs(&mut tree, platform, root)?;
     configuration(&mut tree, root)?;
     kernel_modules(&mut tree, root)?;
     Ok(tree)
 }
 
-fn programs(tree: &mut Tree, root: &Path) -> Result<()> {
+fn programs(tree: &mut Tree, platform: &Platform, root: &Path) -> Result<()> {
     let mut elfs = Vec::new();
-    for (folder, names) in PROGRAMS {
-        for name in *names {
+    for (folder, names) in PROGRAMS.iter().copied().chain([(XEN_PROGRAMS, platform.programs)]) {
+        let folder = folder.replace("VERSION", platform.xen);
+        for name in names {
             let path = format!("{folder}/{name}");
             let bytes = match fs::read(root.join(&path)) {
                 Ok(bytes) => bytes,
@@ -231,48 +236,35 @@ fn programs(tree: &mut Tree, root: &Path) -> Result<()> {
                 }
             };
             tree.file(&path, 0o755, bytes);
-            if *name != "busybox" {
-                elfs.push(path);
-            }
+            elfs.push(path);
         }
     }
-    for path in EXTRA_LIBS {
-        tree.file(path, 0o755, read(&root.join(path))?);
+    for library in EXTRA_LIBS {
+        let path = format!("lib/{}/{library}", platform.libraries);
+        tree.file(&path, 0o755, read(&root.join(&path))?);
     }
-    tree.file(deb::LOADER, 0o755, read(&root.join(deb::LOADER))?);
-    for path in elfs {
-        libraries(tree, root, &path)?;
-    }
-
-    let busybox = root.join("bin/busybox");
-    for applet in deb::output(&busybox, &["--list"], root)?.lines() {
-        let path = format!("usr/bin/{applet}");
-        if !tree.has(&path) && !tree.has(&format!("usr/sbin/{applet}")) {
-            tree.add(&path, Node::Link("busybox".to_owned()));
-        }
-    }
-    Ok(())
+    loader(tree, platform, root)?;
+    elfs.iter().try_for_each(|path| add_libraries(tree, platform, root, path))
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Adds the shared libraries of a program, as the packages' own loader finds them.
-pub(crate) fn libraries(tree: &mut Tree, root: &Path, program: &str) -> Result<()> {
-    let program = root.join(program).display().to_string();
-    let list = deb::run_inside(root, "--list", &[&program], root)
-        .with_context(|| format!("cannot list the libraries of {program}"))?;
-    for line in list.lines() {
-        let Some((name, rest)) = line.trim().split_once(" => ") else { continue };
-        let path = rest.split(" (").next().map(PathBuf::from).unwrap_or_default();
-        let place = path
-            .strip_prefix(root)
-            .ok()
-            .and_then(Path::to_str)
-            .with_context(|| format!("{program} needs {name}, which is in none of the bed's packages"))?;
-        if !tree.has(&merged(place)) {
-            tree.file(place, 0o755, read(&path)?);
+/// Adds the program that loads programs and their libraries.
+pub(crate) fn loader(tree: &mut Tree, platform: &Platform, root: &Path) -> Result<()> {
+    let loader = &platform.loader;
+    tree.file(loader.file, 0o755, read(&root.join(loader.file))?);
+    let (link, target) = loader.link;
+    tree.add(link, Node::Link(target.to_owned()));
+    Ok(())
+}
+
+/// Adds the shared libraries of a program.
+pub(crate) fn add_libraries(tree: &mut Tree, platform: &Platform, root: &Path, program: &str) -> Result<()> {
+    for library in libraries::of(root, platform.libraries, program)? {
+        if !tree.has(&merged(&library)) {
+            tree.file(&library, 0o755, read(&root.join(&library))?);
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! runs the machine and [`dom0`] is what a test uses.
 
 pub mod abi;
+mod apt;
 mod bare;
 pub mod bed;
 pub mod bench;
@@ -18,7 +19,9 @@ pub mod guest;
 pub(crate) mod host;
 pub mod image;
 pub mod initramfs;
+mod libraries;
 pub mod modules;
+pub mod platform;
 pub mod qemu;
 pub mod run;
 pub mod size;

@@ -1,6 +1,7 @@
 //! Starts and stops QEMU with Xen and dom0 in it.
 
 use crate::deb::{self, Bed};
+use crate::platform::{Boot, Emulator, Platform};
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -25,10 +26,10 @@ pub struct Forward {
 /// What is given to QEMU.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// Memory of the whole machine, in MiB.
-    pub memory: u32,
+    /// Memory of the whole machine, in MiB, if the platform's own choice does not do.
+    pub memory: Option<u32>,
     /// Memory of dom0, in MiB.
-    pub dom0_memory: u32,
+    pub dom0_memory: Option<u32>,
     /// What runs as dom0.
     pub system: System,
     /// A raw disk image that dom0 sees as `/dev/vda`.
@@ -42,15 +43,15 @@ pub struct Machine {
 /// What runs as dom0.
 #[derive(Debug, Clone)]
 pub enum System {
-    /// Linux, as a PV guest.
+    /// Linux, with the bed's programs.
     Linux {
         /// The initramfs's name in the bed's folder.
         initramfs: String,
         /// More words for the kernel.
         options: String,
     },
-    /// Another kernel, as a PVH guest.
-    Pvh {
+    /// Another kernel.
+    Other {
         /// Its name in the bed's folder.
         kernel: String,
         /// Its command line.
@@ -215,7 +216,8 @@ fn escaped(path: &Path) -> String {
 }
 
 fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
-    let qemu = deb::ensure_qemu()?;
+    let Platform { emulator, boot, .. } = bed.platform;
+    let qemu = deb::ensure_qemu(emulator)?;
     // Without it QEMU would outlive a test that is killed. It costs nothing to go on without it.
     let mut command = match deb::which("setpriv") {
         Some(setpriv) => {
@@ -227,38 +229,16 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
     };
     // Short names: a space or a comma in a folder's name would split QEMU's list of modules.
     command.current_dir(&bed.dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-
-    // smap, monitor and rdtscp are off because QEMU's emulation of them stops Xen or dom0. Without xsave there is no AVX: with
-    // it, programs of dom0 and of Linux guests now and then die of an AVX instruction that is suddenly invalid.
-    command.args([
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        "EPYC,+svm,+npt,-smap,-monitor,-rdtscp,-xsave",
-        "-smp",
-        "2",
-    ]);
-    command.args(["-m", &machine.memory.to_string()]);
+    command.args(["-accel", "tcg,thread=multi"]).args(emulator.args);
+    command.args(["-m", &machine.memory.unwrap_or(emulator.memory).to_string()]);
     command.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nodefaults"]);
-    let (kind, vcpus, modules) = match &machine.system {
-        System::Linux { initramfs, options } => (
-            "",
-            1,
-            format!(
-                "{} console=hvc0 panic=-1 mitigations=off quiet rodata=off cryptomgr.notests audit=0 {options},{initramfs}",
-                Bed::KERNEL
-            ),
-        ),
-        System::Pvh { kernel, cmdline, vcpus } => {
-            ("dom0=pvh dom0-iommu=none", *vcpus, format!("{kernel} {cmdline}"))
+    command.args(["-kernel", Platform::XEN, "-append", &xen_options(machine, emulator, boot)]);
+    command.args(match &machine.system {
+        System::Linux { initramfs, options } => {
+            (boot.modules)(Platform::KERNEL, &format!("{LINUX_OPTIONS} {options}"), Some(initramfs))
         }
-    };
-    command.args(["-kernel", Bed::XEN, "-append"]).arg(format!(
-        "console=com1 com1=115200 loglvl=warning guest_loglvl=all dom0_mem={0}M,max:{0}M dom0_max_vcpus={vcpus} no-real-mode \
-         sched=credit spec-ctrl=no cpuidle=0 bootscrub=0 {kind}",
-        machine.dom0_memory
-    ));
-    command.arg("-initrd").arg(modules);
+        System::Other { kernel, cmdline, .. } => (boot.modules)(kernel, cmdline, None),
+    });
 
     let mut network = "user,id=n0,net=10.0.0.0/24,host=10.0.0.254,dhcpstart=10.0.0.100".to_owned();
     for forward in &machine.forwards {
@@ -271,6 +251,23 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
         command.args(["-device", "virtio-blk-pci,drive=d0"]);
     }
     Ok(command)
+}
+
+/// What dom0's Linux is told: nothing that takes time and finds nothing here.
+const LINUX_OPTIONS: &str =
+    "console=hvc0 panic=-1 mitigations=off quiet rodata=off cryptomgr.notests audit=0";
+
+fn xen_options(machine: &Machine, emulator: &Emulator, boot: &Boot) -> String {
+    let memory = machine.dom0_memory.unwrap_or(emulator.dom0_memory);
+    let (vcpus, more) = match machine.system {
+        System::Linux { .. } => (1, ""),
+        System::Other { vcpus, .. } => (vcpus, boot.other_options),
+    };
+    format!(
+        "{} loglvl=warning guest_loglvl=all dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={vcpus} sched=credit \
+         bootscrub=0 {more}",
+        boot.options
+    )
 }
 
 #[cfg(test)]

@@ -112,6 +112,10 @@ impl Delivery for FifoAbi {
         shared.fifo.map_or(Ok(()), |pages| pages.has_vcpu(vcpu))
     }
 
+    fn resume(&self, shared: Shared<'_>, platform: &dyn Platform) -> Result<(), Error> {
+        shared.fifo.map_or(Ok(()), |pages| pages.resume(platform))
+    }
+
     fn reset(&self, pages: Option<Pages>, platform: &dyn Platform) -> Result<(), Error> {
         pages.map_or(Ok(()), |pages| pages.reset(platform))
     }

@@ -186,6 +186,32 @@ impl Pages {
         Some(unsafe { AtomicU32::from_ptr(self.index().control.as_ptr().cast::<u8>().add(offset).cast()) })
     }
 
+    /// Switches a domain that was resumed in a new one to the FIFO ABI: the same control blocks, empty, and the same pages of
+    /// words, all masked. Nobody uses them meanwhile.
+    pub(crate) fn resume(&self, platform: &dyn Platform) -> Result<(), Error> {
+        let index = self.index();
+        for vcpu in (0..VCPUS as u32).map(VcpuId) {
+            if index.vcpus.load(Ordering::Acquire) & 1 << vcpu.0 == 0 {
+                continue;
+            }
+            for field in (0..size_of::<EvtchnFifoControlBlock>()).step_by(size_of::<u32>()) {
+                if let Some(word) = self.control(vcpu, field) {
+                    word.store(0, Ordering::Relaxed);
+                }
+            }
+            if let Some(gate) = self.gate(vcpu) {
+                gate.store(0, Ordering::Relaxed);
+            }
+            self.add_vcpu(platform, vcpu)?;
+        }
+        let pages = index.pages.swap(0, Ordering::AcqRel);
+        for slot in index.array.iter().take(pages as usize) {
+            let words = NonNull::new(slot.load(Ordering::Acquire)).ok_or(Error::OutOfMemory)?;
+            self.give(platform, words.cast())?;
+        }
+        Ok(())
+    }
+
     /// Closes all ports, goes back to the two-level ABI, and frees everything.
     pub(crate) fn reset(self, platform: &dyn Platform) -> Result<(), Error> {
         event::reset(&platform).map_err(refused("EVTCHNOP_reset"))?;

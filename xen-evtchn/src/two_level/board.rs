@@ -122,6 +122,11 @@ impl Delivery for TwoLevelAbi {
         shared.info.vcpu(vcpu).map(drop).ok_or(Error::VcpuOutOfRange(vcpu))
     }
 
+    fn resume(&self, shared: Shared<'_>, _: &dyn Platform) -> Result<(), Error> {
+        Self::mask_all(shared);
+        Ok(())
+    }
+
     fn reset(&self, _: Option<Pages>, platform: &dyn Platform) -> Result<(), Error> {
         event::reset(&platform).map_err(|errno| Error::Hypercall { operation: "EVTCHNOP_reset", errno })
     }

@@ -88,8 +88,11 @@ struct Given {
 
 impl Given {
     fn boot(&self) -> Result<Dom0> {
-        let dom0 =
-            Dom0::boot(&Options { disk: Some(self.disk.clone()), dom0_memory: 1024, ..Options::default() })?;
+        let dom0 = Dom0::boot(&Options {
+            disk: Some(self.disk.clone()),
+            dom0_memory: Some(1024),
+            ..Options::default()
+        })?;
         for (path, bytes) in &self.files {
             dom0.put(path, bytes)?;
         }

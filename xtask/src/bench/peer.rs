@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::deb::{self, Bed};
+use crate::deb;
 use crate::image;
 use crate::initramfs::{self, Node, Tree};
 use crate::modules;
+use crate::platform::{Arch, Platform};
 
 /// nginx and what it loads, and the shell that starts it.
 const PACKAGES: &[&str] =
@@ -29,9 +30,7 @@ pub(super) struct Peer {
 
 /// Fetches and packs it, with the taker of bytes `load` in it.
 pub(super) fn build(load: &Path) -> Result<Peer> {
-    let dir = deb::dir();
-    let lock = deb::lock(&dir)?;
-    let bed = deb::ensure(&lock, &dir)?;
+    let (lock, bed) = deb::ensure(Arch::X86_64.platform())?;
     let root = deb::extra(&lock, &bed, "linux", PACKAGES)?;
     let mut tree = Tree::default();
     tree.file("init", 0o755, include_str!("peer.sh"));
@@ -42,14 +41,10 @@ pub(super) fn build(load: &Path) -> Result<Peer> {
     for (path, target) in [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
         tree.add(path, Node::Link(target.to_owned()));
     }
-    tree.add(
-        "usr/lib64/ld-linux-x86-64.so.2",
-        Node::Link("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2".into()),
-    );
     tree.file("bin/busybox", 0o755, initramfs::read(&root.join("bin/busybox"))?);
     tree.file("usr/sbin/nginx", 0o755, initramfs::read(&root.join("usr/sbin/nginx"))?);
-    tree.file(deb::LOADER, 0o755, initramfs::read(&root.join(deb::LOADER))?);
-    initramfs::libraries(&mut tree, &root, "usr/sbin/nginx")?;
+    initramfs::loader(&mut tree, bed.platform, &root)?;
+    initramfs::add_libraries(&mut tree, bed.platform, &root, "usr/sbin/nginx")?;
     let folder = modules::folder(&bed.root)?;
     let mut order = String::new();
     for module in modules::list(&bed.root, &folder, MODULES)? {
@@ -61,14 +56,5 @@ pub(super) fn build(load: &Path) -> Result<Peer> {
     let path = image::out_dir()?.join("peer.gz");
     let file = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     tree.write(std::io::BufWriter::new(file))?;
-    Ok(Peer { kernel: bed.dir.join(Bed::KERNEL), packed: vmlinuz(&bed.root)?, initramfs: path })
-}
-
-fn vmlinuz(root: &Path) -> Result<PathBuf> {
-    let boot = root.join("boot");
-    fs::read_dir(&boot)
-        .with_context(|| format!("cannot list {}", boot.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
-        .with_context(|| format!("no kernel in {}", boot.display()))
+    Ok(Peer { kernel: bed.dir.join(Platform::KERNEL), packed: deb::vmlinuz(&bed.root)?, initramfs: path })
 }

@@ -6,6 +6,7 @@ use super::lab::{Lab, read, unikernel};
 use crate::deb;
 use crate::guest::{PATIENCE, Spec};
 use crate::image;
+use crate::platform::Arch;
 use crate::qemu::{Machine, Qemu, System};
 
 pub(super) fn it_boots_and_says_what_it_has(lab: &mut Lab) -> Result<()> {
@@ -113,14 +114,18 @@ pub(super) fn it_boots_beside_oxenstored(lab: &mut Lab) -> Result<()> {
 }
 
 pub(super) fn it_boots_as_the_first_domain() -> Result<()> {
-    let dir = deb::dir();
-    let lock = deb::lock(&dir)?;
-    let bed = deb::ensure(&lock, &dir)?;
+    let (_lock, bed) = deb::ensure(Arch::X86_64.platform())?;
     let name = "unikernel.dom0";
     std::fs::write(bed.dir.join(name), unikernel()?).context("cannot put the image beside Xen")?;
-    let system = System::Pvh { kernel: name.into(), cmdline: "log=info".into(), vcpus: 1 };
-    let machine =
-        Machine { memory: 512, dom0_memory: 64, system, disk: None, forwards: Vec::new(), echo: false };
+    let system = System::Other { kernel: name.into(), cmdline: "log=info".into(), vcpus: 1 };
+    let machine = Machine {
+        memory: Some(512),
+        dom0_memory: Some(64),
+        system,
+        disk: None,
+        forwards: Vec::new(),
+        echo: false,
+    };
     let qemu = Qemu::start(&bed, &machine)?;
     qemu.wait_for(&["ready; type help"], PATIENCE)?;
     let text = qemu.serial();

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use super::lab::{CHECKED, Lab, judge_checks, kernel};
 use crate::deb;
 use crate::guest::{PATIENCE, Spec};
+use crate::platform::Arch;
 use crate::qemu::{Machine, Qemu, System};
 
 fn image() -> Result<Vec<u8>> {
@@ -17,15 +18,19 @@ fn judge(who: &str, text: &str) -> Result<()> {
 }
 
 pub(super) fn as_the_first_domain() -> Result<()> {
-    let dir = deb::dir();
-    let lock = deb::lock(&dir)?;
-    let bed = deb::ensure(&lock, &dir)?;
+    let (_lock, bed) = deb::ensure(Arch::X86_64.platform())?;
     let name = "selftest.dom0";
     std::fs::write(bed.dir.join(name), image()?).context("cannot put the image beside Xen")?;
     // More than have a place in `shared_info`.
-    let system = System::Pvh { kernel: name.into(), cmdline: String::new(), vcpus: 34 };
-    let machine =
-        Machine { memory: 512, dom0_memory: 64, system, disk: None, forwards: Vec::new(), echo: false };
+    let system = System::Other { kernel: name.into(), cmdline: String::new(), vcpus: 34 };
+    let machine = Machine {
+        memory: Some(512),
+        dom0_memory: Some(64),
+        system,
+        disk: None,
+        forwards: Vec::new(),
+        echo: false,
+    };
     let qemu = Qemu::start(&bed, &machine)?;
     qemu.wait_for(&[CHECKED, "Dom0 halted", "Dom0 crashed"], PATIENCE)?;
     judge("the first domain", &qemu.serial())
