@@ -10,26 +10,26 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::image::{self, out_dir};
 use crate::tally::{Tally, report};
 use crate::web::{self, Site};
-use crate::{fat, qemu};
+use crate::{fat, hello, qemu};
 
 /// How long the process may take to answer its first request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Builds the program.
-fn build() -> Result<PathBuf> {
+/// Builds a kernel as a program.
+fn build(package: &str) -> Result<PathBuf> {
     let mut cargo = image::cargo();
     // The data of a page crosses a dozen copies here, so it is worth to be compiled well.
-    cargo.args(["build", "--quiet", "--release", "--package", "unikernel", "--features", "hosted"]);
+    cargo.args(["build", "--quiet", "--release", "--package", package, "--features", "hosted"]);
     if !cargo.status().context("cannot start cargo")?.success() {
-        bail!("the program does not build; cargo says why above");
+        bail!("{package} does not build as a program; cargo says why above");
     }
     let target = std::env::var_os("CARGO_TARGET_DIR");
     let target = target.map_or_else(|| image::workspace().join("target"), PathBuf::from);
-    Ok(target.join("release/unikernel"))
+    Ok(target.join("release").join(package))
 }
 
 fn command(port: u16, disk: Option<&Path>, cmdline: &str) -> Result<Command> {
-    let mut command = Command::new(build()?);
+    let mut command = Command::new(build("unikernel")?);
     command.arg("--forward").arg(format!("{port}:80"));
     if let Some(disk) = disk {
         command.arg("--disk").arg(disk);
@@ -79,6 +79,7 @@ pub(crate) fn check() -> Result<Tally> {
     for (name, check) in web::CHECKS {
         report(&mut tally, name, || check(&site));
     }
+    report(&mut tally, "hello", || hello::as_a_process(&build("hello")?, "hello"));
     report(&mut tally, "times-of-files", || times_of_files(&site, &disk));
     Ok(tally)
 }

@@ -16,6 +16,7 @@ mod elf;
 pub mod fat;
 pub mod fuzz;
 pub mod guest;
+mod hello;
 pub(crate) mod host;
 pub mod image;
 pub mod initramfs;

@@ -1,11 +1,9 @@
 //! What a user of the published crates does: a project of their own, from packages alone.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
@@ -13,13 +11,12 @@ use indicatif::ProgressBar;
 use super::lab::Lab;
 use crate::check::LIBRARIES;
 use crate::guest::{PATIENCE, Spec};
+use crate::hello;
 use crate::image::workspace;
 use crate::new;
 
 /// The project's name, which is the test's.
 const NAME: &str = "new-project";
-/// What it answers, as its template says.
-const ANSWER: &str = "Hello from Xen.";
 
 /// Packs every crate, makes a project that depends on the packages, and runs it as a process and on real Xen.
 pub(super) fn from_the_packages_alone(lab: &mut Lab) -> Result<()> {
@@ -31,7 +28,7 @@ pub(super) fn from_the_packages_alone(lab: &mut Lab) -> Result<()> {
     progress.set_message("building the project as a process");
     project.build(&[])?;
     progress.set_message("running it as a process");
-    as_a_process(&project.built("debug"))?;
+    hello::as_a_process(&project.built("debug"), NAME)?;
     progress.set_message("building its image");
     project.build(&["--no-default-features", "--profile", "image"])?;
     progress.set_message("running it on Xen");
@@ -127,68 +124,15 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A process that ends when this is dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It fails only for a process that has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn as_a_process(program: &Path) -> Result<()> {
-    let mut command = Command::new(program);
-    command.args(["--forward", "0:80"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut running =
-        Running(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
-    let stderr = BufReader::new(running.0.stderr.take().context("no pipe")?);
-    let mut lines = stderr.lines().map_while(Result::ok);
-    let port = lines.find_map(|line| line.strip_prefix("127.0.0.1:")?.split(' ').next()?.parse().ok());
-    let port = port.context("the process does not say which port leads to it")?;
-    let answer = ask(port).context("the process")?;
-    ensure!(answer.contains(ANSWER), "the process answers {answer:?}");
-    let mut console = String::new();
-    running.0.stdout.take().context("no pipe")?.read_to_string(&mut console)?;
-    ensure!(console.contains(&format!("I am {NAME}\n")), "the process says:\n{console}");
-    let status = running.0.wait().context("the process is lost")?;
-    ensure!(status.success(), "the process ends with {status}");
-    Ok(())
-}
-
 fn on_xen(lab: &mut Lab, image: &[u8]) -> Result<()> {
     const KERNEL: &str = "/new-project";
     lab.dom0.put(KERNEL, image)?;
     let spec = Spec { kernel: KERNEL.into(), cmdline: String::new(), disk: None, ..lab.spec() };
     let (guest, mut console) = lab.start(&spec)?;
     console.wait_for("listening", PATIENCE)?;
-    let answer = ask(lab.dom0.http_port()).context("the guest")?;
-    ensure!(answer.contains(ANSWER), "the guest answers {answer:?}");
+    hello::is_answered(lab.dom0.http_port()).context("the guest")?;
     guest.wait("end", |listed| listed.is_none())?;
     let text = console.text();
     ensure!(text.contains(&format!("I am {}", guest.name())), "the guest says:\n{text}");
     Ok(())
-}
-
-/// Asks until there is an answer: who listens may not do so yet.
-fn ask(port: u16) -> Result<String> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match try_to_ask(port) {
-            Ok(answer) if !answer.is_empty() => return Ok(answer),
-            _ if Instant::now() < end => std::thread::sleep(Duration::from_millis(100)),
-            Ok(_) => bail!("port {port} is closed without an answer"),
-            Err(error) => return Err(error.context(format!("port {port} does not answer"))),
-        }
-    }
-}
-
-fn try_to_ask(port: u16) -> Result<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
