@@ -21,7 +21,9 @@ pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
-pub(crate) use memory::{alloc_pages, keep, keep_pages};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use memory::alloc_pages;
+pub(crate) use memory::{keep, keep_pages};
 pub(crate) use place::Place;
 
 static KERNEL: Place<Kernel> = Place::new();
