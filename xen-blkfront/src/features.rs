@@ -31,6 +31,7 @@ pub(crate) struct Features {
 }
 
 /// What can be discarded: extents of the disk's medium.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Discard {
     /// The size of an extent, in sectors of 512 bytes.

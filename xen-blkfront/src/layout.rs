@@ -1,6 +1,6 @@
 //! What the compiler checks of the types here: where the fields of records are (`io/blkif.h`), and what may cross threads.
 
-use memoffset::offset_of;
+use core::mem::offset_of;
 use static_assertions::{assert_impl_all, const_assert_eq};
 use xen_ring::slots_in;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

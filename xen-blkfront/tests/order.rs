@@ -13,7 +13,7 @@ use xen_blkfront::{BlkFront, Config};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, Page, PageMemory, Wait};
+use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, Page, PageMemory, SpecialPages, Wait};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::MockXenstored;
 
@@ -54,6 +54,10 @@ unsafe impl PageMemory for Noting {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.0.gfn(page)
     }
+}
+
+// SAFETY: the inner one keeps the promises.
+unsafe impl SpecialPages for Noting {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller's promise is the one asked for here.
         unsafe { self.0.map_special(gfn, count) }

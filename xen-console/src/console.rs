@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use xen_evtchn::{Channel, Deadline, EventChannels, Port, Progress};
 use xen_hypercall::hvm::{HvmParam, get_param};
-use xen_hypercall::{Gfn, Platform, Wait};
+use xen_hypercall::{Gfn, Platform, SpecialPages, Wait};
 #[cfg(feature = "xenbus")]
 use xen_ring::RingError;
 use xen_ring::{ByteRing, ConsoleLayout};
@@ -55,7 +55,10 @@ impl<'x, P: Platform> Console<'x, P> {
     /// # Errors
     /// [`Error::NoConsole`] when the toolstack gave none; [`Error::Unreachable`] when the platform cannot map its page;
     /// [`Error::Event`] when its port is in use or closed; [`Error::Hypercall`] when Xen refuses the parameters.
-    pub fn new(events: &'x EventChannels<P>) -> Result<Self, Error> {
+    pub fn new(events: &'x EventChannels<P>) -> Result<Self, Error>
+    where
+        P: SpecialPages,
+    {
         let platform = events.platform();
         let gfn = Gfn(get_param(platform, HvmParam::CONSOLE_PFN)?);
         let port = get_param(platform, HvmParam::CONSOLE_EVTCHN)?;

@@ -10,6 +10,7 @@ pub struct LineReader<const N: usize> {
 }
 
 /// What became of a byte.
+#[non_exhaustive]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line<'a> {
     /// Nothing to show: it was no part of a line.

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 #[cfg(feature = "xenbus")]
 use xen_gnttab::GrantedPage;
-use xen_hypercall::{Gfn, PAGE_SIZE, Page, Platform};
+use xen_hypercall::{Gfn, PAGE_SIZE, Page, Platform, SpecialPages};
 use xen_ring::{Backing, SharedMem};
 
 /// A console's page.
@@ -26,7 +26,10 @@ unsafe impl Send for SpecialPage {}
 
 impl<P: Platform> ConsolePage<'_, P> {
     /// The page at the frame that `HVM_PARAM_CONSOLE_PFN` names.
-    pub(crate) fn map(platform: &P, gfn: Gfn) -> Option<Self> {
+    pub(crate) fn map(platform: &P, gfn: Gfn) -> Option<Self>
+    where
+        P: SpecialPages,
+    {
         // SAFETY: the toolstack put the console's page at this frame, and it is used as just that.
         let page = unsafe { platform.map_special(gfn, 1) }?;
         Some(Self::Special(SpecialPage(page), PhantomData))

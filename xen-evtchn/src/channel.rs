@@ -1,11 +1,14 @@
 //! One event channel, as an owning handle.
 
 use core::fmt;
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Context, Poll};
 
 use xen_hypercall::{DomId, Errno, Incarnation, Platform, VcpuId, event};
 
 use crate::record::Record;
+use crate::records::RecordRef;
 use crate::{Error, EventChannels, Port, Priority, Virq};
 
 /// This domain's end of an event channel. Dropping it masks the port, then closes it; an [adopted](EventChannels::adopt) port is
@@ -19,11 +22,39 @@ use crate::{Error, EventChannels, Port, Priority, Virq};
 /// receiver calls [`done`](Self::done); see [`set_late_eoi`](Self::set_late_eoi).
 pub struct Channel<'e, P: Platform> {
     events: &'e EventChannels<P>,
-    record: &'e Record,
-    port: Port,
+    record: RecordRef<'e>,
+    /// The port, and above it the life of the domain in which it means this channel.
+    place: AtomicU64,
     closes: bool,
-    /// The life of the domain in which the port means this channel.
-    life: Incarnation,
+    /// Somebody is about to [bind](Self::rebind) it again.
+    rebinding: AtomicBool,
+    source: Source,
+}
+
+/// Who sends the events: what can be bound again without asking anybody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    /// Xen, to a vCPU.
+    Virq(Virq, VcpuId),
+    /// This domain, to a vCPU of its own.
+    Ipi(VcpuId),
+    /// Another domain.
+    Other,
+}
+
+impl Source {
+    /// Which vCPU gets the events, if that is certain.
+    pub(crate) fn vcpu(self) -> Option<VcpuId> {
+        match self {
+            Self::Virq(_, vcpu) | Self::Ipi(vcpu) => Some(vcpu),
+            Self::Other => None,
+        }
+    }
+}
+
+/// A port in a life of the domain.
+fn place(port: Port, life: Incarnation) -> u64 {
+    u64::from(life.number()) << 32 | u64::from(port.0)
 }
 
 /// One channel's counters since it was bound.
@@ -41,6 +72,7 @@ pub struct ChannelStats {
 }
 
 /// What an event brought, as its receiver says at the [end](Channel::done) of it.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// There was something to do.
@@ -85,8 +117,21 @@ pub enum Status {
 }
 
 impl<'e, P: Platform> Channel<'e, P> {
-    pub(crate) fn new(events: &'e EventChannels<P>, port: Port, record: &'e Record, closes: bool) -> Self {
-        Self { events, record, port, closes, life: events.life() }
+    pub(crate) fn new(
+        events: &'e EventChannels<P>,
+        port: Port,
+        record: &'e Record,
+        closes: bool,
+        source: Source,
+    ) -> Self {
+        Self {
+            events,
+            record: RecordRef::new(record),
+            place: AtomicU64::new(place(port, events.life())),
+            closes,
+            rebinding: AtomicBool::new(false),
+            source,
+        }
     }
 
     /// Whether the port is still this channel's: the domain has not been resumed in a new domain since the channel was made.
@@ -94,21 +139,58 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// nothing else does anything.
     #[inline]
     pub fn is_current(&self) -> bool {
-        self.events.incarnation() == self.life
+        let life = self.place.load(Ordering::Acquire) >> 32;
+        u64::from(self.events.incarnation().number()) == life
     }
 
     fn current(&self) -> Result<(), Error> {
         if self.is_current() { Ok(()) } else { Err(Error::Stale) }
     }
 
+    /// Binds a stale channel of a VIRQ or an IPI to what it was bound to, in the domain's new life. A channel that is not stale
+    /// stays as it is. It has another [`port`](Self::port) then, counts from zero, and is neither masked nor
+    /// [ended late](Self::set_late_eoi).
+    ///
+    /// # Errors
+    /// [`Error::Stale`] while the [event channels](EventChannels::resume) are, and for a channel of another domain's, which is to
+    /// be made anew with that domain. [`Error::Busy`] while another vCPU does this. Otherwise as
+    /// [`EventChannels::bind_virq`] and [`EventChannels::bind_ipi`].
+    pub fn rebind(&self) -> Result<(), Error> {
+        if self.is_current() {
+            return Ok(());
+        }
+        if self.rebinding.swap(true, Ordering::Acquire) {
+            return Err(Error::Busy);
+        }
+        let bound = match self.source {
+            Source::Virq(virq, vcpu) => self.events.bind_virq(virq, vcpu),
+            Source::Ipi(vcpu) => self.events.bind_ipi(vcpu),
+            Source::Other => Err(Error::Stale),
+        };
+        let bound = bound.map(|fresh| {
+            // Its port and record are this one's now.
+            let fresh = ManuallyDrop::new(fresh);
+            self.record.set(fresh.record.get());
+            // Whoever finds the channel to be current finds the record.
+            self.place.store(fresh.place.load(Ordering::Relaxed), Ordering::Release);
+        });
+        self.rebinding.store(false, Ordering::Release);
+        bound
+    }
+
     /// The port's number, which the other end needs to bind to it.
     pub fn port(&self) -> Port {
-        self.port
+        Port(self.place.load(Ordering::Acquire) as u32)
     }
 
     /// The domain's event channels, of which this is one.
     pub fn event_channels(&self) -> &'e EventChannels<P> {
         self.events
+    }
+
+    #[inline]
+    fn record(&self) -> &'e Record {
+        self.record.get()
     }
 
     /// Sends an event to the other end. While nobody is bound there it is dropped (`EVTCHNOP_send`).
@@ -117,15 +199,15 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// Xen's: `EINVAL` if the channel cannot send, because it is a VIRQ's or its port was closed behind our back.
     pub fn notify(&self) -> Result<(), Error> {
         self.current()?;
-        event::send(self.events.platform(), self.port.0).map_err(refused("EVTCHNOP_send"))?;
-        self.record.notified();
+        event::send(self.events.platform(), self.port().0).map_err(refused("EVTCHNOP_send"))?;
+        self.record().notified();
         Ok(())
     }
 
     /// Keeps events from being delivered; what comes meanwhile stays pending. No hypercall.
     pub fn mask(&self) {
         if self.is_current() {
-            self.events.set_masked(self.port, self.record, true);
+            self.events.set_masked(self.port(), self.record(), true);
         }
     }
 
@@ -135,18 +217,18 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// masking suppressed does not come by itself, and the port may be bound to another vCPU.
     pub fn unmask(&self) {
         if self.is_current() {
-            self.events.set_masked(self.port, self.record, false);
+            self.events.set_masked(self.port(), self.record(), false);
         }
     }
 
     /// Whether events are kept from being delivered, for whatever reason.
     pub fn is_masked(&self) -> bool {
-        !self.is_current() || self.events.abi().is_masked(self.events.shared(), self.port)
+        !self.is_current() || self.events.abi().is_masked(self.events.shared(), self.port())
     }
 
     /// Whether an event arrived since the last call, which this call thereby takes.
     pub fn take(&self) -> bool {
-        self.is_current() && self.record.take()
+        self.is_current() && self.record().take()
     }
 
     /// [`take`](Self::take) for a task: when there is no event yet the task is woken by the next one.
@@ -158,7 +240,7 @@ impl<'e, P: Platform> Channel<'e, P> {
         if self.take() || !self.is_current() {
             return Poll::Ready(());
         }
-        self.record.leave_waker(cx.waker());
+        self.record().leave_waker(cx.waker());
         // An event between the look and the registration found no waker, so look again.
         if self.take() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -171,7 +253,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     pub fn bind_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
         self.current()?;
         self.events.has_vcpu(vcpu)?;
-        event::bind_vcpu(self.events.platform(), self.port.0, vcpu).map_err(refused("EVTCHNOP_bind_vcpu"))
+        event::bind_vcpu(self.events.platform(), self.port().0, vcpu).map_err(refused("EVTCHNOP_bind_vcpu"))
     }
 
     /// Chooses how urgent this channel's later events are (`EVTCHNOP_set_priority`). An event that is waiting to be
@@ -181,7 +263,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// Xen's: `ENOSYS` under the two-level ABI, which has no priorities; `EINVAL` above 15.
     pub fn set_priority(&self, priority: Priority) -> Result<(), Error> {
         self.current()?;
-        event::set_priority(self.events.platform(), self.port.0, priority.0.into())
+        event::set_priority(self.events.platform(), self.port().0, priority.0.into())
             .map_err(refused("EVTCHNOP_set_priority"))
     }
 
@@ -199,9 +281,9 @@ impl<'e, P: Platform> Channel<'e, P> {
         if !self.is_current() {
             return;
         }
-        self.record.set_late(on);
+        self.record().set_late(on);
         if !on {
-            self.events.finish(self.port, self.record);
+            self.events.finish(self.port(), self.record());
         }
     }
 
@@ -222,9 +304,9 @@ impl<'e, P: Platform> Channel<'e, P> {
         match progress {
             Progress::Work => {
                 // First what is nearly always so.
-                if !self.record.is_quiet() && self.is_current() {
-                    self.record.progressed();
-                    self.events.finish(self.port, self.record);
+                if !self.record().is_quiet() && self.is_current() {
+                    self.record().progressed();
+                    self.events.finish(self.port(), self.record());
                 }
             }
             Progress::Spurious => self.done_in_vain(),
@@ -232,13 +314,13 @@ impl<'e, P: Platform> Channel<'e, P> {
     }
 
     fn done_in_vain(&self) {
-        if !self.record.is_unfinished() || !self.is_current() {
+        if !self.record().is_unfinished() || !self.is_current() {
             // No event is under way, or its end has been told already: a driver that polls without reason.
             return;
         }
-        match self.record.went_in_vain() {
-            None => self.events.finish(self.port, self.record),
-            Some(pause) => self.events.throttle(self.record, pause),
+        match self.record().went_in_vain() {
+            None => self.events.finish(self.port(), self.record()),
+            Some(pause) => self.events.throttle(self.record(), pause),
         }
     }
 
@@ -249,7 +331,7 @@ impl<'e, P: Platform> Channel<'e, P> {
     pub fn status(&self) -> Result<Status, Error> {
         self.current()?;
         let status =
-            event::status(self.events.platform(), self.port.0).map_err(refused("EVTCHNOP_status"))?;
+            event::status(self.events.platform(), self.port().0).map_err(refused("EVTCHNOP_status"))?;
         // The C structure ends in a union: a physical or virtual interrupt's number stands where the domain's does.
         let number = u32::from(status.pad1) << 16 | u32::from(status.remote_dom);
         Ok(match status.status {
@@ -269,10 +351,10 @@ impl<'e, P: Platform> Channel<'e, P> {
             return ChannelStats::default();
         }
         ChannelStats {
-            events: self.record.events(),
-            notifications: self.record.notifications(),
-            spurious: self.record.spurious(),
-            throttled: self.record.throttled(),
+            events: self.record().events(),
+            notifications: self.record().notifications(),
+            spurious: self.record().spurious(),
+            throttled: self.record().throttled(),
         }
     }
 }
@@ -283,14 +365,14 @@ impl<P: Platform> Drop for Channel<'_, P> {
             // Port and record may be another channel's.
             return;
         }
-        self.events.abandon(self.port, self.record, self.closes);
+        self.events.abandon(self.port(), self.record(), self.closes);
     }
 }
 
 impl<P: Platform> fmt::Debug for Channel<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
-            .field("port", &self.port.0)
+            .field("port", &self.port().0)
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }

@@ -1,14 +1,16 @@
 //! The domain's event channels, and the interrupt side of all of them.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use xen_hypercall::{
-    Claim, DomId, Domain, Errno, Incarnation, Part, Platform, SharedInfo, VcpuId, Wait, event,
+    AtomicIncarnation, Claim, DomId, Domain, Errno, Incarnation, Part, Platform, SharedInfo, VcpuArea,
+    VcpuId, Wait, event,
 };
 
-use crate::delivery::{Abi, Delivery, Shared};
+use crate::channel::Source;
+use crate::delivery::{Abi, Delivery, Shared, Vcpu};
 use crate::fifo::{FifoAbi, Pages};
 use crate::records::Records;
 use crate::two_level::TwoLevelAbi;
@@ -22,7 +24,9 @@ pub struct EventChannels<P: Platform> {
     /// The pages of the FIFO ABI, if that is in use.
     fifo: Option<Pages>,
     /// The life of the domain whose channels these are.
-    life: Incarnation,
+    life: AtomicIncarnation,
+    /// Somebody is about to [set all up again](Self::resume).
+    resuming: AtomicBool,
     abi: &'static dyn Delivery,
     totals: Totals,
     /// Numbers the passes of [`EventChannels::dispatch`]. A number that comes again after 2^32 does no harm.
@@ -117,7 +121,8 @@ impl<P: Platform> EventChannels<P> {
 
     fn start(claim: Claim<P>, fifo: Option<Pages>, abi: &'static dyn Delivery) -> Self {
         Self {
-            life: claim.incarnation(),
+            life: AtomicIncarnation::new(claim.incarnation()),
+            resuming: AtomicBool::new(false),
             records: Records::new(claim),
             fifo,
             abi,
@@ -142,10 +147,44 @@ impl<P: Platform> EventChannels<P> {
         Ok(())
     }
 
-    /// Whether the domain is in the life in which this value was made.
+    /// Sets event delivery up again after a resume in a new domain, with the same ABI: every port is masked and has no
+    /// owner, whatever numbers stale channels have, and new channels can be made. vCPUs that were
+    /// [added](Self::add_vcpu) are there. All that wait are woken, and find their channels stale: those of VIRQs and IPIs
+    /// [bind themselves again](Channel::rebind), the others are made anew with the other domain. When nothing is to be done,
+    /// nothing is.
+    ///
+    /// Where Xen interrupts each vCPU is the kernel's to say again.
+    ///
+    /// # Errors
+    /// Xen's, with the FIFO ABI: `ENOSYS` if this Xen has none. Then no channel can be made in this life. [`Error::Busy`] while somebody else does this.
+    pub fn resume(&self) -> Result<(), Error> {
+        let now = self.incarnation();
+        if self.life() == now {
+            return Ok(());
+        }
+        if self.resuming.swap(true, Ordering::Acquire) {
+            return Err(Error::Busy);
+        }
+        let set_up = self.abi.resume(self.shared(), self.platform());
+        if set_up.is_ok() {
+            let notifications = &self.totals.notifications;
+            self.records.each(&mut |_, record| {
+                notifications.fetch_add(record.retire(), Ordering::Relaxed);
+            });
+            self.throttled.store(0, Ordering::Relaxed);
+            self.life.set(now);
+            self.sequence.fetch_add(1, Ordering::AcqRel);
+        }
+        self.resuming.store(false, Ordering::Release);
+        set_up?;
+        self.records.each(&mut |_, record| record.wake_all());
+        Ok(())
+    }
+
+    /// Whether the domain is in the life in which this value was made, or [set up again](Self::resume).
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        self.incarnation() == self.life
+        self.incarnation() == self.life()
     }
 
     pub(crate) fn current(&self) -> Result<(), Error> {
@@ -158,13 +197,26 @@ impl<P: Platform> EventChannels<P> {
     }
 
     /// Lets another vCPU receive events. vCPU 0 is there from the start; for every other this comes before anything is bound
-    /// to it, on whatever vCPU. The kernel arranges the vCPU's upcall itself
-    /// ([`set_evtchn_upcall_vector`](xen_hypercall::hvm)).
+    /// to it. The kernel arranges the vCPU's upcall itself ([`set_evtchn_upcall_vector`](xen_hypercall::hvm)).
+    ///
+    /// A vCPU that has no place in `shared_info` (32 and up on x86, 1 and up on Arm) gets one elsewhere
+    /// (`VCPUOP_register_vcpu_info`): before it is brought up, on any vCPU, or later by itself. Xen tells it at once
+    /// that everything is pending, so its first [`dispatch`](Self::dispatch) looks at all ports.
     ///
     /// # Errors
-    /// [`Error::VcpuOutOfRange`], [`Error::Stale`]; with the FIFO ABI also Xen's (`ENOENT`: no such vCPU; `EINVAL`: it is there already).
+    /// [`Error::VcpuOutOfRange`], [`Error::Stale`], [`Error::OutOfMemory`]; for a vCPU that gets a place, Xen's (`ENOENT`: no such
+    /// vCPU; `EINVAL`: it is up, and another); with the FIFO ABI also Xen's (`ENOENT`; `EINVAL`: it was added already).
     pub fn add_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
         self.current()?;
+        if vcpu.0 >= VcpuArea::VCPUS {
+            return Err(Error::VcpuOutOfRange(vcpu));
+        }
+        if self.records.claim().area(vcpu).is_none() {
+            self.records.claim().register_area(vcpu).map_err(|errno| match errno {
+                Errno::ENOMEM => Error::OutOfMemory,
+                errno => Error::Hypercall { operation: "VCPUOP_register_vcpu_info", errno },
+            })?;
+        }
         self.abi.add_vcpu(self.shared(), self.platform(), vcpu)
     }
 
@@ -184,7 +236,7 @@ impl<P: Platform> EventChannels<P> {
     /// # Errors
     /// Xen's (`ENOSPC`: no port left), [`Error::OutOfMemory`], or [`Error::Stale`].
     pub fn alloc_unbound(&self, remote: DomId) -> Result<Channel<'_, P>, Error> {
-        self.bound("EVTCHNOP_alloc_unbound", None, |xen| event::alloc_unbound(xen, remote))
+        self.bound("EVTCHNOP_alloc_unbound", Source::Other, |xen| event::alloc_unbound(xen, remote))
     }
 
     /// Connects to a port that `remote` allocated for this domain.
@@ -195,7 +247,7 @@ impl<P: Platform> EventChannels<P> {
     /// # Errors
     /// Xen's (`EINVAL`: no such port, or not for this domain; `ESRCH`: no such domain), or [`Error::OutOfMemory`].
     pub fn bind_interdomain(&self, remote: DomId, remote_port: Port) -> Result<Channel<'_, P>, Error> {
-        self.bound("EVTCHNOP_bind_interdomain", None, |xen| {
+        self.bound("EVTCHNOP_bind_interdomain", Source::Other, |xen| {
             event::bind_interdomain(xen, remote, remote_port.0)
         })
     }
@@ -206,7 +258,7 @@ impl<P: Platform> EventChannels<P> {
     /// Xen's (`EEXIST`: bound already; `EINVAL`: no such VIRQ, or a global one not on vCPU 0; `ENOENT`: no such vCPU),
     /// [`Error::VcpuOutOfRange`], [`Error::VcpuNotAdded`], or [`Error::OutOfMemory`].
     pub fn bind_virq(&self, virq: Virq, vcpu: VcpuId) -> Result<Channel<'_, P>, Error> {
-        self.bound("EVTCHNOP_bind_virq", Some(vcpu), |xen| event::bind_virq(xen, virq.0, vcpu))
+        self.bound("EVTCHNOP_bind_virq", Source::Virq(virq, vcpu), |xen| event::bind_virq(xen, virq.0, vcpu))
     }
 
     /// A channel by which this domain interrupts its own vCPU: [`Channel::notify`] sends.
@@ -214,7 +266,7 @@ impl<P: Platform> EventChannels<P> {
     /// # Errors
     /// Xen's (`ENOENT`: no such vCPU), [`Error::VcpuOutOfRange`], [`Error::VcpuNotAdded`], or [`Error::OutOfMemory`].
     pub fn bind_ipi(&self, vcpu: VcpuId) -> Result<Channel<'_, P>, Error> {
-        self.bound("EVTCHNOP_bind_ipi", Some(vcpu), |xen| event::bind_ipi(xen, vcpu))
+        self.bound("EVTCHNOP_bind_ipi", Source::Ipi(vcpu), |xen| event::bind_ipi(xen, vcpu))
     }
 
     /// Takes a port that the toolstack bound for this domain before it started: xenstore's and the console's.
@@ -232,11 +284,15 @@ impl<P: Platform> EventChannels<P> {
         if status.status == 0 {
             return Err(Error::PortClosed(port));
         }
-        self.own(port, false, false)
+        self.own(port, false, false, Source::Other)
     }
 
     /// Whether events for a vCPU would reach it.
     pub(crate) fn has_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
+        if self.records.claim().area(vcpu).is_none() {
+            let beyond = vcpu.0 >= VcpuArea::VCPUS;
+            return Err(if beyond { Error::VcpuOutOfRange(vcpu) } else { Error::VcpuNotAdded(vcpu) });
+        }
         self.abi.has_vcpu(self.shared(), vcpu)
     }
 
@@ -256,6 +312,8 @@ impl<P: Platform> EventChannels<P> {
         if !self.is_current() {
             return 0;
         }
+        let Some(area) = self.records.claim().area(vcpu) else { return 0 };
+        let vcpu = Vcpu { id: vcpu, info: area.info() };
         let mut pass = Pass { events: self, number: None, twice: Port(0) };
         let done = self.abi.dispatch(self.shared(), vcpu, &mut |port| pass.arrived(Port(port)));
         drop(pass);
@@ -291,20 +349,21 @@ impl<P: Platform> EventChannels<P> {
     /// }
     /// ```
     ///
-    /// Takes the events that are pending on vCPU 0 before and after the sleep, and [unmasks](Self::unmask_due) throttled
-    /// channels whose time has come. Any number of waiters is right, on vCPU 0.
+    /// Takes the events that are pending on [this vCPU](Wait::vcpu) before and after the sleep, and
+    /// [unmasks](Self::unmask_due) throttled channels whose time has come. Any number of waiters is right, on the vCPU that the
+    /// events they wait for are [bound to](Channel::bind_vcpu): an event that is delivered on one vCPU does not wake another.
     pub fn wait_since(&self, seen: EventSeq, deadline: Option<Duration>)
     where
         P: Wait,
     {
         let is_due = || self.seq() != seen;
         self.unmask_due();
-        self.dispatch(VcpuId(0));
+        self.dispatch(self.platform().vcpu());
         if !is_due() {
             let deadline = deadline.into_iter().chain(self.next_unmask()).min();
             self.platform().wait(deadline, &is_due);
             self.unmask_due();
-            self.dispatch(VcpuId(0));
+            self.dispatch(self.platform().vcpu());
         }
     }
 
@@ -331,7 +390,7 @@ impl<P: Platform> EventChannels<P> {
     }
 
     pub(crate) fn life(&self) -> Incarnation {
-        self.life
+        self.life.get()
     }
 
     /// The domain's life at the moment.
@@ -357,20 +416,19 @@ impl<P: Platform> EventChannels<P> {
         self.totals.stray.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Makes a channel of what a bind operation returns. `vcpu`: which one gets the events, if Xen or this domain sends them;
-    /// another domain's come to vCPU 0 at first, and are ended late.
+    /// Makes a channel of what a bind operation returns. Another domain's events come to vCPU 0 at first, and are ended late.
     fn bound(
         &self,
         operation: &'static str,
-        vcpu: Option<VcpuId>,
+        source: Source,
         bind: impl FnOnce(&P) -> Result<u32, Errno>,
     ) -> Result<Channel<'_, P>, Error> {
         self.current()?;
         let port = Port(bind(self.platform()).map_err(|errno| Error::Hypercall { operation, errno })?);
         let channel = self
             .in_range(port)
-            .and_then(|()| vcpu.map_or(Ok(()), |vcpu| self.has_vcpu(vcpu)))
-            .and_then(|()| self.own(port, true, vcpu.is_none()));
+            .and_then(|()| source.vcpu().map_or(Ok(()), |vcpu| self.has_vcpu(vcpu)))
+            .and_then(|()| self.own(port, true, source == Source::Other, source));
         if channel.is_err() {
             // Nobody can own it, so it must not stay open; if closing fails as well the first error says more.
             let _ = event::close(self.platform(), port.0);
@@ -382,13 +440,13 @@ impl<P: Platform> EventChannels<P> {
         if port.0 == 0 || port.0 >= self.abi.limit() { Err(Error::PortOutOfRange(port)) } else { Ok(()) }
     }
 
-    fn own(&self, port: Port, closes: bool, late: bool) -> Result<Channel<'_, P>, Error> {
+    fn own(&self, port: Port, closes: bool, late: bool, source: Source) -> Result<Channel<'_, P>, Error> {
         let record = self.records.ensure(port)?;
         self.abi.ensure(self.shared(), self.platform(), port)?;
         // A number that is to be closed is one that Xen has just given out.
         let earlier = record.claim(closes).ok_or(Error::PortInUse(port))?;
         self.totals.notifications.fetch_add(earlier, Ordering::Relaxed);
-        let channel = Channel::new(self, port, record, closes);
+        let channel = Channel::new(self, port, record, closes, source);
         record.set_late(late);
         // A port without owner is masked. Only now may events reach the record.
         self.open(port, record);

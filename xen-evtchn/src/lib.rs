@@ -23,6 +23,7 @@ pub mod mock;
 mod port;
 mod record;
 mod records;
+mod restore;
 #[cfg(not(loom))]
 mod settle;
 #[cfg(loom)]

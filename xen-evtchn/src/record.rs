@@ -78,6 +78,18 @@ impl Record {
         state::forget(&self.word)
     }
 
+    /// Forgets the owner, whose port is gone with the domain; returns how many notifications he had sent.
+    pub(crate) fn retire(&self) -> u64 {
+        state::retire(&self.word);
+        self.streak.store(0, Relaxed);
+        self.notifications.swap(0, Relaxed)
+    }
+
+    /// Wakes all that wait for an event of an owner who is gone.
+    pub(crate) fn wake_all(&self) {
+        self.wakers.iter().for_each(AtomicWaker::wake);
+    }
+
     /// Adds reasons to mask the port; returns the word as it was.
     pub(crate) fn hold(&self, reasons: u64) -> u64 {
         self.word.set(reasons)

@@ -1,6 +1,7 @@
 //! Where the records of all ports are: in pages from the platform's memory, of which only those in use exist.
 #![allow(unsafe_code)]
 
+use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -22,6 +23,29 @@ type Table = [AtomicPtr<Chunk>; TABLE];
 
 const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE && align_of::<Chunk>() <= PAGE_SIZE);
 const _: () = assert!(size_of::<Table>() <= PAGE_SIZE && TABLES * TABLE * CHUNK == Port::FIFO_LIMIT as usize);
+
+/// A record that is exchanged for another when a channel gets another port.
+#[derive(Debug)]
+pub(crate) struct RecordRef<'e> {
+    record: AtomicPtr<Record>,
+    _borrows: PhantomData<&'e Record>,
+}
+
+impl<'e> RecordRef<'e> {
+    pub(crate) const fn new(record: &'e Record) -> Self {
+        Self { record: AtomicPtr::new(ptr::from_ref(record).cast_mut()), _borrows: PhantomData }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> &'e Record {
+        // SAFETY: `new` and `set` alone make the pointer, of a reference that is good for as long. It is only read from.
+        unsafe { &*self.record.load(Ordering::Acquire) }
+    }
+
+    pub(crate) fn set(&self, record: &'e Record) {
+        self.record.store(ptr::from_ref(record).cast_mut(), Ordering::Release);
+    }
+}
 
 /// Records for every port. Owns the platform whose memory they are in, as a part of the domain.
 pub(crate) struct Records<P: Platform> {

@@ -152,3 +152,9 @@ pub fn vacate(word: &impl Word, life: u64) {
     let change = |old: u64| ((old ^ life) & !FLAGS == 0).then_some(old & !(OWNED | CLOSING));
     let _: Option<u64> = update(word, change);
 }
+
+/// Ends a life whose port is gone with the domain that it was of. Nothing of it is left, and who thinks that it goes on does not
+/// change the next one.
+pub fn retire(word: &impl Word) {
+    let _: Option<u64> = update(word, |old| Some((old & !FLAGS).wrapping_add(LIFE) | FREE));
+}

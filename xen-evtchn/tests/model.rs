@@ -43,6 +43,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => prop_oneof![0..3u64, 0..1500u64].prop_map(|milliseconds| Op::Pass { milliseconds }),
         1 => at().prop_map(|at| Op::Close { at }),
         4 => side.clone().prop_map(|side| Op::Dispatch { side }),
+        1 => side.clone().prop_map(|side| Op::Migrate { side }),
         1 => (side, port, any::<bool>()).prop_map(|(side, port, adopt)| Op::Guess { side, port: Port(port), adopt }),
         1 => Just(Op::Step),
     ]

@@ -82,6 +82,6 @@ impl<P: Platform> GrantTable<P> {
         self.granted.fetch_add(count.into(), Ordering::Relaxed);
         let (first, count) = pages.expose();
         // SAFETY: pages of this table's memory, given up by `expose`, and references that were taken for them just now.
-        Ok(unsafe { GrantedPages::new(self, head, first, count) })
+        Ok(unsafe { GrantedPages::new(self, head, first, count, access) })
     }
 }

@@ -6,7 +6,9 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering};
 
 use xen_hypercall::abi::XENMAPIDX_GRANT_TABLE_STATUS;
-use xen_hypercall::{Claim, DomId, Incarnation, PAGE_SIZE, Page, Platform};
+use xen_hypercall::{
+    AtomicIncarnation, Claim, DomId, Errno, GrantRoom, Incarnation, PAGE_SIZE, Page, Platform,
+};
 
 use crate::abi::{GrantFlags, GrantRef};
 use crate::entry::{Grant, Ops, v1, v2};
@@ -115,7 +117,7 @@ pub(crate) struct Frames<P: Platform> {
     /// Taken by `close` alone.
     claim: ManuallyDrop<Claim<P>>,
     /// The life of the domain in which the frames are where the directory says.
-    life: Incarnation,
+    life: AtomicIncarnation,
     directory: Directory,
     /// A page that a frame could not be put over. Perhaps Xen had taken its memory away by then, so it is good for
     /// another try and for nothing else.
@@ -138,7 +140,7 @@ impl<P: Platform> Frames<P> {
         }
         let directory = Directory { pointers, per_frame: v1::PER_FRAME as u32, refs: AtomicU32::new(0) };
         Ok(Self {
-            life: claim.incarnation(),
+            life: AtomicIncarnation::new(claim.incarnation()),
             claim: ManuallyDrop::new(claim),
             directory,
             spare: AtomicPtr::new(ptr::null_mut()),
@@ -162,16 +164,29 @@ impl<P: Platform> Frames<P> {
         self.claim.incarnation()
     }
 
+    /// The number by which Xen knows this domain.
+    pub(crate) fn own_domain(&self) -> Result<DomId, Errno>
+    where
+        P: GrantRoom,
+    {
+        self.claim.own_domain()
+    }
+
     /// Whether the frames are where the directory says. After a resume nothing is there, and must not be accessed.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        self.incarnation() == self.life
+        self.incarnation() == self.life()
     }
 
-    /// The life of the domain in which the table was made.
+    /// The life of the domain in which the table was made, or set up again.
     #[inline]
     pub(crate) fn life(&self) -> Incarnation {
-        self.life
+        self.life.get()
+    }
+
+    /// By which the domain's suspend is forbidden.
+    pub(crate) fn claim(&self) -> &Claim<P> {
+        &self.claim
     }
 
     pub(crate) fn is_version_2(&self) -> bool {
@@ -298,6 +313,35 @@ impl<P: Platform> Frames<P> {
         }
         place.store(page.as_ptr(), Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// After a resume.
+impl<P: Platform> Frames<P> {
+    /// Puts the frames of a new domain where those of the one before were, in the version that they had.
+    pub(crate) fn restore(&self) -> Result<(), Error> {
+        xen::require_version(self.platform(), if self.is_version_2() { 2 } else { 1 })?;
+        self.restore_row(ENTRIES_AT..SLOTS_AT, 0)?;
+        if self.is_version_2() {
+            self.restore_row(STATUS_AT..512, XENMAPIDX_GRANT_TABLE_STATUS)?;
+        }
+        Ok(())
+    }
+
+    fn restore_row(&self, places: core::ops::Range<usize>, first: u64) -> Result<(), Error> {
+        for (frame, at) in (first..).zip(places) {
+            let page = self.directory.pointer(at).map(|page| page.load(Ordering::Relaxed));
+            let Some(page) = page.and_then(NonNull::new) else { break };
+            // SAFETY: from `add_frame`, so it is used as a frame of the table only. Nobody accesses it while the table is of
+            // another life.
+            unsafe { xen::map_frame(self.platform(), frame, self.platform().gfn(page)) }?;
+        }
+        Ok(())
+    }
+
+    /// Lets the table be used in the domain's present life.
+    pub(crate) fn begin_life(&self) {
+        self.life.set(self.incarnation());
     }
 }
 

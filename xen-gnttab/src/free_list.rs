@@ -95,6 +95,14 @@ pub fn wait(links: &impl Links) -> bool {
     }
 }
 
+/// Makes the stack these references, linked from `first` on, whatever was in it. Who waits is to be woken.
+pub fn replace(links: &impl Links, first: u32) {
+    let mut head = links.head();
+    while let Err(now) = links.exchange_head(head, successor(head, first)) {
+        head = now;
+    }
+}
+
 fn first_of(head: u64) -> u32 {
     (head & REFERENCE) as u32
 }

@@ -11,7 +11,7 @@ use crate::abi::{Access, GrantFlags, GrantRef};
 use crate::entry::v1;
 use crate::frames::MAX_FRAMES;
 use crate::page::{ExposedPage, OwnedPage};
-use crate::{GrantTable, Reference};
+use crate::{Error, GrantTable, Reference};
 
 /// A page that another domain may reach, with the reference that allows it: one page, one reference, one
 /// owner.
@@ -21,7 +21,7 @@ use crate::{GrantTable, Reference};
 pub struct GrantedPage<'g, P: Platform> {
     table: &'g GrantTable<P>,
     page: ExposedPage,
-    /// The reference, and with [`READ_ONLY`] what it was granted for. Every driver has many such pages in a row, so one has
+    /// The reference, and with [`READ_ONLY`] and [`PART`] what it was granted for. Every driver has many such pages in a row, so one has
     /// three words.
     gref: u32,
     /// To whom it was granted: what the entry says, which is slow to read.
@@ -31,7 +31,9 @@ pub struct GrantedPage<'g, P: Platform> {
 
 /// No table has so many references.
 const READ_ONLY: u32 = 1 << 31;
-const _: () = assert!(MAX_FRAMES as u64 * (v1::PER_FRAME as u64) < READ_ONLY as u64);
+/// The reference grants a part of the page.
+const PART: u32 = 1 << 30;
+const _: () = assert!(MAX_FRAMES as u64 * (v1::PER_FRAME as u64) < PART as u64);
 
 /// How a grant ended.
 #[must_use = "a page that came back is freed when this is dropped"]
@@ -98,7 +100,7 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     /// What the peer needs to reach the page: written to xenstore, or into a request.
     #[inline]
     pub fn gref(&self) -> GrantRef {
-        GrantRef(self.gref & !READ_ONLY)
+        GrantRef(self.gref & !(READ_ONLY | PART))
     }
 
     /// The guest frame of the page.
@@ -153,6 +155,33 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     #[inline]
     pub fn is_current(&self) -> bool {
         self.table.incarnation() == self.life
+    }
+
+    /// Grants a [stale](Self::is_current) page again, in place: to this domain, for what it was granted before, by another
+    /// reference. What is in the page stays, and the peer sees it. A page whose grant is in force stays as it is.
+    ///
+    /// # Errors
+    /// The page stays stale, with [`Error::InUse`] when its grant to another domain is in force; [`Error::BadRange`] for a page
+    /// of which a part was granted: end it, and grant the part anew; [`Error::Stale`] until the table was
+    /// [set up again](GrantTable::resume); otherwise as [`GrantTable::reserve`].
+    pub fn regrant(&mut self, to: DomId) -> Result<(), Error> {
+        if self.is_current() {
+            return if self.peer == to { Ok(()) } else { Err(Error::InUse) };
+        }
+        if self.gref & PART != 0 {
+            return Err(Error::BadRange);
+        }
+        let (gref, access) = (self.table.take_reference()?, self.access());
+        self.table.write_again(gref, to, self.gfn(), access);
+        self.gref = gref.0 | self.gref & READ_ONLY;
+        (self.peer, self.life) = (to, self.table.frames.life());
+        Ok(())
+    }
+
+    /// Notes that a part of the page is granted, and not all of it.
+    pub(crate) fn of_part(mut self) -> Self {
+        self.gref |= PART;
+        self
     }
 
     /// Takes the peer's access away.
@@ -254,6 +283,19 @@ impl<'g, P: Platform> LentPage<'g, P> {
         // SAFETY: the page is granted by this one entry, for reading only, to which Xen holds the peer; this value, by
         // which nobody can write either, is the page's only owner in this domain.
         unsafe { self.0.page.bytes() }
+    }
+
+    /// Whether the grant is in force, as [`GrantedPage::is_current`].
+    pub fn is_current(&self) -> bool {
+        self.0.is_current()
+    }
+
+    /// As [`GrantedPage::regrant`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn regrant(&mut self, to: DomId) -> Result<(), Error> {
+        self.0.regrant(to)
     }
 
     /// Takes the peer's access away, as [`GrantedPage::end`] does.

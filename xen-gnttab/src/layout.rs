@@ -1,6 +1,6 @@
 //! What the compiler checks of the types here: where the fields of entries are, and what may cross threads or be copied.
 
-use memoffset::offset_of;
+use core::mem::offset_of;
 use static_assertions::{assert_impl_all, const_assert_eq};
 
 use crate::entry::{v1, v2};

@@ -39,6 +39,7 @@ mod page;
 mod pages;
 mod quarantine;
 mod references;
+mod restore;
 mod slot;
 mod status;
 mod table;

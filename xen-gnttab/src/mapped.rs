@@ -50,7 +50,7 @@ where
     ///
     /// # Errors
     /// [`Error::BadCount`], [`Error::OwnGrant`], [`Error::NoRoom`], [`Error::Refused`] by Xen, or the hypercall's own, one of
-    /// those among them by which the domain learns its own number.
+    /// those among them by which the domain learns its own number, once in each of its lives.
     pub fn map<const N: usize>(
         &self,
         owner: DomId,
@@ -69,6 +69,11 @@ where
         grefs: &[GrantRef],
     ) -> Result<MappedForReading<'_, P, N>, Error> {
         Mapping::new(self, owner, grefs, Access::ReadOnly).map(MappedForReading)
+    }
+
+    fn own_domain(&self) -> Result<DomId, Error> {
+        let operation = "EVTCHNOP_alloc_unbound, to learn this domain's number,";
+        self.frames.own_domain().map_err(|errno| Error::Hypercall { operation, errno })
     }
 }
 
@@ -162,12 +167,14 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
             return Err(Error::BadCount);
         }
         table.current()?;
-        if owner == DomId::SELF || owner == own_domain(table.platform())? {
+        if owner == DomId::SELF || owner == table.own_domain()? {
             return Err(Error::OwnGrant);
         }
         let count = grefs.len();
         let room = table.platform().reserve_room(count).ok_or(Error::NoRoom)?;
-        // From here on dropping it gives the room back.
+        // What is mapped does not come along when the domain is saved.
+        table.frames.claim().hold();
+        // From here on dropping it gives the room back, and lets go.
         let mapped = core::array::from_fn(|index| (grefs.get(index).copied().unwrap_or(GrantRef(0)), None));
         let mut this =
             Self { table, room, count, mapped, address: NonNull::dangling(), life: table.incarnation() };
@@ -220,12 +227,12 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
         result
     }
 
-    /// Unmaps what is mapped, and gives the room back or loses it.
+    /// Unmaps what is mapped, and gives the room back or loses it. While Xen keeps it mapped the domain cannot be suspended.
     fn unmap_all(&mut self) -> Result<(), Error> {
         if self.table.incarnation() != self.life {
             // A mapping does not outlive the domain, and the handle may be another's now.
             // SAFETY: reserved by `new`; nothing is mapped there any more.
-            unsafe { self.table.platform().release_room(self.room, self.count) };
+            unsafe { self.release() };
             return Ok(());
         }
         let mut unmaps = [GnttabUnmapGrantRef::default(); N];
@@ -245,7 +252,7 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
         }
         let Some(unmaps) = unmaps.get_mut(..used).filter(|unmaps| !unmaps.is_empty()) else {
             // SAFETY: reserved by `new`; nothing is mapped there.
-            unsafe { self.table.platform().release_room(self.room, self.count) };
+            unsafe { self.release() };
             return Ok(());
         };
         // SAFETY: `&mut self` proves that nobody uses the memory, and it is not used after this.
@@ -253,7 +260,7 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
         let done = |unmap: &GnttabUnmapGrantRef| GrantStatus(unmap.status) == GrantStatus::OKAY;
         if unmaps.iter().all(done) {
             // SAFETY: reserved by `new`; nothing is mapped there any more.
-            unsafe { self.table.platform().release_room(self.room, self.count) };
+            unsafe { self.release() };
             return Ok(());
         }
         self.table.lost_room.fetch_add(self.count as u64, Ordering::Relaxed);
@@ -264,16 +271,21 @@ impl<'g, P: Platform + GrantRoom, const N: usize> Mapping<'g, P, N> {
     }
 }
 
+impl<P: Platform + GrantRoom, const N: usize> Mapping<'_, P, N> {
+    /// # Safety
+    /// Nothing is mapped in the room, and this is its last use.
+    unsafe fn release(&self) {
+        // SAFETY: reserved by `new`; the rest is the caller's promise.
+        unsafe { self.table.platform().release_room(self.room, self.count) };
+        self.table.frames.claim().let_go();
+    }
+}
+
 impl<P: Platform + GrantRoom, const N: usize> Drop for Mapping<'_, P, N> {
     fn drop(&mut self) {
         // What was lost is counted.
         let _ = self.unmap_all();
     }
-}
-
-fn own_domain(platform: &impl GrantRoom) -> Result<DomId, Error> {
-    let operation = "EVTCHNOP_alloc_unbound, to learn this domain's number,";
-    platform.own_domain().map_err(|errno| Error::Hypercall { operation, errno })
 }
 
 fn address_of(room: Gfn, index: usize) -> u64 {

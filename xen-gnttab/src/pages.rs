@@ -8,8 +8,8 @@ use core::ptr::NonNull;
 use xen_hypercall::{DomId, Gfn, Incarnation, PAGE_SIZE, Page, Platform};
 use xen_ring::{Backing, OutOfRange, SharedMem};
 
-use crate::GrantTable;
-use crate::abi::{GrantFlags, GrantRef};
+use crate::abi::{Access, GrantFlags, GrantRef};
+use crate::{Error, GrantTable};
 
 /// Pages in a row in the kernel's address space that this domain alone can reach. Freed when dropped.
 pub struct OwnedPages<'g, P: Platform> {
@@ -98,6 +98,7 @@ pub struct GrantedPages<'g, P: Platform> {
     head: GrantRef,
     first: NonNull<Page>,
     count: usize,
+    access: Access,
     life: Incarnation,
 }
 
@@ -134,8 +135,27 @@ impl<'g, P: Platform> GrantedPages<'g, P> {
         head: GrantRef,
         first: NonNull<Page>,
         count: usize,
+        access: Access,
     ) -> Self {
-        Self { table, head, first, count, life: table.incarnation() }
+        Self { table, head, first, count, access, life: table.frames.life() }
+    }
+
+    /// Grants stale pages again, in place, as [`GrantedPage::regrant`](crate::GrantedPage::regrant): all or none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn regrant(&mut self, to: DomId) -> Result<(), Error> {
+        if self.is_current() {
+            return if self.peer() == to { Ok(()) } else { Err(Error::InUse) };
+        }
+        let head = self.table.take_references(self.count as u32)?;
+        for (index, gref) in self.table.linked(head).take(self.count).enumerate() {
+            if let Some(frame) = self.gfn(index) {
+                self.table.write_again(gref, to, frame, self.access);
+            }
+        }
+        (self.head, self.life) = (head, self.table.frames.life());
+        Ok(())
     }
 
     /// How many pages there are.

@@ -87,7 +87,7 @@ impl Waiters {
     pub(crate) const PLACES: usize = 4;
 
     /// Wakes all of them, even if one's waker panics.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         struct Rest<'a>(core::slice::Iter<'a, AtomicWaker>);
         impl Drop for Rest<'_> {
             fn drop(&mut self) {

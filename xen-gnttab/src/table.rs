@@ -9,7 +9,9 @@ use xen_hypercall::{DomId, Domain, Gfn, Incarnation, Part, Platform};
 use crate::abi::{Access, GrantFlags, GrantRef};
 use crate::entry::Grant;
 use crate::frames::{Frames, MAX_FRAMES};
+use crate::free_list::{self, Links};
 use crate::granted::{GrantedPage, LentPage};
+use crate::growth::Grows;
 use crate::page::OwnedPage;
 use crate::pages::OwnedPages;
 use crate::quarantine::Quarantine;
@@ -54,7 +56,7 @@ pub struct Stats {
     pub max_frames: u32,
     /// Grants made since the start.
     pub granted: u64,
-    /// Grants that ended at once.
+    /// Grants that ended at once, or with the domain that had made them.
     pub ended: u64,
     /// Grants that went to the quarantine instead.
     pub quarantines: u64,
@@ -65,6 +67,7 @@ pub struct Stats {
 }
 
 /// A page that could not be granted, and why.
+#[non_exhaustive]
 pub struct Rejected<'g, P: Platform> {
     /// What went wrong.
     pub error: Error,
@@ -153,6 +156,45 @@ impl<P: Platform> GrantTable<P> {
             return Err(Error::InUse);
         }
         self.frames.close()
+    }
+
+    /// Sets the table up again after a resume in a new domain: with its version, and its frames where they were. All references
+    /// are free, for whatever is stale grants nothing; so are the pages in quarantine, for the new domain has granted
+    /// none of them. A stale page is [granted again](GrantedPage::regrant) in place. When nothing is to be done, nothing is.
+    ///
+    /// # Errors
+    /// [`Error::Version`] where this Xen does not let the domain have the table's version; [`Error::Growing`] while somebody
+    /// else does this; otherwise Xen's, as when it lets the domain have fewer frames than before. The table is of no use in this life
+    /// then.
+    pub fn resume(&self) -> Result<(), Error> {
+        if self.frames.is_current() {
+            return Ok(());
+        }
+        if !self.begin() {
+            return Err(Error::Growing);
+        }
+        let restored = self.restore_all();
+        self.end();
+        restored?;
+        self.waiters.wake();
+        Ok(())
+    }
+
+    fn restore_all(&self) -> Result<(), Error> {
+        self.frames.restore()?;
+        // Of a table that is not current every grant is over.
+        self.reclaim();
+        let refs = self.frames.refs();
+        let first = (GrantRef::RESERVED..refs).rev().fold(0, |next, gref| {
+            self.set_next(gref, next);
+            gref
+        });
+        free_list::replace(self, first);
+        self.free_count.store(refs.saturating_sub(GrantRef::RESERVED), Ordering::Relaxed);
+        let elsewhere = self.quarantine.entered.load(Ordering::Relaxed);
+        self.ended.store(self.granted.load(Ordering::Relaxed).wrapping_sub(elsewhere), Ordering::Relaxed);
+        self.frames.begin_life();
+        Ok(())
     }
 
     /// Whether the domain is in the life in which the table was set up.
@@ -280,6 +322,13 @@ impl<P: Platform> GrantTable<P> {
         self.granted.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the page is of this table's memory, and the reference was taken for it.
         unsafe { GrantedPage::new(self, page.expose(), gref, to, access) }
+    }
+
+    /// Grants a frame that was checked before, by a reference that was taken for it just now.
+    pub(crate) fn write_again(&self, gref: GrantRef, to: DomId, frame: Gfn, access: Access) {
+        // Cannot fail, as in `grant_checked`.
+        let _ = self.frames.write_current(gref, to, &Grant::Page { frame, access });
+        self.granted.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn flags(&self, gref: GrantRef) -> GrantFlags {

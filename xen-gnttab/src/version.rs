@@ -135,7 +135,7 @@ impl<P: Platform> GrantTable<P> {
         let _ = self.frames.write(gref, to, &Grant::Part { frame: page.gfn(), access, offset, length });
         self.granted.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the page is of this table's memory, and the reference was taken for it.
-        Ok(unsafe { GrantedPage::new(self, page.expose(), gref, to, access) })
+        Ok(unsafe { GrantedPage::new(self, page.expose(), gref, to, access) }.of_part())
     }
 
     /// Lets `to` use what `owner` granted this domain by `granted`, to copy and not to map. Needs version 2.

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use xen_gnttab::{Access, Ended, EndedPages, Error, GrantRef, GrantStatus, GrantTable, GrantedPage, mock};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory};
+use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(1);
@@ -298,6 +298,10 @@ unsafe impl PageMemory for Dirty {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.0.gfn(page)
     }
+}
+
+// SAFETY: the inner one keeps the promises.
+unsafe impl SpecialPages for Dirty {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller's promise is the one asked for here.
         unsafe { self.0.map_special(gfn, count) }

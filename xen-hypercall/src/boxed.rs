@@ -7,7 +7,9 @@ use alloc::sync::Arc;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, Page, PageMemory, Wait};
+use crate::{
+    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, Page, PageMemory, SpecialPages, VcpuId, Wait,
+};
 
 macro_rules! owner {
     ($owner:ident) => {
@@ -33,7 +35,10 @@ macro_rules! owner {
             fn gfn(&self, page: NonNull<Page>) -> Gfn {
                 (**self).gfn(page)
             }
+        }
 
+        // SAFETY: every call is handed to the implementation that is owned, which keeps the promises.
+        unsafe impl<T: SpecialPages + ?Sized> SpecialPages for $owner<T> {
             unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
                 // SAFETY: the caller keeps the same promises to this call as to the inner one.
                 unsafe { (**self).map_special(gfn, count) }
@@ -68,6 +73,10 @@ macro_rules! owner {
 
             fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
                 (**self).wait(deadline, is_due);
+            }
+
+            fn vcpu(&self) -> VcpuId {
+                (**self).vcpu()
             }
         }
     };

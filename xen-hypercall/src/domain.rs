@@ -5,9 +5,10 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering, fence};
 
+use crate::areas::Areas;
 use crate::memory::{PhysmapSpace, add_to_physmap};
 use crate::sched::{self, Resumed};
-use crate::{Errno, Page, Platform, SharedInfo};
+use crate::{DomId, Errno, GrantRoom, PAGE_SIZE, Page, Platform, SharedInfo, VcpuArea, VcpuId};
 
 /// The right to what a domain has once: its `shared_info` page, its event channels and its grant table.
 ///
@@ -44,6 +45,59 @@ impl Part {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Incarnation(u16);
 
+impl Incarnation {
+    /// Counts the lives of the domain: 0 is that in which the token was made.
+    #[inline]
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+}
+
+/// The life that something is of which is made again in another.
+#[derive(Debug)]
+pub struct AtomicIncarnation(AtomicU16);
+
+impl AtomicIncarnation {
+    /// Of this life at first.
+    pub const fn new(life: Incarnation) -> Self {
+        Self(AtomicU16::new(life.0))
+    }
+
+    /// The life that it is of. What was made again for this life is visible afterwards.
+    #[inline]
+    pub fn get(&self) -> Incarnation {
+        Incarnation(self.0.load(Ordering::Acquire))
+    }
+
+    /// Makes it one of this life, when all is made again.
+    pub fn set(&self, life: Incarnation) {
+        self.0.store(life.0, Ordering::Release);
+    }
+}
+
+/// Why [`Domain::suspend`] did not do it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SuspendError {
+    /// The domain was not suspended, and all is as before. `EBUSY` without a call while something is
+    /// [held](Claim::hold), as a page of another domain that is mapped; `EOVERFLOW` without a call after 65,535 resumes in
+    /// new domains; otherwise Xen's.
+    Refused(Errno),
+    /// The domain goes on as a new one, and Xen did not map `shared_info`, or did not take the area that a vCPU was
+    /// [registered](VcpuArea::register) with. It cannot be told of any event, nor of the time.
+    Lost(Errno),
+}
+
+impl fmt::Display for SuspendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(errno) => write!(f, "the domain was not suspended: {errno}; it goes on as it was"),
+            Self::Lost(errno) => write!(f, "a resumed domain has no shared_info: {errno}; it must end"),
+        }
+    }
+}
+
+impl core::error::Error for SuspendError {}
+
 /// The ownership of a [`Part`]. Dropped, it leaves the part without an owner for good, for Xen may use its memory still;
 /// [`release`](Self::release) lets another one be made.
 pub struct Claim<P: Platform> {
@@ -58,7 +112,18 @@ struct State {
     incarnation: AtomicU16,
     /// The parts that have owners.
     claimed: AtomicU32,
+    /// The domain's number, below the incarnation in which it has it. [`UNASKED`] at first.
+    number: AtomicU32,
+    /// What forbids a suspend.
+    holds: AtomicU32,
+    /// Where vCPUs are told of events that are not told in `shared_info`.
+    areas: Areas,
 }
+
+const _: () = assert!(size_of::<State>() <= PAGE_SIZE && align_of::<State>() <= PAGE_SIZE);
+
+/// The last incarnation, with a number that is no domain's.
+const UNASKED: u32 = u32::MAX;
 
 struct Handle<P: Platform> {
     platform: P,
@@ -85,8 +150,39 @@ impl<P: Platform> Handle<P> {
         unsafe { SharedInfo::from_page(self.shared) }
     }
 
+    #[inline]
+    fn area(&self, vcpu: VcpuId) -> Option<VcpuArea<'_>> {
+        let Some((page, offset)) = self.state().areas.get(vcpu) else {
+            return self.shared_info().area(vcpu);
+        };
+        // SAFETY: the page is one of the areas', which Xen writes there and which are accessed by atomics alone. It is never
+        // freed, and the platform is there as long as this handle.
+        Some(unsafe { VcpuArea::from_page(page, offset) })
+    }
+
+    fn register_area(&self, vcpu: VcpuId) -> Result<VcpuArea<'_>, Errno> {
+        let (page, offset) = self.state().areas.register(&self.platform, vcpu)?;
+        // SAFETY: as in `area`.
+        Ok(unsafe { VcpuArea::from_page(page, offset) })
+    }
+
     fn incarnation(&self) -> Incarnation {
         Incarnation(self.state().incarnation.load(Ordering::Relaxed))
+    }
+
+    fn number(&self) -> Result<DomId, Errno>
+    where
+        P: GrantRoom,
+    {
+        let life = u32::from(self.incarnation().0) << 16;
+        // Both are one word, and who finds it unasked finds the same number, so that any order will do.
+        let known = self.state().number.load(Ordering::Relaxed);
+        if known & 0xffff_0000 == life && known != UNASKED {
+            return Ok(DomId(known as u16));
+        }
+        let number = self.platform.own_domain()?;
+        self.state().number.store(life | u32::from(number.0), Ordering::Relaxed);
+        Ok(number)
     }
 }
 
@@ -141,6 +237,9 @@ impl<P: Platform> Domain<P> {
             handles: AtomicUsize::new(1),
             incarnation: AtomicU16::new(0),
             claimed: AtomicU32::new(0),
+            number: AtomicU32::new(UNASKED),
+            holds: AtomicU32::new(0),
+            areas: Areas::new(),
         };
         // SAFETY: the page is exclusively ours, aligned as a page is, and larger than the state.
         unsafe { state.write(first) };
@@ -155,6 +254,16 @@ impl<P: Platform> Domain<P> {
     /// The page that Xen shares with the domain.
     pub fn shared_info(&self) -> SharedInfo<'_> {
         self.0.shared_info()
+    }
+
+    /// Where Xen tells a vCPU of its events, and on x86 of the time: where it was [registered](VcpuArea::register), or else in
+    /// `shared_info`. `None` for a vCPU that has neither.
+    pub fn area(&self, vcpu: VcpuId) -> Option<VcpuArea<'_>> {
+        self.0.area(vcpu)
+    }
+
+    pub(crate) fn register_area(&self, vcpu: VcpuId) -> Result<VcpuArea<'_>, Errno> {
+        self.0.register_area(vcpu)
     }
 
     /// The domain's present life.
@@ -172,26 +281,36 @@ impl<P: Platform> Domain<P> {
     }
 
     /// Lets the toolstack save the domain (`SHUTDOWN_suspend`), and returns when it goes on. In a new domain a new
-    /// [`Incarnation`] begins: `shared_info` is mapped again at the same address, and whatever names something of the old
+    /// [`Incarnation`] begins: `shared_info` is mapped again at the same address, each [area](VcpuArea::register) is registered
+    /// again at its place, and whatever names something of the old
     /// domain's is stale: its methods return errors, and dropping it asks nothing of Xen.
     ///
+    /// The coordinator in `xen-xenstore` calls it in the right place among all that a suspend takes.
+    ///
     /// # Errors
-    /// `EOVERFLOW` without a call after 65,535 resumes in new domains; otherwise Xen's. With `shared_info` not mapped again in a new domain, the kernel must end at once, see below.
+    /// [`SuspendError::Refused`]: nothing has happened. [`SuspendError::Lost`]: the domain is a new one, without a
+    /// `shared_info`, and must end at once, see below.
     ///
     /// # Safety
     /// The caller runs on vCPU 0, with all other vCPUs down and interrupts off, and nobody else runs any code of this domain
-    /// meanwhile. No page of another domain is mapped, and no device writes to the domain's memory. After an error the caller touches nothing that was made from the
-    /// token, and ends the domain. In return, memory that safe code reaches through the token stays valid.
-    pub unsafe fn suspend(&self) -> Result<Resumed, Errno> {
+    /// meanwhile. No call of anything made from the token is under way elsewhere: whatever was stopped was stopped between
+    /// two calls, and not within one. No page of another domain is mapped but by [held](Claim::hold) means, and no device
+    /// writes to the domain's memory. After [`SuspendError::Lost`] the caller touches nothing that was made from the token,
+    /// and ends the domain. In return, memory that safe code reaches through the token stays valid.
+    pub unsafe fn suspend(&self) -> Result<Resumed, SuspendError> {
         if self.incarnation().0 == u16::MAX {
-            return Err(Errno::EOVERFLOW);
+            return Err(SuspendError::Refused(Errno::EOVERFLOW));
+        }
+        if self.0.state().holds.load(Ordering::Acquire) != 0 {
+            return Err(SuspendError::Refused(Errno::EBUSY));
         }
         // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
-        let resumed = unsafe { sched::suspend(self.platform()) }?;
+        let resumed = unsafe { sched::suspend(self.platform()) }.map_err(SuspendError::Refused)?;
         if resumed == Resumed::InNewDomain {
             self.0.state().incarnation.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the page is the one that was shared_info before, and is accessed as that alone. Nobody does so now.
-            unsafe { map_shared_info(self.platform(), self.0.shared) }?;
+            unsafe { map_shared_info(self.platform(), self.0.shared) }.map_err(SuspendError::Lost)?;
+            self.0.state().areas.restore(self.platform()).map_err(SuspendError::Lost)?;
         }
         Ok(resumed)
     }
@@ -208,10 +327,47 @@ impl<P: Platform> Claim<P> {
         self.handle.shared_info()
     }
 
+    /// As [`Domain::area`].
+    #[inline]
+    pub fn area(&self, vcpu: VcpuId) -> Option<VcpuArea<'_>> {
+        self.handle.area(vcpu)
+    }
+
+    /// As [`VcpuArea::register`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn register_area(&self, vcpu: VcpuId) -> Result<VcpuArea<'_>, Errno> {
+        self.handle.register_area(vcpu)
+    }
+
     /// The domain's present life.
     #[inline]
     pub fn incarnation(&self) -> Incarnation {
         self.handle.incarnation()
+    }
+
+    /// The number by which Xen knows this domain. Asks [`GrantRoom::own_domain`] once in each life of the domain.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn own_domain(&self) -> Result<DomId, Errno>
+    where
+        P: GrantRoom,
+    {
+        self.handle.number()
+    }
+
+    /// Forbids to suspend the domain until [`let_go`](Self::let_go) was called as often: while something is in its memory
+    /// that neither comes along nor can be made anew, such as a page of another domain.
+    pub fn hold(&self) {
+        // Nobody has so many: each is a mapping.
+        self.handle.state().holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one [`hold`](Self::hold) back.
+    pub fn let_go(&self) {
+        self.handle.state().holds.fetch_sub(1, Ordering::Release);
     }
 
     /// Lets the part have another owner: Xen uses nothing of this one's any more.

@@ -9,6 +9,7 @@ extern crate std;
 
 pub mod abi;
 pub mod arch;
+mod areas;
 pub mod assist;
 #[cfg(feature = "alloc")]
 mod boxed;
@@ -27,6 +28,7 @@ pub mod mock;
 pub mod multicall;
 pub mod physdev;
 mod platform;
+mod restore;
 pub mod sched;
 mod shared_info;
 mod time;
@@ -35,9 +37,10 @@ pub mod vcpu;
 pub mod version;
 
 pub use clock::{Clock, Monotonic};
-pub use domain::{Claim, Domain, Incarnation, Part};
+pub use domain::{AtomicIncarnation, Claim, Domain, Incarnation, Part, SuspendError};
 pub use errno::Errno;
-pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, Wait};
+pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, SpecialPages, Wait};
+pub use restore::{Restore, RestoreError};
 pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};
 pub use time::VcpuTime;
 pub use types::{DomId, Gfn, HypercallNr, PAGE_SIZE, Page, VcpuId};

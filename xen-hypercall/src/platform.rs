@@ -4,7 +4,7 @@
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{DomId, Errno, Gfn, HypercallNr, Page, event};
+use crate::{DomId, Errno, Gfn, HypercallNr, Page, VcpuId, event};
 
 /// The way into Xen.
 ///
@@ -48,10 +48,19 @@ pub unsafe trait PageMemory {
 
     /// The frame of a page that `alloc_pages` gave out.
     fn gfn(&self, page: NonNull<Page>) -> Gfn;
+}
 
-    /// Makes pages accessible that Xen or the toolstack put into this domain's memory before it started, such as
-    /// those of the console and of xenstore. They stay so as long as the platform exists. None: the kernel
-    /// cannot reach them.
+/// Pages that Xen or the toolstack put into this domain's memory before it started ("special pages" in the toolstack's
+/// words): those of the console and of xenstore, which HVM parameters name.
+///
+/// Only what uses such a page asks for it: a kernel without xenstore and console does without.
+///
+/// # Implementation safety
+/// The address that `map_special` returns leads to the frames that it was asked for, in a row, cached as memory is, and stays
+/// valid for reads and writes as long as the platform or a clone of it exists.
+pub unsafe trait SpecialPages {
+    /// Makes `count` special pages from `gfn` on accessible. The same frames may be asked for again, as after a resume. `None`:
+    /// the kernel cannot reach them.
     ///
     /// # Safety
     /// Xen or the toolstack named these frames for the purpose they are then used for; they are not memory that
@@ -65,11 +74,11 @@ pub unsafe trait PageMemory {
 ///
 /// # Implementation safety
 /// The frames of a room hold no memory of the guest (nor a device), and the kernel gives them to nobody else until they
-/// come back by `release_room`. `room_address` answers an address at which the kernel's page tables lead to these frames,
+/// come back by `release_room`. `room_address` returns an address at which the kernel's page tables lead to these frames,
 /// cached as memory is, for as long as the room is reserved; what Xen maps at the frames is then read and written there.
-/// `own_domain` answers nothing but the number that the domain has at that moment.
+/// `own_domain` returns nothing but the number that the domain has at that moment.
 pub unsafe trait GrantRoom: Hypercall {
-    /// Reserves `count` frames in a row, and answers the first. `None`: no room left, or `count` is zero.
+    /// Reserves `count` frames in a row, and returns the first. `None`: no room left, or `count` is zero.
     ///
     /// There is nothing at the frames before something is mapped there: they must not be accessed.
     fn reserve_room(&self, count: usize) -> Option<Gfn>;
@@ -89,7 +98,7 @@ pub unsafe trait GrantRoom: Hypercall {
     /// The number by which Xen knows this domain. Pages that it granted itself must not be mapped in its room: Xen takes
     /// them from where they were, and from whoever uses them there.
     ///
-    /// Asks Xen each time, by three calls. A kernel that maps often keeps the number, until it is restored or migrated.
+    /// Asks Xen each time, by three calls; [`Claim::own_domain`](crate::Claim::own_domain) keeps the number.
     ///
     /// # Errors
     /// As [`event::own_domain`].
@@ -112,6 +121,11 @@ pub trait Wait {
     ///   instruction that sleeps with interrupts on, and returns at once for `true`. A platform whose handler leaves the
     ///   dispatching to the caller need not call it.
     fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool);
+
+    /// The vCPU that makes the call, whose events a wait looks at. A kernel with several of them says so.
+    fn vcpu(&self) -> VcpuId {
+        VcpuId(0)
+    }
 }
 
 /// Everything that a driver needs of the kernel.
@@ -141,7 +155,10 @@ unsafe impl<T: PageMemory + ?Sized> PageMemory for &T {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         (**self).gfn(page)
     }
+}
 
+// SAFETY: every call is handed to the implementation behind the reference, which keeps the promises.
+unsafe impl<T: SpecialPages + ?Sized> SpecialPages for &T {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call as to the inner one.
         unsafe { (**self).map_special(gfn, count) }
@@ -176,5 +193,9 @@ impl<T: Wait + ?Sized> Wait for &T {
 
     fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
         (**self).wait(deadline, is_due);
+    }
+
+    fn vcpu(&self) -> VcpuId {
+        (**self).vcpu()
     }
 }

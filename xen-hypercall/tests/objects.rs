@@ -8,7 +8,7 @@ use xen_hypercall::abi::EvtchnClose;
 use xen_hypercall::mock::MockXen;
 use xen_hypercall::multicall::Multicall;
 use xen_hypercall::{
-    DomId, GrantRoom, Hypercall, HypercallNr, PageMemory, Platform, VcpuId, Wait, sched, vcpu, version,
+    DomId, GrantRoom, Hypercall, HypercallNr, Platform, SpecialPages, VcpuId, Wait, sched, vcpu, version,
 };
 
 #[test]
@@ -31,8 +31,8 @@ fn typed_calls_take_a_trait_object() {
     assert_eq!(guest.page_at(driver.gfn(page)), Some(page));
 }
 
-/// All four traits by one value, as a driver's generic code uses them.
-fn use_all(platform: impl PageMemory + GrantRoom + Wait) {
+/// All traits by one value, as a driver's generic code uses them.
+fn use_all(platform: impl Platform + SpecialPages + GrantRoom + Wait) {
     assert_eq!(version::version(&platform), Ok((4, 17)));
     let page = platform.alloc_pages(2).unwrap();
     let gfn = platform.gfn(page);

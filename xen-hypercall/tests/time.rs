@@ -224,3 +224,25 @@ fn a_kernels_clock_starts_late_and_never_goes_back() {
     assert_eq!(clock.now(VcpuId(1), || 0), Duration::from_nanos(900));
     assert_eq!(clock.unix_time(Duration::from_secs(1)), Duration::from_secs(6));
 }
+
+#[test]
+fn a_clock_that_xen_sets_back_stands_still_until_it_is_there_again() {
+    let shared: &'static Shared = Box::leak(Box::new(Shared::new()));
+    let set = |nanoseconds| {
+        let time = VcpuTime::new(0, nanoseconds, 1 << 31, 1);
+        assert!(shared.domain.set_time(VcpuId(0), time));
+        assert_eq!(shared.guest().time(VcpuId(0)), Some(time));
+    };
+    set(5_000);
+    let clock = Clock::new();
+    clock.start(shared.guest());
+    assert_eq!(clock.now(VcpuId(0), || 100), Duration::from_nanos(5_100));
+    // The guest goes on where Xen was started later.
+    set(40);
+    assert_eq!(shared.guest().now(VcpuId(0), || 100), Some(Duration::from_nanos(140)));
+    assert_eq!(clock.now(VcpuId(0), || 100), Duration::from_nanos(5_100));
+    assert_eq!(clock.now(VcpuId(0), || 5_000), Duration::from_nanos(5_100));
+    assert_eq!(clock.now(VcpuId(0), || 5_061), Duration::from_nanos(5_101));
+    // A vCPU that has no place for it.
+    assert!(!shared.domain.set_time(VcpuId(32), VcpuTime::new(0, 1, 0, 0)));
+}

@@ -56,7 +56,7 @@ impl Machine {
         frame
     }
 
-    /// The backend sends what it has; answers how many frames those were.
+    /// The backend sends what it has; returns how many frames those were.
     fn sent(&self) -> usize {
         self.xen.run_until_idle(1000);
         std::iter::from_fn(|| self.switch.receive()).count()
@@ -101,7 +101,7 @@ fn large(c: &mut Criterion) {
     let page = |_| {
         let mut page = machine.grants.share(DomId(0), Access::ReadOnly).unwrap();
         page.write_bytes(0, &frame).unwrap();
-        FramePage { page, offset: 0, len: 1514 }
+        FramePage::new(page, 0, 1514)
     };
     let mut pages: Vec<_> = (0..BATCH).map(page).collect();
     batch(c, "send", 1514).bench_function("1514 bytes, pages handed over", |b| {

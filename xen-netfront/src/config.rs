@@ -40,7 +40,8 @@ pub(crate) const NODES: [(&str, Features, bool); 5] = [
     ("feature-gso-tcpv6", Features::GSO_V6, true),
 ];
 
-/// What can be chosen about a network device.
+/// What can be chosen about a network device. Made from the default, `Config { queues: 2, ..Config::default() }`: a minor
+/// version may add fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
     /// What is used towards the backend, as far as it takes it. All by default.

@@ -4,6 +4,7 @@ use crate::abi::{EXTRA_TYPE_HASH, ExtraInfo, HashTypes};
 use crate::packet::{ETHERNET, Packet, TCP};
 
 /// The hash of a frame, as the backend says.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hash {
     /// What was hashed: one of the types, empty when it is none that is known.

@@ -4,6 +4,7 @@ use crate::abi::{ExtraInfo, GSO_TYPE_TCPV4, GSO_TYPE_TCPV6};
 use crate::{Features, Hash};
 
 /// What is known of the TCP or UDP checksum of a frame (`NETTXF_*`, `NETRXF_*` of `io/netif.h`).
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Checksum {
     /// It is in the frame, and whoever cares verifies it.
@@ -18,6 +19,7 @@ pub enum Checksum {
 
 /// A TCP packet that is larger than the path allows; whoever puts it on a wire cuts it into segments
 /// (`XEN_NETIF_EXTRA_TYPE_GSO`).
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gso {
     /// Which headers it has.
@@ -27,6 +29,7 @@ pub struct Gso {
 }
 
 /// The headers of a packet that is to be cut (`XEN_NETIF_GSO_TYPE_*`).
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GsoKind {
     /// TCP in IPv4.
@@ -36,6 +39,7 @@ pub enum GsoKind {
 }
 
 /// What is said of a frame that is sent.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TxMeta {
     /// With [`Checksum::Blank`] it does not matter what is in the checksum's place: the device does what is needed,
@@ -65,6 +69,11 @@ pub struct RxMeta {
 }
 
 impl TxMeta {
+    /// The checksum of a frame, and whether it is to be cut.
+    pub const fn new(checksum: Checksum, gso: Option<Gso>) -> Self {
+        Self { checksum, gso }
+    }
+
     /// Whether nothing is said.
     #[inline]
     pub(crate) fn is_plain(self) -> bool {
@@ -73,6 +82,11 @@ impl TxMeta {
 }
 
 impl Gso {
+    /// A packet with these headers, to be cut into segments of `size` bytes.
+    pub const fn new(kind: GsoKind, size: u16) -> Self {
+        Self { kind, size }
+    }
+
     /// What `XEN_NETIF_EXTRA_TYPE_GSO` says; none when that makes no sense.
     pub(crate) fn from_abi((size, kind): (u16, u8)) -> Option<Self> {
         let kind = match kind {

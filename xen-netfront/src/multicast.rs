@@ -9,6 +9,7 @@ use crate::tx::{Plan, Slot};
 use crate::{Error, Mac, NetFront};
 
 /// What a backend can do about multicast frames.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Multicast {
     /// All of them arrive.

@@ -9,6 +9,7 @@ pub const UDP: u8 = 17;
 
 /// Where things are in an Ethernet frame that holds TCP or UDP in IPv4 or IPv6, not in fragments and without VLAN tag.
 /// Offsets are from the start of the frame, in bytes, and lie within it.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Packet {
     /// Whether it is IPv6.

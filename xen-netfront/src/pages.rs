@@ -10,6 +10,7 @@ use crate::tx::{Plan, Slot, TxQueue};
 use crate::{Error, Features, NetFront, RxMeta, Stats, TxMeta};
 
 /// A part of a frame: some bytes of a page that is granted to the backend.
+#[non_exhaustive]
 #[derive(Debug)]
 pub struct FramePage<'x, P: Platform> {
     /// The page. What [`transmit_pages`](NetFront::transmit_pages) exchanges it for may be granted for reading alone.
@@ -18,6 +19,13 @@ pub struct FramePage<'x, P: Platform> {
     pub offset: usize,
     /// Its length in bytes.
     pub len: usize,
+}
+
+impl<'x, P: Platform> FramePage<'x, P> {
+    /// `len` bytes of a page, from `offset` on.
+    pub const fn new(page: GrantedPage<'x, P>, offset: usize, len: usize) -> Self {
+        Self { page, offset, len }
+    }
 }
 
 /// As much of a frame as its headers take, if they are to be looked at.

@@ -13,9 +13,7 @@ use xen_gnttab::Access;
 use xen_hypercall::{DomId, VcpuId};
 use xen_netfront::abi::*;
 use xen_netfront::mock::{ControlLimits, Fault, Options};
-use xen_netfront::{
-    Config, Error, FRAME_MAX, Features, FramePage, Hash, Mac, Multicast, State, Violation, hash,
-};
+use xen_netfront::{Config, Error, FRAME_MAX, Features, FramePage, Mac, Multicast, State, Violation, hash};
 use xen_xenstore::Xenstore;
 
 const GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 1];
@@ -126,10 +124,9 @@ fn packets_come_by_the_queue_that_their_hash_says() {
             machine.switch.send(got);
             machine.run();
             let meta = front.receive_with(&mut buf).unwrap().unwrap();
-            assert_eq!(
-                meta.hash,
-                Some(Hash { types: kind, algorithm: HASH_ALGORITHM_TOEPLITZ as u8, value })
-            );
+            let hash = meta.hash.unwrap();
+            let expected = (kind, HASH_ALGORITHM_TOEPLITZ as u8, value);
+            assert_eq!((hash.types, hash.algorithm, hash.value), expected);
             assert_eq!(meta.queue as u32, mapping[value as usize % 128]);
             queues.insert(meta.queue);
             front.publish().unwrap();
@@ -235,7 +232,7 @@ fn there_is_room_before_frames() {
         let config = Config { headroom: wanted, receive: Features::all(), ..Config::default() };
         let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
         let page = || machine.grants.share(DomId(0), Access::ReadWrite).unwrap();
-        let mut pages: Vec<_> = (0..4).map(|_| FramePage { page: page(), offset: 0, len: 0 }).collect();
+        let mut pages: Vec<_> = (0..4).map(|_| FramePage::new(page(), 0, 0)).collect();
         for len in [60, 1500, 4096, 8000] {
             machine.switch.send(frame(GUEST, HOST, len, 1));
             machine.run();

@@ -320,7 +320,7 @@ fn a_chain_of_responses_that_is_too_long_leaks_no_page() {
             let config = Config { receive: Features::all(), ..Config::default() };
             let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
             let page = || machine.grants.share(DomId(0), Access::ReadWrite).unwrap();
-            let mut spare: Vec<_> = (0..4).map(|_| FramePage { page: page(), offset: 0, len: 0 }).collect();
+            let mut spare: Vec<_> = (0..4).map(|_| FramePage::new(page(), 0, 0)).collect();
             let in_use = machine.grants.stats().in_use;
             for round in 0..4 {
                 for _ in 1..chain {

@@ -303,7 +303,7 @@ fn a_backend_can_be_in_any_domain() {
     front.control(soon).unwrap().set_hash_algorithm(1).unwrap();
     // Another backend in the same place may be in another domain.
     let page = machine.grants.share(DomId(0), Access::ReadOnly).unwrap();
-    let mut part = [FramePage { page, offset: 0, len: 60 }];
+    let mut part = [FramePage::new(page, 0, 60)];
     assert_eq!(front.transmit_pages(&mut part, TxMeta::default()), Err(Error::Page));
     front.close(&mut xs, machine.soon()).unwrap();
     assert_eq!(back.complaints(), [""; 0]);
@@ -319,9 +319,9 @@ fn a_backend_keeps_to_what_it_said() {
     let mut front = machine.connect(&mut xs).unwrap();
     // What it says later it was not asked.
     back.set_back("feature-sg", "0");
-    let gso = Some(Gso { kind: GsoKind::TcpV4, size: 1400 });
+    let gso = Some(Gso::new(GsoKind::TcpV4, 1400));
     let large = tcp(false, true, 1, &bytes(20_000));
-    front.transmit_with(&[&large], TxMeta { checksum: Checksum::Blank, gso }).unwrap();
+    front.transmit_with(&[&large], TxMeta::new(Checksum::Blank, gso)).unwrap();
     front.publish().unwrap();
     machine.run();
     assert_eq!(machine.switch.receive().unwrap().gso, gso);

@@ -9,11 +9,11 @@ use xen_netfront::packet::{self, Packet};
 use xen_netfront::{Checksum, Config, Error, FRAME_MAX, Features, Gso, GsoKind, TxMeta};
 use xen_xenstore::Xenstore;
 
-const BLANK: TxMeta = TxMeta { checksum: Checksum::Blank, gso: None };
+const BLANK: TxMeta = TxMeta::new(Checksum::Blank, None);
 
 fn gso(v6: bool, size: u16) -> TxMeta {
     let kind = if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
-    TxMeta { checksum: Checksum::Blank, gso: Some(Gso { kind, size }) }
+    TxMeta::new(Checksum::Blank, Some(Gso::new(kind, size)))
 }
 
 fn all() -> Config {

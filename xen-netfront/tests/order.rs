@@ -9,7 +9,7 @@ use std::time::Duration;
 use xen_evtchn::EventChannels;
 use xen_gnttab::{GrantRef, GrantTable};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, Page, PageMemory, Wait};
+use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, Page, PageMemory, SpecialPages, Wait};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options};
 use xen_netfront::{Config, NetFront};
 use xen_xenstore::Xenstore;
@@ -59,6 +59,10 @@ unsafe impl PageMemory for Watching {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.domain.gfn(page)
     }
+}
+
+// SAFETY: the mock's domain does what it promises.
+unsafe impl SpecialPages for Watching {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller's promise.
         unsafe { self.domain.map_special(gfn, count) }

@@ -221,7 +221,7 @@ fn pages_of_the_callers_own_are_not_copied() {
     let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
     let granted = |access| machine.grants.share(DomId(0), access).unwrap();
     let mut pages: Vec<FramePage<'_, _>> =
-        (0..3).map(|_| FramePage { page: granted(Access::ReadOnly), offset: 0, len: 0 }).collect();
+        (0..3).map(|_| FramePage::new(granted(Access::ReadOnly), 0, 0)).collect();
     let data = tcp(false, true, 1, &bytes(5000));
     // More often than there are pages: each comes back by exchange.
     for _ in 0..300 {
@@ -242,7 +242,7 @@ fn pages_of_the_callers_own_are_not_copied() {
 
     // The other way, by exchange as well.
     let mut spare: Vec<FramePage<'_, _>> =
-        (0..3).map(|_| FramePage { page: granted(Access::ReadWrite), offset: 0, len: 0 }).collect();
+        (0..3).map(|_| FramePage::new(granted(Access::ReadWrite), 0, 0)).collect();
     for _ in 0..300 {
         machine.switch.send(data.clone());
         machine.run();
@@ -264,7 +264,7 @@ fn pages_of_the_callers_own_are_not_copied() {
     whole[..12].copy_from_slice(&[HOST, GUEST].concat());
     spare[0].page.write_bytes(7, &whole).unwrap();
     (spare[0].offset, spare[0].len) = (7, whole.len());
-    let blank = TxMeta { checksum: xen_netfront::Checksum::Blank, gso: None };
+    let blank = TxMeta::new(xen_netfront::Checksum::Blank, None);
     front.transmit_pages(&mut spare[..1], blank).unwrap();
     front.publish().unwrap();
     machine.run();
@@ -289,18 +289,18 @@ fn pages_that_are_not_the_backends_are_refused() {
         (DomId(0), Access::ReadOnly, 0, 4097),
     ] {
         let page = machine.grants.share(to, access).unwrap();
-        let mut part = [FramePage { page, offset, len }];
+        let mut part = [FramePage::new(page, offset, len)];
         assert_eq!(front.transmit_pages(&mut part, TxMeta::default()), Err(Error::Page));
         assert_eq!(front.receive_pages(&mut part), Err(Error::Page));
     }
     // The frame is still there for a page that is right.
     let page = machine.grants.share(DomId(0), Access::ReadWrite).unwrap();
-    let mut part = [FramePage { page, offset: 0, len: 0 }];
+    let mut part = [FramePage::new(page, 0, 0)];
     assert_eq!(front.receive_pages(&mut part).unwrap().map(|meta| meta.len), Some(60));
     assert_eq!(front.receive_pages(&mut part), Ok(None));
     let page = || machine.grants.share(DomId(0), Access::ReadOnly).unwrap();
     for (count, len) in [(0, 1), (2, 0), (19, 60), (1, 13)] {
-        let mut parts: Vec<_> = (0..count).map(|_| FramePage { page: page(), offset: 0, len }).collect();
+        let mut parts: Vec<_> = (0..count).map(|_| FramePage::new(page(), 0, len)).collect();
         assert!(front.transmit_pages(&mut parts, TxMeta::default()).is_err());
     }
     front.publish().unwrap();
@@ -317,8 +317,7 @@ fn a_backend_that_is_not_trusted_gets_copies() {
     let mut front = machine.connect(&mut xs).unwrap();
     assert!(!front.is_trusted());
     let page = || machine.grants.share(DomId(0), Access::ReadOnly).unwrap();
-    let mut parts =
-        [FramePage { page: page(), offset: 1, len: 4000 }, FramePage { page: page(), offset: 96, len: 999 }];
+    let mut parts = [FramePage::new(page(), 1, 4000), FramePage::new(page(), 96, 999)];
     let data = frame(HOST, GUEST, 4999, 3);
     parts[0].page.write_bytes(1, &data[..4000]).unwrap();
     parts[1].page.write_bytes(96, &data[4000..]).unwrap();

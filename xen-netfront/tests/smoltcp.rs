@@ -172,7 +172,7 @@ fn the_stack_sees_no_frame_that_nobody_has_verified() {
         packet::set_partial(&mut blank.bytes, &packet);
         blank.checksum = Checksum::Blank;
         let kind = if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
-        blank.gso = Some(Gso { kind, size: 1400 });
+        blank.gso = Some(Gso::new(kind, 1400));
         machine.switch.send(blank.clone());
         // The stack verifies UDP itself, so it must be there.
         let datagram = udp(v6, false, &bytes(99));

@@ -18,6 +18,7 @@ pub enum RingError {
 
 /// How the peer broke the protocol: its index is where it cannot be, further ahead than there is room or work, or
 /// behind what it was.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation {
     /// The index that the peer wrote.
@@ -26,6 +27,13 @@ pub struct Violation {
     pub ours: u32,
     /// By how much they may differ at most.
     pub limit: u32,
+}
+
+impl Violation {
+    /// What was found.
+    pub const fn new(index: u32, ours: u32, limit: u32) -> Self {
+        Self { index, ours, limit }
+    }
 }
 
 impl fmt::Display for Violation {

@@ -1,7 +1,7 @@
 //! What the compiler checks of the types here: where things stand in shared pages, as Xen's headers declare them.
 #![allow(dead_code, reason = "structures declared for their layout alone")]
 
-use memoffset::offset_of;
+use core::mem::offset_of;
 use static_assertions::{const_assert, const_assert_eq};
 
 use crate::{

@@ -28,6 +28,7 @@ pub struct SharedMem<'a> {
 unsafe impl Send for SharedMem<'_> {}
 
 /// An access that is not within the memory, or not aligned as it needs to be.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfRange {
     /// First byte of the access.
@@ -36,6 +37,13 @@ pub struct OutOfRange {
     pub len: usize,
     /// Bytes that are there.
     pub available: usize,
+}
+
+impl OutOfRange {
+    /// An access that was refused.
+    pub const fn new(offset: usize, len: usize, available: usize) -> Self {
+        Self { offset, len, available }
+    }
 }
 
 impl fmt::Display for OutOfRange {
@@ -172,7 +180,6 @@ impl<'a> SharedMem<'a> {
     ///
     /// # Errors
     /// [`OutOfRange`] when they are not all within the memory; nothing is read then.
-    #[inline]
     pub fn read_bytes(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
         let from = self.at(offset, out.len())?;
         // SAFETY: both are valid for `out.len()` bytes: checked above, and `out` is a slice. They do not overlap, for
@@ -185,7 +192,6 @@ impl<'a> SharedMem<'a> {
     ///
     /// # Errors
     /// [`OutOfRange`] when they do not all fit; nothing is written then.
-    #[inline]
     pub fn write_bytes(&self, offset: usize, data: &[u8]) -> Result<(), OutOfRange> {
         let to = self.at(offset, data.len())?;
         // SAFETY: both are valid for `data.len()` bytes: checked above, and `data` is a slice, which is read only. They

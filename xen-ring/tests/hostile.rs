@@ -119,7 +119,7 @@ fn every_index_that_cannot_be_breaks_the_ring() {
                 1..=3 => assert_eq!(result, Ok(Some([0; 4]))),
                 _ => {
                     let ours = start.wrapping_add(2);
-                    let violation = Violation { index: ours.wrapping_add(index), ours, limit: 3 };
+                    let violation = Violation::new(ours.wrapping_add(index), ours, 3);
                     assert_eq!(result, Err(RingError::Broken(violation)));
                 }
             }
@@ -141,7 +141,7 @@ fn an_index_that_goes_back_breaks_the_ring_when_it_is_seen() {
     back.set(Field::RspProd, 2);
     // What was checked stays good; it is not read again.
     assert_eq!(front.pop(), Ok(Some([0; 4])));
-    let error = Err(RingError::Broken(Violation { index: 2, ours: 1, limit: 4 }));
+    let error = Err(RingError::Broken(Violation::new(2, 1, 4)));
     assert_eq!(front.arm(), error);
     assert_eq!(front.pop().map(drop), error.map(drop));
 }
@@ -250,7 +250,7 @@ fn a_back_whose_front_broke_the_protocol_has_nothing_to_answer() {
     front.publish().unwrap();
     assert_eq!((back.pop(), back.unanswered()), (Ok(Some([1; 12])), 1));
     shared.clone().mem().store_u32(xen_ring::REQ_PROD, 5000, Ordering::Release).unwrap();
-    let broken = RingError::Broken(Violation { index: 5000, ours: 1, limit: 255 });
+    let broken = RingError::Broken(Violation::new(5000, 1, 255));
     assert_eq!(back.pop(), Err(broken));
     assert_eq!(back.push(&[2; 4]), Err(broken));
     assert_eq!((back.unanswered(), back.push_batch(&[[2; 4]])), (0, Err(broken)));

@@ -23,7 +23,7 @@ fn is_within(offset: usize, len: usize) -> bool {
 }
 
 fn refused(offset: usize, len: usize) -> OutOfRange {
-    OutOfRange { offset, len, available: 2 * PAGE_SIZE }
+    OutOfRange::new(offset, len, 2 * PAGE_SIZE)
 }
 
 proptest! {
@@ -96,7 +96,7 @@ proptest! {
             }
             Err(error) => {
                 prop_assert!(offset.checked_add(len).is_none_or(|end| end > room));
-                prop_assert_eq!(error, OutOfRange { offset, len, available: room });
+                prop_assert_eq!(error, OutOfRange::new(offset, len, room));
                 return Ok(());
             }
         }
@@ -175,8 +175,8 @@ fn nothing_is_within_empty_memory_but_nothing() {
     assert!(mem.is_empty());
     assert_eq!(mem.read_bytes(0, &mut []), Ok(()));
     assert_eq!(mem.read::<[u8; 0]>(0), Ok([]));
-    assert_eq!(mem.read_bytes(1, &mut []), Err(OutOfRange { offset: 1, len: 0, available: 0 }));
-    assert_eq!(mem.read::<u8>(0), Err(OutOfRange { offset: 0, len: 1, available: 0 }));
+    assert_eq!(mem.read_bytes(1, &mut []), Err(OutOfRange::new(1, 0, 0)));
+    assert_eq!(mem.read::<u8>(0), Err(OutOfRange::new(0, 1, 0)));
     assert!(mem.load_u32(0, Ordering::Relaxed).is_err());
 }
 

@@ -89,7 +89,7 @@ fn a_ring_of_one_slot_less_than_fits_does_not_exist() {
         let back = Back::<Blk, _>::attach(pages.mem().slice(0, len).unwrap()).map(|ring| ring.slots());
         let hostile = HostileBack::<Blk, _>::new(pages.mem().slice(0, len).unwrap()).map(|ring| ring.slots());
         let expected = match slots {
-            0 => Err(RingError::TooSmall(OutOfRange { offset: 64, len: 112, available: len })),
+            0 => Err(RingError::TooSmall(OutOfRange::new(64, 112, len))),
             slots => Ok(slots),
         };
         assert_eq!((front, back, hostile), (expected, expected, expected));

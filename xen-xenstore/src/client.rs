@@ -6,10 +6,11 @@ use core::time::Duration;
 use bitflags::bitflags;
 use xen_evtchn::{Channel, Deadline, EventChannels, Port, Progress};
 use xen_hypercall::hvm::{HvmParam, get_param};
-use xen_hypercall::{Gfn, Platform, Wait};
+use xen_hypercall::{Gfn, Platform, SpecialPages, Wait};
 use xen_ring::XenstoreLayout;
 
 use crate::link::Link;
+use crate::page::StorePage;
 use crate::wire::Operation;
 use crate::{Error, Until};
 
@@ -62,7 +63,10 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     ///
     /// # Errors
     /// As [`new_until`](Self::new_until).
-    pub fn new(events: &'x EventChannels<P>) -> Result<Self, Error> {
+    pub fn new(events: &'x EventChannels<P>) -> Result<Self, Error>
+    where
+        P: SpecialPages,
+    {
         let end = events.platform().now().saturating_add(PATIENCE);
         Self::new_until(events, end)
     }
@@ -73,14 +77,17 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// # Errors
     /// [`Error::NoStore`] when the domain was given none; [`Error::NotReady`] when the daemon has not come by `deadline`, and
     /// a later call may succeed; otherwise what Xen or the daemon returns.
-    pub fn new_until<'d>(
-        events: &'x EventChannels<P>,
-        deadline: impl Into<Until<'d>>,
-    ) -> Result<Self, Error> {
+    pub fn new_until<'d>(events: &'x EventChannels<P>, deadline: impl Into<Until<'d>>) -> Result<Self, Error>
+    where
+        P: SpecialPages,
+    {
         Self::connect(events, deadline.into().deadline())
     }
 
-    fn connect(events: &'x EventChannels<P>, deadline: &mut Deadline) -> Result<Self, Error> {
+    fn connect(events: &'x EventChannels<P>, deadline: &mut Deadline) -> Result<Self, Error>
+    where
+        P: SpecialPages,
+    {
         let platform = events.platform();
         let port = get_param(platform, HvmParam::STORE_EVTCHN)?;
         let port = u32::try_from(port).ok().filter(|port| *port != 0).ok_or(Error::NoStore)?;
@@ -97,7 +104,8 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
                 gfn => break Gfn(gfn),
             }
         };
-        let mut store = Self { link: Link::new(events, gfn, channel)?, patience: PATIENCE };
+        let page = StorePage::map(platform, gfn).ok_or(Error::Unreachable(gfn))?;
+        let mut store = Self { link: Link::new(events, page, channel)?, patience: PATIENCE };
         // Xen sets the word before there is a daemon that offers anything. Until then the ring is about to be reset.
         if store.server_features()?.contains(ServerFeatures::RECONNECTION)
             || store.link.ring.word(XenstoreLayout::CONNECTION)? == RECONNECT

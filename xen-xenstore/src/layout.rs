@@ -1,6 +1,6 @@
 //! What the compiler checks of the types here: where the fields of a message's header are, and what may cross threads.
 
-use memoffset::offset_of;
+use core::mem::offset_of;
 use static_assertions::{assert_impl_all, const_assert_eq};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
 use xen_evtchn::{Channel, Deadline, EventChannels, EventSeq, Progress};
-use xen_hypercall::{Gfn, Platform, Wait};
+use xen_hypercall::{Platform, Wait};
 use xen_ring::{ByteRing, StreamLayout, XenstoreLayout};
 use zerocopy::IntoBytes;
 
@@ -62,10 +62,9 @@ pub(crate) struct Link<'x, P: Platform> {
 impl<'x, P: Platform + Wait> Link<'x, P> {
     pub(crate) fn new(
         events: &'x EventChannels<P>,
-        gfn: Gfn,
+        page: StorePage,
         channel: Channel<'x, P>,
     ) -> Result<Self, Error> {
-        let page = StorePage::map(events.platform(), gfn).ok_or(Error::Unreachable(gfn))?;
         let link = Self {
             ring: ByteRing::new(page)?,
             channel,

@@ -3,7 +3,7 @@
 
 use core::ptr::NonNull;
 
-use xen_hypercall::{Gfn, PAGE_SIZE, Page, Platform};
+use xen_hypercall::{Gfn, PAGE_SIZE, Page, SpecialPages};
 use xen_ring::{Backing, SharedMem};
 
 /// Xenstore's page, which stays mapped as long as the platform exists.
@@ -14,7 +14,7 @@ unsafe impl Send for StorePage {}
 
 impl StorePage {
     /// The page at the frame that `HVM_PARAM_STORE_PFN` names.
-    pub(crate) fn map(platform: &impl Platform, gfn: Gfn) -> Option<Self> {
+    pub(crate) fn map(platform: &impl SpecialPages, gfn: Gfn) -> Option<Self> {
         // SAFETY: the toolstack put xenstore's page at this frame, and it is used as just that.
         unsafe { platform.map_special(gfn, 1) }.map(Self)
     }

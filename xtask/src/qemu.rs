@@ -59,6 +59,13 @@ pub enum System {
         /// How many vCPUs it has.
         vcpus: u32,
     },
+    /// None: a kernel is the only domain, without a dom0's rights.
+    Dom0less {
+        /// Its name in the bed's folder.
+        kernel: String,
+        /// Its command line.
+        cmdline: String,
+    },
 }
 
 /// Everything the serial line and QEMU itself printed.
@@ -222,10 +229,10 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
     let mut command = match deb::which("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL", "--"]).arg(qemu);
+            command.args(["--pdeathsig", "KILL", "--"]).arg(&qemu);
             command
         }
-        None => Command::new(qemu),
+        None => Command::new(&qemu),
     };
     // Short names: a space or a comma in a folder's name would split QEMU's list of modules.
     command.current_dir(&bed.dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -238,6 +245,12 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
             (boot.modules)(Platform::KERNEL, &format!("{LINUX_OPTIONS} {options}"), Some(initramfs))
         }
         System::Other { kernel, cmdline, .. } => (boot.modules)(kernel, cmdline, None),
+        System::Dom0less { kernel, cmdline } => {
+            let words = boot.dom0less;
+            let words =
+                words.with_context(|| format!("Xen for {} cannot do without a dom0", bed.platform.name))?;
+            words(&bed.dir, &qemu, kernel, cmdline)?
+        }
     });
 
     let mut network = "user,id=n0,net=10.0.0.0/24,host=10.0.0.254,dhcpstart=10.0.0.100".to_owned();
@@ -260,7 +273,7 @@ const LINUX_OPTIONS: &str =
 fn xen_options(machine: &Machine, emulator: &Emulator, boot: &Boot) -> String {
     let memory = machine.dom0_memory.unwrap_or(emulator.dom0_memory);
     let (vcpus, more) = match machine.system {
-        System::Linux { .. } => (1, ""),
+        System::Linux { .. } | System::Dom0less { .. } => (1, ""),
         System::Other { vcpus, .. } => (vcpus, boot.other_options),
     };
     format!(

@@ -4,7 +4,7 @@
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use xen_hypercall::{Gfn, PAGE_SIZE, Page, PageMemory};
+use xen_hypercall::{Gfn, PAGE_SIZE, Page, PageMemory, SpecialPages};
 
 /// The most pages that a region may have.
 const MOST: usize = 1024;
@@ -39,7 +39,7 @@ impl Frames {
         all.filter(|taken| !taken.load(Ordering::Relaxed)).count()
     }
 
-    /// Marks `count` pages in a row as taken, or none; answers the place of the first.
+    /// Marks `count` pages in a row as taken, or none; returns the place of the first.
     fn take(&self, count: usize) -> Option<usize> {
         let mut from = 0usize;
         while let Some(wanted) = self.taken.get(from..from.checked_add(count)?.min(self.count)) {
@@ -86,7 +86,10 @@ unsafe impl PageMemory for Frames {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         Gfn((page.addr().get() / PAGE_SIZE) as u64)
     }
+}
 
+// SAFETY: all addresses are the frames', as `new` promises.
+unsafe impl SpecialPages for Frames {
     unsafe fn map_special(&self, gfn: Gfn, _count: usize) -> Option<NonNull<Page>> {
         let address = usize::try_from(gfn.0).ok()?.checked_mul(PAGE_SIZE)?;
         NonNull::new(ptr::with_exposed_provenance_mut(address))

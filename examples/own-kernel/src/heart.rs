@@ -5,7 +5,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use xen_hypercall::{Errno, Gfn, Platform, Wait, event};
+use xen_hypercall::{Errno, Gfn, Platform, SpecialPages, Wait, event};
 use xen_ring::{Backing, Front, RingError};
 
 use crate::{Beat, Heartbeat, LATEST, Reply, SOONEST, SharedPage};
@@ -60,7 +60,7 @@ pub struct Heart<'k, K, M = SharedPage> {
     broken: Option<Error>,
 }
 
-impl<'k, K: Platform + Wait> Heart<'k, K, SharedPage> {
+impl<'k, K: Platform + SpecialPages + Wait> Heart<'k, K, SharedPage> {
     /// Begins, with a page and a port that the toolstack made for it.
     ///
     /// # Errors

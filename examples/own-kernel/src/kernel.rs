@@ -4,7 +4,7 @@
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use xen_hypercall::{Gfn, Hypercall, HypercallNr, Page, PageMemory, Wait};
+use xen_hypercall::{Gfn, Hypercall, HypercallNr, Page, PageMemory, SpecialPages, Wait};
 
 /// The way into Xen, the memory, and the clock. In the kernel that is [`OnXen`](crate::OnXen); in a test all three
 /// are a `MockDomain`.
@@ -40,7 +40,10 @@ unsafe impl<C, M: PageMemory, T> PageMemory for Kernel<C, M, T> {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.memory.gfn(page)
     }
+}
 
+// SAFETY: the part keeps the promises.
+unsafe impl<C, M: SpecialPages, T> SpecialPages for Kernel<C, M, T> {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller's promises are the same.
         unsafe { self.memory.map_special(gfn, count) }

@@ -11,7 +11,9 @@ use xen_blkfront::{BlkFront, Piece, Ticket};
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::mock::{MockDomain, MockXen};
-use xen_hypercall::{DomId, Domain, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, Wait};
+use xen_hypercall::{
+    DomId, Domain, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, SpecialPages, Wait,
+};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options as CardOptions};
 use xen_netfront::{FramePage, NetFront, TxMeta};
 use xen_ring::{Back, Front};
@@ -65,6 +67,10 @@ unsafe impl PageMemory for Guest {
     fn gfn(&self, page: NonNull<Memory>) -> Gfn {
         self.0.gfn(page)
     }
+}
+
+// SAFETY: the mock's domain does what it promises.
+unsafe impl SpecialPages for Guest {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Memory>> {
         // SAFETY: the caller's promise.
         unsafe { self.0.map_special(gfn, count) }
@@ -122,7 +128,7 @@ impl Machine {
 
     fn pages(&self, count: usize, access: Access) -> Vec<FramePage<'static, Guest>> {
         let share = || self.grants.share(DomId(0), access).expect("a page");
-        (0..count).map(|_| FramePage { page: share(), offset: 0, len: 1514 }).collect()
+        (0..count).map(|_| FramePage::new(share(), 0, 1514)).collect()
     }
 
     /// Lets the far side act.

@@ -120,6 +120,11 @@ impl Trouble {
         Some(due)
     }
 
+    /// Nor does a domain that is gone.
+    pub(super) fn forget_all(&mut self, domain: DomId) {
+        self.late.retain(|(_, to, _)| *to != domain);
+    }
+
     /// A closed port gets no events.
     pub(super) fn forget(&mut self, domain: DomId, port: u32) {
         self.late.retain(|(_, to, late)| (*to, *late) != (domain, port));

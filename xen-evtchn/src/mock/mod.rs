@@ -45,6 +45,7 @@ pub fn install(xen: &MockXen) {
     xen.set_timer_hook(|domain, vcpu| {
         raise_virq(domain, Virq::TIMER, vcpu);
     });
+    xen.on_migration(|domain, old| with(domain.xen(), |machine| machine.migrated(domain.id(), old)));
 }
 
 /// Raises a virtual interrupt, as Xen does. False if the domain has not bound it.

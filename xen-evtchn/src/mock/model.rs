@@ -3,6 +3,7 @@
 //! What is sent arrives once, nothing else does, and no event is forgotten. While events are lost, late, doubled or without reason
 //! by chance, the model tells those that may come from those that must and those that cannot. It panics, as tests do, when
 //! the channels do another thing.
+#![allow(unsafe_code, reason = "suspends domains")]
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -10,7 +11,8 @@ use std::format;
 use std::vec::Vec;
 
 use xen_hypercall::mock::{Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, VcpuId};
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{DomId, Domain, VcpuId};
 
 use crate::mock::{self, Faults};
 use crate::{Abi, Channel, EventChannels, Port, Priority, Progress};
@@ -125,6 +127,11 @@ pub enum Op {
     },
     /// The machine goes on a step: late events arrive.
     Step,
+    /// A domain is suspended and goes on as a new one. Its connections are gone; the other domain closes its ends of them.
+    Migrate {
+        /// Which of the two.
+        side: usize,
+    },
 }
 
 /// Two domains of a machine without any do all this, each with its ABI, and close everything at the end. The machine has
@@ -133,11 +140,11 @@ pub enum Op {
 /// # Panics
 /// If the channels do what they should not.
 pub fn run(xen: &MockXen, abis: [Abi; 2], ops: impl IntoIterator<Item = Op>) {
-    let sides = [0, 1].map(|side| {
-        let domain = xen.domain(DOMAINS[side]).boot().expect("a token");
-        EventChannels::with_abi(&domain, abis[side]).expect("a Xen with both")
-    });
-    let mut model = Model { sides: &sides, links: Vec::new(), sent: [0; 2], faulty: [false; 2] };
+    let tokens = DOMAINS.map(|id| xen.domain(id).boot().expect("a token"));
+    let sides =
+        [0, 1].map(|side| EventChannels::with_abi(&tokens[side], abis[side]).expect("a Xen with both"));
+    let (links, faults) = (Vec::new(), Faults::new());
+    let mut model = Model { tokens: &tokens, sides: &sides, links, stale: Vec::new(), sent: [0; 2], faults };
     for op in ops {
         xen.trace(|| format!("-- {op:?}"));
         model.step(op);
@@ -152,8 +159,10 @@ pub fn run(xen: &MockXen, abis: [Abi; 2], ops: impl IntoIterator<Item = Op>) {
     for side in sides {
         side.reset().expect("nothing is open");
     }
-    for id in DOMAINS {
-        assert_eq!(xen.domain(id).pages_in_use(), 1, "only shared_info is left");
+    for token in tokens {
+        let domain = token.platform().clone();
+        drop(token);
+        assert_eq!(domain.pages_in_use(), 1, "only shared_info is left");
     }
 }
 
@@ -231,14 +240,40 @@ type Link<'e> = [Option<End<'e>>; 2];
 
 /// The domains, their connections, and what is true of them.
 struct Model<'e> {
+    tokens: &'e [Domain<MockDomain>; 2],
     sides: &'e [EventChannels<MockDomain>; 2],
     links: Vec<Link<'e>>,
+    /// Of earlier lives. Others may have their numbers.
+    stale: Vec<Channel<'e, MockDomain>>,
     sent: [u64; 2],
-    /// Events of this side may go wrong, or are still on their way.
-    faulty: [bool; 2],
+    faults: Faults,
 }
 
 impl<'e> Model<'e> {
+    fn id(&self, side: usize) -> DomId {
+        self.sides[side].platform().id()
+    }
+
+    /// Whether events of this side may go wrong, or are still on their way.
+    fn faulty(&self, side: usize) -> bool {
+        let any = self.faults != Faults { only: self.faults.only, ..Faults::new() };
+        any && self.faults.only.is_none_or(|only| only == self.id(side))
+    }
+
+    fn migrate(&mut self, side: usize) {
+        for link in core::mem::take(&mut self.links) {
+            self.stale.extend(link.into_iter().enumerate().filter_map(|(other, end)| {
+                let end = end?;
+                (other == side).then_some(end.channel)
+            }));
+        }
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        let resumed = unsafe { self.tokens[side].suspend() };
+        assert_eq!(resumed, Ok(Resumed::InNewDomain));
+        assert!(self.stale.iter().all(|channel| !channel.is_current()));
+        self.sides[side].resume().expect("a Xen like the one before");
+    }
+
     fn end(&mut self, at: At) -> Option<&mut End<'e>> {
         let index = at.link % self.links.len().max(1);
         self.links.get_mut(index)?[at.side].as_mut()
@@ -247,7 +282,7 @@ impl<'e> Model<'e> {
     fn step(&mut self, op: Op) {
         match op {
             Op::Open { side } if self.links.len() < MOST => {
-                let channel = self.sides[side].alloc_unbound(DOMAINS[1 - side]).expect("a free port");
+                let channel = self.sides[side].alloc_unbound(self.id(1 - side)).expect("a free port");
                 let mut link = [None, None];
                 link[side] = Some(End::new(channel, false));
                 self.links.push(link);
@@ -260,7 +295,7 @@ impl<'e> Model<'e> {
                     end.channel.notify().expect("an open port");
                     end.sent += 1;
                     self.sent[at.side] += 1;
-                    let faulty = self.faulty[1 - at.side];
+                    let faulty = self.faulty(1 - at.side);
                     if let Some(peer) = self.end(At { link: at.link, side: 1 - at.side }) {
                         (peer.pending, peer.doubtful) = (peer.pending | !faulty, peer.doubtful | faulty);
                     } else {
@@ -319,11 +354,12 @@ impl<'e> Model<'e> {
             Op::Guess { side, port, adopt } => self.guess(side, port, adopt),
             Op::Faults { seed, faults } => self.set_faults(seed, faults),
             Op::Step => drop(self.sides[0].platform().xen().step()),
+            Op::Migrate { side } => self.migrate(side),
         }
     }
 
     fn bind(&mut self, link: usize) {
-        let count = self.links.len().max(1);
+        let (count, ids) = (self.links.len().max(1), [0, 1].map(|side| self.id(side)));
         let Some(link) = self.links.get_mut(link % count) else { return };
         let side = match link {
             [Some(_), None] => 1,
@@ -331,7 +367,7 @@ impl<'e> Model<'e> {
             _ => return,
         };
         let Some(other) = &link[1 - side] else { return };
-        match self.sides[side].bind_interdomain(DOMAINS[1 - side], other.channel.port()) {
+        match self.sides[side].bind_interdomain(ids[1 - side], other.channel.port()) {
             Ok(channel) => link[side] = Some(End::new(channel, true)),
             Err(error) => panic!("{error}"),
         }
@@ -365,14 +401,14 @@ impl<'e> Model<'e> {
         // Those that are late by the faults so far come now.
         mock::set_faults(xen, Dice::new(0), Faults::new());
         assert!(xen.run_until_idle(10) < 10);
-        let any = faults != Faults { only: faults.only, ..Faults::new() };
-        self.faulty = DOMAINS.map(|id| any && faults.only.is_none_or(|only| only == id));
+        self.faults = faults;
         mock::set_faults(xen, Dice::new(seed), faults);
     }
 
     fn dispatch(&mut self, side: usize) {
         let count = self.sides[side].dispatch(VCPU0);
         let mut came = 0;
+        let faulty = self.faulty(side);
         for end in self.links.iter_mut().filter_map(|link| link[side].as_mut()) {
             let (must, may) = (end.is_due(), end.doubtful && end.is_heard());
             let events = end.channel.stats().events - end.events;
@@ -383,7 +419,7 @@ impl<'e> Model<'e> {
                 came += 1;
             }
             // What was heard and is not on its way does not come any more.
-            end.doubtful &= self.faulty[side] || !(must || may);
+            end.doubtful &= faulty || !(must || may);
         }
         assert_eq!(count, came);
     }
@@ -399,7 +435,7 @@ impl<'e> Model<'e> {
                 assert!(self.sides[side].adopt(port).is_err(), "a port with two owners");
             }
         } else if !known(1 - side) {
-            assert!(self.sides[side].bind_interdomain(DOMAINS[1 - side], port).is_err());
+            assert!(self.sides[side].bind_interdomain(self.id(1 - side), port).is_err());
         }
     }
 
@@ -416,7 +452,7 @@ impl<'e> Model<'e> {
             let shared = events.shared_info();
             let vcpu = shared.vcpu(VCPU0).expect("the first vCPU");
             let upcall = vcpu.upcall_pending.load(Ordering::Relaxed) != 0;
-            assert!(upcall || !due, "an event is due on {} and Xen does not say so", DOMAINS[side]);
+            assert!(upcall || !due, "an event is due on {} and Xen does not say so", self.id(side));
             assert_eq!(events.stats().notifications, self.sent[side]);
             let throttled = ends().filter(|end| end.until.is_some()).count();
             assert_eq!(events.stats().throttled_now as usize, throttled);

@@ -228,6 +228,20 @@ impl Machine {
         self.ports(domain.id()).fifo = None;
     }
 
+    /// The domain is gone, with all its ports; another has its limit.
+    pub(super) fn migrated(&mut self, new: DomId, old: DomId) {
+        self.trouble.forget_all(old);
+        let Some(gone) = self.domains.remove(&old) else { return };
+        for open in gone.open.into_values() {
+            if let Bound::Interdomain { remote, port } = open.bound {
+                if let Some(other) = self.ports(remote).open.get_mut(&port) {
+                    other.bound = Bound::Unbound { remote: old };
+                }
+            }
+        }
+        self.ports(new).max_port = gone.max_port;
+    }
+
     pub(super) fn init_control(
         &mut self,
         domain: &MockDomain,

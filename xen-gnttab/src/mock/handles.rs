@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::format;
 
 use xen_hypercall::abi::{GNTMAP_HOST_MAP, GNTMAP_READONLY, GnttabMapGrantRef, GnttabUnmapGrantRef};
-use xen_hypercall::mock::MockDomain;
+use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{DomId, Gfn, PAGE_SIZE, PageMemory};
 
 use super::active::How;
@@ -108,6 +108,26 @@ fn try_unmap(
     machine.chance(|faults| faults.unmap, GrantStatus::GENERAL_ERROR)?;
     machine.handles.mapped.remove(&key);
     caller.unmap_foreign(mapped.at);
-    machine.end(&caller.xen().domain(mapped.granter), mapped.gref, mapped.write);
+    machine.end_of(caller.xen(), mapped.granter, mapped.gref, mapped.write);
     Ok(())
+}
+
+impl Machine {
+    /// Ends one use of a domain's grant, if the domain is there still.
+    pub(super) fn end_of(&mut self, xen: &MockXen, granter: DomId, gref: GrantRef, write: bool) {
+        if xen.has_domain(granter) {
+            self.end(&xen.domain(granter), gref, write);
+        }
+    }
+
+    /// Unmaps all that a domain that is gone had mapped, out of the memory that it left to another.
+    pub(super) fn unmap_all(&mut self, domain: &MockDomain, old: DomId) {
+        let (gone, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            core::mem::take(&mut self.handles.mapped).into_iter().partition(|((owner, _), _)| *owner == old);
+        self.handles.mapped = left;
+        for mapped in gone.into_values() {
+            domain.unmap_foreign(mapped.at);
+            self.end_of(domain.xen(), mapped.granter, mapped.gref, mapped.write);
+        }
+    }
 }

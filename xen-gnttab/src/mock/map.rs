@@ -15,6 +15,8 @@ use crate::{GrantRef, GrantStatus};
 /// Another domain's page in a mock backend's hands. Dropping it unmaps.
 pub struct MockMapping {
     pub(super) granter: MockDomain,
+    /// The granter's number then: it may be migrated, and have another.
+    owner: DomId,
     gref: GrantRef,
     writable: bool,
     pub(super) page: NonNull<Page>,
@@ -42,7 +44,7 @@ pub fn map(
         machine.begin(backend.id(), &granter, gref, writable, How::Map)
     });
     xen.trace(|| format!("{} maps {gref} of {}: {:?}", backend.id(), granter.id(), granted.map(drop)));
-    Ok(MockMapping { page: granted?.page, granter, gref, writable })
+    Ok(MockMapping { page: granted?.page, owner: granter.id(), granter, gref, writable })
 }
 
 impl MockMapping {
@@ -73,7 +75,7 @@ impl Backing for MockMapping {
 impl fmt::Debug for MockMapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MockMapping")
-            .field("granter", &self.granter.id())
+            .field("granter", &self.owner)
             .field("gref", &self.gref)
             .field("writable", &self.writable)
             .finish_non_exhaustive()
@@ -82,6 +84,7 @@ impl fmt::Debug for MockMapping {
 
 impl Drop for MockMapping {
     fn drop(&mut self) {
-        super::with(self.granter.xen(), |machine| machine.end(&self.granter, self.gref, self.writable));
+        let xen = self.granter.xen();
+        super::with(xen, |machine| machine.end_of(xen, self.owner, self.gref, self.writable));
     }
 }

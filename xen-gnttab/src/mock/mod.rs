@@ -64,6 +64,7 @@ pub fn install(xen: &MockXen) {
         with(domain.xen(), |machine| machine.map_frame(domain, index, gfn))
     });
     xen.set_removal_hook(|domain, gfn| with(domain.xen(), |machine| machine.unmap_frame(domain, gfn)));
+    xen.on_migration(|domain, old| with(domain.xen(), |machine| machine.migrated(domain, old)));
 }
 
 /// Limits the grant table of a domain to this many frames of 512 references; 64 if never set.

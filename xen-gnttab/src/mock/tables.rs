@@ -113,6 +113,20 @@ impl Machine {
         (table.nr_frames() as u32, table.max_frames)
     }
 
+    /// The domain is gone, with its table and what it had mapped; another has its limits. What others have mapped of it they
+    /// still have, by no grant.
+    pub(super) fn migrated(&mut self, domain: &MockDomain, old: DomId) {
+        self.kept.retain(|(granter, ..)| *granter != old);
+        self.unmap_all(domain, old);
+        let gone = self.tables.remove(&old).unwrap_or_default();
+        for gfn in gone.frames.iter().chain(&gone.status).flatten() {
+            // SAFETY: a frame of Xen's, which is not in the new domain's memory; its kernel knows that.
+            unsafe { domain.remove_page(*gfn) };
+        }
+        let (max_frames, max_version) = (gone.max_frames, gone.max_version);
+        self.tables.insert(domain.id(), Table { max_frames, max_version, ..Table::default() });
+    }
+
     /// `GNTTABOP_set_version`: refused while grants that are not reserved are in use; what is in the entries is lost, but
     /// for the reserved ones.
     pub(super) fn set_version(&mut self, domain: &MockDomain, version: u32) -> Result<(), Errno> {

@@ -2,7 +2,8 @@
 #![allow(unsafe_code, reason = "hands out real memory")]
 
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering::Acquire;
+use core::sync::atomic::AtomicU16;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::time::Duration;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
@@ -16,8 +17,8 @@ use crate::abi::VcpuHvmContext;
 use crate::hvm::HvmParam;
 use crate::sched::ShutdownCode;
 use crate::{
-    DomId, Domain, Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, VcpuArea,
-    VcpuId, Wait,
+    DomId, Domain, Errno, Gfn, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages,
+    VcpuArea, VcpuId, VcpuTime, Wait,
 };
 
 /// What freed pages are filled with: they are not used again within a machine's life, so that whoever still reads
@@ -33,14 +34,15 @@ const FIRST_GFN: u64 = 0x1000;
 #[derive(Clone)]
 pub struct MockDomain {
     xen: MockXen,
-    id: DomId,
+    /// Shared with all other handles: a domain that is migrated has another.
+    id: Arc<AtomicU16>,
     vcpu: VcpuId,
     state: Arc<Mutex<DomainState>>,
 }
 
 impl std::fmt::Debug for MockDomain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MockDomain").field("id", &self.id).field("vcpu", &self.vcpu).finish_non_exhaustive()
+        f.debug_struct("MockDomain").field("id", &self.id()).field("vcpu", &self.vcpu).finish_non_exhaustive()
     }
 }
 
@@ -50,11 +52,13 @@ pub(super) struct DomainState {
     allocated: u64,
     in_use: usize,
     allocs_left: Option<usize>,
-    params: BTreeMap<u32, u64>,
+    pub(super) params: BTreeMap<u32, u64>,
     pub(super) shared_info: Option<Gfn>,
+    /// When Xen's system time was zero on the machine that the domain runs on.
+    pub(super) epoch: Duration,
     /// Where the token of the domain's owner is, or was.
     owner: Option<Gfn>,
-    shutdown: Option<ShutdownCode>,
+    pub(super) shutdown: Option<ShutdownCode>,
     /// What the domain's end is to be called.
     pub(super) shutdown_code: Option<ShutdownCode>,
     pub(super) watchdogs: [Option<Duration>; 2],
@@ -63,6 +67,8 @@ pub(super) struct DomainState {
     console: Vec<u8>,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) room: Room,
+    /// Until when the domain is paused.
+    pub(super) paused: Option<Duration>,
 }
 
 impl Default for DomainState {
@@ -75,6 +81,7 @@ impl Default for DomainState {
             allocs_left: None,
             params: BTreeMap::new(),
             shared_info: None,
+            epoch: Duration::ZERO,
             owner: None,
             shutdown: None,
             shutdown_code: None,
@@ -84,6 +91,7 @@ impl Default for DomainState {
             console: Vec::new(),
             vcpus: std::vec![Vcpu::first()],
             room: Room::default(),
+            paused: None,
         }
     }
 }
@@ -152,6 +160,9 @@ impl DomainState {
     }
 }
 
+/// What all handles of a domain share.
+pub(super) type Shared = (Arc<AtomicU16>, Arc<Mutex<DomainState>>);
+
 /// What happens at a time.
 #[derive(Clone, Copy)]
 pub(super) enum Due {
@@ -160,17 +171,21 @@ pub(super) enum Due {
 }
 
 impl MockDomain {
-    pub(super) fn new(xen: MockXen, id: DomId, state: Arc<Mutex<DomainState>>) -> Self {
+    pub(super) fn new(xen: MockXen, (id, state): Shared) -> Self {
         Self { xen, id, vcpu: VcpuId(0), state }
+    }
+
+    pub(super) fn set_id(&self, id: DomId) {
+        self.id.store(id.0, Relaxed);
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, DomainState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its number.
+    /// Its number, which is another one after it was [migrated](MockXen::migrate).
     pub fn id(&self) -> DomId {
-        self.id
+        DomId(self.id.load(Relaxed))
     }
 
     /// The same domain by a handle for what is a part of the machine; see [`MockXen::inside`].
@@ -190,7 +205,7 @@ impl MockDomain {
     /// When the domain has no such vCPU.
     pub fn on_vcpu(&self, vcpu: VcpuId) -> Self {
         let count = self.vcpus();
-        assert!((vcpu.0 as usize) < count, "{} has {count} vCPUs and no {vcpu:?}", self.id);
+        assert!((vcpu.0 as usize) < count, "{} has {count} vCPUs and no {vcpu:?}", self.id());
         Self { vcpu, ..self.clone() }
     }
 
@@ -207,7 +222,7 @@ impl MockDomain {
     pub fn set_vcpus(&self, count: usize) {
         let mut state = self.state();
         let has = state.vcpus.len();
-        assert!(count >= has, "{} has {has} vCPUs already", self.id);
+        assert!(count >= has, "{} has {has} vCPUs already", self.id());
         state.vcpus.resize_with(count, Vcpu::default);
     }
 
@@ -229,6 +244,13 @@ impl MockDomain {
             }
             None => self.shared_info()?.area(vcpu),
         }
+    }
+
+    /// Writes the time of a vCPU to where it reads it, as Xen does: any time, also one before the last. Besides this, it is written
+    /// when `shared_info` is mapped: the machine's [virtual time](MockXen::now), by a counter of nanoseconds. Returns whether
+    /// there is such a place.
+    pub fn set_time(&self, vcpu: VcpuId, time: VcpuTime) -> bool {
+        self.vcpu_area(vcpu).map(|area| area.set_time(time)).is_some()
     }
 
     /// The machine it is on.
@@ -256,7 +278,7 @@ impl MockDomain {
     /// When a page is there already, or the host is out of memory.
     pub fn special_page(&self, gfn: Gfn) -> NonNull<Page> {
         let mut state = self.state();
-        assert!(state.find(gfn).is_none(), "{}: a page is at {gfn} already", self.id);
+        assert!(state.find(gfn).is_none(), "{}: a page is at {gfn} already", self.id());
         state.map(gfn, 1, Use::Special).expect("out of memory")
     }
 
@@ -291,7 +313,7 @@ impl MockDomain {
         let owned = owner.is_some_and(|gfn| {
             self.state().pages.get(&gfn).is_some_and(|block| block.state == Use::Allocated)
         });
-        assert!(!owned, "{} has an owner already", self.id);
+        assert!(!owned, "{} has an owner already", self.id());
         // The token's own page is the first that it allocates.
         let first = Gfn(FIRST_GFN + self.state().allocated);
         // SAFETY: an earlier owner has given the page of its token back, which the last of its handles does.
@@ -382,7 +404,7 @@ impl MockDomain {
     /// A watchdog's time has come.
     pub(super) fn bite(&self, watchdog: usize) {
         self.state().watchdogs[watchdog] = None;
-        self.xen.trace(|| std::format!("{} is shut down by its watchdog {}", self.id, watchdog + 1));
+        self.xen.trace(|| std::format!("{} is shut down by its watchdog {}", self.id(), watchdog + 1));
         self.set_shutdown(ShutdownCode::WATCHDOG);
     }
 
@@ -429,7 +451,7 @@ unsafe impl PageMemory for MockDomain {
                 drop(state);
                 panic!(
                     "{}: free of {count} pages that are not allocated\n{}",
-                    self.id,
+                    self.id(),
                     self.xen.trace_text()
                 );
             }
@@ -444,9 +466,12 @@ unsafe impl PageMemory for MockDomain {
             let block = state.pages.get(gfn)?;
             (index < block.pages).then_some(Gfn(gfn.0 + index as u64))
         });
-        found.unwrap_or_else(|| panic!("{}: {address:#x} is not memory of this domain", self.id))
+        found.unwrap_or_else(|| panic!("{}: {address:#x} is not memory of this domain", self.id()))
     }
+}
 
+// SAFETY: the page is memory of its own, and stays until the machine is gone.
+unsafe impl SpecialPages for MockDomain {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         if count == 1 { self.page_at(gfn) } else { None }
     }
@@ -457,18 +482,29 @@ impl Wait for MockDomain {
         self.xen.now()
     }
 
-    /// Lets the far sides act; when none has anything to do, time goes on to the next timer or the deadline.
+    fn vcpu(&self) -> VcpuId {
+        self.vcpu
+    }
+
+    /// Lets the far sides act; when none has anything to do, time goes on to the next timer or the deadline. Returns after the
+    /// pause of a domain that [is paused](Self::pause).
     ///
     /// # Panics
     /// When there is nothing left to wait for, with the trace.
     fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
-        if is_due() || self.upcall_pending() || self.xen.step() || self.upcall_pending() {
+        self.sit_out();
+        if is_due() || self.upcall_pending() {
+            return;
+        }
+        let acted = self.xen.step();
+        self.sit_out();
+        if acted || self.upcall_pending() {
             return;
         }
         let timer = self.xen.next_timer();
         match timer.into_iter().chain(deadline).min() {
             Some(at) => self.xen.advance(at.saturating_sub(self.xen.now())),
-            None => panic!("{} waits for ever: no event, no timer\n{}", self.id, self.xen.trace_text()),
+            None => panic!("{} waits for ever: no event, no timer\n{}", self.id(), self.xen.trace_text()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The machine: domains, handlers, actors, time and the trace.
 
 use core::any::{Any, TypeId};
+use core::sync::atomic::AtomicU16;
 use core::time::Duration;
 use std::boxed::Box;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -9,7 +10,8 @@ use std::string::String;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::vec::Vec;
 
-use super::domain::{DomainState, Due};
+use super::domain::{Due, Shared};
+use super::suspend::Suspension;
 use super::{Dice, HypercallFaults, MockDomain};
 use crate::{DomId, Errno, HypercallNr, VcpuId};
 
@@ -50,12 +52,13 @@ impl WeakXen {
 }
 
 #[derive(Default)]
-struct State {
-    domains: BTreeMap<DomId, Arc<Mutex<DomainState>>>,
+pub(super) struct State {
+    pub(super) domains: BTreeMap<DomId, Shared>,
     handlers: BTreeMap<usize, Option<Handler>>,
     actors: Vec<(ActorId, String, Option<Actor>)>,
     next_actor: u64,
     timer_hook: Option<TimerHook>,
+    pub(super) suspension: Suspension,
     faults: Option<(Dice, HypercallFaults)>,
     now: Duration,
     trace: VecDeque<String>,
@@ -104,14 +107,17 @@ impl MockXen {
     }
 
     /// A panic elsewhere leaves the state as consistent as the code that panicked did; tests go on to report it.
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A domain; it is made when first asked for.
     pub fn domain(&self, id: DomId) -> MockDomain {
-        let state = Arc::clone(self.state().domains.entry(id).or_default());
-        MockDomain::new(self.clone(), id, state)
+        let mut state = self.state();
+        let new = || (Arc::new(AtomicU16::new(id.0)), Arc::default());
+        let shared = state.domains.entry(id).or_insert_with(new).clone();
+        drop(state);
+        MockDomain::new(self.clone(), shared)
     }
 
     /// Whether a domain was ever asked for.
@@ -172,7 +178,7 @@ impl MockXen {
         result
     }
 
-    /// Adds a far side. `step` does what can be done at once, and answers whether that was anything. A handle to the machine
+    /// Adds a far side. `step` does what can be done at once, and returns whether that was anything. A handle to the machine
     /// that it keeps should be one for [`inside`](Self::inside).
     pub fn add_actor(&self, name: &str, step: impl FnMut(&Self) -> bool + Send + 'static) -> ActorId {
         let mut state = self.state();
@@ -193,7 +199,7 @@ impl MockXen {
         dismantle(&self.machine);
     }
 
-    /// Lets every actor act once, in the order they were added; answers whether any did anything.
+    /// Lets every actor act once, in the order they were added; returns whether any did anything.
     pub fn step(&self) -> bool {
         let mut state = self.state();
         // Those that actors add meanwhile act in the next step.
@@ -221,7 +227,7 @@ impl MockXen {
         progress
     }
 
-    /// Steps until no actor does anything, at most `max_steps` times; answers how many steps did something.
+    /// Steps until no actor does anything, at most `max_steps` times; returns how many steps did something.
     pub fn run_until_idle(&self, max_steps: usize) -> usize {
         (0..max_steps).take_while(|_| self.step()).count()
     }
@@ -321,9 +327,10 @@ fn dismantle(machine: &Mutex<State>) {
     let handlers = core::mem::take(&mut state.handlers);
     let extensions = core::mem::take(&mut state.extensions);
     let hook = state.timer_hook.take();
+    let suspension = core::mem::take(&mut state.suspension);
     // What is dropped may use the machine once more.
     drop(state);
-    drop((actors, handlers, extensions, hook));
+    drop((actors, handlers, extensions, hook, suspension));
 }
 
 fn describe(result: isize) -> String {

@@ -11,7 +11,9 @@ mod faults;
 mod handlers;
 mod machine;
 mod memory;
+mod pause;
 mod room;
+mod suspend;
 mod vcpu;
 
 pub use dice::{Chance, Dice};

@@ -84,11 +84,11 @@ unsafe impl Hypercall for Kernel {
         // SAFETY: the caller keeps the same promises to this call.
         let result = unsafe { self.domain.hypercall(nr, args) };
         // Who yields to others lets them act; and a domain that has shut down does not go on.
-        if nr == HypercallNr::SCHED_OP
-            && let Some(mut world) = self.world()
-        {
+        if nr == HypercallNr::SCHED_OP {
             self.now();
-            world.turn();
+            if let Some(mut world) = self.world() {
+                world.turn();
+            }
         }
         result
     }

@@ -5,7 +5,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use xen_hypercall::{Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, Wait};
+use xen_hypercall::{
+    Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages, Wait,
+};
 
 use super::{memory, room};
 use crate::arch;
@@ -60,6 +62,8 @@ impl Kernel {
 
 // SAFETY: the call is made as it is asked for; counting it has no effect.
 unsafe impl Hypercall for Kernel {
+    // Next to what Xen does, a call of a function costs nothing, and each copy of it is as large as many a caller.
+    #[inline(never)]
     unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize {
         self.hypercalls.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller keeps the same promises to this call.
@@ -82,7 +86,11 @@ unsafe impl PageMemory for Kernel {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         Gfn((page.as_ptr().expose_provenance() / PAGE_SIZE) as u64)
     }
+}
 
+// SAFETY: memory is mapped to itself, and `map_special` of the architecture makes the page tables lead to a frame that is
+// not memory of ours, for good.
+unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         for frame in gfn.0..gfn.0.checked_add(count as u64)? {
             // SAFETY: the caller promises that this frame is not memory of ours; there is one thread.

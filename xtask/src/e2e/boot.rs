@@ -2,12 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::lab::{Lab, read, unikernel};
-use crate::deb;
+use super::alone;
+use super::lab::{Lab, build};
 use crate::guest::{PATIENCE, Spec};
-use crate::image;
+use crate::image::Options;
 use crate::platform::Arch;
-use crate::qemu::{Machine, Qemu, System};
 
 pub(super) fn it_boots_and_says_what_it_has(lab: &mut Lab) -> Result<()> {
     let (_guest, mut console) = lab.start(&lab.spec())?;
@@ -53,9 +52,7 @@ pub(super) fn a_command_line_that_makes_no_sense_is_reported(lab: &mut Lab) -> R
 
 pub(super) fn a_sealed_image_has_its_configuration_built_in(lab: &mut Lab) -> Result<()> {
     let words = "ip=10.0.0.2/24 log=debug".to_owned();
-    let image =
-        image::build(&image::Options { cmdline: Some(words), quiet: true, ..image::Options::default() })?;
-    lab.dom0.put("/sealed", &read(&image)?)?;
+    lab.put("/sealed", Options { cmdline: Some(words), ..Options::default() })?;
     let spec = Spec { kernel: "/sealed".into(), cmdline: "ip=10.9.9.9/24".into(), ..lab.spec() };
     let (_guest, mut console) = lab.start(&spec)?;
     let text = console.wait_for("ready; type help", PATIENCE)?;
@@ -69,8 +66,7 @@ pub(super) fn a_sealed_image_has_its_configuration_built_in(lab: &mut Lab) -> Re
 }
 
 pub(super) fn an_image_of_the_console_alone_boots(lab: &mut Lab) -> Result<()> {
-    let options = image::Options { features: Some(Vec::new()), quiet: true, ..image::Options::default() };
-    lab.dom0.put("/console-only", &read(&image::build(&options)?)?)?;
+    lab.put("/console-only", Options { features: Some(Vec::new()), ..Options::default() })?;
     let spec = Spec { kernel: "/console-only".into(), memory: 16, ..lab.spec() };
     let (guest, mut console) = lab.start(&spec)?;
     let text = console.wait_for("ready; type help", PATIENCE)?;
@@ -113,24 +109,24 @@ pub(super) fn it_boots_beside_oxenstored(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn it_boots_as_the_first_domain() -> Result<()> {
-    let (_lock, bed) = deb::ensure(Arch::X86_64.platform())?;
-    let name = "unikernel.dom0";
-    std::fs::write(bed.dir.join(name), unikernel()?).context("cannot put the image beside Xen")?;
-    let system = System::Other { kernel: name.into(), cmdline: "log=info".into(), vcpus: 1 };
-    let machine = Machine {
-        memory: Some(512),
-        dom0_memory: Some(64),
-        system,
-        disk: None,
-        forwards: Vec::new(),
-        echo: false,
-    };
-    let qemu = Qemu::start(&bed, &machine)?;
+pub(super) fn it_boots_as_the_first_domain(arch: Arch) -> Result<()> {
+    let qemu = alone::start(arch, "unikernel", &build(arch, Options::default())?, 1, "log=info")?;
     qemu.wait_for(&["ready; type help"], PATIENCE)?;
     let text = qemu.serial();
     // The first domain has neither a console of its own nor a store.
     for line in ["unikernel 0.", "log lines go to Xen's log", "no devices, no name"] {
+        ensure!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    Ok(())
+}
+
+pub(super) fn it_boots_without_a_dom0(arch: Arch) -> Result<()> {
+    let image = build(arch, Options { features: Some(Vec::new()), ..Options::default() })?;
+    let qemu = alone::start_dom0less(arch, "unikernel", &image, "log=info")?;
+    qemu.wait_for(&["ready; type help", "Panic on CPU"], PATIENCE)?;
+    let text = qemu.serial();
+    // Nobody made it a console or a store, and it says so and goes on.
+    for line in ["unikernel 0.", "no devices, no name", "ready; type help"] {
         ensure!(text.contains(line), "no {line:?} in\n{text}");
     }
     Ok(())

@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, ensure};
 
 use super::devices::{drop_loop_device, loop_device};
-use super::lab::{CHECKED, Lab, judge_checks, kernel};
+use super::lab::{CHECKED, Lab, judge_checks};
 use crate::guest::{PATIENCE, Spec};
+use crate::image::Options;
 
 #[path = "../../../examples/drivers/src/pattern.rs"]
 mod pattern;
@@ -18,7 +19,7 @@ pub(super) const DRIVERS: &str = "/sys/bus/xen-backend/drivers";
 
 /// Starts the kernel with more than one queue offered for each device.
 fn spec(lab: &Lab, cmdline: &str, more: String) -> Result<Spec> {
-    lab.dom0.put(KERNEL, &kernel("drivers")?)?;
+    lab.put(KERNEL, Options { package: Some("drivers"), ..Options::default() })?;
     let queues =
         "for driver in xen_blkback xen_netback; do echo 4 >/sys/module/$driver/parameters/max_queues; done";
     lab.dom0.run(queues, PATIENCE)?;
@@ -79,7 +80,7 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
 /// Where Linux makes disks out of nothing.
 const NULL_BLK: &str = "/sys/kernel/config/nullb";
 
-/// A disk of dom0's memory that fails what touches the bad sectors; answers its name.
+/// A disk of dom0's memory that fails what touches the bad sectors; returns its name.
 fn bad_disk(lab: &Lab) -> Result<&'static str> {
     // The module made the first of them when it was loaded.
     let name = "nullb1";

@@ -10,10 +10,12 @@ use crate::dom0::{Dom0, Follow, Options, Store};
 use crate::fat;
 use crate::guest::{Guest, KERNEL, PATIENCE, Spec};
 use crate::image::{self, out_dir};
+use crate::platform::Arch;
 use crate::web::{self, Site};
 
 /// The test bed with the image and a FAT disk in it.
 pub(super) struct Lab {
+    pub(super) arch: Arch,
     pub(super) dom0: Dom0,
     test: String,
     /// The site that tests in a row look at, so that not each starts a guest.
@@ -22,10 +24,17 @@ pub(super) struct Lab {
 
 impl Lab {
     /// Builds the image, makes a disk, boots.
-    pub(super) fn new(store: Store) -> Result<Self> {
-        let dom0 = Dom0::boot(&Options { store, disk: Some(disk("e2e.img")?), ..Options::default() })?;
-        dom0.put(KERNEL, &unikernel()?)?;
-        Ok(Self { dom0, test: String::new(), site: None })
+    pub(super) fn new(arch: Arch, store: Store) -> Result<Self> {
+        let disk = Some(disk("e2e.img")?);
+        let dom0 = Dom0::boot(&Options { arch, store, disk, ..Options::default() })?;
+        let lab = Self { arch, dom0, test: String::new(), site: None };
+        lab.put(KERNEL, image::Options::default())?;
+        Ok(lab)
+    }
+
+    /// Builds an image for this bed, and puts it into dom0.
+    pub(super) fn put(&self, path: &str, options: image::Options) -> Result<()> {
+        self.dom0.put(path, &build(self.arch, options)?)
     }
 
     /// A test begins. The guest of the tests before it goes, unless this one looks at the same site.
@@ -105,19 +114,14 @@ fn wait_for_site(site: &Site) -> Result<()> {
     }
 }
 
-/// The bytes of the ordinary image.
-pub(super) fn unikernel() -> Result<Vec<u8>> {
-    read(&image::build(&image::Options { quiet: true, ..image::Options::default() })?)
+/// The bytes of an image, built without words.
+pub(super) fn build(arch: Arch, options: image::Options) -> Result<Vec<u8>> {
+    let image = image::build(&image::Options { arch, quiet: true, ..options })?;
+    fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))
 }
 
 /// How the last line of a kernel that prints a line for each check ends, as a terminal gets it.
 pub(super) const CHECKED: &str = " failed\r";
-
-/// The bytes of such a kernel.
-pub(super) fn kernel(package: &'static str) -> Result<Vec<u8>> {
-    let options = image::Options { package: Some(package), quiet: true, ..image::Options::default() };
-    read(&image::build(&options)?)
-}
 
 /// Whether every check of the kernel `package` passed, as the last line says and the others bear out, which are `least` at
 /// least.
@@ -135,11 +139,6 @@ pub(super) fn judge_checks(package: &str, least: usize, who: &str, text: &str) -
         bail!("{who} says {total:?} after {passed} lines:\n{text}");
     }
     Ok(())
-}
-
-/// The bytes of an image.
-pub(super) fn read(image: &image::Image) -> Result<Vec<u8>> {
-    fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))
 }
 
 /// A FAT disk with what the checks of the web server expect.

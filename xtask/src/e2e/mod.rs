@@ -1,10 +1,12 @@
 //! `cargo xtask e2e`: the unikernel on real Xen, looked at from dom0 and from this machine.
 
+mod alone;
 mod boot;
 mod devices;
 mod drivers;
 mod lab;
 mod life;
+mod new_project;
 mod own_kernel;
 mod seal;
 mod selftest;
@@ -18,12 +20,20 @@ use crate::tally::{Tally, report};
 use lab::Lab;
 
 use crate::dom0::Store;
+use crate::platform::Arch;
 
-/// Run the end-to-end tests on real Xen, all or those whose name contains NAME
+/// Run the end-to-end tests on real Xen, all or those whose name contains a NAME
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A part of the tests' names
-    name: Option<String>,
+    /// Parts of the tests' names
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// The architecture
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
+    /// Only a few, which together show that everything works
+    #[arg(long, conflicts_with = "names")]
+    few: bool,
     /// Only list the tests
     #[arg(long)]
     list: bool,
@@ -36,7 +46,7 @@ type Test = (&'static str, Box<dyn Fn(&mut Lab) -> Result<()>>);
 type Plain = fn(&mut Lab) -> Result<()>;
 
 /// The tests that share one boot of dom0 with this store, in order.
-fn with_dom0(store: Store) -> Vec<Test> {
+fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
     if store == Store::Oxenstored {
         return vec![("oxenstored", Box::new(boot::it_boots_beside_oxenstored))];
     }
@@ -70,44 +80,101 @@ fn with_dom0(store: Store) -> Vec<Test> {
         ("ip-node", boot::the_toolstack_can_give_the_address),
         ("dhcp", boot::without_an_address_it_asks_dhcp),
         ("selftest-pair", selftest::as_a_pair),
-        ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
         ("drivers-block", drivers::disks),
         ("drivers-net", drivers::cards),
     ];
-    own.into_iter().map(|(name, test)| -> Test { (name, Box::new(test)) }).chain(web::checks()).collect()
+    let x86_64: &[(&str, Plain)] = &[
+        ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
+        ("new-project", new_project::from_the_packages_alone),
+    ];
+    let more = match arch {
+        Arch::X86_64 => x86_64,
+        Arch::Arm64 => &[],
+    };
+    let own = own.into_iter().chain(more.iter().copied());
+    own.map(|(name, test)| -> Test { (name, Box::new(test)) }).chain(web::checks()).collect()
 }
 
 /// A test that needs no bed.
-type Alone = fn() -> Result<()>;
+type Alone = fn(Arch) -> Result<()>;
 
 /// The tests without a dom0 of Linux.
-const ALONE: [(&str, Alone); 2] =
-    [("pvh-dom0", boot::it_boots_as_the_first_domain), ("selftest-dom0", selftest::as_the_first_domain)];
+fn alone(arch: Arch) -> &'static [(&'static str, Alone)] {
+    let all: &[(&str, Alone)] = &[
+        ("as-dom0", boot::it_boots_as_the_first_domain),
+        ("selftest-dom0", selftest::as_the_first_domain),
+        ("dom0less", boot::it_boots_without_a_dom0),
+    ];
+    match arch {
+        Arch::X86_64 => all.get(..2).unwrap_or(all),
+        Arch::Arm64 => all,
+    }
+}
+
+/// Which tests are run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Choice<'a> {
+    /// All.
+    All,
+    /// Those whose names contain one of these.
+    Named(&'a [String]),
+    /// Few, which together show that everything works.
+    Few,
+}
+
+/// The few: each kind of device, what ends a guest, both event ABIs.
+const FEW: [&str; 9] = [
+    "boot",
+    "shutdown",
+    "panic",
+    "replug",
+    "selftest-pair",
+    "drivers-block",
+    "drivers-net",
+    "web-file",
+    "web-put",
+];
+
+impl Choice<'_> {
+    fn has(self, test: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => names.iter().any(|name| test.contains(name)),
+            Self::Few => FEW.contains(&test),
+        }
+    }
+}
 
 /// Runs the tests; success when none failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    let choice = match &args.names[..] {
+        _ if args.few => Choice::Few,
+        [] => Choice::All,
+        names => Choice::Named(names),
+    };
     if args.list {
-        let tests = STORES.into_iter().flat_map(with_dom0).map(|(name, _)| name);
-        tests.chain(ALONE.map(|(name, _)| name)).for_each(|name| println!("{name}"));
+        let tests = STORES.into_iter().flat_map(|store| with_dom0(args.arch, store)).map(|(name, _)| name);
+        let tests = tests.chain(alone(args.arch).iter().map(|(name, _)| *name));
+        tests.filter(|name| choice.has(name)).for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    let tally = run_all(args.name.as_deref())?;
+    let tally = run_some(args.arch, choice)?;
     println!("{tally}");
     Ok(tally.exit_code())
 }
 
 const STORES: [Store; 2] = [Store::Xenstored, Store::Oxenstored];
 
-/// Runs all tests whose names contain `name`.
-pub fn run_all(name: Option<&str>) -> Result<Tally> {
-    let chosen = |test: &str| name.is_none_or(|name| test.contains(name));
+/// Runs the chosen tests.
+pub(crate) fn run_some(arch: Arch, choice: Choice<'_>) -> Result<Tally> {
     let mut tally = Tally::default();
     for store in STORES {
-        let tests: Vec<Test> = with_dom0(store).into_iter().filter(|(name, _)| chosen(name)).collect();
+        let tests = with_dom0(arch, store).into_iter().filter(|(name, _)| choice.has(name));
+        let tests: Vec<Test> = tests.collect();
         if tests.is_empty() {
             continue;
         }
-        let mut lab = Lab::new(store)?;
+        let mut lab = Lab::new(arch, store)?;
         for (name, test) in tests {
             report(&mut tally, name, || {
                 lab.enter(name)?;
@@ -115,11 +182,35 @@ pub fn run_all(name: Option<&str>) -> Result<Tally> {
             });
         }
     }
-    for (name, test) in ALONE.into_iter().filter(|(name, _)| chosen(name)) {
-        report(&mut tally, name, test);
+    for (name, test) in alone(arch).iter().filter(|(name, _)| choice.has(name)) {
+        report(&mut tally, name, || test(arch));
     }
     if tally == Tally::default() {
-        bail!("no test's name contains {:?}; cargo xtask e2e --list shows them", name.unwrap_or_default());
+        bail!("no test has such a name ({choice:?}); cargo xtask e2e --list shows them");
     }
     Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_few_are_among_all() {
+        for arch in [Arch::X86_64, Arch::Arm64] {
+            let all: Vec<&str> =
+                STORES.into_iter().flat_map(|store| with_dom0(arch, store)).map(|(name, _)| name).collect();
+            for name in FEW {
+                assert!(all.contains(&name), "{name} is no test for {arch:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_name_chooses() {
+        let names = ["web".to_owned(), "boot".to_owned()];
+        let choice = Choice::Named(&names);
+        assert!(choice.has("web-put") && choice.has("boot") && !choice.has("ping"));
+        assert!(Choice::All.has("ping") && !Choice::Few.has("ping"));
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lab::{Lab, kernel};
+use super::lab::Lab;
 use crate::guest::{PATIENCE, Spec};
 use crate::image;
 
@@ -29,7 +29,7 @@ fn monitor() -> Result<Vec<u8>> {
 }
 
 pub(super) fn its_heart_beats_for_a_monitor_in_dom0(lab: &mut Lab) -> Result<()> {
-    lab.dom0.put(KERNEL, &kernel("own-kernel")?)?;
+    lab.put(KERNEL, image::Options { package: Some("own-kernel"), ..image::Options::default() })?;
     lab.dom0.put(MONITOR, &monitor()?)?;
     lab.dom0.run(&format!("chmod +x {MONITOR}"), PATIENCE)?;
     let spec = Spec { kernel: KERNEL.into(), vif: None, disk: None, watched: true, ..lab.spec() };

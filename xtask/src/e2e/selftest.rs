@@ -2,14 +2,22 @@
 
 use anyhow::{Context, Result};
 
-use super::lab::{CHECKED, Lab, judge_checks, kernel};
-use crate::deb;
+use super::alone;
+use super::lab::{CHECKED, Lab, build, judge_checks};
 use crate::guest::{PATIENCE, Spec};
+use crate::image::Options;
 use crate::platform::Arch;
-use crate::qemu::{Machine, Qemu, System};
 
-fn image() -> Result<Vec<u8>> {
-    kernel("selftest")
+fn options() -> Options {
+    Options { package: Some("selftest"), ..Options::default() }
+}
+
+/// How many vCPUs are more than have a place in `shared_info`.
+fn many(arch: Arch) -> u32 {
+    match arch {
+        Arch::X86_64 => 34,
+        Arch::Arm64 => 2,
+    }
 }
 
 /// Whether every check passed.
@@ -17,27 +25,14 @@ fn judge(who: &str, text: &str) -> Result<()> {
     judge_checks("selftest", 50, who, text)
 }
 
-pub(super) fn as_the_first_domain() -> Result<()> {
-    let (_lock, bed) = deb::ensure(Arch::X86_64.platform())?;
-    let name = "selftest.dom0";
-    std::fs::write(bed.dir.join(name), image()?).context("cannot put the image beside Xen")?;
-    // More than have a place in `shared_info`.
-    let system = System::Other { kernel: name.into(), cmdline: String::new(), vcpus: 34 };
-    let machine = Machine {
-        memory: Some(512),
-        dom0_memory: Some(64),
-        system,
-        disk: None,
-        forwards: Vec::new(),
-        echo: false,
-    };
-    let qemu = Qemu::start(&bed, &machine)?;
+pub(super) fn as_the_first_domain(arch: Arch) -> Result<()> {
+    let qemu = alone::start(arch, "selftest", &build(arch, options())?, many(arch), "")?;
     qemu.wait_for(&[CHECKED, "Dom0 halted", "Dom0 crashed"], PATIENCE)?;
     judge("the first domain", &qemu.serial())
 }
 
 pub(super) fn as_a_pair(lab: &mut Lab) -> Result<()> {
-    lab.dom0.put("/selftest", &image()?)?;
+    lab.put("/selftest", options())?;
     let (plain, modern) = ("abi=2-level grants=1", "abi=fifo grants=2");
     for (pair, front, back) in [(1, plain, modern), (2, modern, plain)] {
         let spec = |role: &str, words: &str| Spec {
@@ -45,7 +40,7 @@ pub(super) fn as_a_pair(lab: &mut Lab) -> Result<()> {
             name: format!("{}-{pair}-{role}", lab.spec().name),
             kernel: "/selftest".into(),
             // More than have a place in `shared_info`, where such a one's events need no control block.
-            vcpus: if words == plain { 34 } else { 2 },
+            vcpus: if words == plain { many(lab.arch) } else { 2 },
             cmdline: format!("role={role} {words}"),
             vif: None,
             disk: None,

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::{Arch, Boot, Emulator, Files, Format, Loader, Platform};
+use super::{Arch, Boot, Emulator, Files, Format, Loader, Platform, dom0less};
 
 pub(super) static BED: Platform = Platform {
     arch: Arch::Arm64,
@@ -35,6 +35,7 @@ pub(super) static BED: Platform = Platform {
         other_options: "",
         place,
         modules,
+        dom0less: Some(|dir, qemu, kernel, cmdline| dom0less::words(&BED, dir, qemu, kernel, cmdline)),
     },
 };
 

@@ -3,6 +3,7 @@
 //! Nothing outside of the rows depends on an architecture or on a version of Xen.
 
 mod arm64;
+mod dom0less;
 mod x86_64;
 
 use std::path::Path;
@@ -108,7 +109,12 @@ pub(crate) struct Boot {
     pub(crate) place: fn(&Files<'_>) -> Result<()>,
     /// QEMU's words for dom0's kernel, its command line and its initramfs, if it has one; all are files of the bed's folder.
     pub(crate) modules: fn(kernel: &str, cmdline: &str, initramfs: Option<&str>) -> Vec<String>,
+    /// QEMU's words for a kernel that is no dom0 and has none, where Xen can do that: the bed's folder, QEMU's program, the
+    /// kernel, its command line.
+    pub(crate) dom0less: Option<Dom0less>,
 }
+
+pub(crate) type Dom0less = fn(dir: &Path, qemu: &Path, kernel: &str, cmdline: &str) -> Result<Vec<String>>;
 
 /// Where the kernels are and where they have to be.
 #[derive(Debug)]

@@ -37,6 +37,7 @@ pub(super) static BED: Platform = Platform {
         other_options: "dom0=pvh dom0-iommu=none",
         place,
         modules,
+        dom0less: None,
     },
 };
 

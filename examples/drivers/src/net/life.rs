@@ -119,7 +119,7 @@ fn untrusted(place: &mut Place, first: &mut First, second: &mut Second) -> Resul
     let mut page = place.grants.share(second.backend().ok_or("it has no backend")?, Access::ReadWrite)?;
     page.write_bytes(100, &bytes)?;
     let (gref, copied) = (page.gref(), second.stats().copied_bytes);
-    let mut part = [FramePage { page, offset: 100, len: bytes.len() }];
+    let mut part = [FramePage::new(page, 100, bytes.len())];
     second.transmit_pages(&mut part, TxMeta::default())?;
     second.publish()?;
     ensure!(part[0].page.gref() == gref, "the page went to the backend");

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod peer;
+mod restless;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::format;
@@ -14,7 +15,8 @@ use std::vec;
 use std::vec::Vec;
 
 use xen_hypercall::mock::{Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, PAGE_SIZE};
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{DomId, Domain, Gfn, PAGE_SIZE};
 
 use crate::mock::{self, Faults};
 use crate::{
@@ -75,6 +77,12 @@ pub enum Op {
     CopyAny(GrantRef, usize, usize, usize),
     /// The peer lets go of what it kept in use by [`Faults::keep`].
     LetGo,
+    /// The guest is suspended and goes on as a new domain, where its peer has let go of everything. The grants whose bit is set,
+    /// of as many as there are bits, are granted again; the others stay stale.
+    Migrate(u32),
+    /// A grant of version 1 is taken away while its flags change: the first are set at the beginning, and each other is
+    /// changed before the next exchange.
+    Restless([u8; 7]),
 }
 
 /// A guest with a table of this version and its peer, two domains of a machine without any, do all this. Uses go wrong by chance.
@@ -85,12 +93,14 @@ pub enum Op {
 pub fn run(xen: &MockXen, version: Version, dice: Dice, faults: Faults, ops: impl IntoIterator<Item = Op>) {
     let (guest, peer) = (xen.domain(FRONT), xen.domain(BACK));
     xen.domain(STRANGER);
-    let table = GrantTable::with_version(&guest.boot().expect("a token"), version).expect("a fresh guest");
+    let token = guest.boot().expect("a token");
+    let table = GrantTable::with_version(&token, version).expect("a fresh guest");
     let theirs = GrantTable::new(&peer.boot().expect("a token")).expect("a fresh domain");
     let (before, room) = (guest.pages_in_use(), peer.room_in_use());
     mock::set_faults(xen, dice, faults);
     let mut world = World {
         xen: xen.clone(),
+        token: &token,
         table: &table,
         theirs: &theirs,
         guest: guest.clone(),
@@ -101,6 +111,7 @@ pub fn run(xen: &MockXen, version: Version, dice: Dice, faults: Faults, ops: imp
         quarantined: Vec::new(),
         open: BTreeSet::new(),
         contents: BTreeMap::new(),
+        lost: 0,
         next: 1,
     };
     for op in ops {
@@ -113,14 +124,16 @@ pub fn run(xen: &MockXen, version: Version, dice: Dice, faults: Faults, ops: imp
     world.mappings.clear();
     mock::release_kept(xen);
     let lost = theirs.stats().lost_room as usize;
-    assert_eq!((mock::mapped_by(xen, BACK), mock::mappings_of(xen, FRONT)), (lost, lost));
+    // Of the guest as it is now.
+    let of_this = lost - world.lost;
+    assert_eq!((mock::mapped_by(xen, BACK), mock::mappings_of(xen, guest.id())), (lost, of_this));
     assert_eq!(peer.room_in_use(), room + lost);
     drop(world);
     table.reclaim();
     let stats = table.stats();
     assert_eq!((stats.in_use, stats.free + stats.quarantined), (0, stats.refs));
     assert_eq!(guest.pages_in_use(), before + stats.quarantined as usize);
-    assert!(if lost == 0 { stats.quarantined == 0 } else { stats.quarantined > 0 });
+    assert!(if of_this == 0 { stats.quarantined == 0 } else { stats.quarantined > 0 });
 }
 
 type Table = GrantTable<MockDomain>;
@@ -130,6 +143,25 @@ enum Held<'g> {
     Run(GrantedPages<'g, MockDomain>),
     Lent(LentPage<'g, MockDomain>),
     Part(GrantedPage<'g, MockDomain>),
+}
+
+impl Held<'_> {
+    fn is_current(&self) -> bool {
+        match self {
+            Self::Page(page) | Self::Part(page) => page.is_current(),
+            Self::Run(run) => run.is_current(),
+            Self::Lent(page) => page.is_current(),
+        }
+    }
+
+    fn regrant(&mut self) {
+        let granted = match self {
+            Self::Page(page) | Self::Part(page) => page.regrant(BACK),
+            Self::Run(run) => run.regrant(BACK),
+            Self::Lent(page) => page.regrant(BACK),
+        };
+        granted.expect("as the model says");
+    }
 }
 
 /// A grant, or several that end together, as the model knows it.
@@ -143,6 +175,7 @@ struct Known {
 
 struct World<'g> {
     xen: MockXen,
+    token: &'g Domain<MockDomain>,
     table: &'g Table,
     /// The peer's own table, by which it maps as a guest does.
     theirs: &'g Table,
@@ -157,12 +190,14 @@ struct World<'g> {
     open: BTreeSet<GrantRef>,
     /// What is in each page that is granted or in quarantine.
     contents: BTreeMap<Gfn, u8>,
+    /// What the peer could not unmap in earlier lives.
+    lost: usize,
     next: u8,
 }
 
 impl<'g> World<'g> {
     fn uses(&self, gref: GrantRef) -> usize {
-        mock::uses_of(&self.xen, FRONT, gref)
+        mock::uses_of(&self.xen, self.guest.id(), gref)
     }
 
     fn used(&self, known: &Known) -> bool {
@@ -220,7 +255,7 @@ impl<'g> World<'g> {
         } else {
             if self.table.version() == Version::V1 {
                 let grefs = known.pages.iter().map(|(gref, _)| *gref);
-                self.open.extend(grefs.filter(|gref| mock::uses_of(&self.xen, FRONT, *gref) > 0));
+                self.open.extend(grefs.filter(|gref| mock::uses_of(&self.xen, self.guest.id(), *gref) > 0));
             }
             self.quarantined.push(known);
         }
@@ -336,17 +371,51 @@ impl<'g> World<'g> {
             Op::Reclaim(all) => {
                 let (kept, free): (Vec<_>, Vec<_>) =
                     self.quarantined.drain(..).collect::<Vec<_>>().into_iter().partition(|known| {
-                        known.pages.iter().any(|(gref, _)| mock::uses_of(&self.xen, FRONT, *gref) > 0)
+                        known
+                            .pages
+                            .iter()
+                            .any(|(gref, _)| mock::uses_of(&self.xen, self.guest.id(), *gref) > 0)
                     });
                 self.quarantined = kept;
                 let pages: Vec<_> = free.iter().flat_map(|known| &known.pages).collect();
                 let reclaimed = if all { self.table.reclaim() } else { self.table.reclaim_some() };
                 assert_eq!(reclaimed, pages.len());
-                self.open.retain(|gref| mock::uses_of(&self.xen, FRONT, *gref) > 0);
+                self.open.retain(|gref| mock::uses_of(&self.xen, self.guest.id(), *gref) > 0);
                 self.contents.retain(|gfn, _| pages.iter().all(|(_, other)| other != gfn));
             }
             Op::LetGo => drop(mock::release_kept(&self.xen)),
+            Op::Migrate(again) => self.migrate(again),
+            Op::Restless(changes) => restless::revoke(&changes),
             _ => self.peer(op),
+        }
+    }
+
+    fn migrate(&mut self, again: u32) {
+        self.mappings.clear();
+        self.lost = self.theirs.stats().lost_room as usize;
+        // SAFETY: one thread, which is between two calls, and the guest has nothing mapped.
+        let resumed = unsafe { self.token.suspend() };
+        assert_eq!(resumed, Ok(Resumed::InNewDomain));
+        assert!(self.grants.iter().all(|(held, _)| !held.is_current()));
+        self.table.resume().expect("a Xen like the one before");
+        assert_eq!(self.table.stats().free, self.table.stats().refs);
+        (self.quarantined, self.open, self.contents) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+        self.references.clear();
+        for (index, (mut held, known)) in core::mem::take(&mut self.grants).into_iter().enumerate() {
+            let wanted = again & 1 << (index % 32) != 0;
+            if !wanted {
+                // Something of the new life that has a number of the old one's.
+                let reference = self.table.reserve().expect("as the model says");
+                drop(held);
+                drop(reference);
+            } else if let Held::Part(page) = held {
+                let mut page = page;
+                assert_eq!(page.regrant(BACK), Err(Error::BadRange));
+                assert!(matches!(page.end(), Ended::Page(_)));
+            } else {
+                held.regrant();
+                self.add(held, known.writable);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use xen_hypercall::PAGE_SIZE;
 use xen_hypercall::mock::MockDomain;
 
-use super::{FRONT, Op, PART, STRANGER, World};
+use super::{Op, PART, STRANGER, World};
 use crate::{CopyDest, CopySource, Error, GrantStatus, MappedGrants, mock};
 
 /// What the peer has mapped.
@@ -41,7 +41,7 @@ impl World<'_> {
                 let Some((_, known)) = self.grants.get(grant % self.grants.len().max(1)) else { return };
                 let known = known.clone();
                 let (gref, gfn) = known.pages[page % known.pages.len()];
-                match mock::map(&self.peer, FRONT, gref, writable) {
+                match mock::map(&self.peer, self.guest.id(), gref, writable) {
                     Ok(mapping) => {
                         assert!(!known.part && (known.writable || !writable));
                         self.mappings.push((Mapping::Backend(mapping), gref, gfn, writable));
@@ -60,7 +60,7 @@ impl World<'_> {
                 let found = pages.clone().find(|((other, _), _)| *other == gref);
                 let domain = if stranger { self.xen.domain(STRANGER) } else { self.peer.clone() };
                 let used = self.uses(gref);
-                if let Ok(mapping) = mock::map(&domain, FRONT, gref, writable) {
+                if let Ok(mapping) = mock::map(&domain, self.guest.id(), gref, writable) {
                     let ((_, gfn), may_write) = found.expect("mapped what nobody grants");
                     let granted = self.grants.iter().any(|(_, known)| known.pages.contains(&(gref, gfn)));
                     assert!(!stranger && (may_write || !writable));
@@ -72,7 +72,7 @@ impl World<'_> {
                 let Some((_, known)) = self.grants.get(grant % self.grants.len().max(1)) else { return };
                 let (gref, gfn) = known.pages[page % known.pages.len()];
                 let allowed = known.writable && !known.part;
-                match self.theirs.map::<1>(FRONT, &[gref]) {
+                match self.theirs.map::<1>(self.guest.id(), &[gref]) {
                     Ok(mapping) => {
                         assert!(allowed);
                         self.mappings.push((Mapping::Guest(mapping), gref, gfn, true));
@@ -104,10 +104,10 @@ impl World<'_> {
                 let mut batch = self.theirs.copies::<1>();
                 let at = PART.0;
                 if write {
-                    let to = CopyDest::grant(FRONT, gref).at(at);
+                    let to = CopyDest::grant(self.guest.id(), gref).at(at);
                     batch.add(CopySource::page(&local).at(at), to, PART.1).expect("as the model says");
                 } else {
-                    let from = CopySource::grant(FRONT, gref).at(at);
+                    let from = CopySource::grant(self.guest.id(), gref).at(at);
                     batch.add(from, CopyDest::page(&mut local).at(at), PART.1).expect("as the model says");
                 }
                 batch.run().expect("as the model says");
@@ -125,7 +125,7 @@ impl World<'_> {
                 let within = |at: usize| at.checked_add(len).is_some_and(|end| end <= PAGE_SIZE);
                 let legal = len > 0 && within(from) && within(to);
                 let added = batch.add(
-                    CopySource::grant(FRONT, gref).at(from),
+                    CopySource::grant(self.guest.id(), gref).at(from),
                     CopyDest::page(&mut local).at(to),
                     len,
                 );

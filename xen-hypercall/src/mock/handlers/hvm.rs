@@ -22,7 +22,7 @@ pub(super) fn hvm_op(domain: &MockDomain, [command, pointer, ..]: [usize; 5]) ->
             let set = domain.with_vcpu(VcpuId(op.vcpu), |vcpu| vcpu.upcall_vector = Some(op.vector));
             set.map(|()| 0).ok_or(Errno::ENOENT)
         }
-        HVMOP_GET_TIME => write(pointer, XenHvmGetTime { now: domain.xen().now().as_nanos() as u64 }),
+        HVMOP_GET_TIME => write(pointer, XenHvmGetTime { now: domain.system_time().as_nanos() as u64 }),
         HVMOP_GET_MEM_TYPE => {
             let mut op: XenHvmGetMemType = read(pointer)?;
             let there = target(domain, op.domid)?.page_at(Gfn(op.pfn)).is_some();

@@ -126,7 +126,11 @@ fn add_to_physmap(domain: &MockDomain, space: u32, idx: u64, gfn: Gfn) -> Result
             if domain.has_shared_info() && domain.xen().refuses_second_mappings() {
                 return Err(Errno::EBUSY);
             }
+            let first = !domain.has_shared_info();
             domain.move_shared_info(gfn);
+            if first {
+                domain.tell_time();
+            }
             Ok(())
         }
         (XENMAPSPACE_SHARED_INFO, _) => Err(Errno::EINVAL),
@@ -142,7 +146,7 @@ fn add_to_physmap(domain: &MockDomain, space: u32, idx: u64, gfn: Gfn) -> Result
     }
 }
 
-/// Does something to each page of a list's extents; answers how many extents were done whole. Xen never answers an
+/// Does something to each page of a list's extents; returns how many extents were done whole. Xen never answers an
 /// error here.
 fn extents(caller: &MockDomain, pointer: usize, each: fn(&MockDomain, Gfn) -> bool) -> usize {
     let Ok(op) = read::<XenMemoryReservation>(pointer) else { return 0 };

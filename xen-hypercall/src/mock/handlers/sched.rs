@@ -7,7 +7,7 @@ use std::vec::Vec;
 use super::{Answer, at, read, read_at};
 use crate::abi::*;
 use crate::mock::MockDomain;
-use crate::sched::ShutdownCode;
+use crate::sched::{Resumed, ShutdownCode};
 use crate::{DomId, Errno, Wait};
 
 /// Processors that a Xen may have at most (`CONFIG_NR_CPUS` as Debian sets it).
@@ -24,10 +24,13 @@ pub(super) fn sched_op(domain: &MockDomain, [command, pointer, ..]: [usize; 5]) 
             Ok(0)
         }
         SCHEDOP_POLL => poll(domain, read(pointer)?),
-        SCHEDOP_SHUTDOWN => {
-            domain.set_shutdown(reason(read::<SchedShutdown>(pointer)?.reason));
-            Ok(0)
-        }
+        SCHEDOP_SHUTDOWN => match reason(read::<SchedShutdown>(pointer)?.reason) {
+            ShutdownCode::SUSPEND => Ok(usize::from(domain.xen().suspend(domain) == Resumed::InPlace)),
+            reason => {
+                domain.set_shutdown(reason);
+                Ok(0)
+            }
+        },
         SCHEDOP_SHUTDOWN_CODE => {
             let reason = reason(read::<SchedShutdown>(pointer)?.reason);
             domain.state().shutdown_code.get_or_insert(reason);
@@ -79,7 +82,7 @@ fn poll(domain: &MockDomain, op: SchedPoll) -> Answer {
             })
     };
     if !pending() {
-        domain.wait((op.timeout != 0).then(|| at(op.timeout)), &|| false);
+        domain.wait((op.timeout != 0).then(|| domain.machine_time(at(op.timeout))), &|| false);
     }
     Ok(0)
 }

@@ -15,7 +15,7 @@ const PERIOD_MAX: u64 = u64::MAX >> 2;
 
 pub(super) fn vcpu_op(domain: &MockDomain, [command, vcpu, pointer, ..]: [usize; 5]) -> Answer {
     let vcpu = u32::try_from(vcpu).map(VcpuId).map_err(|_| Errno::ENOENT)?;
-    let now = domain.xen().now();
+    let now = domain.system_time();
     let with = |f: &mut dyn FnMut(&mut super::super::vcpu::Vcpu) -> Answer| {
         domain.with_vcpu(vcpu, |state| f(state)).unwrap_or(Err(Errno::ENOENT))
     };
@@ -71,7 +71,7 @@ pub(super) fn vcpu_op(domain: &MockDomain, [command, vcpu, pointer, ..]: [usize;
             }
             let period = Duration::from_nanos(period);
             with(&mut |state| {
-                state.periodic = Some((now + period, period));
+                state.periodic = Some((domain.xen().now() + period, period));
                 Ok(0)
             })
         }
@@ -146,7 +146,8 @@ fn run_times(domain: &MockDomain, vcpu: VcpuId, now: Duration) -> VcpuRunstateIn
 }
 
 fn set_singleshot(domain: &MockDomain, at: Duration) -> Answer {
-    let past = at < domain.xen().now();
+    let past = at < domain.system_time();
+    let at = domain.machine_time(at);
     domain.with_vcpu(domain.vcpu(), |state| state.singleshot = (!past).then_some(at));
     if past {
         domain.xen().raise_timer(domain, domain.vcpu());
@@ -155,7 +156,7 @@ fn set_singleshot(domain: &MockDomain, at: Duration) -> Answer {
 }
 
 pub(super) fn set_timer_op(domain: &MockDomain, [at, ..]: [usize; 5]) -> Answer {
-    let now = domain.xen().now();
+    let now = domain.system_time();
     let at = Duration::from_nanos(at as u64);
     // 2^50 ns; so far ahead, or with the sign bit set, a guest has wrapped around.
     let far = now.saturating_add(Duration::from_nanos(1 << 50));
@@ -170,21 +171,20 @@ pub(super) fn set_timer_op(domain: &MockDomain, [at, ..]: [usize; 5]) -> Answer 
 }
 
 fn register_vcpu_info(domain: &MockDomain, vcpu: VcpuId, op: VcpuRegisterVcpuInfo) -> Answer {
+    let (placed, up) =
+        domain.with_vcpu(vcpu, |state| (state.area.is_some(), state.up)).ok_or(Errno::ENOENT)?;
     let offset = op.offset as usize;
     if offset > PAGE_SIZE - shared_info::VCPU_INFO_SIZE || offset % 8 != 0 {
         return Err(Errno::ENXIO);
     }
-    let (placed, up) =
-        domain.with_vcpu(vcpu, |state| (state.area.is_some(), state.up)).ok_or(Errno::ENOENT)?;
     if placed || (up && vcpu != domain.vcpu()) {
         return Err(Errno::EINVAL);
     }
     let page = domain.page_at(Gfn(op.mfn)).ok_or(Errno::EINVAL)?;
     // SAFETY: the caller vouches for the place, whose bounds were checked above.
     let new = unsafe { VcpuArea::from_page(page, offset) };
-    if let Some(old) = domain.vcpu_area(vcpu) {
-        new.info().upcall_mask.store(old.info().upcall_mask.load(SeqCst), SeqCst);
-    }
+    // What was there comes along; a vCPU that had no place begins with its events masked.
+    new.copy_from(domain.vcpu_area(vcpu));
     domain.with_vcpu(vcpu, |state| state.area = Some((Gfn(op.mfn), offset)));
     // Whatever was pending is now said to be here.
     new.info().pending_sel.store(u64::MAX, SeqCst);
