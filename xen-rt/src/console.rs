@@ -64,8 +64,8 @@ pub fn drain() {
     CONSOLE.with(|console| console.as_mut().map(|console| console.drain(LAST)));
 }
 
-/// Writes text to Xen's log, where it can be read by who may read that: `xl dmesg`. Works before anything is open. The first
-/// domain's text goes to Xen's own console.
+/// Writes text to Xen's log, where it can be read by who may read that: `xl dmesg`. Works before anything is open. Text of the
+/// first domain, and of those that Xen makes as it boots, goes to Xen's own console.
 pub fn early(text: fmt::Arguments<'_>) {
     let _ = Early.write_fmt(text);
 }

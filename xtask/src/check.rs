@@ -259,6 +259,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.no_e2e {
         println!("== end to end, on real Xen");
         tally += e2e::run_some(Arch::X86_64, Choice::All)?;
+        println!("== the most telling of them on real Xen for arm64");
+        tally += e2e::run_some(Arch::Arm64, Choice::Few)?;
     }
     println!("{tally}");
     Ok(tally.exit_code())

@@ -113,10 +113,7 @@ pub fn ensure(platform: &'static Platform) -> Result<(Lock, Bed)> {
     let lock = lock(&dir)?;
     let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
     let bed = Bed { platform, root: dir.join("root"), dir };
-    let names: Vec<String> = PACKAGES
-        .iter()
-        .map(|name| name.replace("XEN", platform.xen).replace("ARCH", platform.debian))
-        .collect();
+    let names = names(platform);
     let wanted = format!("{LAYOUT} {} {}\n", platform.kernel, names.join(" "));
     let packages = Packages {
         architecture: platform.debian,
@@ -126,6 +123,12 @@ pub fn ensure(platform: &'static Platform) -> Result<(Lock, Bed)> {
     };
     unpacked(&bed.dir, &bed.root, &wanted, &packages, |root| place_kernels(&bed, root))?;
     Ok((lock, bed))
+}
+
+/// The packages of a platform, without the kernel's.
+fn names(platform: &Platform) -> Vec<String> {
+    let filled = |name: &&str| name.replace("XEN", platform.xen).replace("ARCH", platform.debian);
+    PACKAGES.iter().map(filled).collect()
 }
 
 /// Makes sure that other packages, which dom0 does not need, are unpacked in a folder of their own, and returns it. The
@@ -236,4 +239,18 @@ pub(crate) fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S], di
         bail!("{name} failed ({}): {}", output.status, message.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::Arch;
+
+    #[test]
+    fn packages_are_of_the_platforms_version_and_architecture() {
+        let names = names(Arch::Arm64.platform());
+        for name in ["xen-hypervisor-4.17-arm64", "xen-utils-4.17", "xen-utils-common", "libxenmisc4.17"] {
+            assert!(names.iter().any(|found| found == name), "no {name} in {names:?}");
+        }
+    }
 }

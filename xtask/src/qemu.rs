@@ -286,10 +286,41 @@ fn xen_options(machine: &Machine, emulator: &Emulator, boot: &Boot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::Arch;
 
     #[test]
     fn commas_in_a_disk_are_doubled() {
         assert_eq!(escaped(Path::new("/a,b")), "/a,,b");
+    }
+
+    #[test]
+    fn memory_is_the_platforms_choice_unless_somebody_has_one() {
+        let system = System::Other { kernel: "k".into(), cmdline: String::new(), vcpus: 3 };
+        let mut machine = Machine {
+            memory: None,
+            dom0_memory: None,
+            system,
+            disk: None,
+            forwards: Vec::new(),
+            echo: false,
+        };
+        let options = |machine: &Machine, arch: Arch| {
+            let Platform { emulator, boot, .. } = arch.platform();
+            xen_options(machine, emulator, boot)
+        };
+        let text = options(&machine, Arch::Arm64);
+        assert!(
+            text.contains("dom0_mem=256M,max:256M dom0_max_vcpus=3") && !text.contains("dom0=pvh"),
+            "{text}"
+        );
+        assert!(options(&machine, Arch::X86_64).contains("dom0=pvh"));
+        machine.dom0_memory = Some(64);
+        machine.system = System::Linux { initramfs: "i".into(), options: String::new() };
+        let text = options(&machine, Arch::X86_64);
+        assert!(
+            text.contains("dom0_mem=64M,max:64M dom0_max_vcpus=1") && !text.contains("dom0=pvh"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -13,8 +13,7 @@ use core::time::Duration;
 #[cfg(feature = "smp")]
 use xen_hypercall::VcpuId;
 use xen_hypercall::sched::shutdown;
-use xen_hypercall::version::Features;
-use xen_hypercall::{Domain, Errno, Wait, console_io, version};
+use xen_hypercall::{Domain, Errno, Wait, console_io};
 
 use crate::arch;
 use crate::entry::{self, Boot, Exit, crash};
@@ -24,7 +23,9 @@ pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
-pub(crate) use memory::{alloc_pages, keep, keep_pages};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use memory::alloc_pages;
+pub(crate) use memory::{keep, keep_pages};
 pub(crate) use place::Place;
 #[cfg(feature = "smp")]
 pub(crate) use vcpu::{FIRST, Own, this};
@@ -72,14 +73,12 @@ pub(crate) fn now() -> Duration {
     KERNEL.get().map(Wait::now).unwrap_or_default()
 }
 
-/// What works before anything else does: Xen's console, which a release build of Xen shows for the first domain
-/// alone, or Xen's log, which it shows for all others.
+/// What works before anything else does: Xen's console where Xen lets the domain write to it, which is so of the first domain
+/// and of those that Xen itself makes as it boots; otherwise Xen's log.
 pub(crate) fn early(bytes: &[u8]) {
-    let call = arch::call();
-    let features = call.and_then(|call| version::features(&call).ok());
-    match call.filter(|_| features.is_some_and(|features| features.contains(Features::DOM0))) {
-        Some(call) => drop(console_io::write(&call, bytes)),
-        None => arch::early(bytes),
+    let written = arch::call().map(|call| console_io::write(&call, bytes));
+    if !matches!(written, Some(Ok(_))) {
+        arch::early(bytes);
     }
 }
 

@@ -13,7 +13,8 @@ use crate::memory_map::{BootInfo, Range};
 // The tables made here map the gigabytes of the image and of the device tree to themselves with every right; `paging::seal`
 // replaces them once there is memory to make better ones in. They carry an address space's number (nG, ASID 0) that the
 // better ones do not have, so no translation of theirs conflicts with those. What is written before the caches are on goes
-// around them, so what caches have of that memory is thrown away.
+// around them, so what caches have of that memory is thrown away. The addresses in the image are corrected with the caches on
+// (`SHT_RELR` of the ELF specification has the places).
 //
 // MAIR: 0 is device memory (nGnRnE), 1 is normal memory (write-back). TCR: 48 bits of address in the lower half, pages of 4
 // KiB, tables in inner shareable write-back memory, no upper half. SCTLR: MMU, caches, checks of the stack's alignment.
@@ -26,7 +27,7 @@ image_start:
     .long   0
     .quad   0               // where from a multiple of 2 MiB on
     .quad   image_size      // with what is not in the file
-    .quad   0x2             // little endian, pages of 4 KiB
+    .quad   0xA             // little endian, pages of 4 KiB, anywhere in memory
     .quad   0, 0, 0
     .ascii  "ARM\x64"
     .long   0
@@ -97,10 +98,39 @@ entry:
     b.hs    4f
     stp     xzr, xzr, [x1], #16
     b       3b
-4:  adrp    x1, stack_top
+
+4:  adrp    x3, image_start
+    ldr     x1, ={linked_at}
+    subs    x3, x3, x1      // how far all addresses in the image are off
+    b.eq    9f
+    adrp    x1, relr_start
+    add     x1, x1, :lo12:relr_start
+    adrp    x2, relr_end
+    add     x2, x2, :lo12:relr_end
+5:  cmp     x1, x2
+    b.hs    9f
+    ldr     x5, [x1], #8
+    tbnz    x5, #0, 6f
+    add     x4, x5, x3      // an even word: there is an address
+    ldr     x6, [x4]
+    add     x6, x6, x3
+    str     x6, [x4], #8
+    b       5b
+6:  mov     x7, x4          // an odd one: which of the 63 words from there on are addresses
+7:  lsr     x5, x5, #1
+    cbz     x5, 8f
+    tbz     x5, #0, 10f
+    ldr     x6, [x7]
+    add     x6, x6, x3
+    str     x6, [x7]
+10: add     x7, x7, #8
+    b       7b
+8:  add     x4, x4, #(63 * 8)
+    b       5b
+
+9:  adrp    x1, stack_top
     add     sp, x1, :lo12:stack_top
     mov     x0, x20
-    adrp    x1, image_start
     mov     x29, xzr
     mov     x30, xzr
     b       {start}
@@ -132,18 +162,16 @@ boot_tables:
     "#,
     tcr = const 16_u64 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23,
     sctlr = const 0x30D0_0800_u64 | 1 | 1 << 2 | 1 << 3 | 1 << 12,
+    linked_at = const LINKED_AT,
     start = sym start,
 );
 
-/// Where the image stands, to be seen when it was not put there.
+/// Where the link script puts the image; Xen may put it elsewhere.
 const LINKED_AT: u64 = 0x4000_0000;
 /// A device tree is at most so large, by the rules of the entry.
 const MOST_TREE: usize = 2 << 20;
 
-extern "C" fn start(device_tree: u64, loaded_at: u64) -> ! {
-    if loaded_at != LINKED_AT {
-        crate::crash(format_args!("loaded at {loaded_at:#x}, but linked for {LINKED_AT:#x}"));
-    }
+extern "C" fn start(device_tree: u64) -> ! {
     let at = core::ptr::with_exposed_provenance::<u8>(device_tree as usize);
     // SAFETY: Xen passes the address of a device tree, whose first words are its magic number and its size; the entry mapped
     // two megabytes from there on. Nobody writes there: memory is given out only when the tree was read.
@@ -152,12 +180,12 @@ extern "C" fn start(device_tree: u64, loaded_at: u64) -> ! {
         core::slice::from_raw_parts(at, size.min(MOST_TREE))
     };
     let mut info = BootInfo::new();
-    info.take(paging::image());
     match tree::read(bytes, &mut info) {
         Ok(machine) => MACHINE.put(machine),
         Err(what) => crate::crash(format_args!("the device tree {what}")),
     };
-    // A page that nothing is at, whatever the memory's addresses.
+    info.take(paging::image());
+    // Nothing is at address zero, wherever the memory is.
     info.take(Range { start: 0, end: 4096 });
     machine::start(info)
 }
