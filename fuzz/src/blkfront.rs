@@ -481,6 +481,20 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             let number = Number::Power { bit: 5, more: 1 };
             Plan { ops: with(vec![Op::Index { word: 2, number }, Op::Poll]), ..plan.clone() }.bytes()
         }),
+        ("wrong-id", {
+            let fault = FaultInput::SmallId { id: 10 };
+            Plan { offers: 0x39f, ops: with(vec![Op::Spoil { fault }]), ..plan.clone() }.bytes()
+        }),
+        ("twice", {
+            let wrong = vec![
+                Op::SubmitWrite { range: range(8, 120) },
+                Op::Spoil { fault: FaultInput::Twice },
+                Op::Publish,
+                Op::Step,
+                Op::Poll,
+            ];
+            Plan { offers: 0x39f, ops: with(wrong), ..plan.clone() }.bytes()
+        }),
         ("wrong-operation", {
             let fault = FaultInput::Operation { operation: 3 };
             Plan { ops: with(vec![Op::Spoil { fault }]), ..plan }.bytes()

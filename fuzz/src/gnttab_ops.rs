@@ -46,6 +46,8 @@ input! {
         /// Copies anywhere, within and beyond the pages.
         CopyAny { gref: Number, from: u16, to: u16, len: u16 },
         LetGo,
+        /// A grant is taken away while its flags change.
+        Restless { changes: [u8; 7] },
     }
 }
 
@@ -92,6 +94,7 @@ impl Op {
                 Meant::CopyAny(GrantRef(gref.get()), from.into(), to.into(), len.into())
             }
             Self::LetGo => Meant::LetGo,
+            Self::Restless { changes } => Meant::Restless(changes),
         }
     }
 }
@@ -124,6 +127,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Op::Drop { grant: 0 },
             Op::DropReference,
             Op::LetGo,
+            Op::Restless { changes: [0, 4, 0, 0, 0, 0, 0] },
         ]
     };
     let plan = |version2, often| {

@@ -165,7 +165,7 @@ impl<'m> Run<'m> {
         }
     }
 
-    /// Does it; answers how a call of the client ended.
+    /// Does it; returns how a call of the client ended.
     fn call(&mut self, xs: &mut Xenstore<'m, MockDomain>, op: &Op) -> Option<Result<(), Error>> {
         let store = &self.machine.store;
         Some(match *op {

@@ -97,12 +97,17 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         }
     }
 
-    /// Waits until everything that was submitted is answered.
-    pub(crate) fn drain(&mut self, until: Duration) -> Result<(), Error> {
+    /// Waits until everything that was submitted is answered: for each response as long as ever, for all until `whole`.
+    pub(crate) fn drain(&mut self, whole: &mut Deadline) -> Result<(), Error> {
         self.publish()?;
         while self.pending() > 0 {
-            let mut deadline = Deadline::new(self.end_of_wait().min(until));
-            self.progress(&mut deadline, u32::MAX)?;
+            let end = self.end_of_wait().min(whole.at());
+            let mut deadline = Deadline::new(end);
+            let waited = self.wait_response(&mut deadline, u32::MAX);
+            // The last sleep may have been a pause.
+            deadline.until(self.events.platform().now());
+            *whole = Deadline::new(whole.at().saturating_add(deadline.at().saturating_sub(end)));
+            waited?;
         }
         Ok(())
     }
@@ -212,12 +217,18 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         }
     }
 
-    /// Takes responses, waiting for some if there is none: for one more than `skip`. Each moves the deadline.
+    /// [Waits](Self::wait_response) for responses. Each moves the deadline.
     fn progress(&mut self, deadline: &mut Deadline, skip: u32) -> Result<(), Error> {
+        self.wait_response(deadline, skip)?;
+        *deadline = Deadline::new(deadline.at().max(self.end_of_wait()));
+        Ok(())
+    }
+
+    /// Takes responses, waiting for some if there is none: for one more than `skip`.
+    fn wait_response(&mut self, deadline: &mut Deadline, skip: u32) -> Result<(), Error> {
         loop {
             let seen = self.events.seq();
             if self.poll()? > 0 {
-                *deadline = Deadline::new(deadline.at().max(self.end_of_wait()));
                 return Ok(());
             }
             if self.state == State::Closed {

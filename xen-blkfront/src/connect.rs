@@ -3,11 +3,11 @@
 use core::fmt;
 use core::time::Duration;
 
-use xen_evtchn::EventChannels;
+use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Xenstore};
+use xen_xenstore::{Path, Until, Xenstore};
 
 use crate::abi::RING_SLOTS;
 use crate::features::Features;
@@ -64,12 +64,12 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// # Errors
     /// The handshake's, also when the backend is not ready by `deadline`; [`Error::BadNode`] for a disk that cannot
     /// be; [`Error::Grant`] and [`Error::Event`].
-    pub fn connect(
+    pub fn connect<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
         index: u32,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
     ) -> Result<Self, Error> {
         Self::connect_with(xs, events, grants, index, deadline, Config::default())
     }
@@ -78,11 +78,11 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     ///
     /// # Errors
     /// [`Error::NoDevice`]; otherwise as [`connect`](Self::connect).
-    pub fn connect_first(
+    pub fn connect_first<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
     ) -> Result<Self, Error> {
         let first = Self::first_index(xs)?.ok_or(Error::NoDevice)?;
         Self::connect(xs, events, grants, first, deadline)
@@ -109,31 +109,45 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
-    pub fn connect_with(
+    pub fn connect_with<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
         index: u32,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
         config: Config,
     ) -> Result<Self, Error> {
-        Self::begin(xs, events, grants, index, deadline, config)?.finish(xs, deadline)
+        let mut until = deadline.into();
+        let deadline = until.deadline();
+        Self::begin_by(xs, events, grants, index, deadline, config)?.finish_by(xs, deadline)
     }
 
     /// The first half of [`connect_with`](Self::connect_with): up to where the backend has all that it needs to connect.
-    /// While it does that other devices can be begun, too: [`Connecting::finish`] waits for it.
+    /// While it does that other devices can be begun, too: [`Connecting::finish`] waits for it. A `&mut Deadline` for both halves
+    /// knows of the pauses of the guest in either.
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with).
-    pub fn begin(
+    pub fn begin<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
         index: u32,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
         config: Config,
     ) -> Result<Connecting<'x, P>, Error> {
-        let device = Frontend::open(xs, "vbd", index, deadline)?.wait_for_backend(xs, deadline)?;
+        Self::begin_by(xs, events, grants, index, deadline.into().deadline(), config)
+    }
+
+    fn begin_by(
+        xs: &mut Xenstore<'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        deadline: &mut Deadline,
+        config: Config,
+    ) -> Result<Connecting<'x, P>, Error> {
+        let device = Frontend::open(xs, "vbd", index, &mut *deadline)?.wait_for_backend(xs, deadline)?;
         let made = Pool::new(grants, device.backend_id(), config.pages)
             .and_then(|pool| Ok((pool, Ops::new(grants.platform(), config.requests)?)));
         let (pool, ops) = match made {
@@ -197,7 +211,15 @@ impl<'x, P: Platform + Wait> Connecting<'x, P> {
     ///
     /// # Errors
     /// As [`BlkFront::connect_with`].
-    pub fn finish(self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<BlkFront<'x, P>, Error> {
+    pub fn finish<'d>(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<BlkFront<'x, P>, Error> {
+        self.finish_by(xs, deadline.into().deadline())
+    }
+
+    fn finish_by(self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<BlkFront<'x, P>, Error> {
         let Self { begun, events, grants, index, pool, ops, config } = self;
         let (link, features) = begun.finish(xs, deadline)?;
         Ok(BlkFront {
@@ -259,10 +281,10 @@ impl<'x, P: Platform + Wait> Begun<'x, P> {
     pub(crate) fn finish(
         self,
         xs: &mut Xenstore<'x, P>,
-        deadline: Duration,
+        deadline: &mut Deadline,
     ) -> Result<(Link<'x, P>, Features), Error> {
         let Self { device, queues, trusted } = self;
-        let device = device.wait_connected(xs, deadline)?;
+        let device = device.wait_connected(xs, &mut *deadline)?;
         let features = Features::read(xs, &device, trusted).and_then(|features| {
             match device.switch(xs, XenbusState::CONNECTED)? {
                 true => Ok(features),

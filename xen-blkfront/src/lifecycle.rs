@@ -1,10 +1,9 @@
 //! What becomes of a disk: it closes, its backend goes and comes back, its size changes.
 
-use core::time::Duration;
-
+use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::xenbus::{BackendChange, Frontend, XenbusState};
-use xen_xenstore::{Path, Xenstore};
+use xen_xenstore::{Path, Until, Xenstore};
 
 use crate::connect::{Begun, Link};
 use crate::features::Features;
@@ -80,14 +79,23 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with); [`Error::Broken`]: a backend that broke the protocol is not tried again.
-    pub fn reconnect(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+    pub fn reconnect<'d>(
+        &mut self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<(), Error> {
+        self.reconnect_by(xs, deadline.into().deadline())
+    }
+
+    fn reconnect_by(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         self.check_broken()?;
         // A backend that is not connected any more would be waited for in vain. An error comes again below.
         let _ = self.service(xs);
         let was = self.state;
         self.change(State::Closed);
-        self.unlink(xs, was, deadline)?;
-        let device = Frontend::open(xs, "vbd", self.index, deadline)?.wait_for_backend(xs, deadline)?;
+        self.unlink(xs, was, &mut *deadline)?;
+        let device = Frontend::open(xs, "vbd", self.index, &mut *deadline)?;
+        let device = device.wait_for_backend(xs, &mut *deadline)?;
         if let Err(error) = self.pool.renew(device.backend_id(), self.ops.all()) {
             let _ = device.abandon(xs);
             return Err(error);
@@ -131,7 +139,11 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     ///
     /// # Errors
     /// The handshake's, when the backend did not follow by `deadline`.
-    pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+    pub fn close<'d>(self, xs: &mut Xenstore<'x, P>, deadline: impl Into<Until<'d>>) -> Result<(), Error> {
+        self.close_by(xs, deadline.into().deadline())
+    }
+
+    fn close_by(mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         if matches!(self.state, State::Connected | State::Closing) {
             // Requests that are not answered are lost; the backend, not they, decides how closing goes on.
             let _ = self.drain(deadline);
@@ -147,7 +159,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     }
 
     /// Ends what there is with a backend, whatever it is up to.
-    fn unlink(&mut self, xs: &mut Xenstore<'x, P>, was: State, deadline: Duration) -> Result<(), Error> {
+    fn unlink(&mut self, xs: &mut Xenstore<'x, P>, was: State, deadline: &mut Deadline) -> Result<(), Error> {
         let Some(Link { device, queues }) = self.link.take() else { return Ok(()) };
         for chain in queues.iter().flat_map(|queue| queue.slots.indirect()) {
             self.pool.release(chain);

@@ -116,7 +116,7 @@ fn addresses_are_not_cut_off() {
     assert_eq!(run(&machine, device.write(u32::MAX, &block)), Err(Error::Io));
     assert_eq!(run(&machine, device.write(1 << 25, &block)), Err(Error::Io));
     assert_eq!(back.disk()[..5], [1, 1, 1, 0, 0]);
-    assert!(back.complaints().iter().all(|complaint| complaint == "beyond the end of the disk"));
+    assert_eq!(back.complaints(), [""; 0]);
 }
 
 #[test]

@@ -5,8 +5,8 @@ mod common;
 
 use common::{Machine, VBD, pattern};
 use proptest::prelude::*;
-use xen_blkfront::abi::{OP_FLUSH, OP_WRITE};
-use xen_blkfront::mock::{Options, Order};
+use xen_blkfront::abi::{OP_FLUSH, OP_WRITE, RSP_EOPNOTSUPP};
+use xen_blkfront::mock::{Fault, Options, Order};
 use xen_blkfront::{BlkFront, Error, State};
 use xen_xenstore::Xenstore;
 
@@ -183,10 +183,10 @@ fn a_flush_comes_after_the_writes_or_is_nothing() {
 #[test]
 fn a_backend_that_only_says_that_it_flushes_is_found_out() {
     let machine = Machine::new();
-    let back = machine.disk(Options { flush: false, ..Options::default() });
-    back.lie("feature-flush-cache", Some("1"));
+    let back = machine.disk(Options::default());
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let mut disk = machine.connect(&mut xs).unwrap();
+    back.fault(Fault::Status(RSP_EOPNOTSUPP));
     assert_eq!(disk.flush(), Err(Error::Unsupported));
     assert!(!disk.can_flush());
     assert_eq!(disk.state(), State::Connected);

@@ -6,12 +6,12 @@ mod common;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::{Machine, VBD, pattern};
+use common::{Machine, VBD, pattern, small};
 use proptest::prelude::*;
-use xen_blkfront::abi::{OP_BARRIER, OP_WRITE};
+use xen_blkfront::abi::{OP_BARRIER, OP_FLUSH, OP_WRITE};
 use xen_blkfront::mock::model::Model;
 use xen_blkfront::mock::{Faults, MockBlkback, Options, Order};
-use xen_blkfront::{Error, State};
+use xen_blkfront::{Config, Error, State};
 use xen_hypercall::mock::{Chance, Dice};
 use xen_xenstore::Xenstore;
 
@@ -252,4 +252,50 @@ fn the_model_waits_for_the_earlier_of_two_flushes_to_tell_of_a_crash() {
         model.flushed(last, Ok(()), false);
         assert!(holds(&model, tag) && !holds(&model, 0));
     }
+}
+
+#[test]
+fn a_backend_keeps_to_what_it_told() {
+    // More than it was made with.
+    let machine = Machine::new();
+    let back = machine.disk(Options::plain());
+    for (node, value) in [
+        ("feature-flush-cache", "1"),
+        ("feature-discard", "1"),
+        ("discard-granularity", "4096"),
+        ("discard-secure", "1"),
+        ("max-ring-page-order", "2"),
+        ("multi-queue-max-queues", "2"),
+        ("feature-max-indirect-segments", "64"),
+        ("sectors", "9000"),
+    ] {
+        back.lie(node, Some(value));
+    }
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { segments: 64, pages: 200, ring_pages: 4, queues: 2, ..small() };
+    let mut disk = machine.connect_with(&mut xs, config).unwrap();
+    assert_eq!((disk.queues(), disk.capacity(), disk.request_sectors()), (2, 9000, 64 * 8));
+    disk.write(8, &pattern(64 * 4096, 3)).unwrap();
+    disk.flush().unwrap();
+    let discard = disk.submit_secure_discard(8, 8).unwrap();
+    disk.wait(discard, &mut []).unwrap();
+    assert!(back.disk()[8 * 512..][..4096] == [0; 4096]);
+    assert!(back.served().iter().any(|request| request.operation == OP_FLUSH));
+    // Bytes that it does not have it cannot serve.
+    assert_eq!(disk.read(8000, &mut [0; 512]), Err(Error::Io));
+    assert_eq!(back.complaints(), [""; 0]);
+
+    // Less, from its next beginning on: who goes on with the rest gets nothing, or is complained of.
+    let machine = Machine::new();
+    let back = machine.disk(Options::everything());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = machine.connect_with(&mut xs, Config { segments: 64, pages: 200, ..small() }).unwrap();
+    for node in ["feature-flush-cache", "feature-barrier", "feature-max-indirect-segments"] {
+        back.lie(node, Some("0"));
+    }
+    back.restart();
+    machine.xen.run_until_idle(100);
+    assert_eq!(disk.flush(), Err(Error::Unsupported));
+    assert_eq!(disk.write(8, &pattern(20 * 4096, 3)), Err(Error::Io));
+    assert_eq!(back.complaints(), ["20 indirect segments"]);
 }

@@ -3,11 +3,12 @@
 use core::fmt;
 use core::time::Duration;
 
-use xen_evtchn::EventChannels;
+use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Xenstore};
+use xen_xenstore::suspend::Device;
+use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Initialising, Published, XenbusState};
+use xen_xenstore::{Path, Until, Xenstore};
 
 use crate::page::ConsolePage;
 use crate::{Console, Error, Stats, Violation};
@@ -51,22 +52,23 @@ pub struct SecondaryConsole<'x, P: Platform> {
 }
 
 impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
-    /// Connects console `index`, and waits for its backend until `deadline` on the platform's clock.
+    /// Connects console `index`, and waits for its backend until `deadline`: a time of the platform's clock, or a
+    /// `&mut Deadline`. Pauses of the guest do not count.
     ///
     /// # Errors
     /// [`Error::NoConsole`] for number 0; [`Error::Xenstore`] when there is no such console or its backend does not
     /// come; [`Error::Grant`] and [`Error::Event`] when resources are short. Nothing is left behind.
-    pub fn connect(
+    pub fn connect<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
         index: u32,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
     ) -> Result<Self, Error> {
         if index == 0 {
             return Err(Error::NoConsole);
         }
-        let (console, device) = bring_up(xs, events, grants, index, deadline)?;
+        let (console, device) = bring_up(xs, events, grants, index, deadline.into().deadline())?;
         Ok(Self { console, device: Some(device), connected: true, grants, index })
     }
 
@@ -78,9 +80,17 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
     ///
     /// # Errors
     /// As [`connect`](Self::connect). The console is [`State::Closed`] then, and this may be called again.
-    pub fn reconnect(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+    pub fn reconnect<'d>(
+        &mut self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<(), Error> {
+        self.reconnect_by(xs, deadline.into().deadline())
+    }
+
+    fn reconnect_by(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         // The backend may hang, or be gone; that is often why this is called.
-        let _ = self.end(xs, deadline);
+        let _ = self.end(xs, &mut *deadline);
         let events = self.console.event_channels();
         let (console, device) = bring_up(xs, events, self.grants, self.index, deadline)?;
         let mut earlier = core::mem::replace(&mut self.console, console);
@@ -127,13 +137,17 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
     ///
     /// # Errors
     /// [`Error::Xenstore`] when the backend did not follow by `deadline`; the console is closed all the same.
-    pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+    pub fn close<'d>(
+        mut self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<(), Error> {
         // The page goes with `self`, and only then: before, the backend had every right to it.
-        self.end(xs, deadline)
+        self.end(xs, deadline.into().deadline())
     }
 
     /// Ends what there is with a backend. The page stays.
-    fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+    fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         // A backend that is not connected any more would be waited for in vain. An error comes again below.
         let _ = self.service(xs);
         let was = core::mem::replace(&mut self.connected, false);
@@ -188,9 +202,22 @@ fn bring_up<'x, P: Platform + Wait>(
     events: &'x EventChannels<P>,
     grants: &'x GrantTable<P>,
     index: u32,
-    deadline: Duration,
+    deadline: &mut Deadline,
 ) -> Result<(Console<'x, P>, Frontend<Connected>), Error> {
-    let device = Frontend::open(xs, "console", index, deadline)?.wait_for_backend(xs, deadline)?;
+    let device = Frontend::open(xs, "console", index, &mut *deadline)?;
+    let (console, device) = begin(xs, device, events, grants, &mut *deadline)?;
+    finish(xs, device, deadline).map(|device| (console, device))
+}
+
+/// The first half, up to where the backend has all that it needs.
+fn begin<'x, P: Platform + Wait>(
+    xs: &mut Xenstore<'x, P>,
+    device: Frontend<Initialising>,
+    events: &'x EventChannels<P>,
+    grants: &'x GrantTable<P>,
+    deadline: &mut Deadline,
+) -> Result<(Console<'x, P>, Frontend<Published>), Error> {
+    let device = device.wait_for_backend(xs, deadline)?;
     let (console, gref) = match share(&device, events, grants) {
         Ok(shared) => shared,
         Err(error) => {
@@ -204,12 +231,61 @@ fn bring_up<'x, P: Platform + Wait>(
         transaction.write_display(&path.join("ring-ref")?, gref)?;
         transaction.write_display(&path.join("port")?, port.0)
     })?;
+    Ok((console, device))
+}
+
+fn finish<P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    device: Frontend<Published>,
+    deadline: &mut Deadline,
+) -> Result<Frontend<Connected>, Error> {
     let device = device.wait_connected(xs, deadline)?;
     if let Err(error) = device.switch(xs, XenbusState::CONNECTED) {
         let _ = device.abandon(xs);
         return Err(error.into());
     }
-    Ok((console, device))
+    Ok(device)
+}
+
+/// What the last backend did not take is written to the next one first, as by
+/// [`reconnect`](SecondaryConsole::reconnect). A console that was not at work is connected if it is there.
+impl<'x, P: Platform + Wait> Device<'x, P> for SecondaryConsole<'x, P> {
+    type Begun = (bool, Option<(Console<'x, P>, Frontend<Published>)>);
+
+    fn quiesce(&mut self) {
+        let _ = self.console.announce();
+    }
+
+    fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {
+        let was = core::mem::replace(&mut self.connected, false);
+        if let Some(device) = self.device.take() {
+            // If that fails the watch is ended later.
+            let _ = device.forget(xs);
+        }
+        let events = self.console.event_channels();
+        let mut until = Until::from(deadline);
+        let deadline = until.deadline();
+        let begun = Frontend::open_present(xs, "console", self.index, &mut *deadline)
+            .map_err(Error::from)
+            .and_then(|device| begin(xs, device, events, self.grants, &mut *deadline));
+        (was, begun.ok())
+    }
+
+    fn finish(&mut self, (was, begun): Self::Begun, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
+        let Some((console, device)) = begun else { return was.into() };
+        let Ok(device) = finish(xs, device, Until::from(deadline).deadline()) else { return was.into() };
+        let mut earlier = core::mem::replace(&mut self.console, console);
+        (self.device, self.connected) = (Some(device), true);
+        // If it does not work the next call says so.
+        let _ = self.console.go_on_from(&mut earlier);
+        0
+    }
+
+    fn go_on(&mut self) {
+        if self.console.channel().notify().is_ok() {
+            self.console.looked(0);
+        }
+    }
 }
 
 fn share<'x, P: Platform>(

@@ -5,12 +5,12 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use xen_hypercall::{
-    AtomicIncarnation, Claim, DomId, Domain, Errno, Incarnation, Part, Platform, SharedInfo, VcpuId, Wait,
-    event,
+    AtomicIncarnation, Claim, DomId, Domain, Errno, Incarnation, Part, Platform, SharedInfo, VcpuArea,
+    VcpuId, Wait, event,
 };
 
 use crate::channel::Source;
-use crate::delivery::{Abi, Delivery, Shared};
+use crate::delivery::{Abi, Delivery, Shared, Vcpu};
 use crate::fifo::{FifoAbi, Pages};
 use crate::records::Records;
 use crate::two_level::TwoLevelAbi;
@@ -197,13 +197,26 @@ impl<P: Platform> EventChannels<P> {
     }
 
     /// Lets another vCPU receive events. vCPU 0 is there from the start; for every other this comes before anything is bound
-    /// to it, on whatever vCPU. The kernel arranges the vCPU's upcall itself
-    /// ([`set_evtchn_upcall_vector`](xen_hypercall::hvm)).
+    /// to it. The kernel arranges the vCPU's upcall itself ([`set_evtchn_upcall_vector`](xen_hypercall::hvm)).
+    ///
+    /// A vCPU that has no place in `shared_info` (32 and up on x86, 1 and up on Arm) gets one elsewhere
+    /// (`VCPUOP_register_vcpu_info`): before it is brought up, on any vCPU, or later by itself. Xen tells it at once
+    /// that everything is pending, so its first [`dispatch`](Self::dispatch) looks at all ports.
     ///
     /// # Errors
-    /// [`Error::VcpuOutOfRange`], [`Error::Stale`]; with the FIFO ABI also Xen's (`ENOENT`: no such vCPU; `EINVAL`: it is there already).
+    /// [`Error::VcpuOutOfRange`], [`Error::Stale`], [`Error::OutOfMemory`]; for a vCPU that gets a place, Xen's (`ENOENT`: no such
+    /// vCPU; `EINVAL`: it is up, and another); with the FIFO ABI also Xen's (`ENOENT`; `EINVAL`: it was added already).
     pub fn add_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
         self.current()?;
+        if vcpu.0 >= VcpuArea::VCPUS {
+            return Err(Error::VcpuOutOfRange(vcpu));
+        }
+        if self.records.claim().area(vcpu).is_none() {
+            self.records.claim().register_area(vcpu).map_err(|errno| match errno {
+                Errno::ENOMEM => Error::OutOfMemory,
+                errno => Error::Hypercall { operation: "VCPUOP_register_vcpu_info", errno },
+            })?;
+        }
         self.abi.add_vcpu(self.shared(), self.platform(), vcpu)
     }
 
@@ -276,6 +289,10 @@ impl<P: Platform> EventChannels<P> {
 
     /// Whether events for a vCPU would reach it.
     pub(crate) fn has_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
+        if self.records.claim().area(vcpu).is_none() {
+            let beyond = vcpu.0 >= VcpuArea::VCPUS;
+            return Err(if beyond { Error::VcpuOutOfRange(vcpu) } else { Error::VcpuNotAdded(vcpu) });
+        }
         self.abi.has_vcpu(self.shared(), vcpu)
     }
 
@@ -295,6 +312,8 @@ impl<P: Platform> EventChannels<P> {
         if !self.is_current() {
             return 0;
         }
+        let Some(area) = self.records.claim().area(vcpu) else { return 0 };
+        let vcpu = Vcpu { id: vcpu, info: area.info() };
         let mut pass = Pass { events: self, number: None, twice: Port(0) };
         let done = self.abi.dispatch(self.shared(), vcpu, &mut |port| pass.arrived(Port(port)));
         drop(pass);
@@ -330,20 +349,21 @@ impl<P: Platform> EventChannels<P> {
     /// }
     /// ```
     ///
-    /// Takes the events that are pending on vCPU 0 before and after the sleep, and [unmasks](Self::unmask_due) throttled
-    /// channels whose time has come. Any number of waiters is right, on vCPU 0.
+    /// Takes the events that are pending on [this vCPU](Wait::vcpu) before and after the sleep, and
+    /// [unmasks](Self::unmask_due) throttled channels whose time has come. Any number of waiters is right, on the vCPU that the
+    /// events they wait for are [bound to](Channel::bind_vcpu): an event that is delivered on one vCPU does not wake another.
     pub fn wait_since(&self, seen: EventSeq, deadline: Option<Duration>)
     where
         P: Wait,
     {
         let is_due = || self.seq() != seen;
         self.unmask_due();
-        self.dispatch(VcpuId(0));
+        self.dispatch(self.platform().vcpu());
         if !is_due() {
             let deadline = deadline.into_iter().chain(self.next_unmask()).min();
             self.platform().wait(deadline, &is_due);
             self.unmask_due();
-            self.dispatch(VcpuId(0));
+            self.dispatch(self.platform().vcpu());
         }
     }
 

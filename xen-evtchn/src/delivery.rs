@@ -1,6 +1,6 @@
 //! What the two ABIs have in common, and which of them is in use.
 
-use xen_hypercall::{Platform, SharedInfo, VcpuId};
+use xen_hypercall::{Platform, SharedInfo, VcpuId, VcpuInfo};
 
 use crate::fifo::Pages;
 use crate::two_level::Scan;
@@ -28,6 +28,13 @@ pub(crate) struct Shared<'e> {
     pub(crate) fifo: Option<&'e Pages>,
 }
 
+/// A vCPU, and where Xen tells it that there are events.
+#[derive(Clone, Copy)]
+pub(crate) struct Vcpu<'e> {
+    pub(crate) id: VcpuId,
+    pub(crate) info: VcpuInfo<'e>,
+}
+
 /// What one pass over a vCPU's events did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[allow(unreachable_pub, reason = "public for the loom tests alone")]
@@ -46,7 +53,7 @@ pub(crate) trait Delivery: Sync {
     fn limit(&self) -> u32;
 
     /// Takes a vCPU's events. None: there is nothing to do.
-    fn dispatch(&self, shared: Shared<'_>, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched>;
+    fn dispatch(&self, shared: Shared<'_>, vcpu: Vcpu<'_>, fire: &mut dyn FnMut(u32)) -> Option<Dispatched>;
 
     fn is_masked(&self, shared: Shared<'_>, port: Port) -> bool;
 
@@ -61,9 +68,10 @@ pub(crate) trait Delivery: Sync {
     /// Makes room for a port below the limit.
     fn ensure(&self, shared: Shared<'_>, platform: &dyn Platform, port: Port) -> Result<(), Error>;
 
+    /// Gives Xen what it needs beside the place of the vCPU's `vcpu_info`, which is there.
     fn add_vcpu(&self, shared: Shared<'_>, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error>;
 
-    /// Whether Xen can tell a vCPU of events.
+    /// Whether Xen has that.
     fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error>;
 
     /// Sets all up again in a new domain, with every port masked.

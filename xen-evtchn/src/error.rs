@@ -28,9 +28,10 @@ pub enum Error {
     PortInUse(Port),
     /// Nobody has bound this port, so there is nothing to adopt.
     PortClosed(Port),
-    /// The vCPU has no place in `shared_info`, so Xen cannot tell it of events: 32 and up on x86, 1 and up on Arm.
+    /// There can be no such vCPU: it is not below [`VcpuArea::VCPUS`](xen_hypercall::VcpuArea::VCPUS).
     VcpuOutOfRange(VcpuId),
-    /// With the FIFO ABI: the vCPU was not [added](crate::EventChannels::add_vcpu), so Xen would drop its events.
+    /// The vCPU was not [added](crate::EventChannels::add_vcpu), so Xen could not tell it of its events: with the FIFO ABI any
+    /// but vCPU 0, with the two-level ABI one that has no place in `shared_info` (32 and up on x86, 1 and up on Arm).
     VcpuNotAdded(VcpuId),
     /// The platform had no page for the records of more ports, or for Xen's words for them.
     OutOfMemory,
@@ -49,9 +50,9 @@ impl fmt::Display for Error {
             Self::Stale => f.write_str("the event channel is of a life before the domain's last resume"),
             Self::PortInUse(port) => write!(f, "{port} has an owner already"),
             Self::PortClosed(port) => write!(f, "{port} is closed"),
-            Self::VcpuOutOfRange(vcpu) => write!(f, "vCPU {} has no place in shared_info", vcpu.0),
+            Self::VcpuOutOfRange(vcpu) => write!(f, "vCPU {} is more than there can be", vcpu.0),
             Self::VcpuNotAdded(vcpu) => {
-                write!(f, "vCPU {} has no event queues: call add_vcpu before", vcpu.0)
+                write!(f, "vCPU {} cannot be told of events: call add_vcpu before", vcpu.0)
             }
             Self::Busy => f.write_str("event words are being added and do not get finished"),
             Self::OutOfMemory => f.write_str("no memory for event channels"),

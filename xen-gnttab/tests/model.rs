@@ -37,6 +37,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(gref, from, to, len)| Op::CopyAny(GrantRef(gref), from, to, len)),
         1 => Just(Op::LetGo),
         1 => any::<u32>().prop_map(Op::Migrate),
+        1 => prop::array::uniform7(prop_oneof![Just(0u8), 0..32u8]).prop_map(Op::Restless),
     ]
 }
 

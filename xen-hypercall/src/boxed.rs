@@ -7,7 +7,9 @@ use alloc::sync::Arc;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, Page, PageMemory, SpecialPages, Wait};
+use crate::{
+    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, Page, PageMemory, SpecialPages, VcpuId, Wait,
+};
 
 macro_rules! owner {
     ($owner:ident) => {
@@ -71,6 +73,10 @@ macro_rules! owner {
 
             fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
                 (**self).wait(deadline, is_due);
+            }
+
+            fn vcpu(&self) -> VcpuId {
+                (**self).vcpu()
             }
         }
     };

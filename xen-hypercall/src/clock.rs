@@ -61,9 +61,12 @@ impl Clock {
     }
 
     /// Time since Xen started, as `vcpu` tells it, on which this runs, or where it [went on](Self::go_on); `counter` reads
-    /// its time stamp counter, see [`SharedInfo::now`]. Zero before the start, and for a vCPU without a place in `shared_info`.
+    /// its time stamp counter, see [`SharedInfo::now`]. For a vCPU without a place in `shared_info` as vCPU 0 tells it, which
+    /// is right as far as the counters of both agree. Zero before the start.
     pub fn now(&self, vcpu: VcpuId, counter: impl Fn() -> u64) -> Duration {
-        let now = self.shared_info().and_then(|shared| shared.now(vcpu, counter));
+        let now = self
+            .shared_info()
+            .and_then(|shared| shared.now(vcpu, &counter).or_else(|| shared.now(VcpuId(0), &counter)));
         now.map_or(Duration::ZERO, |now| self.told.at_least(Self::shifted(now, self.ahead())))
     }
 

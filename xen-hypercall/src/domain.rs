@@ -5,9 +5,10 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering, fence};
 
+use crate::areas::Areas;
 use crate::memory::{PhysmapSpace, add_to_physmap};
 use crate::sched::{self, Resumed};
-use crate::{DomId, Errno, GrantRoom, Page, Platform, SharedInfo};
+use crate::{DomId, Errno, GrantRoom, PAGE_SIZE, Page, Platform, SharedInfo, VcpuArea, VcpuId};
 
 /// The right to what a domain has once: its `shared_info` page, its event channels and its grant table.
 ///
@@ -81,7 +82,8 @@ pub enum SuspendError {
     /// [held](Claim::hold), as a page of another domain that is mapped; `EOVERFLOW` without a call after 65,535 resumes in
     /// new domains; otherwise Xen's.
     Refused(Errno),
-    /// The domain goes on as a new one, and Xen did not map `shared_info`. It cannot be told of any event, nor of the time.
+    /// The domain goes on as a new one, and Xen did not map `shared_info`, or did not take the area that a vCPU was
+    /// [registered](VcpuArea::register) with. It cannot be told of any event, nor of the time.
     Lost(Errno),
 }
 
@@ -114,7 +116,11 @@ struct State {
     number: AtomicU32,
     /// What forbids a suspend.
     holds: AtomicU32,
+    /// Where vCPUs are told of events that are not told in `shared_info`.
+    areas: Areas,
 }
+
+const _: () = assert!(size_of::<State>() <= PAGE_SIZE && align_of::<State>() <= PAGE_SIZE);
 
 /// The last incarnation, with a number that is no domain's.
 const UNASKED: u32 = u32::MAX;
@@ -142,6 +148,22 @@ impl<P: Platform> Handle<P> {
         // SAFETY: `Domain::new` mapped shared_info there, where it stays: nobody else maps it, and a resume maps it there again
         // before anybody may access it. The page stays as long as the platform, which this handle has.
         unsafe { SharedInfo::from_page(self.shared) }
+    }
+
+    #[inline]
+    fn area(&self, vcpu: VcpuId) -> Option<VcpuArea<'_>> {
+        let Some((page, offset)) = self.state().areas.get(vcpu) else {
+            return self.shared_info().area(vcpu);
+        };
+        // SAFETY: the page is one of the areas', which Xen writes there and which are accessed by atomics alone. It is never
+        // freed, and the platform is there as long as this handle.
+        Some(unsafe { VcpuArea::from_page(page, offset) })
+    }
+
+    fn register_area(&self, vcpu: VcpuId) -> Result<VcpuArea<'_>, Errno> {
+        let (page, offset) = self.state().areas.register(&self.platform, vcpu)?;
+        // SAFETY: as in `area`.
+        Ok(unsafe { VcpuArea::from_page(page, offset) })
     }
 
     fn incarnation(&self) -> Incarnation {
@@ -217,6 +239,7 @@ impl<P: Platform> Domain<P> {
             claimed: AtomicU32::new(0),
             number: AtomicU32::new(UNASKED),
             holds: AtomicU32::new(0),
+            areas: Areas::new(),
         };
         // SAFETY: the page is exclusively ours, aligned as a page is, and larger than the state.
         unsafe { state.write(first) };
@@ -233,6 +256,16 @@ impl<P: Platform> Domain<P> {
         self.0.shared_info()
     }
 
+    /// Where Xen tells a vCPU of its events, and on x86 of the time: where it was [registered](VcpuArea::register), or else in
+    /// `shared_info`. `None` for a vCPU that has neither.
+    pub fn area(&self, vcpu: VcpuId) -> Option<VcpuArea<'_>> {
+        self.0.area(vcpu)
+    }
+
+    pub(crate) fn register_area(&self, vcpu: VcpuId) -> Result<VcpuArea<'_>, Errno> {
+        self.0.register_area(vcpu)
+    }
+
     /// The domain's present life.
     pub fn incarnation(&self) -> Incarnation {
         self.0.incarnation()
@@ -247,8 +280,14 @@ impl<P: Platform> Domain<P> {
         (before & part.bit() == 0).then(|| Claim { handle: self.0.clone(), part })
     }
 
+    /// Whether something [forbids](Claim::hold) to suspend the domain.
+    pub fn is_held(&self) -> bool {
+        self.0.state().holds.load(Ordering::Acquire) != 0
+    }
+
     /// Lets the toolstack save the domain (`SHUTDOWN_suspend`), and returns when it goes on. In a new domain a new
-    /// [`Incarnation`] begins: `shared_info` is mapped again at the same address, and whatever names something of the old
+    /// [`Incarnation`] begins: `shared_info` is mapped again at the same address, each [area](VcpuArea::register) is registered
+    /// again at its place, and whatever names something of the old
     /// domain's is stale: its methods return errors, and dropping it asks nothing of Xen.
     ///
     /// The coordinator in `xen-xenstore` calls it in the right place among all that a suspend takes.
@@ -267,7 +306,7 @@ impl<P: Platform> Domain<P> {
         if self.incarnation().0 == u16::MAX {
             return Err(SuspendError::Refused(Errno::EOVERFLOW));
         }
-        if self.0.state().holds.load(Ordering::Acquire) != 0 {
+        if self.is_held() {
             return Err(SuspendError::Refused(Errno::EBUSY));
         }
         // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
@@ -276,6 +315,7 @@ impl<P: Platform> Domain<P> {
             self.0.state().incarnation.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the page is the one that was shared_info before, and is accessed as that alone. Nobody does so now.
             unsafe { map_shared_info(self.platform(), self.0.shared) }.map_err(SuspendError::Lost)?;
+            self.0.state().areas.restore(self.platform()).map_err(SuspendError::Lost)?;
         }
         Ok(resumed)
     }
@@ -290,6 +330,20 @@ impl<P: Platform> Claim<P> {
     /// The page that Xen shares with the domain.
     pub fn shared_info(&self) -> SharedInfo<'_> {
         self.handle.shared_info()
+    }
+
+    /// As [`Domain::area`].
+    #[inline]
+    pub fn area(&self, vcpu: VcpuId) -> Option<VcpuArea<'_>> {
+        self.handle.area(vcpu)
+    }
+
+    /// As [`VcpuArea::register`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn register_area(&self, vcpu: VcpuId) -> Result<VcpuArea<'_>, Errno> {
+        self.handle.register_area(vcpu)
     }
 
     /// The domain's present life.

@@ -186,27 +186,28 @@ pub enum Cache {
     CleanInvalidate,
 }
 
-/// Cleans the processor's caches of part of a page that another domain granted, `length` bytes from `offset` on, for
-/// devices that see memory only. Arm, since Xen 4.5. On x86 PV guests alone
-/// had it, until Xen 4.20.
+/// Cleans the processor's caches of part of a page, `length` bytes from `offset` on, for devices that see memory only. `machine` is the
+/// page's address on the machine: the `dev_bus_addr` that [`map`] told when it mapped the page, which is another domain's or one of this
+/// domain's own. Arm, since Xen 4.5. On x86 PV guests alone had it, until Xen 4.20.
+///
+/// A page cannot be named by a grant reference: Xen's header has that, no version of Xen does it.
 ///
 /// # Errors
-/// `ENOSYS` on x86 (for PV guests since Xen 4.21), `EINVAL` for a range that leaves the page, `ENODEV`, `EPERM` for a page that is not mapped by
-/// this domain, `EFAULT`.
+/// `ENOSYS` on x86 (for PV guests since Xen 4.21), `EINVAL` for a range that leaves the page or an address without memory, `EPERM` for a
+/// page of Xen's, `ENODEV` for one of a domain whose grants this domain has not mapped, `EFAULT`.
 pub fn flush_cache(
     xen: &(impl Hypercall + ?Sized),
-    reference: u32,
+    machine: u64,
     offset: u16,
     length: u16,
     what: Cache,
 ) -> Result<(), Errno> {
-    let clean = match what {
+    let op = match what {
         Cache::Clean => GNTTAB_CACHE_CLEAN,
         // To forget without writing would lose what others wrote: Xen lets nobody do that to part of a line anyhow.
         Cache::CleanInvalidate => GNTTAB_CACHE_CLEAN | GNTTAB_CACHE_INVAL,
     };
-    let op = clean | GNTTAB_CACHE_SOURCE_GREF;
-    let mut op = GnttabCacheFlush { address_or_reference: reference.into(), offset, length, op };
+    let mut op = GnttabCacheFlush { address_or_reference: machine, offset, length, op };
     // SAFETY: GNTTABOP_cache_flush reads a `gnttab_cache_flush`. Cleaning a cache changes no value that a program sees.
     unsafe { one(xen, GNTTABOP_CACHE_FLUSH, &mut op) }.map(drop)
 }

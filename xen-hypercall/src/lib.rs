@@ -9,6 +9,7 @@ extern crate std;
 
 pub mod abi;
 pub mod arch;
+mod areas;
 pub mod assist;
 #[cfg(feature = "alloc")]
 mod boxed;

@@ -4,7 +4,7 @@
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{DomId, Errno, Gfn, HypercallNr, Page, event};
+use crate::{DomId, Errno, Gfn, HypercallNr, Page, VcpuId, event};
 
 /// The way into Xen.
 ///
@@ -121,6 +121,11 @@ pub trait Wait {
     ///   instruction that sleeps with interrupts on, and returns at once for `true`. A platform whose handler leaves the
     ///   dispatching to the caller need not call it.
     fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool);
+
+    /// The vCPU that makes the call, whose events a wait looks at. A kernel with several of them says so.
+    fn vcpu(&self) -> VcpuId {
+        VcpuId(0)
+    }
 }
 
 /// Everything that a driver needs of the kernel.
@@ -188,5 +193,9 @@ impl<T: Wait + ?Sized> Wait for &T {
 
     fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
         (**self).wait(deadline, is_due);
+    }
+
+    fn vcpu(&self) -> VcpuId {
+        (**self).vcpu()
     }
 }

@@ -7,7 +7,6 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
 
 use crate::abi::shared_info as at;
-use crate::vcpu::register_vcpu_info;
 use crate::{Domain, Errno, Page, Platform, VcpuId, VcpuTime};
 
 /// The `shared_info` page, borrowed from the [`Domain`] that has it mapped. All access is by atomics, so it may be copied
@@ -82,7 +81,8 @@ impl<'d> SharedInfo<'d> {
         (word < 64).then(|| self.u64_at(at::EVTCHN_MASK + word * 8))
     }
 
-    /// The event fields of a vCPU; none for a vCPU that has no place in this page (32 and up on x86).
+    /// The event fields of a vCPU in this page; none for a vCPU that has no place here (32 and up on x86). Xen does not use those
+    /// of a vCPU whose area was [registered](VcpuArea::register) elsewhere; [`Domain::area`] knows.
     pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuInfo<'d>> {
         vcpu_base(vcpu).map(|base| self.info_at(base))
     }
@@ -174,23 +174,34 @@ impl<'d> VcpuArea<'d> {
         Self { page: SharedInfo { page, owner: PhantomData }, offset }
     }
 
-    /// Moves a vCPU's `vcpu_info` to a page of its own, taken from the platform and never given back: the only way for
-    /// vCPUs that have no place in `shared_info` (32 and up on x86, 1 and up on Arm). Once for each vCPU, by itself or
-    /// while it is down.
+    /// vCPUs below this can have an area.
+    pub const VCPUS: u32 = crate::areas::VCPUS as u32;
+
+    /// Moves a vCPU's `vcpu_info` to a place of its own, in a page that is taken from the platform for 64 of them and never
+    /// given back: the only way for vCPUs that have no place in `shared_info` (32 and up on x86, 1 and up on Arm). Once for
+    /// each vCPU, by itself or while it is down. [`Domain::area`] tells of it from then on, and after a resume in a new domain
+    /// it is there again. On some versions of Xen a vCPU without any place cannot be started.
+    ///
+    /// Xen marks everything as pending there, so that no event is lost.
     ///
     /// # Errors
-    /// `ENOMEM` when the platform has no page, otherwise those of
+    /// `ENOMEM` when the platform has no page; `ENOENT` for a vCPU that does not exist, or is not below [`VCPUS`](Self::VCPUS);
+    /// `EINVAL` for one that was moved already; `EBUSY` while another vCPU moves it; otherwise those of
     /// [`register_vcpu_info`](crate::vcpu::register_vcpu_info).
     pub fn register<P: Platform>(domain: &'d Domain<P>, vcpu: VcpuId) -> Result<Self, Errno> {
-        let platform = domain.platform();
-        let page = platform.alloc_pages(1).ok_or(Errno::ENOMEM)?;
-        // SAFETY: the page was just allocated for this, nothing else uses it, and it is never freed once registered.
-        if let Err(error) = unsafe { register_vcpu_info(platform, vcpu, platform.gfn(page), 0) } {
-            // SAFETY: allocated above, and Xen keeps no area of a registration that it refuses.
-            unsafe { platform.free_pages(page, 1) };
-            return Err(error);
+        domain.register_area(vcpu)
+    }
+
+    /// Takes over what is at another place, as Xen does when a vCPU moves. From nowhere: nothing, with the vCPU's events masked.
+    #[cfg(feature = "mock")]
+    pub(crate) fn copy_from(&self, old: Option<VcpuArea<'_>>) {
+        for offset in (0..at::VCPU_INFO_SIZE).step_by(8) {
+            let word = |area: &VcpuArea<'_>| area.page.u64_at(area.offset + offset).load(Ordering::Relaxed);
+            self.page.u64_at(self.offset + offset).store(old.as_ref().map_or(0, word), Ordering::Relaxed);
         }
-        Ok(Self { page: SharedInfo { page, owner: PhantomData }, offset: 0 })
+        if old.is_none() {
+            self.info().upcall_mask.store(1, Ordering::Relaxed);
+        }
     }
 
     /// The event fields.

@@ -260,12 +260,13 @@ fn a_vcpus_events_move_to_a_page_of_its_own() {
     assert_eq!(guest.pages_in_use(), pages, "the page is given back");
     assert!(matches!(VcpuArea::register(&token, VcpuId(40)), Err(Errno::ENOENT)));
     let page = guest.gfn(guest.alloc_pages(1).unwrap());
+    let size = xen_hypercall::abi::shared_info::VCPU_INFO_SIZE as u32;
     // SAFETY: the page was allocated for this.
     let at = |vcpu, gfn, offset| unsafe { vcpu::register_vcpu_info(&guest, VcpuId(vcpu), gfn, offset) };
     assert_eq!(at(1, page, 4), Err(Errno::ENXIO));
-    assert_eq!(at(1, page, 4096 - 56), Err(Errno::ENXIO));
+    assert_eq!(at(1, page, 4096 - size + 8), Err(Errno::ENXIO));
     assert_eq!(at(1, Gfn(0xDEAD), 0), Err(Errno::EINVAL));
-    assert_eq!(at(1, page, 4096 - 64), Ok(()));
+    assert_eq!(at(1, page, 4096 - size), Ok(()));
     assert_eq!(at(0, page, 0), Ok(()), "itself");
 }
 

@@ -160,8 +160,8 @@ fn grants() -> Vec<Case> {
             "flush_cache",
             nr,
             12,
-            GnttabCacheFlush { address_or_reference: 5, offset: 64, length: 128, op: 1 << 31 | 3 },
-            |x| grant::flush_cache(x, 5, 64, 128, grant::Cache::CleanInvalidate),
+            GnttabCacheFlush { address_or_reference: 0x5000, offset: 64, length: 128, op: 3 },
+            |x| grant::flush_cache(x, 0x5000, 64, 128, grant::Cache::CleanInvalidate),
         )
         .args(&of(12)),
         with("copy", nr, 5, [GnttabCopy { len: 3, ..Default::default() }; 2], |x| unsafe {

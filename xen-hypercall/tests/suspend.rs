@@ -58,16 +58,17 @@ fn a_new_domain_has_the_memory_and_nothing_else() {
     // SAFETY: as above.
     assert_eq!(unsafe { page.as_ptr().cast::<u8>().read() }, 77);
     assert_eq!(token.shared_info().evtchn_mask(3).unwrap().load(Relaxed), 0, "a fresh page of Xen's");
-    assert_eq!(guest.vcpu_area(VcpuId(1)).unwrap().info().pending_sel.load(Relaxed), 0);
-    assert_eq!(area.info().pending_sel.load(Relaxed), 5, "and nobody writes to the place of before");
+    // The vCPU's area is registered anew at its place, and Xen marks all there as pending.
+    assert_eq!(area.info().pending_sel.load(Relaxed), u64::MAX);
+    guest.vcpu_area(VcpuId(1)).unwrap().info().pending_sel.store(6, Relaxed);
+    assert_eq!(area.info().pending_sel.load(Relaxed), 6);
+    assert_eq!(VcpuArea::register(&token, VcpuId(1)).err(), Some(Errno::EINVAL));
     assert_eq!((guest.upcall_vector(VCPU0), guest.shutdown_reason()), (None, None));
     assert_eq!((guest.hvm_param(HvmParam::STORE_PFN), guest.hvm_param(HvmParam::STORE_EVTCHN)), (7, 0));
     assert_eq!(guest.hvm_param(HvmParam::CALLBACK_IRQ), 0);
     assert!(!guest.assists(Assist::RUNSTATE_UPDATE_FLAG));
     xen.advance(2 * SECOND);
     assert_eq!(guest.shutdown_reason(), None, "the watchdog is gone");
-    // The place of the area can be registered again.
-    VcpuArea::register(&token, VcpuId(1)).unwrap();
     // And once more.
     assert_eq!(suspend(&token), Ok(Resumed::InNewDomain));
     assert_eq!(guest.id(), DomId(5));

@@ -56,7 +56,7 @@ impl Machine {
         frame
     }
 
-    /// The backend sends what it has; answers how many frames those were.
+    /// The backend sends what it has; returns how many frames those were.
     fn sent(&self) -> usize {
         self.xen.run_until_idle(1000);
         std::iter::from_fn(|| self.switch.receive()).count()

@@ -1,12 +1,10 @@
 //! Coming up.
 
-use core::time::Duration;
-
-use xen_evtchn::EventChannels;
+use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
 use xen_hypercall::{PAGE_SIZE, Platform, Wait};
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Transaction, Xenstore, names, parse};
+use xen_xenstore::{Path, Transaction, Until, Xenstore, names, parse};
 
 use crate::config::NODES;
 use crate::control::Control;
@@ -90,14 +88,22 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
     ///
     /// # Errors
     /// As [`NetFront::connect_with`].
-    pub fn finish(
+    pub fn finish<'d>(
         self,
         xs: &mut Xenstore<'x, P>,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<NetFront<'x, P, QUEUES>, Error> {
+        self.finish_by(xs, deadline.into().deadline())
+    }
+
+    fn finish_by(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: &mut Deadline,
     ) -> Result<NetFront<'x, P, QUEUES>, Error> {
         let Self { mut front, device } = self;
         let state = device.frontend_path().join("state")?;
-        let device = device.wait_connected(xs, deadline).map_err(|error| give_up(xs, &state, error))?;
+        let device = device.wait_connected(xs, &mut *deadline).map_err(|error| give_up(xs, &state, error))?;
         if front.config.follow_link {
             front.link = Link::new(xs, &device);
         }
@@ -106,7 +112,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
         match started {
             Ok(()) => Ok(front),
             Err(error) => {
-                let _ = front.close(xs, deadline);
+                let _ = front.end(xs, deadline);
                 Err(error)
             }
         }
@@ -115,16 +121,16 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
 
 impl<'x, P: Platform + Wait> NetFront<'x, P> {
     /// Connects network device `index` (`device/vif/<index>`) with one queue and the default [`Config`], waiting for
-    /// its backend until `deadline`, a time of the platform's clock.
+    /// its backend until `deadline`: a time of the platform's clock, or a `&mut Deadline`. Pauses of the guest do not count.
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with).
-    pub fn connect(
+    pub fn connect<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
         index: u32,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
     ) -> Result<Self, Error> {
         Self::connect_with(xs, events, grants, index, deadline, Config::default())
     }
@@ -137,28 +143,51 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// [`Error::Xenstore`] when there is no such device or the backend does not come; [`Error::NoRxCopy`],
     /// [`Error::NoMac`]; [`Error::Grant`] and [`Error::Event`] when resources do not suffice for one queue; there are
     /// fewer queues when they do not suffice for all. Nothing is left behind.
-    pub fn connect_with(
+    pub fn connect_with<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
         index: u32,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
         config: Config,
     ) -> Result<Self, Error> {
-        Self::begin(xs, events, grants, index, deadline, config)?.finish(xs, deadline)
+        Self::connect_by(xs, events, grants, index, deadline.into().deadline(), config)
+    }
+
+    pub(crate) fn connect_by(
+        xs: &mut Xenstore<'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        deadline: &mut Deadline,
+        config: Config,
+    ) -> Result<Self, Error> {
+        Self::begin_by(xs, events, grants, index, &mut *deadline, config)?.finish_by(xs, deadline)
     }
 
     /// The first half of [`connect_with`](Self::connect_with): up to where the backend has all that it needs to connect.
-    /// While it does that other devices can be begun, too: [`Connecting::finish`] waits for it.
+    /// While it does that other devices can be begun, too: [`Connecting::finish`] waits for it. A `&mut Deadline` for both halves
+    /// knows of the pauses of the guest in either.
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with).
-    pub fn begin(
+    pub fn begin<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
         grants: &'x GrantTable<P>,
         index: u32,
-        deadline: Duration,
+        deadline: impl Into<Until<'d>>,
+        config: Config,
+    ) -> Result<Connecting<'x, P, QUEUES>, Error> {
+        Self::begin_by(xs, events, grants, index, deadline.into().deadline(), config)
+    }
+
+    fn begin_by(
+        xs: &mut Xenstore<'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        deadline: &mut Deadline,
         config: Config,
     ) -> Result<Connecting<'x, P, QUEUES>, Error> {
         let config = Config { receive: config.receive.consistent(), ..config };
@@ -327,13 +356,13 @@ fn agree<P: Platform + Wait>(
 fn open<P: Platform + Wait>(
     xs: &mut Xenstore<'_, P>,
     index: u32,
-    deadline: Duration,
+    deadline: &mut Deadline,
     awaited: bool,
 ) -> Result<Frontend<BackendReady>, Error> {
     let device = if awaited {
-        Frontend::open(xs, "vif", index, deadline)?
+        Frontend::open(xs, "vif", index, &mut *deadline)?
     } else {
-        Frontend::open_present(xs, "vif", index, deadline)?
+        Frontend::open_present(xs, "vif", index, &mut *deadline)?
     };
     let state = device.frontend_path().join("state")?;
     device.wait_for_backend(xs, deadline).map_err(|error| give_up(xs, &state, error))

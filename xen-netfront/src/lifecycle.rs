@@ -5,7 +5,7 @@ use core::time::Duration;
 use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::xenbus::{BackendChange, XenbusState};
-use xen_xenstore::{Path, Xenstore};
+use xen_xenstore::{Path, Until, Xenstore};
 
 use crate::{Config, Error, Followup, NetFront, State, Stats};
 
@@ -19,17 +19,25 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with); the device is [`State::Closed`] then, and this may be tried again.
-    pub fn reconnect(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+    pub fn reconnect<'d>(
+        &mut self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<(), Error> {
+        self.reconnect_by(xs, deadline.into().deadline())
+    }
+
+    fn reconnect_by(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         // The backend may hang, or be gone; that is often why we are here.
         let _ = self.end(xs, deadline);
         let config = Config { send: self.wanted, ..self.config };
-        let again = Self::connect_with(xs, self.events, self.grants, self.index, deadline, config)?;
+        let again = Self::connect_by(xs, self.events, self.grants, self.index, deadline, config)?;
         let mut stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
         stats.notifications += again.stats.notifications;
         let (groups, followup) = (self.groups.take(), self.followup | Followup::ANNOUNCE);
         let waiters = core::mem::take(&mut self.waiters);
         *self = Self { groups, followup, stats, waiters, ..again };
-        self.want_again(deadline);
+        self.want_again(deadline.at());
         self.told_up = false;
         self.tell();
         Ok(())
@@ -96,11 +104,15 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ///
     /// # Errors
     /// [`Error::Xenstore`] when the backend did not close by `deadline`; the device is closed nevertheless.
-    pub fn close(mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
-        self.end(xs, deadline)
+    pub fn close<'d>(
+        mut self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<(), Error> {
+        self.end(xs, deadline.into().deadline())
     }
 
-    fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<(), Error> {
+    pub(crate) fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         // A backend that is not connected any more would be waited for in vain. An error comes again below.
         let _ = self.service(xs);
         self.link.end(xs);

@@ -180,7 +180,6 @@ impl<'a> SharedMem<'a> {
     ///
     /// # Errors
     /// [`OutOfRange`] when they are not all within the memory; nothing is read then.
-    #[inline]
     pub fn read_bytes(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
         let from = self.at(offset, out.len())?;
         // SAFETY: both are valid for `out.len()` bytes: checked above, and `out` is a slice. They do not overlap, for
@@ -193,7 +192,6 @@ impl<'a> SharedMem<'a> {
     ///
     /// # Errors
     /// [`OutOfRange`] when they do not all fit; nothing is written then.
-    #[inline]
     pub fn write_bytes(&self, offset: usize, data: &[u8]) -> Result<(), OutOfRange> {
         let to = self.at(offset, data.len())?;
         // SAFETY: both are valid for `data.len()` bytes: checked above, and `data` is a slice, which is read only. They

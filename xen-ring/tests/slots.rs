@@ -80,7 +80,7 @@ impl<const N: usize> Queue<N> {
         Self { hidden, shown, published: 0, taken: 0, event: 1, asleep: false }
     }
 
-    /// Shows what is hidden; answers whether to notify, found out entry by entry.
+    /// Shows what is hidden; returns whether to notify, found out entry by entry.
     fn publish(&mut self) -> bool {
         let mut notify = false;
         while let Some(entry) = self.hidden.pop_front() {
@@ -107,7 +107,7 @@ impl<const N: usize> Queue<N> {
         (0..count).map_while(|_| self.take()).collect()
     }
 
-    /// Asks for the entry after `skip` more; answers whether there is one already.
+    /// Asks for the entry after `skip` more; returns whether there is one already.
     fn arm(&mut self, skip: u64) -> bool {
         self.event = self.taken + skip + 1;
         self.asleep = self.shown.is_empty();

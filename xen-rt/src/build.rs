@@ -7,6 +7,8 @@
 //! }
 //! ```
 
+#![allow(clippy::needless_doctest_main, reason = "a build script has one")]
+
 use std::path::{Path, PathBuf};
 use std::string::{String, ToString};
 use std::{env, format, fs, println};

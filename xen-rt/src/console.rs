@@ -75,13 +75,7 @@ pub(crate) struct Early;
 
 impl Write for Early {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        // For a terminal.
-        for line in text.as_bytes().split_inclusive(|byte| *byte == b'\n') {
-            match line.strip_suffix(b"\n") {
-                Some(line) => [line, b"\r\n"].into_iter().for_each(machine::early),
-                None => machine::early(line),
-            }
-        }
+        machine::early(text.as_bytes());
         Ok(())
     }
 }

@@ -178,10 +178,8 @@ impl Boot {
     /// A domain without a console goes on: what is written then goes to Xen's log. One that gets no event channels ends as
     /// a crash.
     pub fn open(self) -> Guest {
-        let opened = EventChannels::new(self.domain);
-        let events = opened.unwrap_or_else(|error| crash(format_args!("no event channels: {error}")));
-        self.with(machine::keep(events))
-            .unwrap_or_else(|error| crash(format_args!("the timer cannot tell of its end: {error}")))
+        let opened = EventChannels::new(self.domain).and_then(|events| self.with(machine::keep(events)));
+        opened.unwrap_or_else(|error| crash(format_args!("no events, or none of the timer: {error}")))
     }
 
     /// Goes on with event channels that the caller has opened; opens the console on them.

@@ -1,5 +1,7 @@
 //! What the entry was told: the memory, and the command line.
 
+use core::str::from_utf8;
+
 /// Addresses from `start` up to, not including, `end`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Range {
@@ -57,7 +59,7 @@ impl BootInfo {
     pub(crate) fn take(&mut self, part: Range) {
         for index in 0..self.ranges {
             let Range { start, end } = self.free[index];
-            if part.start < end && part.end > start {
+            if part.start < part.end && part.start < end && part.end > start {
                 // What is below stays in its place, though it may be nothing; what is above is new.
                 self.free[index].end = part.start.max(start);
                 if part.end < end {
@@ -87,8 +89,8 @@ impl BootInfo {
     /// The command line, as far as it is UTF-8.
     pub(crate) fn cmdline(&self) -> &str {
         let text = &self.cmdline[..self.cmdline_len];
-        let valid = str::from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
-        str::from_utf8(&text[..valid]).unwrap_or_default()
+        let valid = from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
+        from_utf8(&text[..valid]).unwrap_or_default()
     }
 
     /// Memory that nobody uses, in whole pages.

@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             What::Disk => linux::compare_disks(args.rounds)?,
             What::Mock => {
                 println!("the drivers and their mocks, one thread of this machine");
-                program(&["--package", "unikernel-host", "--bin", "throughput"])?;
+                program(&["--package", "throughput"])?;
             }
             What::Ring => program(&["--package", "ring-bench"])?,
             What::Fuzz => crate::fuzz::bench()?,

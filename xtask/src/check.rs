@@ -29,7 +29,7 @@ pub(crate) struct Library {
 }
 
 /// The crates that others use.
-pub(crate) const LIBRARIES: [&str; 8] = [
+pub(crate) const LIBRARIES: [&str; 9] = [
     "xen-ring",
     "xen-hypercall",
     "xen-evtchn",
@@ -38,6 +38,7 @@ pub(crate) const LIBRARIES: [&str; 8] = [
     "xen-console",
     "xen-netfront",
     "xen-blkfront",
+    "xen-rt",
 ];
 
 /// The packages that are no programs of this machine.
@@ -176,6 +177,15 @@ impl Checks {
         Ok(())
     }
 
+    /// The tests that depend on where vCPUs are told of events, with arm64's layout of `shared_info`: all but vCPU 0 have no place.
+    fn arm64_layout(&mut self) -> Result<()> {
+        let mut tests = cargo(&["test", "--all-features", "--tests"]);
+        tests.args(["--package", "xen-hypercall", "--package", "xen-evtchn"]);
+        tests.arg("--target-dir").arg(image::workspace().join("target/layout"));
+        tests.env("CARGO_PROFILE_DEV_DEBUG", "0").env("RUSTFLAGS", "--cfg xen_layout=\"aarch64\"");
+        self.run("arm64's layout, on the host", &mut tests)
+    }
+
     /// The libraries for machines without an operating system.
     fn bare_metal(&mut self, libraries: &[Library]) -> Result<()> {
         for target in bare::TARGETS {
@@ -194,6 +204,10 @@ impl Checks {
             let lints = ["clippy", "--package", package, "--profile", "unikernel", "--", "-D", "warnings"];
             self.run(package, &mut cargo(&lints))?;
         }
+        // It is a process unless it is told otherwise.
+        let mut lints =
+            cargo(&["clippy", "--package", "hello", "--profile", "unikernel", "--no-default-features"]);
+        self.run("hello", lints.args(["--", "-D", "warnings"]))?;
         Ok(())
     }
 }
@@ -232,6 +246,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     checks.features(&libraries)?;
     checks.packages()?;
     checks.loom(&libraries)?;
+    checks.arm64_layout()?;
     checks.bare_metal(&libraries)?;
     checks.images()?;
     let mut tally = checks.0;

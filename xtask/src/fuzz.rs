@@ -7,10 +7,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::image;
+
+/// What a target is built with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+enum Sanitizer {
+    /// What safe code does wrong: assertions, panics, overflows. Four times as many inputs in the same time
+    #[default]
+    None,
+    /// AddressSanitizer: what an unsafe block does wrong with memory, too
+    Address,
+}
+
+impl Sanitizer {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Address => "address",
+        }
+    }
+}
 
 /// Each run makes a machine with some hundred pages: as it is by default, most of the time goes into remembering freed ones
 /// and who allocated them, filling pages with a pattern, and comparing names of nodes byte by byte. Frames of functions are
@@ -29,6 +51,9 @@ pub struct Args {
     /// How many targets are tried at the same time
     #[arg(long, default_value_t = 1)]
     jobs: usize,
+    /// What else the targets are built to find
+    #[arg(long, value_enum, default_value_t)]
+    sanitizer: Sanitizer,
 }
 
 /// How far a target got.
@@ -119,10 +144,11 @@ fn prepare() -> Result<()> {
 ///
 /// Comparisons are not traced: that takes three quarters of the time, and inputs are structured, so that there is little to
 /// be learnt from what they are compared with.
-fn cargo_fuzz(command: &str) -> Command {
+fn cargo_fuzz(command: &str, sanitizer: Sanitizer) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(image::workspace());
     cargo.args(["+nightly", "fuzz", command, "--features", "libfuzzer", "--no-trace-compares"]);
+    cargo.args(["--sanitizer", sanitizer.name()]);
     cargo.arg("--target-dir");
     cargo.arg(image::workspace().join("target/fuzz"));
     cargo
@@ -132,6 +158,7 @@ fn cargo_fuzz(command: &str) -> Command {
 #[derive(Clone, Copy)]
 struct Plan {
     seconds: u32,
+    sanitizer: Sanitizer,
     /// Where what it learns goes, in the target folder.
     learnt: &'static str,
     /// What its dice begin with; none: something else each time.
@@ -142,7 +169,7 @@ struct Plan {
 fn start(target: &str, plan: Plan) -> Result<Child> {
     let learnt = image::workspace().join("target/fuzz").join(plan.learnt).join(target);
     fs::create_dir_all(&learnt).with_context(|| format!("cannot create {}", learnt.display()))?;
-    let mut run = cargo_fuzz("run");
+    let mut run = cargo_fuzz("run", plan.sanitizer);
     run.arg(target).arg(learnt);
     let given = ["corpus", "regressions"].map(|kind| dir().join(kind).join(target));
     run.args(given.iter().filter(|path| path.is_dir()));
@@ -153,6 +180,11 @@ fn start(target: &str, plan: Plan) -> Result<Child> {
         "-print_final_stats=1",
         "-print_funcs=0",
         "-len_control=0",
+        // Its weights are recomputed with every feature of every input, and there are thousands of either: that takes as
+        // long as the inputs themselves, and as much is found without.
+        "-entropic=0",
+        // Nobody else puts inputs into the folder.
+        "-reload=0",
     ]);
     run.arg(format!("-max_total_time={}", plan.seconds));
     run.args(plan.seed.map(|seed| format!("-seed={seed}")));
@@ -247,20 +279,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(target) => bail!("no target {target}; there are {}", all.join(", ")),
         None => all,
     };
-    build(args.target.as_deref())?;
-    let plan = Plan { seconds: args.seconds, learnt: "corpus", seed: None };
+    build(args.target.as_deref(), args.sanitizer)?;
+    let plan = Plan { seconds: args.seconds, sanitizer: args.sanitizer, learnt: "corpus", seed: None };
     let outcomes = try_all(&targets, plan, args.jobs)?;
     table(&outcomes);
     for path in targets.iter().flat_map(|target| findings(target)) {
-        explain(&path);
+        explain(&path, args.sanitizer);
     }
     let failed = outcomes.iter().any(|outcome| outcome.failed);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Builds a target, or all.
-fn build(target: Option<&str>) -> Result<()> {
-    let status = cargo_fuzz("build").args(target).status()?;
+fn build(target: Option<&str>, sanitizer: Sanitizer) -> Result<()> {
+    let status = cargo_fuzz("build", sanitizer).args(target).status()?;
     ensure!(status.success(), "the targets do not build: {status}");
     Ok(())
 }
@@ -274,30 +306,51 @@ fn table(outcomes: &[Outcome]) {
     }
 }
 
-/// How fast each target is: a short while from what is in the repository, with the same dice each time, so that figures can be
-/// compared.
+/// Seconds of a processor that the programs which this one started, and waited for, have taken.
+fn processor_time() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("cannot ask for the time that was taken")?;
+    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
+}
+
+/// How fast each target is: a while from what is in the repository, with the same dice each time. Inputs are counted for each
+/// second of a processor, so that figures can be compared whatever else the machine has to do.
 pub(crate) fn bench() -> Result<()> {
     const FRESH: &str = "bench";
+    const PLAN: Plan = Plan { seconds: 20, sanitizer: Sanitizer::None, learnt: FRESH, seed: Some(1) };
     prepare()?;
-    build(None)?;
+    build(None, PLAN.sanitizer)?;
     let dir = image::workspace().join("target/fuzz").join(FRESH);
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
-    let outcomes = try_all(&targets()?, Plan { seconds: 10, learnt: FRESH, seed: Some(1) }, 1)?;
-    table(&outcomes);
-    let failed: Vec<&str> =
-        outcomes.iter().filter(|outcome| outcome.failed).map(|outcome| &*outcome.target).collect();
+    let mut failed = Vec::new();
+    let mut rows = Vec::new();
+    for target in targets()? {
+        let before = processor_time()?;
+        for outcome in try_all(&[target], PLAN, 1)? {
+            rows.push((outcome.target.clone(), outcome.progress, processor_time()? - before));
+            failed.extend(outcome.failed.then_some(outcome.target));
+        }
+    }
+    println!(
+        "{:<12} {:>12} {:>8} {:>12} {:>18}",
+        "target", "executions", "edges", "CPU seconds", "per CPU second"
+    );
+    for (target, Progress { executions, edges, .. }, seconds) in rows {
+        let rate = executions as f64 / seconds;
+        println!("{target:<12} {executions:>12} {edges:>8} {seconds:>12.1} {rate:>18.0}");
+    }
     ensure!(failed.is_empty(), "an input failed; its file is in fuzz/artifacts: {}", failed.join(", "));
     Ok(())
 }
 
 /// What to do with an input that fails.
-fn explain(path: &Path) {
+fn explain(path: &Path, sanitizer: Sanitizer) {
     let target = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     println!("\nfound: {}", path.display());
     println!(
-        "  smaller:  cargo +nightly fuzz tmin --features libfuzzer --no-trace-compares {target} {}",
+        "  smaller:  cargo +nightly fuzz tmin --features libfuzzer --no-trace-compares --sanitizer {} {target} {}",
+        sanitizer.name(),
         path.display()
     );
     println!("  to keep:  mv {} fuzz/regressions/{target}/WHAT-IT-SHOWS", path.display());

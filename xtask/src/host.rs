@@ -1,5 +1,6 @@
 //! The application as a process of this machine, on the mocks: how it is started, and the web server's checks on it.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -9,38 +10,40 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::image::{self, out_dir};
 use crate::tally::{Tally, report};
 use crate::web::{self, Site};
-use crate::{fat, qemu};
+use crate::{fat, hello, qemu};
 
 /// How long the process may take to answer its first request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Builds the program.
-fn build() -> Result<PathBuf> {
+/// Builds a kernel as a program.
+fn build(package: &str) -> Result<PathBuf> {
     let mut cargo = image::cargo();
     // The data of a page crosses a dozen copies here, so it is worth to be compiled well.
-    let status = cargo.args(["build", "--quiet", "--release", "--package", "unikernel-host"]).status();
-    if !status.context("cannot start cargo")?.success() {
-        bail!("the program does not build; cargo says why above");
+    cargo.args(["build", "--quiet", "--release", "--package", package, "--features", "hosted"]);
+    if !cargo.status().context("cannot start cargo")?.success() {
+        bail!("{package} does not build as a program; cargo says why above");
     }
     let target = std::env::var_os("CARGO_TARGET_DIR");
     let target = target.map_or_else(|| image::workspace().join("target"), PathBuf::from);
-    Ok(target.join("release/unikernel-host"))
+    Ok(target.join("release").join(package))
 }
 
-fn command(port: u16, disk: Option<&Path>) -> Result<Command> {
-    let mut command = Command::new(build()?);
-    command.args(["--port", &port.to_string()]);
+fn command(port: u16, disk: Option<&Path>, cmdline: &str) -> Result<Command> {
+    let mut command = Command::new(build("unikernel")?);
+    command.arg("--forward").arg(format!("{port}:80"));
     if let Some(disk) = disk {
         command.arg("--disk").arg(disk);
     }
+    command.arg("--").args(cmdline.split_ascii_whitespace());
     Ok(command)
 }
 
-/// Runs the application in the foreground, until it ends or Ctrl-C ends both.
+/// Runs the application in the foreground, until it ends: this process becomes that one, which takes Ctrl-C as it likes.
 pub(crate) fn run(port: u16, disk: Option<&Path>, cmdline: &str) -> Result<ExitCode> {
-    let status =
-        command(port, disk)?.args(["--cmdline", cmdline]).status().context("cannot start the program")?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut command = command(port, disk, cmdline)?;
+    let address = format!("http://127.0.0.1:{port}/");
+    println!("\n    {address}          the files of its disk\n    {address}-/status  how it does\n");
+    Err(command.exec()).context("cannot start the program")
 }
 
 /// A running process, which ends when this is dropped.
@@ -61,8 +64,8 @@ pub(crate) fn check() -> Result<Tally> {
     let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
     fat::image(&disk, 64, &files)?;
     let port = qemu::free_port()?;
-    let mut command = command(port, Some(&disk))?;
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut command = command(port, Some(&disk), "ip=10.0.0.2/24 gw=10.0.0.1")?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let _host = Host(command.spawn().context("cannot start the program")?);
     let site = Site::new(port);
     let end = Instant::now() + PATIENCE;
@@ -76,6 +79,7 @@ pub(crate) fn check() -> Result<Tally> {
     for (name, check) in web::CHECKS {
         report(&mut tally, name, || check(&site));
     }
+    report(&mut tally, "hello", || hello::as_a_process(&build("hello")?, "hello"));
     report(&mut tally, "times-of-files", || times_of_files(&site, &disk));
     Ok(tally)
 }

@@ -15,6 +15,7 @@ struct Cli {
 enum Command {
     Run(xtask::run::Args),
     Build(xtask::image::Args),
+    New(xtask::new::Args),
     Size(xtask::size::Args),
     Test(xtask::check::Args),
     E2e(xtask::e2e::Args),
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => xtask::run::run(&args),
         Command::Build(args) => xtask::image::run(&args),
+        Command::New(args) => xtask::new::run(&args),
         Command::Size(args) => xtask::size::run(&args),
         Command::Test(args) => xtask::check::run(&args),
         Command::E2e(args) => xtask::e2e::run(&args),

@@ -39,7 +39,7 @@ impl Frames {
         all.filter(|taken| !taken.load(Ordering::Relaxed)).count()
     }
 
-    /// Marks `count` pages in a row as taken, or none; answers the place of the first.
+    /// Marks `count` pages in a row as taken, or none; returns the place of the first.
     fn take(&self, count: usize) -> Option<usize> {
         let mut from = 0usize;
         while let Some(wanted) = self.taken.get(from..from.checked_add(count)?.min(self.count)) {

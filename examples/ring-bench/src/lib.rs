@@ -22,7 +22,7 @@ impl std::fmt::Debug for Page {
 
 /// Both ends of a ring of records of `REQ` and `RSP` words.
 ///
-/// Each function answers how many records it moved, and whether to notify or whether there is more.
+/// Each function returns how many records it moved, and whether to notify or whether there is more.
 pub trait Ends<Req, Rsp> {
     /// Pushes as many requests as fit, and publishes.
     fn push(&mut self, requests: &[Req]) -> (u32, bool);

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints the table; answers whether batches need no more instructions than C anywhere.
+/// Prints the table; returns whether batches need no more instructions than C anywhere.
 fn compare() -> Result<bool, String> {
     if !cfg!(ring_h) {
         println!("built without xen/io/ring.h: Rust alone");
@@ -110,7 +110,7 @@ const SUBJECTS: [Subject; 5] = [
     },
 ];
 
-/// Prints the second table; answers whether our queue and our drivers need fewer instructions, each and at any depth.
+/// Prints the second table; returns whether our queue and our drivers need fewer instructions, each and at any depth.
 fn compare_drivers() -> Result<bool, String> {
     println!();
     println!(

@@ -10,6 +10,7 @@
 extern crate alloc;
 
 mod checks;
+#[cfg(target_arch = "x86_64")]
 mod second;
 
 use check_report::{Report, Words};

@@ -212,7 +212,7 @@ impl<M: Machine> App<M> {
         M::Nic::PRESENT && self.net.as_mut().is_some_and(|net| net.turn(now, &context))
     }
 
-    /// Gets the network ready for a sleep; answers when its next round is due (now: at once).
+    /// Gets the network ready for a sleep; returns when its next round is due (now: at once).
     fn rest(&mut self, now: Duration) -> Option<Duration> {
         if !M::Nic::PRESENT {
             return None;

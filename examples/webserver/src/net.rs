@@ -74,7 +74,7 @@ impl<N: Nic> Net<N> {
         busy
     }
 
-    /// Asks the card for an event; answers when to come back at the latest (now: at once).
+    /// Asks the card for an event; returns when to come back at the latest (now: at once).
     pub(crate) fn rest(&mut self, now: Duration) -> Option<Duration> {
         if self.nic.arm() {
             return Some(now);

@@ -81,9 +81,10 @@ input! {
 }
 
 impl Range {
+    /// As many sectors as one request has room for, or more: then there are several, or one with a page of segments.
     pub(super) fn get(&self) -> (u64, u64) {
         let at = u64::from(self.at) % SECTORS;
-        (at, (1 + u64::from(self.count) % 60).min(SECTORS - at))
+        (at, (1 + u64::from(self.count) % 160).min(SECTORS - at))
     }
 }
 

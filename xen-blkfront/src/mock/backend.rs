@@ -7,7 +7,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
-use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::mock::{MockXenstored, Then};
 use xen_xenstore::xenbus::XenbusState;
 
 use super::link::{Link, Mapped};
@@ -20,10 +20,12 @@ pub(super) struct Backend {
     pub(super) guest: MockDomain,
     pub(super) dom0: MockDomain,
     pub(super) front_path: String,
-    back_path: String,
+    pub(super) back_path: String,
     pub(super) options: Options,
+    /// What it can do as it told the guest, which it keeps to.
+    pub(super) word: Options,
     pub(super) storage: Storage,
-    state: XenbusState,
+    pub(super) state: XenbusState,
     pub(super) lies: Vec<(String, Option<String>)>,
     pub(super) link: Option<Link>,
     pub(super) mapped: Mapped,
@@ -37,6 +39,10 @@ pub(super) struct Backend {
     pub(super) dice: Dice,
     pub(super) stalled: bool,
     pub(super) gone: bool,
+    /// What the toolstack does when both sides are Closed.
+    pub(super) then: Option<Then>,
+    /// The hotplug script hangs.
+    pub(super) unplugged: bool,
 }
 
 impl Backend {
@@ -50,19 +56,7 @@ impl Backend {
         let (id, dom0) = (guest.id().0, guest.xen().inside().domain(options.domain));
         dom0.ensure_shared_info();
         let front_path = format!("/local/domain/{id}/device/vbd/{index}");
-        let own = options.domain.0;
-        let back_path = format!("/local/domain/{own}/backend/vbd/{id}/{index}");
-        store.write(&front_path, "");
-        store.set_permissions(&front_path, &format!("n{id}\0r{own}"));
-        let kind = if options.cdrom { "cdrom" } else { "disk" };
-        for (node, value) in [
-            ("backend", &*back_path),
-            ("backend-id", &own.to_string()),
-            ("device-type", kind),
-            ("state", "1"),
-        ] {
-            store.write(&format!("{front_path}/{node}"), value);
-        }
+        let back_path = format!("/local/domain/{}/backend/vbd/{id}/{index}", options.domain.0);
         let backend = Self {
             store: store.clone(),
             guest: guest.inside(),
@@ -70,6 +64,7 @@ impl Backend {
             front_path,
             back_path,
             options,
+            word: options,
             storage,
             state: XenbusState::INITIALISING,
             lies: Vec::new(),
@@ -84,24 +79,12 @@ impl Backend {
             dice: Dice::new(if let Order::Shuffled(seed) = options.order { seed } else { 0 }),
             stalled: false,
             gone: false,
+            then: None,
+            unplugged: false,
         };
+        backend.give_disk();
         backend.appear();
         backend
-    }
-
-    /// What the toolstack writes for a new backend.
-    fn appear(&self) {
-        let id = self.guest.id().0;
-        self.store.write(&self.back_path, "");
-        self.store.set_permissions(&self.back_path, &format!("n{}\0r{id}", self.options.domain.0));
-        for (node, value) in [
-            ("frontend", &*self.front_path),
-            ("frontend-id", &*id.to_string()),
-            ("mode", if self.options.read_only { "r" } else { "w" }),
-            ("state", "1"),
-        ] {
-            self.store.write(&format!("{}/{node}", self.back_path), value);
-        }
     }
 
     /// Whether a fault of this chance happens now. `lie`: the guest may believe what is not so.
@@ -135,6 +118,11 @@ impl Backend {
         }
     }
 
+    /// Whether a node is written though an honest backend has nothing to tell.
+    fn is_lied_about(&self, node: &str) -> bool {
+        self.lies.iter().any(|(name, _)| name == node)
+    }
+
     /// A value of the guest's directory.
     pub(super) fn front<T: core::str::FromStr>(&self, node: &str) -> Option<T> {
         self.store.read(&format!("{}/{node}", self.front_path))?.parse().ok()
@@ -156,7 +144,15 @@ impl Backend {
             return true;
         }
         let front: XenbusState = self.front("state").unwrap_or(XenbusState::UNKNOWN);
+        if self.tidy_up(front) {
+            return true;
+        }
         match (self.state, front) {
+            (XenbusState::INIT_WAIT, XenbusState::INITIALISED | XenbusState::CONNECTED)
+                if !self.hotplug() =>
+            {
+                return false;
+            }
             (XenbusState::INITIALISING | XenbusState::CLOSED, XenbusState::INITIALISING) => {
                 self.publish_offer();
                 self.switch(XenbusState::INIT_WAIT);
@@ -177,7 +173,10 @@ impl Backend {
                 }
             }
             // Said late, whatever the guest has come to meanwhile.
-            (XenbusState::INIT_WAIT, _) if self.link.is_some() => self.switch(XenbusState::CONNECTED),
+            (XenbusState::INIT_WAIT, _) if self.link.is_some() => {
+                self.publish_disk();
+                self.switch(XenbusState::CONNECTED);
+            }
             (XenbusState::CONNECTED, XenbusState::CLOSING) => self.switch(XenbusState::CLOSING),
             (XenbusState::INIT_WAIT, XenbusState::CLOSED) => self.switch(XenbusState::CLOSED),
             (
@@ -208,7 +207,7 @@ impl Backend {
     }
 
     /// What the guest must know before it chooses.
-    fn publish_offer(&self) {
+    fn publish_offer(&mut self) {
         let Options { max_ring_page_order, max_ring_pages, max_queues, .. } = self.options;
         for (node, value) in [
             ("max-ring-page-order", max_ring_page_order),
@@ -217,13 +216,14 @@ impl Backend {
             ("feature-max-indirect-segments", self.options.indirect_segments.map(u32::from)),
             ("feature-persistent", Some(u32::from(self.options.persistent))),
         ] {
-            if let Some(value) = value {
-                self.publish(node, &value.to_string());
+            if value.is_some() || self.is_lied_about(node) {
+                self.publish(node, &value.unwrap_or(0).to_string());
             }
         }
+        self.word = self.given_word();
     }
 
-    fn publish_disk(&self) {
+    fn publish_disk(&mut self) {
         let Options { sectors, sector_size, read_only, discard, .. } = self.options;
         let mut info = DiskInfo::empty();
         info.set(DiskInfo::READONLY, read_only);
@@ -236,17 +236,17 @@ impl Backend {
         self.publish("feature-flush-cache", if self.options.flush { "1" } else { "0" });
         self.publish("feature-barrier", if self.options.barrier { "1" } else { "0" });
         self.publish("feature-discard", if discard.is_some() { "1" } else { "0" });
-        // Not told by an honest backend that has nothing to tell; the lies must be told all the same.
         for (node, value) in [
             ("physical-sector-size", self.options.physical_sector_size),
             ("discard-granularity", discard.and_then(|discard| discard.granularity)),
             ("discard-alignment", discard.and_then(|discard| discard.alignment)),
             ("discard-secure", discard.map(|discard| discard.secure.into())),
         ] {
-            if value.is_some() || self.lies.iter().any(|(name, _)| name == node) {
+            if value.is_some() || self.is_lied_about(node) {
                 self.publish(node, &value.unwrap_or(0).to_string());
             }
         }
+        self.word = self.given_word();
     }
 
     pub(super) fn hold(&mut self, holds: bool) {
@@ -261,6 +261,7 @@ impl Backend {
         self.options.sectors = sectors;
         if self.state == XenbusState::CONNECTED {
             self.publish("sectors", &sectors.to_string());
+            self.word = self.given_word();
             self.switch(XenbusState::CONNECTED);
         }
         Ok(())

@@ -78,7 +78,7 @@ impl Link {
             return Err(format!("protocol {protocol:?}"));
         }
         let queues: u32 = backend.front("multi-queue-num-queues").unwrap_or(1);
-        if !(1..=backend.options.max_queues.unwrap_or(1)).contains(&queues) {
+        if !(1..=backend.word.max_queues.unwrap_or(1).max(1)).contains(&queues) {
             return Err(format!("{queues} queues"));
         }
         let pages = ring_pages(backend)?;
@@ -86,7 +86,7 @@ impl Link {
             let at = if queues == 1 { String::new() } else { format!("queue-{index}/") };
             Queue::connect(backend, &at, pages)
         });
-        let persistent = backend.options.persistent && backend.front("feature-persistent") == Some(1_u32);
+        let persistent = backend.word.persistent && backend.front("feature-persistent") == Some(1_u32);
         Ok(Self { queues: queues.collect::<Result<_, _>>()?, persistent, incredible: Some(0) })
     }
 
@@ -108,7 +108,7 @@ impl Link {
 
 /// How many pages each ring has.
 fn ring_pages(backend: &Backend) -> Result<u32, String> {
-    let options = &backend.options;
+    let options = &backend.word;
     let order: Option<u32> =
         backend.front("ring-page-order").filter(|_| options.max_ring_page_order.is_some());
     let pages: Option<u32> = backend.front("num-ring-pages").filter(|_| options.max_ring_pages.is_some());
@@ -116,8 +116,10 @@ fn ring_pages(backend: &Backend) -> Result<u32, String> {
     if by_order.is_some() && pages.is_some() && by_order != pages {
         return Err(format!("ring-page-order {order:?} and num-ring-pages {pages:?}"));
     }
-    let most =
-        options.max_ring_page_order.map_or(1, |order| 1 << order).max(options.max_ring_pages.unwrap_or(1));
+    let most = options
+        .max_ring_page_order
+        .map_or(1, |order| 1_u32.checked_shl(order).unwrap_or(u32::MAX))
+        .max(options.max_ring_pages.unwrap_or(1));
     let pages = by_order.or(pages).unwrap_or(1);
     if !pages.is_power_of_two() || pages > most {
         return Err(format!("rings of {pages} pages"));

@@ -13,6 +13,8 @@ mod options;
 mod perform;
 mod serve;
 mod storage;
+mod toolstack;
+mod word;
 
 use std::fs::File;
 use std::io;
@@ -21,8 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use xen_hypercall::mock::{Dice, MockDomain};
-use xen_xenstore::mock::MockXenstored;
-use xen_xenstore::xenbus::XenbusState;
+use xen_xenstore::mock::{MockXenstored, Then};
 
 use crate::abi::{Request, SECTOR};
 use backend::Backend;
@@ -126,7 +127,9 @@ impl MockBlkback {
         self.state().complaints.clone()
     }
 
-    /// Gives a node of the backend another value when it connects, or none.
+    /// Gives a node of the backend another value when it writes it next, or none. The backend keeps to what it told: it serves
+    /// what its nodes said when it connected, and [complains](Self::complaints) about a guest that does not keep to that. So a
+    /// disk whose nodes promise more is one that has more, but for its size: beyond its bytes requests fail.
     pub fn lie(&self, node: &str, value: Option<&str>) {
         self.state().lies.push((node.to_string(), value.map(ToString::to_string)));
     }
@@ -177,9 +180,20 @@ impl MockBlkback {
         self.state().resize(sectors).expect("a disk that can be resized");
     }
 
-    /// The toolstack takes the disk away: the backend asks the guest to close it.
+    /// The toolstack takes the disk away (`online` is 0): the backend asks the guest to close it.
     pub fn detach(&self) {
-        self.state().switch(XenbusState::CLOSING);
+        self.state().detach();
+    }
+
+    /// A toolstack that looks at the states from now on: when both sides are Closed, it does this.
+    pub fn follow(&self, then: Then) {
+        self.state().then = Some(then);
+    }
+
+    /// A hotplug script that hangs, until it is told otherwise: the backend does not connect before `hotplug-status` is
+    /// `connected`.
+    pub fn stall_hotplug(&self, stalled: bool) {
+        self.state().unplugged = stalled;
     }
 
     /// The backend is closed all at once: it lets go of everything and says so, without having asked.

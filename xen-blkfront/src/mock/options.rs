@@ -1,6 +1,7 @@
 //! What kind of disk the mock is.
 
 use xen_hypercall::DomId;
+use xen_xenstore::mock::Toolstack;
 
 use crate::abi::SECTOR;
 
@@ -10,6 +11,8 @@ use crate::abi::SECTOR;
 pub struct Options {
     /// The domain that serves the disk.
     pub domain: DomId,
+    /// Which toolstack makes the disk, and so who owns the directories above it.
+    pub toolstack: Toolstack,
     /// Size, in units of 512 bytes.
     pub sectors: u64,
     /// The disk's own sectors, in bytes; requests for parts of one fail.
@@ -51,6 +54,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             domain: DomId(0),
+            toolstack: Toolstack::Xl,
             sectors: 2048,
             sector_size: SECTOR as u32,
             physical_sector_size: None,

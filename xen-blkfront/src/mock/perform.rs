@@ -22,7 +22,7 @@ impl Backend {
         match request.operation {
             OP_READ | OP_WRITE => self.transfer(request.operation, request.sector, &segments()?),
             OP_INDIRECT => self.indirect(&request.as_kind().ok_or("a short request")?),
-            OP_BARRIER if !self.options.barrier => Ok(RSP_EOPNOTSUPP),
+            OP_BARRIER if !self.word.barrier => Ok(RSP_EOPNOTSUPP),
             OP_BARRIER => {
                 self.flush()?;
                 let segments = segments()?;
@@ -32,7 +32,7 @@ impl Backend {
                     self.transfer(OP_WRITE, request.sector, &segments)
                 }
             }
-            OP_FLUSH if !self.options.flush => Ok(RSP_EOPNOTSUPP),
+            OP_FLUSH if !self.word.flush => Ok(RSP_EOPNOTSUPP),
             OP_FLUSH if request.segments == 0 => self.flush().map(|()| RSP_OKAY),
             OP_FLUSH => Err("a flush with segments".into()),
             OP_DISCARD => self.discard(&request.as_kind().ok_or("a short request")?),
@@ -45,22 +45,24 @@ impl Backend {
     }
 
     fn discard(&mut self, request: &RequestDiscard) -> Result<i16, String> {
-        let Some(offer) = self.options.discard else { return Ok(RSP_EOPNOTSUPP) };
-        if self.options.read_only {
+        let Some(offer) = self.word.discard else { return Ok(RSP_EOPNOTSUPP) };
+        if self.word.read_only {
             return Err("a discard on a disk that cannot be written".into());
         }
         let secure = request.flag & DISCARD_SECURE != 0;
-        let end = request.sector.checked_add(request.sectors).filter(|end| *end <= self.options.sectors);
-        let end = end.ok_or("a discard beyond the end of the disk")? * SECTOR as u64;
-        let start = request.sector * SECTOR as u64;
-        let each = u64::from(offer.granularity.unwrap_or(self.options.sector_size));
+        let end = request.sector.checked_add(request.sectors).filter(|end| *end <= self.word.sectors);
+        let end = end.ok_or("a discard beyond the end of the disk")?.saturating_mul(SECTOR as u64);
+        let end = end.min(self.storage.len());
+        let start = request.sector.saturating_mul(SECTOR as u64);
+        let each = u64::from(offer.granularity.unwrap_or(self.word.sector_size));
         let first = u64::from(offer.alignment.unwrap_or(0));
         if secure && !offer.secure {
             return Err("a secure discard, which was not offered".into());
         }
         // What is not a whole extent stays.
-        let mut at = if start <= first { first } else { first + (start - first).next_multiple_of(each) };
-        while at + each <= end {
+        let mut at =
+            if start <= first { first } else { first.saturating_add((start - first).next_multiple_of(each)) };
+        while at.saturating_add(each) <= end {
             let left = vec![if secure { 0 } else { 0xDC }; each as usize];
             self.storage.write(at, &left).map_err(|error| error.to_string())?;
             at += each;
@@ -69,7 +71,7 @@ impl Backend {
     }
 
     fn indirect(&mut self, request: &RequestIndirect) -> Result<i16, String> {
-        let most = self.options.indirect_segments.ok_or("an indirect request, which was not offered")?;
+        let most = self.word.indirect_segments.ok_or("an indirect request, which was not offered")?;
         let count = usize::from(request.segments);
         if count == 0 || count > most.into() || count > MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE {
             return Err(format!("{count} indirect segments"));
@@ -114,10 +116,10 @@ impl Backend {
         if segments.is_empty() {
             return Err("a transfer of nothing".into());
         }
-        if operation == OP_WRITE && self.options.read_only {
+        if operation == OP_WRITE && self.word.read_only {
             return Err("a write to a disk that cannot be written".into());
         }
-        let each = u64::from(self.options.sector_size);
+        let each = u64::from(self.word.sector_size);
         let mut at = sector.checked_mul(SECTOR as u64).ok_or("a sector beyond all memory")?;
         if at % each != 0 {
             return Err(format!("sector {sector} is not aligned"));
@@ -131,8 +133,13 @@ impl Backend {
             if len as u64 % each != 0 {
                 return Err(format!("segment {segment:?} is not of whole sectors"));
             }
-            if at.checked_add(len as u64).is_none_or(|end| end > self.storage.len()) {
+            let end = at.checked_add(len as u64).ok_or("beyond all memory")?;
+            if end > self.word.sectors.saturating_mul(SECTOR as u64) {
                 return Err("beyond the end of the disk".into());
+            }
+            if end > self.storage.len() {
+                // The guest was told of more than there is.
+                return Ok(RSP_ERROR);
             }
             let gref = GrantRef(segment.gref);
             let mut page =

@@ -2,22 +2,23 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 
-use xen_hypercall::{Platform, SharedInfo, VcpuId};
+use xen_hypercall::{Platform, VcpuId, VcpuInfo};
 
 use super::{Board, Gate, MASKED, PENDING, Pages, dispatch, unmask};
-use crate::delivery::{Abi, Delivery, Dispatched, Shared};
+use crate::delivery::{Abi, Delivery, Dispatched, Shared, Vcpu};
 use crate::{Error, Port};
 
 /// What one vCPU sees.
 struct VcpuBoard<'a> {
-    shared: SharedInfo<'a>,
+    /// The vCPU's upcall byte, for who takes events.
+    info: Option<VcpuInfo<'a>>,
     pages: &'a Pages,
     vcpu: VcpuId,
 }
 
 impl Board for VcpuBoard<'_> {
     fn take_upcall(&self) -> bool {
-        self.shared.vcpu(self.vcpu).is_some_and(|vcpu| vcpu.upcall_pending.swap(0, SeqCst) != 0)
+        self.info.is_some_and(|vcpu| vcpu.upcall_pending.swap(0, SeqCst) != 0)
     }
 
     fn take_ready(&self) -> u32 {
@@ -61,7 +62,7 @@ impl FifoAbi {
     /// Runs `f` on the words, as any vCPU sees them.
     fn on<R>(shared: Shared<'_>, f: impl FnOnce(&VcpuBoard<'_>) -> R) -> Option<R> {
         let pages = shared.fifo?;
-        Some(f(&VcpuBoard { shared: shared.info, pages, vcpu: VcpuId(0) }))
+        Some(f(&VcpuBoard { info: None, pages, vcpu: VcpuId(0) }))
     }
 }
 
@@ -74,13 +75,13 @@ impl Delivery for FifoAbi {
         Port::FIFO_LIMIT
     }
 
-    fn dispatch(&self, shared: Shared<'_>, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
+    fn dispatch(&self, shared: Shared<'_>, vcpu: Vcpu<'_>, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
         let pages = shared.fifo?;
-        let info = shared.info.vcpu(vcpu)?;
+        let Vcpu { id: vcpu, info } = vcpu;
         if info.upcall_pending.load(Relaxed) == 0 && pages.ready(vcpu)?.load(Relaxed) == 0 {
             return None;
         }
-        Some(dispatch(&VcpuBoard { shared: shared.info, pages, vcpu }, fire))
+        Some(dispatch(&VcpuBoard { info: Some(info), pages, vcpu }, fire))
     }
 
     fn is_masked(&self, shared: Shared<'_>, port: Port) -> bool {
@@ -104,7 +105,6 @@ impl Delivery for FifoAbi {
     }
 
     fn add_vcpu(&self, shared: Shared<'_>, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
-        shared.info.vcpu(vcpu).ok_or(Error::VcpuOutOfRange(vcpu))?;
         shared.fifo.map_or(Ok(()), |pages| pages.add_vcpu(platform, vcpu))
     }
 

@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
-use xen_hypercall::{Errno, PAGE_SIZE, Page, Platform, VcpuId, event};
+use xen_hypercall::{Errno, PAGE_SIZE, Page, Platform, VcpuArea, VcpuId, event};
 
 use super::MASKED;
 use crate::Error;
@@ -16,11 +16,13 @@ use crate::abi::{EVTCHN_FIFO_MAX_QUEUES, EVTCHN_FIFO_NR_CHANNELS, EvtchnFifoCont
 const WORDS: usize = PAGE_SIZE / size_of::<u32>();
 /// Pages that hold the words of all ports.
 const ARRAY_PAGES: usize = EVTCHN_FIFO_NR_CHANNELS as usize / WORDS;
-/// vCPUs whose upcall byte is in `shared_info`.
-const VCPUS: usize = 32;
+/// vCPUs that can be told of events.
+const VCPUS: usize = VcpuArea::VCPUS as usize;
+/// Control blocks in a page.
+const BLOCKS: usize = 32;
 /// From one control block to the next.
-const STRIDE: usize = PAGE_SIZE / VCPUS;
-const _: () = assert!(VCPUS <= u32::BITS as usize);
+const STRIDE: usize = PAGE_SIZE / BLOCKS;
+const _: () = assert!(BLOCKS == u32::BITS as usize && VCPUS % BLOCKS == 0);
 const _: () = assert!(STRIDE >= size_of::<EvtchnFifoControlBlock>() && STRIDE % 8 == 0);
 
 /// How often to look whether another vCPU has finished adding a page. That takes one hypercall.
@@ -43,9 +45,10 @@ struct Index {
     pages: AtomicU32,
     growing: AtomicBool,
     gates: [AtomicU8; VCPUS],
+    /// Control blocks, in a page for each 32 vCPUs of which one was added.
+    control: [AtomicPtr<Page>; VCPUS / BLOCKS],
     /// A bit for each vCPU whose control block Xen has.
-    vcpus: AtomicU32,
-    control: NonNull<Page>,
+    vcpus: [AtomicU32; VCPUS / BLOCKS],
 }
 
 const _: () = assert!(size_of::<Index>() <= PAGE_SIZE);
@@ -60,11 +63,14 @@ impl Pages {
             pages: AtomicU32::new(0),
             growing: AtomicBool::new(false),
             gates: [const { AtomicU8::new(0) }; VCPUS],
-            vcpus: AtomicU32::new(0),
-            control,
+            control: [const { AtomicPtr::new(ptr::null_mut()) }; VCPUS / BLOCKS],
+            vcpus: [const { AtomicU32::new(0) }; VCPUS / BLOCKS],
         };
         // SAFETY: the page is ours alone, large enough (asserted above) and aligned.
         unsafe { pages.0.write(fresh) };
+        if let Some(first) = pages.index().control.first() {
+            first.store(control.as_ptr(), Ordering::Release);
+        }
         if let Err(error) = pages.add_vcpu(platform, VcpuId(0)) {
             for page in [index, control, words] {
                 // SAFETY: allocated above one by one; Xen took none of them, because its only call failed.
@@ -83,20 +89,26 @@ impl Pages {
 
     /// Gives Xen a vCPU's control block.
     pub(crate) fn add_vcpu(&self, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
-        let offset = control_offset(vcpu).ok_or(Error::VcpuOutOfRange(vcpu))?;
-        let gfn = platform.gfn(self.index().control);
+        let (group, offset) = place(vcpu);
+        let (Some(added), Some(control)) = (self.index().vcpus.get(group), self.index().control.get(group))
+        else {
+            return Err(Error::VcpuOutOfRange(vcpu));
+        };
+        let page = match NonNull::new(control.load(Ordering::Acquire)) {
+            Some(page) => page,
+            None => add_page(control, platform)?,
+        };
         // SAFETY: these bytes of the control page are this vCPU's alone, and are only reached by atomics.
-        unsafe { event::init_control(&platform, gfn, offset as u32, vcpu) }
+        unsafe { event::init_control(&platform, platform.gfn(page), offset as u32, vcpu) }
             .map_err(refused("EVTCHNOP_init_control"))?;
-        self.index().vcpus.fetch_or(1 << vcpu.0, Ordering::Release);
+        added.fetch_or(bit(vcpu), Ordering::Release);
         Ok(())
     }
 
     /// Whether Xen has a vCPU's control block. Without one it drops the events that are bound to the vCPU.
     pub(crate) fn has_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
-        control_offset(vcpu).ok_or(Error::VcpuOutOfRange(vcpu))?;
-        let added = self.index().vcpus.load(Ordering::Acquire) & 1 << vcpu.0 != 0;
-        if added { Ok(()) } else { Err(Error::VcpuNotAdded(vcpu)) }
+        let added = self.index().vcpus.get(place(vcpu).0).ok_or(Error::VcpuOutOfRange(vcpu))?;
+        if added.load(Ordering::Acquire) & bit(vcpu) != 0 { Ok(()) } else { Err(Error::VcpuNotAdded(vcpu)) }
     }
 
     /// Sees to it that a port has a word.
@@ -180,10 +192,11 @@ impl Pages {
 
     fn control(&self, vcpu: VcpuId, field: usize) -> Option<&AtomicU32> {
         debug_assert!(field % 4 == 0 && field < size_of::<EvtchnFifoControlBlock>());
-        let offset = control_offset(vcpu)? + field;
-        // SAFETY: the block of a vCPU below 32 lies in the control page, and the field within the block, aligned to 4
-        // bytes. The page is zeroed at first, then only reached by atomics, and stays as long as the handle.
-        Some(unsafe { AtomicU32::from_ptr(self.index().control.as_ptr().cast::<u8>().add(offset).cast()) })
+        let (group, offset) = place(vcpu);
+        let page = NonNull::new(self.index().control.get(group)?.load(Ordering::Acquire))?;
+        // SAFETY: the block lies in the control page, and the field within the block, aligned to 4 bytes. The page is zeroed at
+        // first, then only reached by atomics, and stays as long as the handle.
+        Some(unsafe { AtomicU32::from_ptr(page.as_ptr().cast::<u8>().add(offset + field).cast()) })
     }
 
     /// Switches a domain that was resumed in a new one to the FIFO ABI: the same control blocks, empty, and the same pages of
@@ -191,7 +204,7 @@ impl Pages {
     pub(crate) fn resume(&self, platform: &dyn Platform) -> Result<(), Error> {
         let index = self.index();
         for vcpu in (0..VCPUS as u32).map(VcpuId) {
-            if index.vcpus.load(Ordering::Acquire) & 1 << vcpu.0 == 0 {
+            if self.has_vcpu(vcpu).is_err() {
                 continue;
             }
             for field in (0..size_of::<EvtchnFifoControlBlock>()).step_by(size_of::<u32>()) {
@@ -216,19 +229,15 @@ impl Pages {
     pub(crate) fn reset(self, platform: &dyn Platform) -> Result<(), Error> {
         event::reset(&platform).map_err(refused("EVTCHNOP_reset"))?;
         let index = self.index();
-        let control = index.control;
-        for slot in &index.array {
-            if let Some(words) = NonNull::new(slot.load(Ordering::Acquire)) {
-                // SAFETY: allocated as a single page by this platform. Xen has given it up, and this only handle, through
-                // which alone it is reached, ends here.
-                unsafe { platform.free_pages(words.cast(), 1) };
-            }
+        let words = index.array.iter().map(|slot| slot.load(Ordering::Acquire).cast::<Page>());
+        let control = index.control.iter().map(|slot| slot.load(Ordering::Acquire));
+        for page in words.chain(control).filter_map(NonNull::new) {
+            // SAFETY: allocated as a single page by this platform. Xen has given it up, and this only handle, through which
+            // alone it is reached, ends here.
+            unsafe { platform.free_pages(page, 1) };
         }
-        // SAFETY: as above, both.
-        unsafe {
-            platform.free_pages(control, 1);
-            platform.free_pages(self.0.cast(), 1);
-        }
+        // SAFETY: as above.
+        unsafe { platform.free_pages(self.0.cast(), 1) };
         Ok(())
     }
 }
@@ -258,9 +267,29 @@ fn alloc<const N: usize>(platform: &dyn Platform) -> Result<[NonNull<Page>; N], 
     Ok(pages)
 }
 
-fn control_offset(vcpu: VcpuId) -> Option<usize> {
+/// Puts a page where none is, or finds that of another vCPU that was faster.
+fn add_page(slot: &AtomicPtr<Page>, platform: &dyn Platform) -> Result<NonNull<Page>, Error> {
+    let page = platform.alloc_pages(1).ok_or(Error::OutOfMemory)?;
+    let placed = slot.compare_exchange(ptr::null_mut(), page.as_ptr(), Ordering::AcqRel, Ordering::Acquire);
+    match placed.err().and_then(NonNull::new) {
+        None => Ok(page),
+        Some(other) => {
+            // SAFETY: allocated above, and nobody has seen it.
+            unsafe { platform.free_pages(page, 1) };
+            Ok(other)
+        }
+    }
+}
+
+/// The page of a vCPU's control block, and the offset in it.
+fn place(vcpu: VcpuId) -> (usize, usize) {
     let vcpu = vcpu.0 as usize;
-    (vcpu < VCPUS).then_some(vcpu * STRIDE)
+    (vcpu / BLOCKS, vcpu % BLOCKS * STRIDE)
+}
+
+/// Of the word of its page.
+fn bit(vcpu: VcpuId) -> u32 {
+    1 << (vcpu.0 % u32::BITS)
 }
 
 fn refused(operation: &'static str) -> impl Fn(Errno) -> Error {

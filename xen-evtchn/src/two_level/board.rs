@@ -2,27 +2,27 @@
 
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use xen_hypercall::{Platform, SharedInfo, VcpuId, event};
+use xen_hypercall::{Platform, SharedInfo, VcpuId, VcpuInfo, event};
 
 use super::{Board, scan, unmask};
-use crate::delivery::{Abi, Delivery, Dispatched, Shared};
+use crate::delivery::{Abi, Delivery, Dispatched, Shared, Vcpu};
 use crate::fifo::Pages;
 use crate::{Error, Port};
 
-/// What one vCPU sees of the shared page. A vCPU without a place in it has no upcall byte and no selector; the bits of
-/// the ports are the whole domain's.
+/// What one vCPU sees. The bits of the ports are the whole domain's.
 struct VcpuBoard<'a> {
     shared: SharedInfo<'a>,
-    vcpu: VcpuId,
+    /// The vCPU's upcall byte and selector, for who takes events.
+    info: Option<VcpuInfo<'a>>,
 }
 
 impl Board for VcpuBoard<'_> {
     fn take_upcall(&self) -> bool {
-        self.shared.vcpu(self.vcpu).is_some_and(|vcpu| vcpu.upcall_pending.swap(0, SeqCst) != 0)
+        self.info.is_some_and(|vcpu| vcpu.upcall_pending.swap(0, SeqCst) != 0)
     }
 
     fn take_selector(&self) -> u64 {
-        self.shared.vcpu(self.vcpu).map_or(0, |vcpu| vcpu.pending_sel.swap(0, SeqCst))
+        self.info.map_or(0, |vcpu| vcpu.pending_sel.swap(0, SeqCst))
     }
 
     fn pending(&self, word: usize) -> u64 {
@@ -57,7 +57,7 @@ pub(crate) struct TwoLevelAbi;
 impl TwoLevelAbi {
     /// The bits of the ports, which are the same from every vCPU.
     fn board(shared: Shared<'_>) -> VcpuBoard<'_> {
-        VcpuBoard { shared: shared.info, vcpu: VcpuId(0) }
+        VcpuBoard { shared: shared.info, info: None }
     }
 
     pub(crate) fn mask_all(shared: Shared<'_>) {
@@ -81,12 +81,12 @@ impl Delivery for TwoLevelAbi {
         Port::LIMIT
     }
 
-    fn dispatch(&self, shared: Shared<'_>, vcpu: VcpuId, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
-        let info = shared.info.vcpu(vcpu)?;
+    fn dispatch(&self, shared: Shared<'_>, vcpu: Vcpu<'_>, fire: &mut dyn FnMut(u32)) -> Option<Dispatched> {
+        let info = vcpu.info;
         if info.upcall_pending.load(Relaxed) == 0 && info.pending_sel.load(Relaxed) == 0 {
             return None;
         }
-        let scan = scan(&VcpuBoard { shared: shared.info, vcpu }, fire);
+        let scan = scan(&VcpuBoard { shared: shared.info, info: Some(info) }, fire);
         Some(Dispatched { scan, more: false })
     }
 
@@ -114,12 +114,12 @@ impl Delivery for TwoLevelAbi {
         Ok(())
     }
 
-    fn add_vcpu(&self, shared: Shared<'_>, _: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
-        self.has_vcpu(shared, vcpu)
+    fn add_vcpu(&self, _: Shared<'_>, _: &dyn Platform, _: VcpuId) -> Result<(), Error> {
+        Ok(())
     }
 
-    fn has_vcpu(&self, shared: Shared<'_>, vcpu: VcpuId) -> Result<(), Error> {
-        shared.info.vcpu(vcpu).map(drop).ok_or(Error::VcpuOutOfRange(vcpu))
+    fn has_vcpu(&self, _: Shared<'_>, _: VcpuId) -> Result<(), Error> {
+        Ok(())
     }
 
     fn resume(&self, shared: Shared<'_>, _: &dyn Platform) -> Result<(), Error> {

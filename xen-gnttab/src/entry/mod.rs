@@ -1,7 +1,7 @@
 //! The table's entries as Xen reads and writes them, in both layouts (`grant_table.h`).
 
 #[cfg(not(loom))]
-mod revoke;
+pub(crate) mod revoke;
 #[cfg(loom)]
 pub mod revoke;
 pub(crate) mod v1;

@@ -25,9 +25,10 @@ macro_rules! layout {
 layout!(x86_64, "x86-64": 32 vCPUs of 64 bytes, time at 32);
 layout!(aarch64, "arm64": 1 vCPUs of 48 bytes, time at 16);
 
-#[cfg(target_arch = "aarch64")]
+// The tests run on the host with arm64's layout too, where only vCPU 0 has a place: `--cfg xen_layout="aarch64"`.
+#[cfg(any(target_arch = "aarch64", xen_layout = "aarch64"))]
 pub use aarch64::*;
-#[cfg(not(target_arch = "aarch64"))]
+#[cfg(not(any(target_arch = "aarch64", xen_layout = "aarch64")))]
 pub use x86_64::*;
 
 pub const EVTCHN_UPCALL_PENDING: usize = 0;

@@ -482,6 +482,10 @@ impl Wait for MockDomain {
         self.xen.now()
     }
 
+    fn vcpu(&self) -> VcpuId {
+        self.vcpu
+    }
+
     /// Lets the far sides act; when none has anything to do, time goes on to the next timer or the deadline. Returns after the
     /// pause of a domain that [is paused](Self::pause).
     ///

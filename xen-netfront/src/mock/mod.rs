@@ -27,7 +27,7 @@ use std::vec::Vec;
 
 use xen_gnttab::mock::MockMapping;
 use xen_hypercall::mock::{Dice, MockDomain};
-use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::mock::{MockXenstored, Then, Toolstack};
 use xen_xenstore::xenbus::XenbusState;
 
 use link::{Queue, Takes};
@@ -87,6 +87,10 @@ struct Backend {
     stats: BackStats,
     stalled: bool,
     gone: bool,
+    /// What the toolstack does when both sides are Closed.
+    then: Option<Then>,
+    /// The hotplug script hangs.
+    unplugged: bool,
     /// A guest broke a rule that Linux ends the device for.
     disabled: bool,
 }
@@ -138,6 +142,8 @@ impl MockNetback {
             stats: BackStats::default(),
             stalled: false,
             gone: false,
+            then: None,
+            unplugged: false,
             disabled: false,
         })));
         backend.state().create();
@@ -266,9 +272,22 @@ impl MockNetback {
         }
     }
 
-    /// The toolstack takes the device away: the backend asks the guest to close it.
+    /// The toolstack takes the device away (`online` is 0): the backend asks the guest to close it.
     pub fn detach(&self) {
-        self.state().switch(XenbusState::CLOSING);
+        let mut state = self.state();
+        state.store.write(&format!("{}/online", state.back_path), "0");
+        state.switch(XenbusState::CLOSING);
+    }
+
+    /// A toolstack that looks at the states from now on: when both sides are Closed, it does this.
+    pub fn follow(&self, then: Then) {
+        self.state().then = Some(then);
+    }
+
+    /// A hotplug script that hangs, until it is told otherwise: the backend does not connect before `hotplug-status` is
+    /// `connected`, as Linux' does.
+    pub fn stall_hotplug(&self, stalled: bool) {
+        self.state().unplugged = stalled;
     }
 
     /// The backend goes without asking: it is closed at once, and answers nothing any more until the guest begins
@@ -307,6 +326,13 @@ impl Backend {
     fn create(&mut self) {
         let (id, index) = (self.guest.id().0, self.front_path.rsplit('/').next().unwrap_or_default());
         let (front, back, own) = (&self.front_path, &self.back_path, self.own.id().0.to_string());
+        if self.options.toolstack == Toolstack::Xapi {
+            let devices = format!("/local/domain/{id}/device");
+            for directory in [devices.clone(), devices + "/vif"] {
+                self.store.write(&directory, "");
+                self.store.set_permissions(&directory, &format!("n{id}\0r{own}"));
+            }
+        }
         self.store.write(front, "");
         self.store.set_permissions(front, &format!("n{id}\0r{own}"));
         self.store.write(back, "");
@@ -320,11 +346,36 @@ impl Backend {
         if let Some(mtu) = self.options.mtu {
             self.store.write(&format!("{front}/mtu"), &mtu.to_string());
         }
-        for (node, value) in
-            [("frontend", &**front), ("frontend-id", &*id.to_string()), ("mac", &*mac), ("state", "1")]
-        {
+        for (node, value) in [
+            ("frontend", &**front),
+            ("frontend-id", &*id.to_string()),
+            ("online", "1"),
+            ("mac", &*mac),
+            ("state", "1"),
+        ] {
             self.store.write(&format!("{back}/{node}"), value);
         }
+    }
+
+    /// The hotplug script does its part, unless it hangs. Returns whether it has.
+    fn hotplug(&self) -> bool {
+        if !self.unplugged {
+            self.store.write(&format!("{}/hotplug-status", self.back_path), "connected");
+        }
+        !self.unplugged
+    }
+
+    /// The toolstack does what it does with a device that has ended. Returns whether there was anything to do.
+    fn tidy_up(&mut self, front: XenbusState) -> bool {
+        let Some(then) = self.then.filter(|_| [self.state, front] == [XenbusState::CLOSED; 2]) else {
+            return false;
+        };
+        self.vanish();
+        self.store.remove(&self.front_path);
+        if then == Then::Renew {
+            self.come_back();
+        }
+        true
     }
 
     fn drop_out(&mut self) {
@@ -385,7 +436,11 @@ impl Backend {
             return false;
         }
         let front: XenbusState = self.front("state").unwrap_or(XenbusState::UNKNOWN);
+        if self.tidy_up(front) {
+            return true;
+        }
         match (self.state, front) {
+            (XenbusState::INIT_WAIT, XenbusState::CONNECTED) if !self.hotplug() => return false,
             (XenbusState::INITIALISING | XenbusState::CLOSED, XenbusState::INITIALISING) => {
                 self.offer();
                 self.switch(XenbusState::INIT_WAIT);

@@ -1,6 +1,7 @@
 //! What can be chosen about a backend, and what it tells.
 
 use xen_hypercall::DomId;
+use xen_xenstore::mock::Toolstack;
 
 use crate::abi::HashTypes;
 use crate::{Mac, Multicast};
@@ -10,6 +11,8 @@ use crate::{Mac, Multicast};
 pub struct Options {
     /// The domain that the backend is in.
     pub domain: DomId,
+    /// Which toolstack makes the device, and so who owns the directories above it.
+    pub toolstack: Toolstack,
     /// The device's address.
     pub mac: Mac,
     /// What the toolstack says the MTU is, if anything.
@@ -42,6 +45,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             domain: DomId(0),
+            toolstack: Toolstack::Xl,
             mac: Mac([0x00, 0x16, 0x3e, 0x12, 0x34, 0x56]),
             mtu: None,
             sg: true,

@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{
-    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, Wait,
+    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages, Wait,
 };
 
 use super::world::World;
@@ -84,11 +84,11 @@ unsafe impl Hypercall for Kernel {
         // SAFETY: the caller keeps the same promises to this call.
         let result = unsafe { self.domain.hypercall(nr, args) };
         // Who yields to others lets them act; and a domain that has shut down does not go on.
-        if nr == HypercallNr::SCHED_OP
-            && let Some(mut world) = self.world()
-        {
+        if nr == HypercallNr::SCHED_OP {
             self.now();
-            world.turn();
+            if let Some(mut world) = self.world() {
+                world.turn();
+            }
         }
         result
     }
@@ -109,7 +109,10 @@ unsafe impl PageMemory for Kernel {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.domain.gfn(page)
     }
+}
 
+// SAFETY: the call is handed to the domain, which keeps the promises.
+unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call.
         unsafe { self.domain.map_special(gfn, count) }

@@ -31,6 +31,9 @@ pub use kernel::Kernel;
 /// What Xen gives a kernel of its command line.
 const COMMAND_LINE: usize = 1023;
 
+/// How long what was written before a panic may take.
+const LAST: Duration = Duration::from_secs(1);
+
 static KERNEL: OnceLock<Kernel> = OnceLock::new();
 
 /// Runs the kernel in this process, on the machine that its arguments ask for.
@@ -71,9 +74,15 @@ fn own(kernel: &'static Kernel) -> Result<&'static Domain<&'static Kernel>> {
 fn show_what_was_written_before_a_panic(kernel: &'static Kernel) {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if let Some(mut world) = kernel.world() {
-            world.finish();
-        }
+        // Not in this thread, which may have panicked in the middle of the mock with its locks held.
+        let (done, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            if let Some(mut world) = kernel.world() {
+                world.finish();
+            }
+            done.send(())
+        });
+        let _ = wait.recv_timeout(LAST);
         tell(info);
         process::exit(world::CRASHED)
     }));

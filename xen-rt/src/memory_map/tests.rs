@@ -12,7 +12,9 @@ fn usable(ram: &[(u64, u64)], taken: &[(u64, u64)]) -> Vec<Range> {
     let mut info = BootInfo::new();
     ram.iter().for_each(|(start, end)| info.add_ram(*start, end - start));
     taken.iter().for_each(|(start, end)| info.take(range(*start, *end)));
-    info.usable().collect()
+    let mut usable: Vec<_> = info.usable().collect();
+    usable.sort_by_key(|range| range.start);
+    usable
 }
 
 #[test]
@@ -86,8 +88,14 @@ fn the_command_line_is_cut_and_cleaned() {
 }
 
 #[test]
-fn more_ranges_than_there_are_places_for_are_left_out() {
+fn memory_for_which_there_is_no_place_is_not_used() {
     let mut info = BootInfo::new();
     (0..100).for_each(|index| info.add_ram(index << 20, 0x1000));
-    assert_eq!(info.ram().len(), MOST_RAM);
+    assert_eq!(info.usable().count(), MOST_RAM);
+    assert_eq!((info.ram(), info.end()), (100 * 0x1000, (99 << 20) + 0x1000));
+    // Nor is what a part that is taken cuts off, when there is no place for both halves; what is taken is taken still.
+    let mut info = BootInfo::new();
+    (0..32).for_each(|index| info.add_ram(index << 20, 0x10_0000));
+    info.take(range(0x4000, 0x8000));
+    assert!(info.usable().all(|range| range.end <= 0x4000 || range.start >= 0x8000));
 }

@@ -70,9 +70,7 @@ pub(crate) fn keep<T>(thing: T) -> &'static mut T {
         return unsafe { NonNull::dangling().as_mut() };
     }
     // SAFETY: the layout is not empty.
-    let Some(place) = NonNull::new(unsafe { HEAP.0.alloc(layout) }.cast::<T>()) else {
-        out_of_memory(layout)
-    };
+    let Some(place) = NonNull::new(unsafe { HEAP.0.alloc(layout) }.cast::<T>()) else { out_of_memory() };
     // SAFETY: the memory was just allocated for this, has the type's layout, and is never freed.
     unsafe {
         place.write(thing);
@@ -82,11 +80,11 @@ pub(crate) fn keep<T>(thing: T) -> &'static mut T {
 
 /// Pages, zeroed, that are not given back: stacks and tables.
 pub(crate) fn keep_pages(count: usize) -> NonNull<Page> {
-    alloc_pages(count).unwrap_or_else(|| crate::crash(format_args!("no memory for {count} pages")))
+    alloc_pages(count).unwrap_or_else(|| out_of_memory())
 }
 
-fn out_of_memory(layout: Layout) -> ! {
-    crate::crash(format_args!("no memory for {} bytes", layout.size()))
+fn out_of_memory() -> ! {
+    crate::crash(format_args!("out of memory"))
 }
 
 fn pages(count: usize) -> Option<Layout> {
@@ -94,6 +92,7 @@ fn pages(count: usize) -> Option<Layout> {
 }
 
 /// `count` zeroed pages in a row.
+#[inline(never)]
 pub(crate) fn alloc_pages(count: usize) -> Option<NonNull<Page>> {
     let layout = pages(count)?;
     // SAFETY: the layout is not empty.

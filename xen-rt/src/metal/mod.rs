@@ -21,7 +21,9 @@ pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
-pub(crate) use memory::{alloc_pages, keep, keep_pages};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use memory::alloc_pages;
+pub(crate) use memory::{keep, keep_pages};
 pub(crate) use place::Place;
 
 static KERNEL: Place<Kernel> = Place::new();
@@ -31,7 +33,7 @@ static KERNEL: Place<Kernel> = Place::new();
 #[allow(unsafe_code, reason = "its frame stays")]
 pub(crate) fn start(info: BootInfo) -> ! {
     // SAFETY: this function never returns, and nothing unwinds, so what is in its frame is there for ever. It does not change.
-    let info: &'static BootInfo = unsafe { &*(&raw const info) };
+    let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(&info) };
     let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
     memory::init(info);
     arch::seal(info);

@@ -130,7 +130,7 @@ impl<'m, I: BufRead, O: Write> Shell<'m, '_, I, O> {
         }
     }
 
-    /// Takes commands until one ends the transaction; answers whether it is to be committed.
+    /// Takes commands until one ends the transaction; returns whether it is to be committed.
     fn fill(&mut self, nodes: &mut impl Nodes, done: &mut Vec<(Command, String)>) -> std::io::Result<bool> {
         loop {
             match self.line("transaction ")? {

@@ -14,9 +14,10 @@ use crate::wire::Refusal;
 
 const ROOT: &str = "/";
 
-/// Who may do what with a node: the owner with what all others may do, then exceptions.
+/// Who may do what with a node: the owner with what all others may do, then exceptions. Clones share the list: a node has
+/// that of the one above it almost always, and each change has those of two.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Permissions(Vec<(char, u16)>);
+pub(super) struct Permissions(Arc<Vec<(char, u16)>>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
@@ -47,11 +48,12 @@ pub(super) enum Reach {
     All,
 }
 
-/// Clones share the nodes until one of them changes: a transaction that only reads costs nothing.
+/// Clones share the nodes until one of them changes: a transaction that only reads costs nothing, and one that writes has a
+/// list of its own, of the nodes that are there.
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     /// By their paths. These are long and begin alike, so that an ordered map would do little but compare them.
-    nodes: Arc<HashMap<String, Node>>,
+    nodes: Arc<HashMap<Arc<str>, Arc<Node>>>,
     generation: u64,
     pub(super) limits: Limits,
 }
@@ -59,6 +61,13 @@ pub(super) struct Tree {
 pub(super) fn parent(path: &str) -> Option<&str> {
     let (above, _) = path.rsplit_once('/').filter(|_| path != ROOT)?;
     Some(if above.is_empty() { ROOT } else { above })
+}
+
+/// Nobody's but the daemon's.
+impl Default for Permissions {
+    fn default() -> Self {
+        Self(Arc::new(vec![('n', 0)]))
+    }
 }
 
 impl Permissions {
@@ -70,7 +79,7 @@ impl Permissions {
                 Some((letter, entry.get(1..)?.parse().ok()?))
             })
             .collect();
-        parsed.filter(|list| !list.is_empty()).map(Self)
+        parsed.filter(|list| !list.is_empty()).map(|list| Self(Arc::new(list)))
     }
 
     fn owner(&self) -> u16 {
@@ -100,9 +109,10 @@ impl Change {
 
 impl Default for Tree {
     fn default() -> Self {
+        let permissions = Permissions::default();
         let nodes = [ROOT, "@introduceDomain", "@releaseDomain"].map(|path| {
-            let permissions = Permissions(vec![('n', 0)]);
-            (path.to_string(), Node { value: Vec::new(), permissions, generation: 0 })
+            let node = Node { value: Vec::new(), permissions: permissions.clone(), generation: 0 };
+            (Arc::from(path), Arc::new(node))
         });
         Self { nodes: Arc::new(nodes.into()), generation: 0, limits: Limits::default() }
     }
@@ -110,7 +120,7 @@ impl Default for Tree {
 
 impl Tree {
     pub(super) fn get(&self, path: &str) -> Option<&Node> {
-        self.nodes.get(path)
+        self.nodes.get(path).map(Arc::as_ref)
     }
 
     /// Checks that `domain` may do this (`'r'` or `'w'`) with the node, or with what is nearest above a missing one.
@@ -161,9 +171,11 @@ impl Tree {
         }
         self.check_size(path, 0, by)?;
         let inherited = self.nodes.get(above).map(|node| node.permissions.clone());
-        let mut permissions = inherited.unwrap_or_else(|| Permissions(vec![('n', 0)]));
-        if let Some(owner) = permissions.0.first_mut().filter(|_| by != DomId(0)) {
-            owner.1 = by.0;
+        let mut permissions = inherited.unwrap_or_default();
+        if by != DomId(0) && permissions.owner() != by.0 {
+            if let Some(owner) = Arc::make_mut(&mut permissions.0).first_mut() {
+                owner.1 = by.0;
+            }
         }
         self.insert(path, Node { value: Vec::new(), permissions, generation: 0 });
         self.touch(path);
@@ -184,7 +196,7 @@ impl Tree {
             .chain(gone.into_iter().map(|path| (path, Reach::Exact)))
         {
             let change = self.change(&path);
-            Arc::make_mut(&mut self.nodes).remove(&path);
+            Arc::make_mut(&mut self.nodes).remove(path.as_str());
             changes.push(Change { reach, ..change });
         }
         if let Some(above) = parent(path) {
@@ -237,7 +249,8 @@ impl Tree {
     }
 
     fn sorted(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let mut paths: Vec<String> = self.nodes.keys().filter(|path| wanted(path)).cloned().collect();
+        let mut paths: Vec<String> =
+            self.nodes.keys().filter(|path| wanted(path)).map(ToString::to_string).collect();
         paths.sort_unstable();
         paths
     }
@@ -261,13 +274,13 @@ impl Tree {
     }
 
     fn insert(&mut self, path: &str, node: Node) {
-        Arc::make_mut(&mut self.nodes).insert(path.to_string(), node);
+        Arc::make_mut(&mut self.nodes).insert(Arc::from(path), Arc::new(node));
     }
 
     /// Notes that a node changes, and returns it.
     fn touch(&mut self, path: &str) -> Option<&mut Node> {
         self.generation += 1;
-        let node = Arc::make_mut(&mut self.nodes).get_mut(path)?;
+        let node = Arc::make_mut(Arc::make_mut(&mut self.nodes).get_mut(path)?);
         node.generation = self.generation;
         Some(node)
     }

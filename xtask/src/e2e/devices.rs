@@ -158,7 +158,7 @@ pub(super) fn a_disk_comes_back_with_its_backend(lab: &mut Lab) -> Result<()> {
     comes_back(&site, "/large.bin", &large)
 }
 
-/// A disk of dom0's memory behind a loop device, made by `fill` (a command that gets the file's name); answers the loop
+/// A disk of dom0's memory behind a loop device, made by `fill` (a command that gets the file's name); returns the loop
 /// device's name.
 pub(super) fn loop_device(lab: &Lab, options: &str, fill: &str) -> Result<String> {
     let script = format!("f=$(mktemp) && {fill} && losetup -f --show {options} $f");

@@ -80,7 +80,7 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
 /// Where Linux makes disks out of nothing.
 const NULL_BLK: &str = "/sys/kernel/config/nullb";
 
-/// A disk of dom0's memory that fails what touches the bad sectors; answers its name.
+/// A disk of dom0's memory that fails what touches the bad sectors; returns its name.
 fn bad_disk(lab: &Lab) -> Result<&'static str> {
     // The module made the first of them when it was loaded.
     let name = "nullb1";

@@ -6,6 +6,7 @@ mod devices;
 mod drivers;
 mod lab;
 mod life;
+mod new_project;
 mod own_kernel;
 mod seal;
 mod selftest;
@@ -82,7 +83,10 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         ("drivers-block", drivers::disks),
         ("drivers-net", drivers::cards),
     ];
-    let x86_64: &[(&str, Plain)] = &[("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0)];
+    let x86_64: &[(&str, Plain)] = &[
+        ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
+        ("new-project", new_project::from_the_packages_alone),
+    ];
     let more = match arch {
         Arch::X86_64 => x86_64,
         Arch::Arm64 => &[],

@@ -8,8 +8,8 @@ use xen_hypercall::memory::{self, MemFlags, MemoryRange, PhysmapSpace};
 use xen_hypercall::{DomId, Errno, Gfn, GrantRoom, Page, PageMemory};
 use xen_rt::Kernel;
 
-use super::Domain;
 use super::calls::NOBODY;
+use super::{ARM, Domain};
 
 /// A page of the heap whose memory may be taken away and given anew.
 struct Victim {
@@ -74,14 +74,20 @@ pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
     );
     report.privileged(domain.first, "memory/maximum-gpfn-dom0", memory::maximum_gpfn(xen, dom0));
     report.refused("memory/reservation-nobody", memory::current_reservation(xen, NOBODY), Errno::ESRCH);
-    report.check("memory/map", || {
-        let mut ranges = [MemoryRange::default(); 64];
-        let count = memory::memory_map(xen, &mut ranges)?;
-        let ram: u64 =
-            ranges.iter().take(count).filter(|range| range.kind == 1).map(|range| range.size).sum();
-        ensure!(ram >= 4 << 20, "{count} ranges with {ram} bytes of RAM");
-        Ok(())
-    });
+    let mut ranges = [MemoryRange::default(); 64];
+    let map = memory::memory_map(xen, &mut ranges);
+    if ARM {
+        // The device tree has it.
+        report.refused("memory/map", map, Errno::ENOSYS);
+    } else {
+        report.check("memory/map", || {
+            let count = map?;
+            let ram: u64 =
+                ranges.iter().take(count).filter(|range| range.kind == 1).map(|range| range.size).sum();
+            ensure!(ram >= 4 << 20, "{count} ranges with {ram} bytes of RAM");
+            Ok(())
+        });
+    }
     report.check("memory/balloon", || {
         let page = Victim::new(xen, 7)?;
         let before = memory::current_reservation(xen, DomId::SELF)?;
@@ -96,6 +102,42 @@ pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
         page.free();
         Ok(())
     });
+    if ARM {
+        does_not_move(xen, report)
+    } else {
+        moves(xen, report)
+    }
+    foreign(domain, own, report);
+    report.check("memory/remove", || {
+        let page = Victim::new(xen, 5)?;
+        // SAFETY: the page is ours alone, and is not used until it has memory again.
+        unsafe { memory::remove_from_physmap(xen, page.gfn()) }?;
+        page.fill()?;
+        page.free();
+        Ok(())
+    });
+    let hole = match hole(xen) {
+        Ok(hole) => hole,
+        Err(why) => return report.check("memory/hole", || Err(why)),
+    };
+    // SAFETY: there is nothing at this frame.
+    let removed = unsafe { memory::remove_from_physmap(xen, hole) };
+    report.refused("memory/remove-hole", removed, Errno::ENOENT);
+}
+
+/// On Arm a page stays where it is.
+fn does_not_move(xen: &'static Kernel, report: &mut Report) {
+    let (from, to) = match (Victim::new(xen, 1), hole(xen)) {
+        (Ok(from), Ok(to)) => (from, to),
+        (Err(why), _) | (_, Err(why)) => return report.check("memory/move", || Err(why)),
+    };
+    // SAFETY: Xen does not know how.
+    let moved = unsafe { memory::add_to_physmap(xen, PhysmapSpace::GMFN, from.gfn().0, to) };
+    report.refused("memory/move", moved, Errno::ENOSYS);
+    from.free();
+}
+
+fn moves(xen: &'static Kernel, report: &mut Report) {
     report.check("memory/move", || {
         let (from, to) = (Victim::new(xen, 1)?, Victim::new(xen, 2)?);
         // SAFETY: both pages are ours alone; what was at `to` goes to Xen, and `from` is filled before it is used.
@@ -118,22 +160,6 @@ pub(super) fn run(domain: &Domain, own: DomId, report: &mut Report) {
         to.free();
         Ok(())
     });
-    foreign(domain, own, report);
-    report.check("memory/remove", || {
-        let page = Victim::new(xen, 5)?;
-        // SAFETY: the page is ours alone, and is not used until it has memory again.
-        unsafe { memory::remove_from_physmap(xen, page.gfn()) }?;
-        page.fill()?;
-        page.free();
-        Ok(())
-    });
-    let hole = match hole(xen) {
-        Ok(hole) => hole,
-        Err(why) => return report.check("memory/hole", || Err(why)),
-    };
-    // SAFETY: there is nothing at this frame.
-    let removed = unsafe { memory::remove_from_physmap(xen, hole) };
-    report.refused("memory/remove-hole", removed, Errno::ENOENT);
 }
 
 /// A frame at which nothing is, for good.
@@ -152,8 +178,8 @@ fn foreign(domain: &Domain, own: DomId, report: &mut Report) {
     };
     for (name, owner, wanted) in [
         ("memory/map-foreign", other, nobody),
-        ("memory/map-foreign-own", own, Errno::EPERM),
-        ("memory/map-foreign-self", DomId::SELF, nobody),
+        ("memory/map-foreign-own", own, if ARM { Errno::ESRCH } else { Errno::EPERM }),
+        ("memory/map-foreign-self", DomId::SELF, if ARM { Errno::EINVAL } else { nobody }),
         ("memory/map-foreign-of-xen", DomId::XEN, not_xens),
     ] {
         let (frames, mut results) = ([hole], [0]);

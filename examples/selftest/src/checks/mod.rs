@@ -7,7 +7,7 @@ mod loopback;
 mod memory;
 mod own;
 mod pair;
-mod vcpus;
+pub(crate) mod vcpus;
 
 use alloc::boxed::Box;
 use core::time::Duration;
@@ -23,6 +23,8 @@ use xen_rt::console;
 pub(crate) type Events = EventChannels<&'static Kernel>;
 pub(crate) type Grants = GrantTable<&'static Kernel>;
 
+/// Whether this is Arm, where Xen has less for its guests.
+const ARM: bool = cfg!(target_arch = "aarch64");
 /// How long anything may take, on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long to sleep between two looks at something that no event tells of.
@@ -46,6 +48,14 @@ fn wait_for<T>(
             return Err(Failure(alloc::format!("{what} did not happen within {PATIENCE:?}")));
         };
         events.wait_since(seen, Some(turn.map_or(until, |turn| until.min(now() + turn))));
+    }
+}
+
+/// Sleeps, whatever events come.
+pub(crate) fn sleep(kernel: &Kernel, time: Duration) {
+    let until = kernel.now() + time;
+    while kernel.now() < until {
+        kernel.wait(Some(until), &|| false);
     }
 }
 
@@ -83,7 +93,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
             let Some(events) = start(domain, abi, report) else { return };
             let Some(timer) = timer(&events, report) else { return };
             if abi == Abi::TwoLevel {
-                everything_but_events(domain, report);
+                everything_but_events(domain, abi, report);
             }
             events::run(domain, &events, &timer, report);
             drop(timer);
@@ -106,7 +116,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
     });
     let Some(events) = events else { return };
     let Some(timer) = timer(events, report) else { return };
-    everything_but_events(domain, report);
+    everything_but_events(domain, abi, report);
     events::run(domain, events, &timer, report);
     if let Some(role) = words.get("role") {
         let version = if words.get("grants") == Some("2") { Version::V2 } else { Version::V1 };
@@ -140,13 +150,13 @@ fn timer<'e>(events: &'e Events, report: &mut Report) -> Option<Channel<'e, &'st
 }
 
 /// Once per boot.
-fn everything_but_events(domain: &Domain, report: &mut Report) {
+fn everything_but_events(domain: &Domain, abi: Abi, report: &mut Report) {
     static DONE: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
     if DONE.swap(true, core::sync::atomic::Ordering::Relaxed) {
         return;
     }
     calls::run(domain, report);
-    vcpus::run(domain, report);
+    vcpus::run(domain, abi, report);
     match event::own_domain(domain.kernel) {
         Ok(own) => {
             memory::run(domain, own, report);

@@ -4,10 +4,11 @@
 use check_report::{Failure, Report, ensure};
 use xen_gnttab::{Access, Error, GrantRef, GrantStatus};
 use xen_hypercall::abi::{GNTMAP_HOST_MAP, GNTMAP_READONLY, GnttabMapGrantRef, GnttabUnmapGrantRef};
+use xen_hypercall::grant::{self, Cache};
 use xen_hypercall::memory::{self, MemFlags};
-use xen_hypercall::{DomId, GrantRoom, PAGE_SIZE, grant};
+use xen_hypercall::{DomId, Errno, GrantRoom, PAGE_SIZE};
 
-use super::Grants;
+use super::{ARM, Grants};
 
 /// A grant mapped, or not, at one frame of the room.
 struct Raw<'g> {
@@ -84,7 +85,34 @@ pub(super) fn run(
         xen_refuses("map-read-only-for-writing", Ok(lent.gref()), own, 0, &general);
         xen_refuses("map-what-others-were-granted", Ok(not_ours.gref()), own, GNTMAP_READONLY, &general);
     }
-    report.check(&name("xen-moves-what-is-mapped"), || {
+    caches(table, own, name, report);
+    moves(table, own, name, report);
+    report.check(&name("room-comes-back"), || {
+        ensure!(table.stats().lost_room == 0, "{:?}", table.stats());
+        Ok(())
+    });
+}
+
+/// Caches are cleaned on Arm alone.
+fn caches(table: &Grants, own: DomId, name: &impl Fn(&str) -> alloc::string::String, report: &mut Report) {
+    report.check(&name("flush-cache"), || {
+        let page = table.share(own, Access::ReadWrite)?;
+        let raw = Raw::new(table, own, page.gref(), 0)?;
+        let machine = raw.map.dev_bus_addr;
+        let flush = |offset, what| grant::flush_cache(*table.platform(), machine, offset, 64, what);
+        let results =
+            [flush(0, Cache::Clean), flush(4032, Cache::CleanInvalidate), flush(4033, Cache::Clean)];
+        raw.end()?;
+        fill(table, &page)?;
+        let wanted = if ARM { [Ok(()), Ok(()), Err(Errno::EINVAL)] } else { [Err(Errno::ENOSYS); 3] };
+        ensure!(results == wanted, "{results:?} in place of {wanted:?}");
+        Ok(())
+    });
+}
+
+/// On x86 a page of the domain's own is at one place: with the mapping it goes there, and from there nowhere.
+fn moves(table: &Grants, own: DomId, name: &impl Fn(&str) -> alloc::string::String, report: &mut Report) {
+    report.check(&name(if ARM { "xen-maps-a-second-time" } else { "xen-moves-what-is-mapped" }), || {
         let mut page = table.share(own, Access::ReadWrite)?;
         page.write_bytes(0, b"here")?;
         let raw = Raw::new(table, own, page.gref(), 0)?;
@@ -93,16 +121,21 @@ pub(super) fn run(
         page.read_bytes(0, &mut seen)?;
         raw.end()?;
         ensure!(status == GrantStatus::OKAY, "{status:?}");
-        // It went with the mapping; the frame needs other memory before anybody has it again.
-        // SAFETY: the page is ours alone, and is reached by `SharedMem` only.
-        let filled =
-            unsafe { memory::populate_physmap(*table.platform(), &mut [page.gfn()], 0, MemFlags::NONE) }?;
-        ensure!(filled == 1, "no memory for {}", page.gfn());
-        ensure!(seen == [0xFF; 4], "{seen:?} where nothing should be");
+        fill(table, &page)?;
+        let wanted = if ARM { *b"here" } else { [0xFF; 4] };
+        ensure!(seen == wanted, "{seen:?} in place of {wanted:?}");
         Ok(())
     });
-    report.check(&name("room-comes-back"), || {
-        ensure!(table.stats().lost_room == 0, "{:?}", table.stats());
-        Ok(())
-    });
+}
+
+/// The page went with the mapping; the frame needs other memory before anybody has it again.
+fn fill(table: &Grants, page: &xen_gnttab::GrantedPage<'_, &'static xen_rt::Kernel>) -> Result<(), Failure> {
+    if ARM {
+        return Ok(());
+    }
+    // SAFETY: the page is ours alone, and is reached by `SharedMem` only.
+    let filled =
+        unsafe { memory::populate_physmap(*table.platform(), &mut [page.gfn()], 0, MemFlags::NONE) }?;
+    ensure!(filled == 1, "no memory for {}", page.gfn());
+    Ok(())
 }

@@ -6,46 +6,64 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use check_report::{Failure, Report, ensure};
+use xen_evtchn::Abi;
 use xen_hypercall::abi::{VcpuHvmContext, VcpuRunstateInfo};
 use xen_hypercall::vcpu::{self, RunState};
-use xen_hypercall::{Errno, PageMemory, VcpuArea, VcpuId, Wait, event, sched};
+use xen_hypercall::{Errno, Gfn, PageMemory, VcpuArea, VcpuId, Wait, event};
 use xen_rt::Kernel;
 
-use super::{Domain, PATIENCE};
-use crate::second;
+use super::{ARM, Domain, PATIENCE, sleep};
 
 const FIRST: VcpuId = VcpuId(0);
+const SECOND: VcpuId = VcpuId(1);
 const NONE: VcpuId = VcpuId(77);
 
-/// Sleeps, whatever events come.
-fn sleep(kernel: &Kernel, time: Duration) -> Result<(), Failure> {
-    let until = kernel.now() + time;
-    while kernel.now() < until {
-        sched::poll(kernel, &[], Some(until))?;
-    }
-    Ok(())
-}
-
 /// Waits until something holds.
-fn until(kernel: &Kernel, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
+pub(crate) fn until(kernel: &Kernel, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
     let end = kernel.now() + PATIENCE;
     while !holds() {
         ensure!(kernel.now() < end, "{what} did not happen within {PATIENCE:?}");
-        sleep(kernel, Duration::from_millis(1))?;
+        sleep(kernel, Duration::from_millis(1));
     }
     Ok(())
 }
 
-pub(super) fn run(domain: &Domain, report: &mut Report) {
+pub(super) fn run(domain: &Domain, abi: Abi, report: &mut Report) {
+    areas(domain.kernel, report);
+    if ARM {
+        nothing_else(domain.kernel, report)
+    } else {
+        everything_else(domain, report)
+    }
+    beyond(domain, abi, report);
+}
+
+/// On Arm the processor and its firmware have what these calls are for.
+fn nothing_else(xen: &Kernel, report: &mut Report) {
+    let (none, soon) = (Errno::EINVAL, xen.now() + Duration::from_secs(1));
+    report.refused("vcpu/run-times", vcpu::run_times(xen, FIRST), none);
+    report.refused("vcpu/physical-id", vcpu::physical_id(xen, FIRST), none);
+    report.refused("vcpu/periodic", vcpu::set_periodic_timer(xen, FIRST, Duration::from_millis(2)), none);
+    report.refused("vcpu/singleshot", vcpu::set_singleshot_timer(xen, FIRST, soon), none);
+    report.refused("vcpu/is-up", vcpu::is_up(xen, FIRST), none);
+    report.refused("vcpu/up", vcpu::up(xen, SECOND), none);
+    report.refused("vcpu/down", vcpu::down(xen, SECOND), none);
+    report.refused("vcpu/send-nmi", vcpu::send_nmi(xen, SECOND), none);
+    // SAFETY: Xen does not know the call on Arm.
+    let started = unsafe { vcpu::initialise(xen, SECOND, &VcpuHvmContext::default()) };
+    report.refused("vcpu/initialise", started, none);
+    report.refused("vcpu/set-timer", vcpu::set_timer(xen, Some(soon)), Errno::ENOSYS);
+}
+
+fn everything_else(domain: &Domain, report: &mut Report) {
     let xen = domain.kernel;
-    areas(xen, report);
     report.check("vcpu/run-times", || {
         let before = vcpu::run_times(xen, FIRST)?;
         let all = |times: vcpu::RunTimes| times.running + times.runnable + times.blocked;
         let mut after = before;
         // On a busy machine the end of a sleep may have come before it begins.
         for _ in 0..100 {
-            sleep(xen, Duration::from_millis(5))?;
+            sleep(xen, Duration::from_millis(5));
             after = vcpu::run_times(xen, FIRST)?;
             ensure!(after.state == RunState::RUNNING, "{after:?}");
             if after.blocked > before.blocked && all(after) - all(before) >= Duration::from_millis(4) {
@@ -64,11 +82,11 @@ pub(super) fn run(domain: &Domain, report: &mut Report) {
     let soon = xen.now() + Duration::from_secs(1);
     report.refused(
         "vcpu/singleshot-of-another",
-        vcpu::set_singleshot_timer(xen, second::ID, soon),
+        vcpu::set_singleshot_timer(xen, SECOND, soon),
         Errno::EINVAL,
     );
-    start(domain, report);
-    beyond(domain, report);
+    #[cfg(target_arch = "x86_64")]
+    crate::second::run(domain, report);
 }
 
 /// What Xen writes about a vCPU by itself.
@@ -86,14 +104,21 @@ fn areas(xen: &Kernel, report: &mut Report) {
         // SAFETY: nothing is written any more.
         unsafe { vcpu::register_runstate_area(xen, FIRST, core::ptr::null_mut()) }?;
         let after = blocked();
-        sleep(xen, Duration::from_millis(5))?;
+        sleep(xen, Duration::from_millis(5));
         ensure!(blocked() == after, "Xen writes there still");
         Ok(())
     });
+    let page: NonNull<[u64; 4]> = match xen.alloc_pages(1) {
+        Some(page) => page.cast(),
+        None => return report.check("vcpu/time-area", || Err(Failure("no page".into()))),
+    };
+    // SAFETY: the page was just allocated for this, is not freed, and is read below by volatile accesses only.
+    let registered = unsafe { vcpu::register_time_area(xen, FIRST, page) };
+    if ARM {
+        return report.refused("vcpu/time-area", registered, Errno::EINVAL);
+    }
     report.check("vcpu/time-area", || {
-        let page: NonNull<[u64; 4]> = xen.alloc_pages(1).ok_or(Failure("no page".into()))?.cast();
-        // SAFETY: the page was just allocated for this, is not freed, and is read below by volatile accesses only.
-        unsafe { vcpu::register_time_area(xen, FIRST, page) }?;
+        registered?;
         until(xen, "a time", || {
             // SAFETY: the page is valid.
             let [version, tsc, system, _] = unsafe { page.read_volatile() };
@@ -103,82 +128,32 @@ fn areas(xen: &Kernel, report: &mut Report) {
     });
 }
 
-/// The second vCPU's life.
-fn start(domain: &Domain, report: &mut Report) {
-    let xen = domain.kernel;
-    report.check("vcpu/is-up", || {
-        let (first, second) = (vcpu::is_up(xen, FIRST)?, vcpu::is_up(xen, second::ID)?);
-        ensure!(first && !second, "the first {first}, the second {second}");
-        Ok(())
-    });
-    report.refused("vcpu/is-up-none", vcpu::is_up(xen, NONE), Errno::ENOENT);
-    report.refused("vcpu/up-without-state", vcpu::up(xen, second::ID), Errno::EINVAL);
-    report.check("vcpu/register-info", || {
-        let area = VcpuArea::register(domain.token, second::ID)?;
-        let again = VcpuArea::register(domain.token, second::ID).map(drop);
-        ensure!(again == Err(Errno::EINVAL), "a second time: {again:?}");
-        // Xen marks everything as pending there, so that no event is lost.
-        let pending = area.info().pending_sel.load(Ordering::Relaxed);
-        ensure!(pending == u64::MAX, "pending {pending:#x}");
-        Ok(())
-    });
-    // SAFETY: Xen refuses a mode that there is not.
-    let bad = unsafe { vcpu::initialise(xen, second::ID, &VcpuHvmContext { mode: 9, ..Default::default() }) };
-    report.refused("vcpu/initialise-bad-mode", bad, Errno::EINVAL);
-    let context = second::context();
-    // SAFETY: code, stack and page tables of this state are there, for the second vCPU alone.
-    report.check("vcpu/initialise", || Ok(unsafe { vcpu::initialise(xen, second::ID, &context) }?));
-    // SAFETY: as above.
-    let again = unsafe { vcpu::initialise(xen, second::ID, &context) };
-    report.refused("vcpu/initialise-again", again, Errno::EEXIST);
-    report.check("vcpu/up", || {
-        vcpu::up(xen, second::ID)?;
-        until(xen, "a step of the second vCPU", || second::count() > 0)?;
-        ensure!(vcpu::is_up(xen, second::ID)?, "it is not up");
-        Ok(())
-    });
-    report.check("vcpu/down", || {
-        vcpu::down(xen, second::ID)?;
-        until(xen, "its end", || {
-            vcpu::run_times(xen, second::ID).is_ok_and(|times| times.state == RunState::OFFLINE)
-        })?;
-        let count = second::count();
-        sleep(xen, Duration::from_millis(20))?;
-        ensure!(second::count() == count, "it runs still");
-        Ok(())
-    });
-    report.check("vcpu/up-again", || {
-        let count = second::count();
-        vcpu::up(xen, second::ID)?;
-        until(xen, "another step", || second::count() > count)
-    });
-    report.check("vcpu/down-by-itself", || {
-        second::stop();
-        until(xen, "its end", || vcpu::is_up(xen, second::ID) == Ok(false))
-    });
-    // It stays down, so that nothing comes of it.
-    report.check("vcpu/send-nmi", || Ok(vcpu::send_nmi(xen, second::ID)?));
-    report.refused("vcpu/send-nmi-none", vcpu::send_nmi(xen, NONE), Errno::ENOENT);
-}
-
-/// One that has no place in `shared_info`, where the domain has so many. Its events are those of the two-level ABI.
-fn beyond(domain: &Domain, report: &mut Report) {
-    let (xen, shared, id) = (domain.kernel, domain.token.shared_info(), VcpuId(33));
-    if vcpu::is_up(xen, id).is_err() {
+/// One that has no place in `shared_info`, where the domain has so many: the 34th, on Arm the second. Its events are those of
+/// the two-level ABI.
+fn beyond(domain: &Domain, abi: Abi, report: &mut Report) {
+    let (xen, shared) = (domain.kernel, domain.token.shared_info());
+    let (last, id) = if ARM { (FIRST, SECOND) } else { (VcpuId(31), VcpuId(33)) };
+    // SAFETY: there is no such frame, so nothing is registered where there is such a vCPU.
+    let there = unsafe { vcpu::register_vcpu_info(xen, id, Gfn(u64::MAX), 0) };
+    if there == Err(Errno::ENOENT) {
         return;
     }
     let mut registered = None;
-    report.check("vcpu/33-registers-info", || {
-        ensure!(shared.area(VcpuId(31)).is_some() && shared.area(id).is_none(), "places in shared_info");
+    report.check("vcpu/beyond-registers-info", || {
+        ensure!(shared.area(last).is_some() && shared.area(id).is_none(), "places in shared_info");
         let area = VcpuArea::register(domain.token, id)?;
         let pending = area.info().pending_sel.load(Ordering::Relaxed);
         ensure!(pending == u64::MAX, "pending {pending:#x}");
         registered = Some(area);
         Ok(())
     });
-    report.refused("vcpu/33-registers-again", VcpuArea::register(domain.token, id).map(drop), Errno::EINVAL);
-    let Some(area) = registered else { return };
-    report.check("vcpu/33-gets-events", || {
+    report.refused(
+        "vcpu/beyond-registers-again",
+        VcpuArea::register(domain.token, id).map(drop),
+        Errno::EINVAL,
+    );
+    let Some(area) = registered.filter(|_| abi == Abi::TwoLevel) else { return };
+    report.check("vcpu/beyond-gets-events", || {
         let port = event::bind_ipi(xen, id)?;
         let (word, bit) = (port as usize / 64, 1 << (port % 64));
         let (Some(pending), Some(mask)) = (shared.evtchn_pending(word), shared.evtchn_mask(word)) else {

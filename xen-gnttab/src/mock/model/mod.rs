@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod peer;
+mod restless;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::format;
@@ -79,6 +80,9 @@ pub enum Op {
     /// The guest is suspended and goes on as a new domain, where its peer has let go of everything. The grants whose bit is set,
     /// of as many as there are bits, are granted again; the others stay stale.
     Migrate(u32),
+    /// A grant of version 1 is taken away while its flags change: the first are set at the beginning, and each other is
+    /// changed before the next exchange.
+    Restless([u8; 7]),
 }
 
 /// A guest with a table of this version and its peer, two domains of a machine without any, do all this. Uses go wrong by chance.
@@ -381,6 +385,7 @@ impl<'g> World<'g> {
             }
             Op::LetGo => drop(mock::release_kept(&self.xen)),
             Op::Migrate(again) => self.migrate(again),
+            Op::Restless(changes) => restless::revoke(&changes),
             _ => self.peer(op),
         }
     }

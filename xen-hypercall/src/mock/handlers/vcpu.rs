@@ -171,21 +171,20 @@ pub(super) fn set_timer_op(domain: &MockDomain, [at, ..]: [usize; 5]) -> Answer 
 }
 
 fn register_vcpu_info(domain: &MockDomain, vcpu: VcpuId, op: VcpuRegisterVcpuInfo) -> Answer {
+    let (placed, up) =
+        domain.with_vcpu(vcpu, |state| (state.area.is_some(), state.up)).ok_or(Errno::ENOENT)?;
     let offset = op.offset as usize;
     if offset > PAGE_SIZE - shared_info::VCPU_INFO_SIZE || offset % 8 != 0 {
         return Err(Errno::ENXIO);
     }
-    let (placed, up) =
-        domain.with_vcpu(vcpu, |state| (state.area.is_some(), state.up)).ok_or(Errno::ENOENT)?;
     if placed || (up && vcpu != domain.vcpu()) {
         return Err(Errno::EINVAL);
     }
     let page = domain.page_at(Gfn(op.mfn)).ok_or(Errno::EINVAL)?;
     // SAFETY: the caller vouches for the place, whose bounds were checked above.
     let new = unsafe { VcpuArea::from_page(page, offset) };
-    if let Some(old) = domain.vcpu_area(vcpu) {
-        new.info().upcall_mask.store(old.info().upcall_mask.load(SeqCst), SeqCst);
-    }
+    // What was there comes along; a vCPU that had no place begins with its events masked.
+    new.copy_from(domain.vcpu_area(vcpu));
     domain.with_vcpu(vcpu, |state| state.area = Some((Gfn(op.mfn), offset)));
     // Whatever was pending is now said to be here.
     new.info().pending_sel.store(u64::MAX, SeqCst);

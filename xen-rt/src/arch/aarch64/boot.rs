@@ -152,12 +152,12 @@ extern "C" fn start(device_tree: u64, loaded_at: u64) -> ! {
         core::slice::from_raw_parts(at, size.min(MOST_TREE))
     };
     let mut info = BootInfo::new();
-    info.take(paging::image());
     match tree::read(bytes, &mut info) {
         Ok(machine) => MACHINE.put(machine),
         Err(what) => crate::crash(format_args!("the device tree {what}")),
     };
-    // A page that nothing is at, whatever the memory's addresses.
+    info.take(paging::image());
+    // Nothing is at address zero, wherever the memory is.
     info.take(Range { start: 0, end: 4096 });
     machine::start(info)
 }

@@ -57,19 +57,20 @@ fn id(number: u32) -> Result<IntId, &'static str> {
     }
 }
 
-/// Takes note of all interrupts that are pending. The timer's stops the timer; that for events has nothing to tell but that
-/// there are some.
-pub(super) fn acknowledge() {
+/// Takes note of all interrupts that are pending, and says whether the timer has fired. That for events has nothing to tell but
+/// that there were some.
+pub(super) fn acknowledge() -> bool {
     let timer = MACHINE.get().map_or(0, |machine| machine.timer);
-    let seen = |interrupt: IntId| {
-        if interrupt.raw_value() == timer {
-            super::time::stop_timer();
-        }
-    };
-    if V2.with(|gic| gic.as_mut().map(|gic| while gic.handle_interrupt(InterruptGroup::Group0, seen) {}))
-        == Some(Some(()))
-    {
-        return;
+    let mut fired = false;
+    let mut seen =
+        |interrupt: IntId| fired |= interrupt.raw_value() == timer && super::time::timer_interrupt();
+    let asked = V2.with(|gic| {
+        let gic = gic.as_mut()?;
+        while gic.handle_interrupt(InterruptGroup::Group0, &mut seen) {}
+        Some(())
+    });
+    if asked.flatten().is_none() {
+        while GicCpuInterface::handle_interrupt(InterruptGroup::Group1, &mut seen) {}
     }
-    while GicCpuInterface::handle_interrupt(InterruptGroup::Group1, seen) {}
+    fired
 }

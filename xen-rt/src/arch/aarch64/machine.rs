@@ -1,11 +1,12 @@
 //! The way into Xen, sleep, and last words.
 
 use core::arch::asm;
+use core::sync::atomic::Ordering;
 
-use xen_hypercall::{Errno, Hypercall, PAGE_SIZE};
+use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId};
 
 use super::{MACHINE, gic};
-use crate::machine::keep;
+use crate::machine::{Place, keep};
 use crate::memory_map::BootInfo;
 
 pub(crate) use xen_hypercall::arch::aarch64::Hvc as Call;
@@ -39,9 +40,28 @@ pub(crate) fn early(bytes: &[u8]) {
     }
 }
 
-/// Sleeps until an interrupt. Interrupts are masked here and everywhere: one that is pending already ends the sleep as it
-/// begins, and none is taken.
+static EVENTS: Place<SharedInfo<'static>> = Place::new();
+
+/// From here on a sleep does not begin while there are events that nobody has looked at.
+pub(super) fn know_events(shared: SharedInfo<'static>) {
+    EVENTS.put(shared);
+}
+
+fn upcall_pending() -> bool {
+    let vcpu = EVENTS.get().and_then(|shared| shared.vcpu(VcpuId(0)));
+    vcpu.is_some_and(|vcpu| vcpu.upcall_pending.load(Ordering::SeqCst) != 0)
+}
+
+/// Sleeps until an interrupt. Interrupts are masked here and everywhere, so none is taken, and one that is pending ends the
+/// sleep as it begins.
+///
+/// Xen makes the interrupt for events pending when the first event comes since somebody looked, not as long as there are
+/// some. One that comes before the look here is seen by it; one that comes later makes the interrupt pending, which is not
+/// acknowledged before the sleep has ended.
 pub(crate) fn idle() {
+    if gic::acknowledge() || upcall_pending() {
+        return;
+    }
     // SAFETY: the processor goes on with the next instruction, once an interrupt is pending. What was written before is
     // visible to others by then.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };

@@ -23,6 +23,7 @@ impl Clock {
     /// Makes it know the time of day.
     pub(crate) fn start(&self, shared: SharedInfo<'static>) {
         self.0.start(shared);
+        super::machine::know_events(shared);
     }
 
     /// Time since the domain's start.
@@ -52,10 +53,19 @@ pub(crate) fn set_timer(_: &impl Hypercall, at: Duration) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Lets the timer rest until it is set again.
-pub(super) fn stop_timer() {
+/// The timer's interrupt came: one that has fired rests until it is set again. Returns false if it was set again already, and
+/// the interrupt tells of the time before.
+pub(super) fn timer_interrupt() -> bool {
+    const FIRED: u64 = 1 << 2;
+    let state: u64;
     // SAFETY: as above.
-    unsafe { asm!("msr cntv_ctl_el0, xzr", "isb", options(nomem, nostack, preserves_flags)) }
+    unsafe {
+        asm!("isb", "mrs {}, cntv_ctl_el0", out(reg) state, options(nomem, nostack, preserves_flags));
+        if state & FIRED != 0 {
+            asm!("msr cntv_ctl_el0, xzr", "isb", options(nomem, nostack, preserves_flags));
+        }
+    }
+    state & FIRED != 0
 }
 
 /// The timer is the processor's own, and needs no event channel.

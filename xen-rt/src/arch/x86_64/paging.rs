@@ -64,7 +64,7 @@ static TABLES: Lock<Option<Tables>> = Lock::new(None);
 pub(crate) fn seal(info: &BootInfo) {
     let mut tables = Tables::new(keep_pages(1), || alloc_pages(1));
     if !tables.seal(&image(), info.usable()) {
-        crash(format_args!("no memory for page tables"));
+        crash(format_args!("out of memory"));
     }
     let root = PhysFrame::containing_address(PhysAddr::new_truncate(tables.root()));
     // SAFETY: the new tables map the code that runs, its stack and data, and all memory of the heap where they were.
