@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::{
-    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, Wait,
+    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages, Wait,
 };
 
 use super::world::World;
@@ -109,7 +109,10 @@ unsafe impl PageMemory for Kernel {
     fn gfn(&self, page: NonNull<Page>) -> Gfn {
         self.domain.gfn(page)
     }
+}
 
+// SAFETY: all calls are handed to the domain, which keeps the promises.
+unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call.
         unsafe { self.domain.map_special(gfn, count) }
