@@ -258,6 +258,10 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             mtu: terms.mtu,
             state: State::Closed,
             stats: Stats::default(),
+            connected: terms.queues,
+            hashes: false,
+            peer: None,
+            lent: None,
         };
         Ok(Connecting { front, device })
     }

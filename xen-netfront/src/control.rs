@@ -32,8 +32,6 @@ pub(crate) struct Control<'x, P: Platform> {
     /// Asked and not answered: the backend may look at the page still.
     open: Option<CtrlRequest>,
     broken: Option<Violation>,
-    /// Frames may come with a hash.
-    pub(crate) hashes: bool,
     /// Something was set, which another backend does not know.
     pub(crate) changed: bool,
 }
@@ -60,7 +58,7 @@ impl<'x, P: Platform> Control<'x, P> {
         let page = grants.share(backend, Access::ReadWrite)?;
         let channel = events.alloc_unbound(backend)?;
         let (next, open, broken) = (0, None, None);
-        Ok(Self { channel, ring, page, next, open, broken, hashes: false, changed: false })
+        Ok(Self { channel, ring, page, next, open, broken, changed: false })
     }
 
     /// Asks, and waits for the answer, until `deadline`.
@@ -159,9 +157,12 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn set_hash_algorithm(&mut self, algorithm: u32) -> Result<(), Error> {
         self.ask(CTRL_SET_HASH_ALGORITHM, [algorithm, 0, 0])?;
-        if let Some(control) = &mut self.front.control {
+        if algorithm != HASH_ALGORITHM_NONE {
             // For ever: frames that were hashed may be under way.
-            control.hashes |= algorithm != HASH_ALGORITHM_NONE;
+            self.front.hashes = true;
+            if let Some(lent) = &self.front.lent {
+                lent.expect_hashes();
+            }
         }
         Ok(())
     }
@@ -197,7 +198,7 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     /// # Errors
     /// Also [`Error::Queue`] for a queue that there is not.
     pub fn set_hash_mapping(&mut self, mapping: &[u32]) -> Result<(), Error> {
-        let queues = self.front.queues() as u32;
+        let queues = self.front.connected as u32;
         if let Some(queue) = mapping.iter().find(|queue| **queue >= queues) {
             return Err(Error::Queue(*queue));
         }
@@ -214,7 +215,11 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn map_pages(&mut self) -> Result<u32, Error> {
         let mut mapped = 0;
-        for queue in 0..self.front.queues() {
+        for queue in 0..QUEUES {
+            // Those of a queue that was taken stay as they are.
+            if self.front.queues.get(queue).is_none_or(Option::is_none) {
+                continue;
+            }
             let mut left = self.ask(CTRL_GET_GREF_MAPPING_SIZE, [queue as u32, 0, 0])? as usize;
             let mut from = 0;
             while left > 0 {

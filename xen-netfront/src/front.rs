@@ -10,6 +10,7 @@ use xen_xenstore::xenbus::{Connected, Frontend};
 use crate::abi::RxResponse;
 use crate::control::Control;
 use crate::error::Violation;
+use crate::lent::Lender;
 use crate::link::Link;
 use crate::multicast::{Groups, Multicast};
 use crate::packet::{self, Packet};
@@ -90,6 +91,14 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     pub(crate) mtu: u32,
     pub(crate) state: State,
     pub(crate) stats: Stats,
+    /// Queues that the backend has, those that were taken included.
+    pub(crate) connected: usize,
+    /// Frames may come with a hash.
+    pub(crate) hashes: bool,
+    /// The backend's domain, of a queue that was taken.
+    pub(crate) peer: Option<DomId>,
+    /// What those who took queues have to know.
+    pub(crate) lent: Option<Lender<'x, P>>,
 }
 
 impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
@@ -137,10 +146,10 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     /// The domain that the backend is in; none when the device was ended.
     pub fn backend(&self) -> Option<DomId> {
-        self.device.as_ref().map(Frontend::backend_id)
+        self.device.as_ref().map(Frontend::backend_id).or(self.peer)
     }
 
-    /// How many queues there are.
+    /// How many queues there are, without those that were [taken](Self::take_queue).
     pub fn queues(&self) -> usize {
         self.queues.iter().flatten().count()
     }
@@ -312,8 +321,11 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ) -> Result<R, Error> {
         let count = if QUEUES == 1 { 1 } else { self.queues() };
         let number = if count > 1 { flow(head) as usize % count } else { 0 };
-        let queue = self.queues.get_mut(number).and_then(Option::as_deref_mut).ok_or(Error::Closed)?;
-        f(queue, &mut self.stats)
+        let queue = match QUEUES {
+            1 => self.queues.first_mut().and_then(Option::as_deref_mut),
+            _ => each(&mut self.queues).nth(number),
+        };
+        f(queue.ok_or(Error::Closed)?, &mut self.stats)
     }
 
     /// Copies the next frame that arrived to the start of `buf`, and returns its length; none when there is none.
@@ -397,8 +409,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     ) -> Result<Option<RxMeta>, Error> {
         let Some(queue) = self.queues.get_mut(number).and_then(Option::as_deref_mut) else { return Ok(None) };
         let features = self.config.receive;
-        let hashes = self.control.as_ref().is_some_and(|control| control.hashes);
-        let also = Also { hashes, headroom: self.headroom > 0 };
+        let also = Also { hashes: self.hashes, headroom: self.headroom > 0 };
         let mut meta = RxMeta { queue: number, ..RxMeta::default() };
         let received = queue.rx.receive(first, features, also, sink, &mut meta, &mut self.stats);
         Ok(self.settle(received)?.then_some(meta))

@@ -55,11 +55,13 @@ mod with_a_platform {
     use xen_hypercall::mock::MockDomain;
 
     use crate::mock::{MockNetback, MockSwitch};
-    use crate::{FramePage, NetFront};
+    use crate::{FramePage, NetFront, NetQueue};
 
     // There is one of it, and it goes where it is needed.
     assert_impl_all!(NetFront<'static, MockDomain>: Send);
     assert_not_impl_any!(NetFront<'static, MockDomain>: Clone, Copy);
+    assert_impl_all!(NetQueue<'static, MockDomain>: Send);
+    assert_not_impl_any!(NetQueue<'static, MockDomain>: Clone, Copy);
     assert_impl_all!(FramePage<'static, MockDomain>: Send);
     assert_impl_all!(MockNetback: Send, Sync);
     assert_impl_all!(MockSwitch: Send, Sync, Clone);

@@ -32,3 +32,22 @@ pub struct Stats {
     /// Times the backend was notified.
     pub notifications: u64,
 }
+
+impl Stats {
+    /// Adds what passed elsewhere.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.rx_frames += other.rx_frames;
+        self.rx_bytes += other.rx_bytes;
+        self.rx_slots += other.rx_slots;
+        self.rx_gso += other.rx_gso;
+        self.rx_dropped += other.rx_dropped;
+        self.tx_frames += other.tx_frames;
+        self.tx_bytes += other.tx_bytes;
+        self.tx_slots += other.tx_slots;
+        self.tx_gso += other.tx_gso;
+        self.tx_errors += other.tx_errors;
+        self.copied_bytes += other.copied_bytes;
+        self.reconnects += other.reconnects;
+        self.notifications += other.notifications;
+    }
+}

@@ -5,7 +5,7 @@ use core::task::{Context, Poll};
 use xen_hypercall::Platform;
 
 use crate::front::{LARGE, each};
-use crate::{Error, Features, NetFront};
+use crate::{Error, Features, NetFront, State};
 
 impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
     /// The end of a look at the device, before sleeping: gives the backend the pages whose frames were taken, asks for an
@@ -60,6 +60,10 @@ impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
 
     /// Wakes the tasks that wait for a change of the link, or of the device, if there was one.
     pub(crate) fn tell(&mut self) {
+        if self.state != State::Connected {
+            // Dropping it tells those who took queues.
+            self.lent = None;
+        }
         if self.told_up != self.is_link_up() {
             self.told_up = self.is_link_up();
             self.waiters.wake_all();

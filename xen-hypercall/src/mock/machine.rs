@@ -12,6 +12,7 @@ use std::vec::Vec;
 
 use super::domain::{Due, Shared};
 use super::suspend::Suspension;
+use super::turn::Turn;
 use super::{Dice, HypercallFaults, MockDomain};
 use crate::{DomId, Errno, HypercallNr, VcpuId};
 
@@ -24,9 +25,13 @@ const TRACE_LINES: usize = 4000;
 
 /// A machine with Xen on it. Clones are handles to the same machine, and so are [`MockDomain`]s. The machine goes when the
 /// last of them does; those of its own far sides do not count, see [`inside`](Self::inside).
+///
+/// Several threads may be vCPUs of its domains: Xen and the far sides act for one of them at a time. What a test asks of a far
+/// side itself, such as to close a device, is one thread's business.
 #[derive(Clone)]
 pub struct MockXen {
     machine: Arc<Mutex<State>>,
+    turn: Arc<Turn>,
     /// None: what has this handle is a part of the machine.
     _user: Option<Arc<User>>,
 }
@@ -88,7 +93,7 @@ impl MockXen {
     pub fn new() -> Self {
         let machine: Arc<Mutex<State>> = Arc::default();
         let user = Some(Arc::new(User(Arc::clone(&machine))));
-        let machine = Self { machine, _user: user };
+        let machine = Self { machine, turn: Arc::default(), _user: user };
         super::handlers::install(&machine);
         machine
     }
@@ -98,7 +103,7 @@ impl MockXen {
     /// with them the machine's memory. The domains of such a handle are of that kind, too.
     #[must_use]
     pub fn inside(&self) -> Self {
-        Self { machine: Arc::clone(&self.machine), _user: None }
+        Self { machine: Arc::clone(&self.machine), turn: Arc::clone(&self.turn), _user: None }
     }
 
     /// What tells, later, whether the machine is gone: for a test that nothing keeps it.
@@ -160,6 +165,7 @@ impl MockXen {
             self.trace(|| format!("{} {}({}, ..) is made to fail: {errno}", who(), nr.name(), args[0]));
             return errno.as_return();
         }
+        let turn = self.turn.take();
         let taken = self.state().handlers.get_mut(&nr.0).and_then(Option::take);
         let result = match taken {
             // Either there is no handler, or it is at work, further up the stack.
@@ -174,6 +180,7 @@ impl MockXen {
                 result
             }
         };
+        drop(turn);
         self.trace(|| format!("{} {}({}, ..) = {}", who(), nr.name(), args[0], describe(result)));
         result
     }
@@ -201,6 +208,7 @@ impl MockXen {
 
     /// Lets every actor act once, in the order they were added; returns whether any did anything.
     pub fn step(&self) -> bool {
+        let _turn = self.turn.take();
         let mut state = self.state();
         // Those that actors add meanwhile act in the next step.
         let (mut from, end) = (0, state.next_actor);
@@ -239,6 +247,7 @@ impl MockXen {
 
     /// Lets time pass; timers that become due fire in order.
     pub fn advance(&self, time: Duration) {
+        let _turn = self.turn.take();
         let end = self.now().saturating_add(time);
         while let Some((at, domain, due)) = self.next_due().filter(|(at, ..)| *at <= end) {
             {

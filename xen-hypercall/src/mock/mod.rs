@@ -14,6 +14,7 @@ mod memory;
 mod pause;
 mod room;
 mod suspend;
+mod turn;
 mod vcpu;
 
 pub use dice::{Chance, Dice};
