@@ -108,15 +108,15 @@ pub(crate) fn run(domain: &Domain, report: &mut Report) {
         until(xen, "its end", || {
             vcpu::run_times(xen, ID).is_ok_and(|times| times.state == RunState::OFFLINE)
         })?;
-        let count = count();
+        let before = count();
         sleep(xen, Duration::from_millis(20));
-        ensure!(count() == count, "it runs still");
+        ensure!(count() == before, "it runs still");
         Ok(())
     });
     report.check("vcpu/up-again", || {
-        let count = count();
+        let before = count();
         vcpu::up(xen, ID)?;
-        until(xen, "another step", || count() > count)
+        until(xen, "another step", || count() > before)
     });
     report.check("vcpu/down-by-itself", || {
         stop();
