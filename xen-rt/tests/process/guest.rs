@@ -1,6 +1,7 @@
 //! What the kernel does when it is told to by its command line.
 
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, SocketSet};
@@ -26,6 +27,7 @@ pub(crate) fn play(guest: Guest, role: &str) -> Exit {
         "reboot" => Exit::Reboot,
         "crash" => xen_rt::crash(format_args!("because it was told so")),
         "panic" => panic!("on purpose"),
+        "lost" => panic!("a page of nobody's has the frame {}", guest.kernel().gfn(NonNull::dangling())),
         "call" => {
             let refused = sched::shutdown(&guest.kernel(), ShutdownReason::POWEROFF);
             panic!("a domain that is down goes on: {refused:?}")
