@@ -59,15 +59,31 @@ impl<'x, P: Platform> Console<'x, P> {
     where
         P: SpecialPages,
     {
-        let platform = events.platform();
-        let gfn = Gfn(get_param(platform, HvmParam::CONSOLE_PFN)?);
-        let port = get_param(platform, HvmParam::CONSOLE_EVTCHN)?;
-        let port = u32::try_from(port).ok().filter(|port| *port != 0).ok_or(Error::NoConsole)?;
-        if gfn.0 == 0 {
-            return Err(Error::NoConsole);
+        let (page, channel) = find(events)?;
+        Self::on(page, channel)
+    }
+
+    /// Goes on after the domain was resumed in a new one, with another port and an empty page: in the middle of a line, with what
+    /// is to be told of lost text, and with the counters. The event channels have to be
+    /// [set up again](EventChannels::resume) by then. What was typed and not read is lost. When nothing is to be done, nothing is.
+    ///
+    /// For the console of [`new`](Self::new); others have a handshake.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new). The console stays [`Error::Stale`] then.
+    pub fn resume(&mut self) -> Result<(), Error>
+    where
+        P: SpecialPages,
+    {
+        if self.channel.is_current() {
+            return Ok(());
         }
-        let page = ConsolePage::map(platform, gfn).ok_or(Error::Unreachable(gfn))?;
-        Self::on(page, events.adopt(Port(port))?)
+        let (page, channel) = find(self.events)?;
+        self.ring = ByteRing::new(page)?;
+        channel.set_late_eoi(true);
+        self.channel = channel;
+        (self.unannounced, self.unattended) = (false, false);
+        Ok(())
     }
 
     /// A console whose page and event channel are there.
@@ -126,6 +142,7 @@ impl<'x, P: Platform> Console<'x, P> {
     /// # Errors
     /// [`Error::Broken`] when the daemon broke the protocol; [`Error::Event`] when it cannot be notified.
     pub fn read(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        self.check_life()?;
         let count = self.ring.read(out)?;
         self.stats.read += count as u64;
         self.unannounced |= count > 0;
@@ -270,6 +287,21 @@ impl<'x, P: Platform> Console<'x, P> {
     }
 }
 
+/// The page and the port that the toolstack gave the domain.
+fn find<'x, P: Platform + SpecialPages>(
+    events: &'x EventChannels<P>,
+) -> Result<(ConsolePage<'x, P>, Channel<'x, P>), Error> {
+    let platform = events.platform();
+    let gfn = Gfn(get_param(platform, HvmParam::CONSOLE_PFN)?);
+    let port = get_param(platform, HvmParam::CONSOLE_EVTCHN)?;
+    let port = u32::try_from(port).ok().filter(|port| *port != 0).ok_or(Error::NoConsole)?;
+    if gfn.0 == 0 {
+        return Err(Error::NoConsole);
+    }
+    let page = ConsolePage::map(platform, gfn).ok_or(Error::Unreachable(gfn))?;
+    Ok((page, events.adopt(Port(port))?))
+}
+
 /// What the ways to write have in common.
 impl<P: Platform> Console<'_, P> {
     /// How the daemon broke the protocol, if it did.
@@ -292,7 +324,13 @@ impl<P: Platform> Console<'_, P> {
         self.announce()
     }
 
+    /// After a resume in a new domain the page is another daemon's.
+    fn check_life(&self) -> Result<(), Error> {
+        if self.channel.is_current() { Ok(()) } else { Err(Error::Stale) }
+    }
+
     fn push(&mut self, data: &[u8]) -> Result<usize, Error> {
+        self.check_life()?;
         let count = self.ring.write(data)?;
         if let Some([.., last]) = data.get(..count) {
             self.after_text = *last != b'\n';
@@ -329,10 +367,8 @@ impl<P: Platform> Console<'_, P> {
 
     /// A look at the console: tells of what was lost, and ends the event under way.
     fn serve(&mut self) -> Result<(), Error> {
-        if !self.channel.is_current() {
-            // No event of it comes any more, so that a wait would be in vain.
-            return Err(Error::Stale);
-        }
+        // No event of a stale one comes any more, so that a wait would be in vain.
+        self.check_life()?;
         self.tell(0)?;
         self.announce()?;
         self.looked(0);
@@ -341,6 +377,7 @@ impl<P: Platform> Console<'_, P> {
 
     /// Whether so many bytes of text fit, behind the mark that has to stand before them.
     pub(crate) fn has_room(&mut self, len: usize) -> Result<bool, Error> {
+        self.check_life()?;
         let mark =
             if self.lost.lines > 0 { Mark::new(self.lost, self.after_text).as_bytes().len() } else { 0 };
         Ok(self.ring.writable()? >= mark + len)

@@ -16,6 +16,7 @@ pub mod log;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod page;
+mod restore;
 #[cfg(feature = "xenbus")]
 mod secondary;
 mod text;

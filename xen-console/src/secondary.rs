@@ -1,11 +1,13 @@
 //! Consoles beside the first one, which are devices like others (`docs/misc/console.txt`).
 
 use core::fmt;
+use core::time::Duration;
 
 use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
+use xen_xenstore::suspend::Device;
+use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Initialising, Published, XenbusState};
 use xen_xenstore::{Path, Until, Xenstore};
 
 use crate::page::ConsolePage;
@@ -202,8 +204,20 @@ fn bring_up<'x, P: Platform + Wait>(
     index: u32,
     deadline: &mut Deadline,
 ) -> Result<(Console<'x, P>, Frontend<Connected>), Error> {
-    let device =
-        Frontend::open(xs, "console", index, &mut *deadline)?.wait_for_backend(xs, &mut *deadline)?;
+    let device = Frontend::open(xs, "console", index, &mut *deadline)?;
+    let (console, device) = begin(xs, device, events, grants, &mut *deadline)?;
+    finish(xs, device, deadline).map(|device| (console, device))
+}
+
+/// The first half, up to where the backend has all that it needs.
+fn begin<'x, P: Platform + Wait>(
+    xs: &mut Xenstore<'x, P>,
+    device: Frontend<Initialising>,
+    events: &'x EventChannels<P>,
+    grants: &'x GrantTable<P>,
+    deadline: &mut Deadline,
+) -> Result<(Console<'x, P>, Frontend<Published>), Error> {
+    let device = device.wait_for_backend(xs, deadline)?;
     let (console, gref) = match share(&device, events, grants) {
         Ok(shared) => shared,
         Err(error) => {
@@ -217,12 +231,61 @@ fn bring_up<'x, P: Platform + Wait>(
         transaction.write_display(&path.join("ring-ref")?, gref)?;
         transaction.write_display(&path.join("port")?, port.0)
     })?;
+    Ok((console, device))
+}
+
+fn finish<P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    device: Frontend<Published>,
+    deadline: &mut Deadline,
+) -> Result<Frontend<Connected>, Error> {
     let device = device.wait_connected(xs, deadline)?;
     if let Err(error) = device.switch(xs, XenbusState::CONNECTED) {
         let _ = device.abandon(xs);
         return Err(error.into());
     }
-    Ok((console, device))
+    Ok(device)
+}
+
+/// What the last backend did not take is written to the next one first, as by
+/// [`reconnect`](SecondaryConsole::reconnect). A console that was not at work is connected if it is there.
+impl<'x, P: Platform + Wait> Device<'x, P> for SecondaryConsole<'x, P> {
+    type Begun = (bool, Option<(Console<'x, P>, Frontend<Published>)>);
+
+    fn quiesce(&mut self) {
+        let _ = self.console.announce();
+    }
+
+    fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {
+        let was = core::mem::replace(&mut self.connected, false);
+        if let Some(device) = self.device.take() {
+            // If that fails the watch is ended later.
+            let _ = device.forget(xs);
+        }
+        let events = self.console.event_channels();
+        let mut until = Until::from(deadline);
+        let deadline = until.deadline();
+        let begun = Frontend::open_present(xs, "console", self.index, &mut *deadline)
+            .map_err(Error::from)
+            .and_then(|device| begin(xs, device, events, self.grants, &mut *deadline));
+        (was, begun.ok())
+    }
+
+    fn finish(&mut self, (was, begun): Self::Begun, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
+        let Some((console, device)) = begun else { return was.into() };
+        let Ok(device) = finish(xs, device, Until::from(deadline).deadline()) else { return was.into() };
+        let mut earlier = core::mem::replace(&mut self.console, console);
+        (self.device, self.connected) = (Some(device), true);
+        // If it does not work the next call says so.
+        let _ = self.console.go_on_from(&mut earlier);
+        0
+    }
+
+    fn go_on(&mut self) {
+        if self.console.channel().notify().is_ok() {
+            self.console.looked(0);
+        }
+    }
 }
 
 fn share<'x, P: Platform>(

@@ -280,6 +280,11 @@ impl<P: Platform> Domain<P> {
         (before & part.bit() == 0).then(|| Claim { handle: self.0.clone(), part })
     }
 
+    /// Whether something [forbids](Claim::hold) to suspend the domain.
+    pub fn is_held(&self) -> bool {
+        self.0.state().holds.load(Ordering::Acquire) != 0
+    }
+
     /// Lets the toolstack save the domain (`SHUTDOWN_suspend`), and returns when it goes on. In a new domain a new
     /// [`Incarnation`] begins: `shared_info` is mapped again at the same address, each [area](VcpuArea::register) is registered
     /// again at its place, and whatever names something of the old
@@ -301,7 +306,7 @@ impl<P: Platform> Domain<P> {
         if self.incarnation().0 == u16::MAX {
             return Err(SuspendError::Refused(Errno::EOVERFLOW));
         }
-        if self.0.state().holds.load(Ordering::Acquire) != 0 {
+        if self.is_held() {
             return Err(SuspendError::Refused(Errno::EBUSY));
         }
         // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.

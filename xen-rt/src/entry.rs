@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use xen_evtchn::{Error, EventChannels};
 use xen_hypercall::sched::ShutdownReason;
-use xen_hypercall::{Domain, Wait};
+use xen_hypercall::{Domain, VcpuId, Wait};
 
 use crate::console;
 use crate::machine::{self, Kernel};
@@ -187,7 +187,7 @@ impl Boot {
     /// # Errors
     /// That of the channel by which the timer tells of its end.
     pub fn with(self, events: &'static EventChannels<&'static Kernel>) -> Result<Guest, Error> {
-        machine::bind_timer(events)?;
+        machine::bind_timer(events, VcpuId(0))?;
         console::open(events);
         let Self { domain, command_line, ram } = self;
         Ok(Guest { domain, events, command_line, ram })

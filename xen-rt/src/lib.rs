@@ -8,6 +8,10 @@
 #[cfg(any(feature = "hosted", feature = "build"))]
 extern crate std;
 
+#[cfg(feature = "smp")]
+#[cfg(any(feature = "hosted", not(feature = "build")))]
+extern crate alloc;
+
 #[cfg(any(test, not(any(feature = "hosted", feature = "build"))))]
 mod arch;
 #[cfg(feature = "build")]
@@ -18,8 +22,7 @@ pub mod console;
 mod entry;
 #[cfg(feature = "hosted")]
 mod hosted;
-#[cfg(any(feature = "hosted", not(feature = "build")))]
-#[cfg_attr(feature = "hosted", path = "hosted/lock.rs")]
+#[cfg(not(any(feature = "hosted", feature = "build")))]
 mod lock;
 #[cfg(feature = "log")]
 #[cfg(any(feature = "hosted", not(feature = "build")))]
@@ -29,8 +32,12 @@ mod memory_map;
 #[cfg(not(any(feature = "hosted", feature = "build")))]
 mod metal;
 
+#[cfg(feature = "smp")]
+#[cfg(any(feature = "hosted", not(feature = "build")))]
+pub mod smp;
+
 #[cfg(feature = "hosted")]
-use hosted as machine;
+use hosted::{self as machine, lock};
 #[cfg(not(any(feature = "hosted", feature = "build")))]
 use metal as machine;
 

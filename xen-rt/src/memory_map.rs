@@ -59,7 +59,8 @@ impl BootInfo {
     pub(crate) fn take(&mut self, part: Range) {
         for index in 0..self.ranges {
             let Range { start, end } = self.free[index];
-            if part.start < end && part.end > start {
+            // A part of no size takes no page.
+            if part.start < end && part.end > start && part.start < part.end {
                 // What is below stays in its place, though it may be nothing; what is above is new.
                 self.free[index].end = part.start.max(start);
                 if part.end < end {

@@ -88,34 +88,67 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     where
         P: SpecialPages,
     {
-        let platform = events.platform();
-        let port = get_param(platform, HvmParam::STORE_EVTCHN)?;
-        let port = u32::try_from(port).ok().filter(|port| *port != 0).ok_or(Error::NoStore)?;
-        let channel = events.adopt(Port(port))?;
-        let gfn = loop {
-            let seen = events.seq();
-            match get_param(platform, HvmParam::STORE_PFN)? {
-                0 => return Err(Error::NoStore),
-                // There will be a page.
-                u64::MAX => {
-                    let until = deadline.until(platform.now()).ok_or(Error::NotReady)?;
-                    events.wait_since(seen, Some(until));
-                }
-                gfn => break Gfn(gfn),
-            }
-        };
-        let page = StorePage::map(platform, gfn).ok_or(Error::Unreachable(gfn))?;
+        let (page, channel) = find(events, deadline)?;
         let mut store = Self { link: Link::new(events, page, channel)?, patience: PATIENCE };
-        // Xen sets the word before there is a daemon that offers anything. Until then the ring is about to be reset.
-        if store.server_features()?.contains(ServerFeatures::RECONNECTION)
-            || store.link.ring.word(XenstoreLayout::CONNECTION)? == RECONNECT
-        {
-            store.await_connection(deadline, Error::NotReady)?;
-        }
+        store.await_daemon(deadline)?;
         match store.ask(Operation::RESET_WATCHES, 0, &[b"\0"]) {
             // An old daemon does not know it, and one that is strict wants no argument.
             Ok(_) | Err(Error::Refused(..)) => Ok(store),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Goes on after the domain was resumed in a new one, with another page and port, and a daemon that knows nothing of
+    /// the one before. The event channels have to be [set up again](EventChannels::resume) by then. All watches are set again, and
+    /// fire as every new watch does. When nothing is to be done, nothing is.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], and what Xen or the daemon returns; [`Error::NotReady`] when there is no daemon in time. There is
+    /// no connection then until another try succeeds. [`Error::Refused`] when the daemon refuses some of the watches: these
+    /// have ended ([`Error::Stale`]), the others are set, and the connection is there.
+    pub fn resume(&mut self) -> Result<(), Error>
+    where
+        P: SpecialPages,
+    {
+        let mut deadline = self.deadline();
+        if !self.link.channel.is_current() {
+            // From here on the old connection is none, whatever happens.
+            self.link.fail(Error::NotReady);
+            let (page, channel) = find(self.link.events, &mut deadline)?;
+            self.link.move_to(page, channel)?;
+        } else if self.link.broken != Some(Error::NotReady) {
+            return Ok(());
+        }
+        self.await_daemon(&mut deadline)?;
+        self.link.reset();
+        match self.watch_again() {
+            Ok(refused) => refused,
+            Err(error) => {
+                self.link.fail(error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Brings the connection to rest, for a domain that is about to be suspended: there is no half message in the ring, and
+    /// no transaction of a question that was given up is open.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when the daemon does not take what is sent. A connection that is broken already is at rest.
+    pub fn quiesce(&mut self) -> Result<(), Error> {
+        if self.link.broken.is_some() || self.poll().is_err() {
+            return Ok(());
+        }
+        let mut deadline = self.deadline();
+        self.link.give_up();
+        self.tidy_up(Operation::TRANSACTION_END, &mut deadline)
+    }
+
+    /// The domain goes on where it was: an event may have been missed, by the daemon too.
+    pub(crate) fn look_again(&mut self) {
+        // Whatever is wrong with the connection the next call says.
+        if self.poll().is_ok() {
+            let _ = self.link.channel.notify();
         }
     }
 
@@ -136,11 +169,13 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// forgets everything about the old one; the watches are set again here, and fire as every new watch does.
     ///
     /// # Errors
+    /// [`Error::Event`] after a resume in a new domain, where [`resume`](Self::resume) is the way on.
     /// [`Error::NoReconnect`] when the daemon does not offer it ([`ServerFeatures::RECONNECTION`]), after which
     /// nothing has changed; [`Error::ReconnectTimedOut`] when it does not do it. [`Error::Refused`] when it refuses some of
     /// the watches: these have ended ([`Error::Stale`]), the others are set, and the connection is there. After another error
     /// there is no connection until another try succeeds.
     pub fn reconnect(&mut self) -> Result<(), Error> {
+        self.link.check_life()?;
         if !self.server_features()?.contains(ServerFeatures::RECONNECTION) {
             return Err(Error::NoReconnect);
         }
@@ -160,6 +195,17 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
                 Err(error)
             }
         }
+    }
+
+    /// Waits for a daemon that is not there yet.
+    fn await_daemon(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        // Xen sets the word before there is a daemon that offers anything. Until then the ring is about to be reset.
+        if self.server_features()?.contains(ServerFeatures::RECONNECTION)
+            || self.link.ring.word(XenstoreLayout::CONNECTION)? == RECONNECT
+        {
+            self.await_connection(deadline, Error::NotReady)?;
+        }
+        Ok(())
     }
 
     /// Waits until the daemon says that the connection is up, and joins the streams as they are then.
@@ -201,6 +247,32 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// [`Error::Broken`], or [`Error::Disconnected`], when the connection is of no use any more.
     pub fn poll(&mut self) -> Result<(), Error> {
         self.link.poll(&mut |_, _| ())
+    }
+}
+
+/// The page and the port of the domain's xenstore.
+fn find<'x, P: Platform + Wait + SpecialPages>(
+    events: &'x EventChannels<P>,
+    deadline: &mut Deadline,
+) -> Result<(StorePage, Channel<'x, P>), Error> {
+    let platform = events.platform();
+    let port = get_param(platform, HvmParam::STORE_EVTCHN)?;
+    let port = u32::try_from(port).ok().filter(|port| *port != 0).ok_or(Error::NoStore)?;
+    let channel = events.adopt(Port(port))?;
+    loop {
+        let seen = events.seq();
+        match get_param(platform, HvmParam::STORE_PFN)? {
+            0 => return Err(Error::NoStore),
+            // There will be a page.
+            u64::MAX => {
+                let until = deadline.until(platform.now()).ok_or(Error::NotReady)?;
+                events.wait_since(seen, Some(until));
+            }
+            gfn => {
+                let page = StorePage::map(platform, Gfn(gfn)).ok_or(Error::Unreachable(Gfn(gfn)))?;
+                return Ok((page, channel));
+            }
+        }
     }
 }
 

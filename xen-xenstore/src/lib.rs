@@ -17,6 +17,7 @@ mod nodes;
 mod page;
 mod path;
 mod session;
+pub mod suspend;
 mod text;
 mod transaction;
 mod until;

@@ -87,6 +87,14 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         Ok(link)
     }
 
+    /// Goes on with another port and page, from where its streams are.
+    pub(crate) fn move_to(&mut self, page: StorePage, channel: Channel<'x, P>) -> Result<(), Error> {
+        self.ring = ByteRing::new(page)?;
+        channel.set_late_eoi(true);
+        self.channel = channel;
+        Ok(())
+    }
+
     /// Begins anew with a daemon that has forgotten everything.
     pub(crate) fn reset(&mut self) {
         self.incoming = Assembler::new();
@@ -99,11 +107,17 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         self.events.platform().now()
     }
 
+    /// After a resume in a new domain the page is another daemon's.
+    pub(crate) fn check_life(&self) -> Result<(), Error> {
+        if self.channel.is_current() { Ok(()) } else { Err(Error::Event(xen_evtchn::Error::Stale)) }
+    }
+
     /// Takes in what arrived; answers go to `sink`.
     pub(crate) fn poll(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
         if let Some(error) = self.broken {
             return Err(error);
         }
+        self.check_life()?;
         // Before the look: what comes from here on ends the next sleep.
         self.seen = self.events.seq();
         let result = self.take_in(sink);

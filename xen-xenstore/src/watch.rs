@@ -233,21 +233,27 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         }
     }
 
-    /// Sets all watches again, at a daemon that knows none of them. One that is refused ends, and the others are set all the
-    /// same. Returns the first refusal.
+    /// Sets all watches again, at a daemon that knows none of them: all are asked for at once. One that is refused ends, and
+    /// the others are set all the same. Returns the first refusal.
     pub(crate) fn watch_again(&mut self) -> Result<Result<(), Error>, Error> {
-        let mut refused = Ok(());
+        let mut refused = [false; WATCHES];
+        let mut first = Ok(());
+        let sink: &mut Sink<'_> = &mut |slot, answer| {
+            if let (Err(error), Some(place)) = (answer, refused.get_mut(slot)) {
+                *place = true;
+                first = first.and(Err(error));
+            }
+        };
+        self.link.give_up();
         for slot in 0..WATCHES {
-            let Some((watch, path)) = self.link.watches.at(slot) else { continue };
-            let token = Text::new(Token(watch))?;
-            match self.ask_path(Operation::WATCH, 0, &path, [token.as_bytes(), b"\0"]) {
-                Err(error @ Error::Refused(..)) => {
-                    self.link.watches.remove(watch);
-                    refused = refused.and(Err(error));
-                }
-                set => drop(set?),
+            if let Some((watch, path)) = self.link.watches.at(slot) {
+                self.post_watch(watch, &path, slot, sink)?;
             }
         }
-        Ok(refused)
+        self.settle(sink)?;
+        for (slot, _) in refused.iter().enumerate().filter(|(_, refused)| **refused) {
+            self.link.watches.free(slot);
+        }
+        Ok(first)
     }
 }

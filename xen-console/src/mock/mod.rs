@@ -18,8 +18,8 @@ use std::vec::Vec;
 use xen_evtchn::EventChannels;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn, event};
-use xen_ring::{ByteRing, ConsoleLayout, Reversed, StreamLayout};
+use xen_hypercall::{DomId, Gfn, PAGE_SIZE, event};
+use xen_ring::{Backing, ByteRing, ConsoleLayout, Reversed, StreamLayout};
 
 use page::DaemonPage;
 
@@ -128,6 +128,14 @@ impl MockConsoled {
         })));
         let actor = daemon.clone();
         guest.xen().add_actor("consoled", move |_| actor.state().step());
+        let hook = daemon.clone();
+        guest.xen().on_migration(move |domain, _| {
+            let mut state = hook.state();
+            // The handle that a daemon has is one to the new domain.
+            if state.guest.id() == domain.id() {
+                state.migrated();
+            }
+        });
         daemon
     }
 
@@ -200,6 +208,32 @@ impl MockConsoled {
 }
 
 impl State {
+    /// The guest goes on as a new domain, whose console the toolstack gives this daemon: the page is empty, and the port
+    /// another. What was in the page is taken first, unless the daemon hangs.
+    fn migrated(&mut self) {
+        #[cfg(feature = "xenbus")]
+        if self.device.is_some() {
+            return self.plug_again();
+        }
+        let Some(mut link) = self.link.take() else { return };
+        let mut buf = [0; 2048];
+        while !self.stalled && !self.unread {
+            match link.ring.read(&mut buf) {
+                Ok(count @ 1..) => self.output.extend_from_slice(&buf[..count]),
+                _ => break,
+            }
+        }
+        let _ = event::close(&self.home, link.port);
+        let local = event::alloc_unbound(&self.guest, self.home.id()).expect("a port for the guest");
+        let port =
+            event::bind_interdomain(&self.home, self.guest.id(), local).expect("a port for the daemon");
+        self.guest.set_hvm_param(HvmParam::CONSOLE_EVTCHN, local.into());
+        let mut page = link.ring.into_inner();
+        page.mem().write_bytes(0, &[0; PAGE_SIZE]).expect("a page");
+        let ring = ByteRing::new(page).expect("a page is large enough");
+        (self.link, self.looks) = (Some(Link { ring, port }), true);
+    }
+
     fn step(&mut self) -> bool {
         if self.stalled {
             return false;

@@ -20,6 +20,7 @@ pub(super) struct Device {
     store: MockXenstored,
     front: String,
     back: String,
+    index: u32,
     state: XenbusState,
 }
 
@@ -32,27 +33,9 @@ impl MockConsoled {
 
     /// As [`attach`](Self::attach), with a backend in any domain.
     pub fn attach_from(store: &MockXenstored, guest: &MockDomain, index: u32, home: DomId) -> Self {
-        let (id, home_id) = (guest.id().0, home.0);
-        let front = format!("/local/domain/{id}/device/console/{index}");
-        let back = format!("/local/domain/{home_id}/backend/console/{id}/{index}");
-        store.write(&front, "");
-        store.set_permissions(&front, &format!("n{id}\0r{home_id}"));
-        store.write(&back, "");
-        store.set_permissions(&back, &format!("n{home_id}\0r{id}"));
-        for (node, value) in [
-            (format!("{front}/backend"), &*back),
-            (format!("{front}/backend-id"), &home_id.to_string()),
-            (format!("{front}/type"), "ioemu"),
-            (format!("{front}/state"), "1"),
-            (format!("{back}/frontend"), &front),
-            (format!("{back}/frontend-id"), &id.to_string()),
-            (format!("{back}/state"), "1"),
-        ] {
-            store.write(&node, value);
-        }
-        let daemon = Self::start(guest, &guest.xen().domain(home), None);
-        let store = store.clone();
-        daemon.state().device = Some(Device { store, front, back, state: XenbusState::INITIALISING });
+        let home = guest.xen().domain(home);
+        let daemon = Self::start(guest, &home, None);
+        daemon.state().device = Some(Device::plug(store, guest.id(), home.id(), index));
         daemon
     }
 
@@ -96,6 +79,29 @@ fn let_go(link: Option<Link>, home: &MockDomain) {
 }
 
 impl Device {
+    /// Makes the nodes that the toolstack makes.
+    fn plug(store: &MockXenstored, guest: DomId, home: DomId, index: u32) -> Self {
+        let (id, home_id) = (guest.0, home.0);
+        let front = format!("/local/domain/{id}/device/console/{index}");
+        let back = format!("/local/domain/{home_id}/backend/console/{id}/{index}");
+        store.write(&front, "");
+        store.set_permissions(&front, &format!("n{id}\0r{home_id}"));
+        store.write(&back, "");
+        store.set_permissions(&back, &format!("n{home_id}\0r{id}"));
+        for (node, value) in [
+            (format!("{front}/backend"), &*back),
+            (format!("{front}/backend-id"), &home_id.to_string()),
+            (format!("{front}/type"), "ioemu"),
+            (format!("{front}/state"), "1"),
+            (format!("{back}/frontend"), &front),
+            (format!("{back}/frontend-id"), &id.to_string()),
+            (format!("{back}/state"), "1"),
+        ] {
+            store.write(&node, value);
+        }
+        Self { store: store.clone(), front, back, index, state: XenbusState::INITIALISING }
+    }
+
     fn switch(&mut self, state: XenbusState) {
         self.state = state;
         self.store.write(&format!("{}/state", self.back), &state.0.to_string());
@@ -107,6 +113,15 @@ impl Device {
 }
 
 impl State {
+    /// The guest goes on as a new domain, where the toolstack makes the device anew.
+    pub(super) fn plug_again(&mut self) {
+        let_go(self.link.take(), &self.home);
+        if let Some(Device { store, back, index, .. }) = self.device.take() {
+            store.remove(&back);
+            self.device = Some(Device::plug(&store, self.guest.id(), self.home.id(), index));
+        }
+    }
+
     /// One move in the handshake, if there is one to make.
     pub(super) fn shake_hands(&mut self) -> bool {
         let Some(device) = &mut self.device else { return false };

@@ -111,7 +111,7 @@ unsafe impl PageMemory for Kernel {
     }
 }
 
-// SAFETY: all calls are handed to the domain, which keeps the promises.
+// SAFETY: the call is handed to the domain, which keeps the promises.
 unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         // SAFETY: the caller keeps the same promises to this call.

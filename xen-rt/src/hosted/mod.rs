@@ -7,6 +7,7 @@
 mod args;
 mod forward;
 mod kernel;
+pub(crate) mod lock;
 mod outside;
 mod world;
 
@@ -110,9 +111,15 @@ pub(crate) fn end(exit: Exit) -> ! {
 }
 
 /// Has the event channels tell when the timer ends a wait.
-pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>) -> Result<(), Error> {
-    keep(events.bind_virq(Virq::TIMER, VcpuId(0))?);
+pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>, vcpu: VcpuId) -> Result<(), Error> {
+    keep(events.bind_virq(Virq::TIMER, vcpu)?);
     Ok(())
+}
+
+/// A process has one vCPU.
+#[cfg(feature = "smp")]
+pub(crate) fn start_vcpu(_: VcpuId, _: &'static dyn crate::smp::Life) -> Result<(), xen_hypercall::Errno> {
+    Err(xen_hypercall::Errno::ENOENT)
 }
 
 /// Keeps a thing for as long as the process lives.

@@ -6,9 +6,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use xen_hypercall::{
-    Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages, Wait,
+    Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SharedInfo, SpecialPages, VcpuId,
+    Wait,
 };
 
+use super::vcpu::this;
 use super::{memory, room};
 use crate::arch;
 use crate::memory_map::BootInfo;
@@ -20,8 +22,6 @@ pub struct Kernel {
     info: &'static BootInfo,
     clock: arch::Clock,
     hypercalls: AtomicU64,
-    /// When the timer fires, in nanoseconds; zero: it is not set.
-    timer: AtomicU64,
     /// In nanoseconds.
     started: AtomicU64,
 }
@@ -33,7 +33,6 @@ impl Kernel {
             info,
             clock: arch::Clock::new(),
             hypercalls: AtomicU64::new(0),
-            timer: AtomicU64::new(0),
             started: AtomicU64::new(0),
         }
     }
@@ -93,7 +92,7 @@ unsafe impl PageMemory for Kernel {
 unsafe impl SpecialPages for Kernel {
     unsafe fn map_special(&self, gfn: Gfn, count: usize) -> Option<NonNull<Page>> {
         for frame in gfn.0..gfn.0.checked_add(count as u64)? {
-            // SAFETY: the caller promises that this frame is not memory of ours; there is one thread.
+            // SAFETY: the caller promises that this frame is not memory of ours.
             if !unsafe { arch::map_special(frame) } {
                 return None;
             }
@@ -121,18 +120,19 @@ unsafe impl GrantRoom for Kernel {
 
 impl Wait for Kernel {
     fn now(&self) -> Duration {
-        self.clock.now()
+        self.clock.now(this().id)
     }
 
     /// The upcall's handler dispatches nothing, so an event that is due has its upcall pending.
     fn wait(&self, deadline: Option<Duration>, _is_due: &dyn Fn() -> bool) {
         if let Some(at) = deadline {
-            let (wanted, set) = (at.as_nanos() as u64, self.timer.load(Ordering::Relaxed));
+            let vcpu = this();
+            let (wanted, set) = (at.as_nanos() as u64, vcpu.timer.load(Ordering::Relaxed));
             // A timer that fires before it need costs one round of the main loop; a new one, a hypercall.
             let now = self.now().as_nanos() as u64;
             if !(now..=wanted).contains(&set) || wanted - set > (wanted - now) / 2 {
-                self.timer.store(wanted, Ordering::Relaxed);
-                if arch::set_timer(self, at).is_err() {
+                vcpu.timer.store(wanted, Ordering::Relaxed);
+                if arch::set_timer(self, vcpu.id, at).is_err() {
                     return;
                 }
             }
@@ -140,5 +140,9 @@ impl Wait for Kernel {
         // A halt enters Xen as a call does, and counts as one.
         self.hypercalls.fetch_add(1, Ordering::Relaxed);
         arch::idle();
+    }
+
+    fn vcpu(&self) -> VcpuId {
+        this().id
     }
 }

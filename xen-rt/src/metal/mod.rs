@@ -6,9 +6,12 @@ mod mem;
 mod memory;
 mod place;
 mod room;
+mod vcpu;
 
 use core::time::Duration;
 
+#[cfg(feature = "smp")]
+use xen_hypercall::VcpuId;
 use xen_hypercall::sched::shutdown;
 use xen_hypercall::version::Features;
 use xen_hypercall::{Domain, Errno, Wait, console_io, version};
@@ -23,6 +26,8 @@ pub use memory::{Memory, memory};
 pub(crate) use arch::bind_timer;
 pub(crate) use memory::{alloc_pages, keep, keep_pages};
 pub(crate) use place::Place;
+#[cfg(feature = "smp")]
+pub(crate) use vcpu::{FIRST, Own, this};
 
 static KERNEL: Place<Kernel> = Place::new();
 
@@ -30,6 +35,7 @@ static KERNEL: Place<Kernel> = Place::new();
 /// and the log, in this order, then the kernel, and runs it.
 #[allow(unsafe_code, reason = "its frame stays")]
 pub(crate) fn start(info: BootInfo) -> ! {
+    arch::enter();
     // SAFETY: this function never returns, and nothing unwinds, so what is in its frame is there for ever. It does not change.
     let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(&info) };
     let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
@@ -52,6 +58,13 @@ fn own(call: arch::Call, info: &'static BootInfo) -> Result<&'static Domain<&'st
     kernel.start_clock(domain.shared_info());
     arch::enable_upcall(kernel)?;
     Ok(domain)
+}
+
+/// Starts another vCPU.
+#[cfg(feature = "smp")]
+pub(crate) fn start_vcpu(id: VcpuId, life: &'static dyn crate::smp::Life) -> Result<(), Errno> {
+    let kernel = KERNEL.get().ok_or(Errno::ENOENT)?;
+    arch::start_vcpu(kernel, keep(Own::new(id)), life)
 }
 
 /// What time it is; zero before the kernel is there.

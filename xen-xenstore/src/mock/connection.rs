@@ -124,6 +124,15 @@ impl Connection {
         format!("/local/domain/{}", self.id().0)
     }
 
+    /// Ends it, and returns the page, which is empty.
+    pub(super) fn close(self) -> NonNull<Page> {
+        // The guest's end is gone already.
+        let _ = xen_hypercall::event::close(&self.dom0, self.port);
+        let zeroes = [0; PAGE_SIZE];
+        GuestPage(self.page).mem().write_bytes(0, &zeroes).expect("a page");
+        self.page
+    }
+
     pub(super) fn poke(&mut self, offset: usize, value: u32) {
         let written = GuestPage(self.page).mem().store_u32(offset, value, Ordering::Release);
         written.expect("an aligned offset in the page");

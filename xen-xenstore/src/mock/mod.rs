@@ -29,6 +29,7 @@ mod faults;
 mod requests;
 mod tree;
 
+use core::ptr::NonNull;
 use std::boxed::Box;
 use std::format;
 use std::string::{String, ToString};
@@ -37,7 +38,7 @@ use std::vec::Vec;
 
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Dice, MockDomain, MockXen};
-use xen_hypercall::{DomId, Gfn};
+use xen_hypercall::{DomId, Gfn, Page};
 
 use crate::ServerFeatures;
 use crate::wire::Header;
@@ -105,6 +106,8 @@ impl MockXenstored {
         let daemon = Self(Arc::default());
         let actor = daemon.clone();
         xen.add_actor("xenstored", move |_| actor.state().step());
+        let hook = daemon.clone();
+        xen.on_migration(move |guest, old| hook.migrated(guest, old));
         daemon
     }
 
@@ -128,6 +131,10 @@ impl MockXenstored {
     /// When the guest is connected already.
     pub fn prepare(&self, guest: &MockDomain) {
         let page = guest.special_page(STORE_GFN);
+        self.attach(guest, page);
+    }
+
+    fn attach(&self, guest: &MockDomain, page: NonNull<Page>) {
         let dom0 = guest.xen().inside().domain(DomId(0));
         dom0.ensure_shared_info();
         let local = xen_hypercall::event::alloc_unbound(guest, dom0.id()).expect("a port for the guest");
@@ -175,6 +182,24 @@ impl MockXenstored {
         let connection = state.connections.iter_mut().find(|connection| connection.id() == id);
         connection.expect("a guest that was prepared").begin();
         state.tell_special("@introduceDomain");
+    }
+
+    /// A guest goes on as a new domain: the connection and the nodes of the one before end, and it has new ones, by the
+    /// same page, which is empty. The toolstack does this before the guest runs.
+    fn migrated(&self, guest: &MockDomain, old: DomId) {
+        let mut state = self.state();
+        // The handle that a connection has is one to the new domain.
+        let Some(index) = state.connections.iter().position(|connection| connection.id() == guest.id())
+        else {
+            return;
+        };
+        let page = state.connections.remove(index).close();
+        let gone = state.tree.remove(&format!("/local/domain/{}", old.0));
+        state.tell(&gone);
+        state.tell_special("@releaseDomain");
+        drop(state);
+        self.attach(guest, page);
+        self.introduce(guest);
     }
 
     /// Ends a guest's connection, as when its domain is gone (`@releaseDomain`). Its nodes stay.

@@ -239,6 +239,15 @@ impl<S> Frontend<S> {
         switched.map(drop)
     }
 
+    /// Gives a device up that was of the domain before the last resume: its watch ends, and nothing is written, for the directory
+    /// of that name is another device's.
+    ///
+    /// # Errors
+    /// When xenstore cannot be asked, or refuses.
+    pub fn forget<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
+        xs.unwatch(self.device.watch)
+    }
+
     /// The device in its next state, or its end.
     pub(super) fn go_on<P: Platform + Wait, T>(
         self,

@@ -28,6 +28,9 @@ pub(crate) fn enable_upcall(_: &impl Hypercall) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The first steps of the first vCPU, before any other: there are none.
+pub(crate) fn enter() {}
+
 /// Words to Xen's log, three bytes a line: a call that Xen does not know, which it puts there with its number. Works before
 /// anything else does.
 pub(crate) fn early(bytes: &[u8]) {

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use xen_evtchn::EventChannels;
 use xen_hypercall::arch::aarch64::{counter, counter_frequency};
-use xen_hypercall::{Errno, Hypercall, SharedInfo};
+use xen_hypercall::{Errno, Hypercall, SharedInfo, VcpuId};
 
 use crate::machine::Kernel;
 
@@ -26,7 +26,7 @@ impl Clock {
     }
 
     /// Time since the domain's start.
-    pub(crate) fn now(&self) -> Duration {
+    pub(crate) fn now(&self, _: VcpuId) -> Duration {
         let nanos = u128::from(counter()) * NANOS / u128::from(counter_frequency());
         Duration::from_nanos(nanos as u64)
     }
@@ -38,7 +38,7 @@ impl Clock {
 }
 
 /// Lets a sleep end at `at` of the clock.
-pub(crate) fn set_timer(_: &impl Hypercall, at: Duration) -> Result<(), Errno> {
+pub(crate) fn set_timer(_: &impl Hypercall, _: VcpuId, at: Duration) -> Result<(), Errno> {
     // Rounded up: a sleep that ends early is one that has to begin again.
     let count = (at.as_nanos() * u128::from(counter_frequency())).div_ceil(NANOS);
     let count = u64::try_from(count).unwrap_or(u64::MAX);
@@ -59,6 +59,9 @@ pub(super) fn stop_timer() {
 }
 
 /// The timer is the processor's own, and needs no event channel.
-pub(crate) fn bind_timer(_: &'static EventChannels<&'static Kernel>) -> Result<(), xen_evtchn::Error> {
+pub(crate) fn bind_timer(
+    _: &'static EventChannels<&'static Kernel>,
+    _: VcpuId,
+) -> Result<(), xen_evtchn::Error> {
     Ok(())
 }

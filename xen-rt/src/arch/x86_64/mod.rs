@@ -5,6 +5,8 @@ mod boot;
 mod paging;
 mod tables;
 mod traps;
+#[cfg(feature = "smp")]
+mod vcpus;
 
 use core::arch::asm;
 use core::time::Duration;
@@ -18,17 +20,29 @@ use crate::machine::{Kernel, keep};
 use crate::memory_map::BootInfo;
 
 pub(crate) use paging::{map_special, seal};
-pub(crate) use traps::install;
+#[cfg(feature = "smp")]
+pub(crate) use vcpus::{start_vcpu, this};
 
 pub(crate) use xen_hypercall::arch::x86_64::VendorCall as Call;
-
-/// The vCPU that this runs on.
-const VCPU: VcpuId = VcpuId(0);
 
 /// A domain of Xen at ring 0, where we are, has one way into Xen.
 pub(crate) fn call() -> Option<Call> {
     // SAFETY: the PVH entry is the only one of this image, so this is ring 0 of a PVH domain.
     unsafe { Call::detect() }
+}
+
+/// The first steps of the first vCPU, before any other.
+pub(crate) fn enter() {
+    #[cfg(feature = "smp")]
+    vcpus::enter();
+}
+
+/// Gives faults and the upcall their handlers, on the first vCPU.
+pub(crate) fn install() {
+    unsafe extern "C" {
+        static fault_stack_top: u8;
+    }
+    traps::install((&raw const fault_stack_top).expose_provenance() as u64);
 }
 
 /// Xen's system time, read by the processor's time stamp counter.
@@ -46,8 +60,8 @@ impl Clock {
     }
 
     /// Time since Xen started; zero before the start.
-    pub(crate) fn now(&self) -> Duration {
-        self.0.now(VCPU, counter)
+    pub(crate) fn now(&self, vcpu: VcpuId) -> Duration {
+        self.0.now(vcpu, counter)
     }
 
     /// Time since 1970-01-01 00:00 UTC, by a reading of this clock.
@@ -66,13 +80,16 @@ fn counter() -> u64 {
 }
 
 /// Lets a sleep end at `at` of the clock.
-pub(crate) fn set_timer(xen: &impl Hypercall, at: Duration) -> Result<(), Errno> {
-    vcpu::set_singleshot_timer(&xen, VCPU, at)
+pub(crate) fn set_timer(xen: &impl Hypercall, vcpu: VcpuId, at: Duration) -> Result<(), Errno> {
+    vcpu::set_singleshot_timer(&xen, vcpu, at)
 }
 
 /// The timer's event has nothing to tell but that it is time to look around, so its channel is kept and never looked at.
-pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>) -> Result<(), xen_evtchn::Error> {
-    keep(events.bind_virq(Virq::TIMER, VCPU)?);
+pub(crate) fn bind_timer(
+    events: &'static EventChannels<&'static Kernel>,
+    vcpu: VcpuId,
+) -> Result<(), xen_evtchn::Error> {
+    keep(events.bind_virq(Virq::TIMER, vcpu)?);
     Ok(())
 }
 
@@ -81,8 +98,8 @@ pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>) -> Res
 pub(crate) fn room(info: &BootInfo) -> u64 {
     const WIDTHS: u32 = 0x8000_0008;
     let [widths, ..] = cpuid(WIDTHS, 0);
-    // Addresses of memory are those that the kernel uses, of which the processor takes 47 bits.
-    let bits = (widths & 0xFF).clamp(36, 47);
+    // Addresses of memory are those that the kernel uses, of which stacks have those above 46 bits.
+    let bits = (widths & 0xFF).clamp(36, 46);
     info.end().next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
 }
 

@@ -88,15 +88,14 @@ extern "C" fn fault(frame: &Frame, cr2: u64) -> ! {
     crate::crash(format_args!("{name} (vector {vector}); rip {rip:#x} rsp {rsp:#x} error {error:#x}"))
 }
 
-/// Gives faults and the upcall their handlers. What is made here is never freed. Faults run on a stack of their own: the one
+/// Gives faults and the upcall their handlers, on the vCPU that runs this. What is made here is never freed. Faults run on a stack of their own: the one
 /// they come from may be what is broken.
-pub(crate) fn install() {
+pub(super) fn install(stack: u64) {
     unsafe extern "C" {
         static fault_entries: u8;
-        static fault_stack_top: u8;
     }
     let mut tss = TaskStateSegment::new();
-    tss.interrupt_stack_table[0] = address((&raw const fault_stack_top).expose_provenance());
+    tss.interrupt_stack_table[0] = VirtAddr::new_truncate(stack);
     let Descriptor::SystemSegment(low, high) = Descriptor::tss_segment(keep(tss)) else { return };
     // The library's tables check each entry, and have all 256 vectors; this one ends with the last that is used.
     let gdt = keep([0, DescriptorFlags::KERNEL_CODE64.bits(), low, high]);

@@ -1,0 +1,339 @@
+//! Suspending the domain as a whole: for a file, for another machine, or for a checkpoint.
+//!
+//! A toolstack asks by `control/shutdown` ([`ShutdownWatch`]). The guest brings everything to rest, accepts, and hands itself to Xen.
+//! When it goes on it is a new domain, or the same one, if that was cancelled. In a new domain nothing is left but memory,
+//! and all is set up again, in an order: the kernel's own ([`Kernel::renew`]), event channels, the [parts](Restore) (grants, console,
+//! VIRQs), xenstore, and then the [devices](Device), all of which begin before the first is waited for.
+//!
+//! [`Suspension`] does this. It needs nothing of a kernel but a [`Kernel`].
+#![allow(unsafe_code, reason = "suspends the domain")]
+
+use core::fmt;
+use core::time::Duration;
+
+use xen_evtchn::EventChannels;
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{Domain, Errno, Platform, Restore, RestoreError, SpecialPages, SuspendError, Wait};
+
+use crate::Xenstore;
+use crate::control::{Request, ShutdownWatch};
+
+/// What only the kernel can do.
+pub trait Kernel {
+    /// Lets everything else stand still, calls `suspend` once, and lets everything go on: all other vCPUs are down, and this one,
+    /// vCPU 0, has its interrupts off. What is stopped is stopped between two calls of what stands on the [`Domain`], and not
+    /// within one.
+    fn stand_still(&self, suspend: &mut dyn FnMut());
+
+    /// First of all in a new domain, within [`stand_still`](Self::stand_still): the clock
+    /// ([`Clock::go_on`](xen_hypercall::Clock::go_on)), where each vCPU is interrupted, areas of vCPUs, assists, and whatever else
+    /// the kernel has told Xen by itself.
+    ///
+    /// # Errors
+    /// What Xen refused. The domain is [lost](Error::Lost) then.
+    fn renew(&self) -> Result<(), RestoreError>;
+}
+
+/// A device, or several, that is connected again in a new domain. Implemented by the drivers, and for references, options,
+/// arrays and tuples of devices.
+pub trait Device<'x, P: Platform> {
+    /// What is between [`begin`](Self::begin) and [`finish`](Self::finish).
+    type Begun;
+
+    /// The domain is about to be suspended. Takes in what the backend has answered, and asks for nothing more.
+    fn quiesce(&mut self);
+
+    /// In a new domain: tells the backend, whatever domain that is in now, what it needs to connect. What does not work leaves the
+    /// device closed.
+    fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun;
+
+    /// Waits for the backend, and goes on where the device was. Returns how many devices are not at work that were before.
+    fn finish(&mut self, begun: Self::Begun, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize;
+
+    /// The domain goes on where it was: nothing is lost but events, perhaps, on both sides.
+    fn go_on(&mut self);
+}
+
+/// What takes part in a suspend, besides xenstore and the devices.
+pub struct Suspension<'s, 'x, P: Platform> {
+    /// The token.
+    pub domain: &'s Domain<P>,
+    /// Its event channels.
+    pub events: &'x EventChannels<P>,
+    /// The kernel.
+    pub kernel: &'s dyn Kernel,
+    /// What is set up again after the event channels, in this order: the grant table before what has grants, then the console,
+    /// VIRQs and IPIs.
+    pub parts: &'s mut [&'s mut dyn Restore],
+    /// How long to wait for the backends of all devices together, in the new domain.
+    pub patience: Duration,
+}
+
+/// How the domain went on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// In a new domain, or where it was.
+    pub resumed: Resumed,
+    /// How many devices are not at work that were before. A backend may still come; a driver's `reconnect` tries again.
+    pub absent: usize,
+}
+
+/// Why the domain was not suspended, or cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The toolstack took its request back, or asks for something else. All is as before.
+    TakenBack,
+    /// A part does not let the domain be suspended. All is as before.
+    NotReady(RestoreError),
+    /// Xen did not suspend the domain, or a page of another domain is mapped. All is as before.
+    Refused(Errno),
+    /// Xenstore could not be asked before the suspend. All is as before, but the toolstack may take the request to be accepted.
+    Xenstore(crate::Error),
+    /// The domain has been resumed in a new one, and has no xenstore there: all devices are stale.
+    /// [`Xenstore::resume`] may be tried again, and then each device's `reconnect`.
+    NoXenstore(crate::Error),
+    /// The domain has been resumed in a new one, and a part of it could not be set up again. The kernel ends the domain.
+    Lost(RestoreError),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TakenBack => f.write_str("the toolstack does not ask for a suspend any more"),
+            Self::NotReady(error) => write!(f, "the domain was not suspended: {error}"),
+            Self::Refused(errno) => write!(f, "the domain was not suspended: {errno}"),
+            Self::Xenstore(error) => write!(f, "the domain was not suspended: {error}"),
+            Self::NoXenstore(error) => write!(f, "the resumed domain has no xenstore: {error}"),
+            Self::Lost(error) => write!(f, "the resumed domain must end: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
+    /// Suspends the domain, and returns when it goes on and all is set up again. With `request` the toolstack is told that
+    /// it will be obeyed, when nothing of ours is in the way any more; none: nobody asked.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    ///
+    /// # Safety
+    /// The kernel does in [`Kernel::stand_still`] what is asked there, and the rest of what [`Domain::suspend`] asks for holds
+    /// meanwhile: no device writes to the domain's memory, and nobody uses what is of Xen's in it but by what is made from
+    /// the token. After [`Error::Lost`] the caller touches nothing that was made from the token, and ends the domain.
+    pub unsafe fn run<D: Device<'x, P>>(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        request: Option<&ShutdownWatch>,
+        devices: &mut D,
+    ) -> Result<Outcome, Error> {
+        let Self { domain, events, kernel, parts, patience } = self;
+        let mut slept = get_ready(domain, parts).and_then(|()| accept(xs, request));
+        if slept.is_ok() {
+            devices.quiesce();
+            slept = match xs.quiesce() {
+                Err(error) => Err(Error::Xenstore(error)),
+                Ok(()) => {
+                    let mut resumed = Err(Error::Refused(Errno::EINVAL));
+                    kernel.stand_still(&mut || {
+                        // SAFETY: the kernel lets everything stand still around this, and the rest is the caller's promise.
+                        let suspended = unsafe { domain.suspend() };
+                        resumed = suspended.map_err(refused).and_then(|resumed| {
+                            if resumed == Resumed::InNewDomain {
+                                set_up(events, kernel, parts).map_err(Error::Lost)?;
+                            }
+                            Ok(resumed)
+                        });
+                    });
+                    match resumed {
+                        Ok(Resumed::InPlace) => Ok(()),
+                        Ok(resumed) => return reconnect(resumed, xs, devices, patience),
+                        Err(error @ Error::Lost(_)) => return Err(error),
+                        Err(error) => Err(error),
+                    }
+                }
+            };
+            // Whatever came, or went out, while nobody ran.
+            devices.go_on();
+            xs.look_again();
+        }
+        parts.iter_mut().for_each(|part| part.go_on());
+        slept.map(|()| Outcome { resumed: Resumed::InPlace, absent: 0 })
+    }
+}
+
+/// Asks every part whether it has something against it.
+fn get_ready<P: Platform>(domain: &Domain<P>, parts: &mut [&mut dyn Restore]) -> Result<(), Error> {
+    if domain.is_held() {
+        return Err(Error::Refused(Errno::EBUSY));
+    }
+    parts.iter_mut().try_for_each(|part| part.prepare()).map_err(Error::NotReady)
+}
+
+fn accept<P: Platform + Wait>(
+    xs: &mut Xenstore<'_, P>,
+    request: Option<&ShutdownWatch>,
+) -> Result<(), Error> {
+    match request.map_or(Ok(true), |watch| watch.accept(xs, Request::Suspend)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::TakenBack),
+        Err(error) => Err(Error::Xenstore(error)),
+    }
+}
+
+fn refused(error: SuspendError) -> Error {
+    match error {
+        SuspendError::Refused(errno) => Error::Refused(errno),
+        SuspendError::Lost(errno) => {
+            Error::Lost(RestoreError { operation: "XENMEM_add_to_physmap of shared_info", errno })
+        }
+    }
+}
+
+/// All that waits for nobody, in a new domain.
+fn set_up<P: Platform>(
+    events: &EventChannels<P>,
+    kernel: &dyn Kernel,
+    parts: &mut [&mut dyn Restore],
+) -> Result<(), RestoreError> {
+    kernel.renew()?;
+    events.resume()?;
+    parts.iter_mut().try_for_each(|part| part.restore())
+}
+
+/// The rest, with everything running.
+fn reconnect<'x, P: Platform + Wait + SpecialPages, D: Device<'x, P>>(
+    resumed: Resumed,
+    xs: &mut Xenstore<'x, P>,
+    devices: &mut D,
+    patience: Duration,
+) -> Result<Outcome, Error> {
+    match xs.resume() {
+        // Nodes of backends that are not there any more; their watches are given up now in any case.
+        Ok(()) | Err(crate::Error::Refused(..)) => {}
+        Err(error) => return Err(Error::NoXenstore(error)),
+    }
+    let deadline = xs.now().saturating_add(patience);
+    let begun = devices.begin(xs, deadline);
+    let absent = devices.finish(begun, xs, deadline);
+    Ok(Outcome { resumed, absent })
+}
+
+impl<P: Platform> fmt::Debug for Suspension<'_, '_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suspension")
+            .field("domain", &self.domain)
+            .field("parts", &self.parts.len())
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
+
+/// No device.
+impl<P: Platform> Device<'_, P> for () {
+    type Begun = ();
+
+    fn quiesce(&mut self) {}
+
+    fn begin(&mut self, _: &mut Xenstore<'_, P>, _: Duration) {}
+
+    fn finish(&mut self, (): (), _: &mut Xenstore<'_, P>, _: Duration) -> usize {
+        0
+    }
+
+    fn go_on(&mut self) {}
+}
+
+impl<'x, P: Platform, D: Device<'x, P> + ?Sized> Device<'x, P> for &mut D {
+    type Begun = D::Begun;
+
+    fn quiesce(&mut self) {
+        (**self).quiesce();
+    }
+
+    fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> D::Begun {
+        (**self).begin(xs, deadline)
+    }
+
+    fn finish(&mut self, begun: D::Begun, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
+        (**self).finish(begun, xs, deadline)
+    }
+
+    fn go_on(&mut self) {
+        (**self).go_on();
+    }
+}
+
+impl<'x, P: Platform, D: Device<'x, P>> Device<'x, P> for Option<D> {
+    type Begun = Option<D::Begun>;
+
+    fn quiesce(&mut self) {
+        self.iter_mut().for_each(D::quiesce);
+    }
+
+    fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Option<D::Begun> {
+        self.as_mut().map(|device| device.begin(xs, deadline))
+    }
+
+    fn finish(&mut self, begun: Option<D::Begun>, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
+        self.as_mut().zip(begun).map_or(0, |(device, begun)| device.finish(begun, xs, deadline))
+    }
+
+    fn go_on(&mut self) {
+        self.iter_mut().for_each(D::go_on);
+    }
+}
+
+impl<'x, P: Platform, D: Device<'x, P>, const N: usize> Device<'x, P> for [D; N] {
+    type Begun = [D::Begun; N];
+
+    fn quiesce(&mut self) {
+        self.iter_mut().for_each(D::quiesce);
+    }
+
+    fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> [D::Begun; N] {
+        self.each_mut().map(|device| device.begin(xs, deadline))
+    }
+
+    fn finish(&mut self, begun: [D::Begun; N], xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
+        self.iter_mut().zip(begun).map(|(device, begun)| device.finish(begun, xs, deadline)).sum()
+    }
+
+    fn go_on(&mut self) {
+        self.iter_mut().for_each(D::go_on);
+    }
+}
+
+macro_rules! tuples {
+    ($($($name:ident $place:tt),+;)*) => {$(
+        impl<'x, P: Platform, $($name: Device<'x, P>),+> Device<'x, P> for ($($name,)+) {
+            type Begun = ($($name::Begun,)+);
+
+            fn quiesce(&mut self) {
+                $(self.$place.quiesce();)+
+            }
+
+            fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {
+                ($(self.$place.begin(xs, deadline),)+)
+            }
+
+            fn finish(&mut self, begun: Self::Begun, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
+                0 $(+ self.$place.finish(begun.$place, xs, deadline))+
+            }
+
+            fn go_on(&mut self) {
+                $(self.$place.go_on();)+
+            }
+        }
+    )*};
+}
+
+tuples! {
+    A 0;
+    A 0, B 1;
+    A 0, B 1, C 2;
+    A 0, B 1, C 2, D 3;
+}
