@@ -187,7 +187,7 @@ impl<'m> Run<'m> {
             }
             Op::Discard { ref range } => {
                 let (at, count) = range.get();
-                self.model.discard(at, count);
+                self.model.discard(at, count, false);
                 if let Err(error) = self.disk.discard_sectors(at, count) {
                     self.check(error);
                 }
@@ -222,7 +222,7 @@ impl<'m> Run<'m> {
             }
             Op::SubmitDiscard { ref range, secure } => {
                 let (at, count) = range.get();
-                self.model.discard(at, count);
+                self.model.discard(at, count, secure);
                 let submitted = if secure {
                     self.disk.submit_secure_discard(at, count)
                 } else {

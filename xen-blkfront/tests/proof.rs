@@ -25,6 +25,7 @@ enum Step {
     Write { at: u64, count: u64 },
     Flush,
     Discard { at: u64, count: u64 },
+    SubmitErase { at: u64, count: u64 },
     SubmitRead { at: u64, count: u64 },
     SubmitWrite { at: u64, count: u64 },
     SubmitBarrier { at: u64, count: u64 },
@@ -50,6 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => range().prop_map(|(at, count)| Step::Write { at, count }),
         2 => Just(Step::Flush),
         1 => range().prop_map(|(at, count)| Step::Discard { at, count }),
+        1 => range().prop_map(|(at, count)| Step::SubmitErase { at, count }),
         4 => range().prop_map(|(at, count)| Step::SubmitRead { at, count }),
         5 => range().prop_map(|(at, count)| Step::SubmitWrite { at, count }),
         1 => range().prop_map(|(at, count)| Step::SubmitBarrier { at, count }),
@@ -214,8 +216,14 @@ impl<'x> Run<'x> {
                 let result = self.disk.flush();
                 self.flushed(flush, result, flushes);
             }
+            Step::SubmitErase { at, count } => {
+                self.model.discard(at, count, true);
+                if let Ok(ticket) = self.disk.submit_secure_discard(at, count) {
+                    self.disk.forget(ticket);
+                }
+            }
             Step::Discard { at, count } => {
-                self.model.discard(at, count);
+                self.model.discard(at, count, false);
                 if let Err(error) = self.disk.discard_sectors(at, count) {
                     assert!(self.is_fair(error), "{error:?}");
                 }

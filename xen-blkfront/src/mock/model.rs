@@ -19,6 +19,8 @@ use crate::{BlkFront, Error, State};
 pub const SECTORS: u64 = 256;
 /// What a discarded sector holds, by the mock.
 const DISCARDED: u32 = u32::MAX;
+/// What a sector holds that was discarded securely, by the mock: zeros.
+const ERASED: u32 = u32::MAX - 1;
 
 /// Sectors that tell which write they are of, and where they belong.
 pub fn encode(at: u64, count: u64, tag: u32) -> Vec<u8> {
@@ -35,8 +37,9 @@ pub fn encode(at: u64, count: u64, tag: u32) -> Vec<u8> {
     bytes
 }
 
+/// No zero, and far from any tag: zeros are nobody's write.
 fn place(at: u64) -> u32 {
-    (at as u32).wrapping_mul(0x9E37_79B1)
+    (at as u32 + 1).wrapping_mul(0x9E37_79B1)
 }
 
 /// The write that a sector is of; none: of no single one.
@@ -44,6 +47,9 @@ pub fn decode(at: u64, bytes: &[u8]) -> Option<u32> {
     let (word, rest) = bytes.split_first_chunk::<4>()?;
     if bytes.iter().all(|byte| *byte == 0xDC) {
         return Some(DISCARDED);
+    }
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Some(ERASED);
     }
     let before = bytes.get(..rest.len())?;
     (rest == before).then(|| u32::from_le_bytes(*word) ^ place(at))
@@ -260,12 +266,13 @@ impl Model {
     }
 
     /// Sectors are discarded, now or later, if at all.
-    pub fn discard(&mut self, at: u64, count: u64) {
+    pub fn discard(&mut self, at: u64, count: u64, secure: bool) {
+        let left = if secure { ERASED } else { DISCARDED };
         for sector in at as usize..(at + count) as usize {
-            self.loose[sector].insert(DISCARDED);
+            self.loose[sector].insert(left);
             for flying in self.flying.values_mut() {
                 if let Some(others) = sector.checked_sub(flying.at).and_then(|at| flying.others.get_mut(at)) {
-                    others.insert(DISCARDED);
+                    others.insert(left);
                 }
             }
         }

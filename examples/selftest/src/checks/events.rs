@@ -80,7 +80,10 @@ pub(super) fn run(domain: &Domain, events: &Events, timer: &Own<'_>, report: &mu
         ensure!(came(events, &near) && !far.take(), "not from far to near");
         near.bind_vcpu(VCPU)?;
         let nobody = near.bind_vcpu(VcpuId(77));
-        ensure!(nobody == Err(Error::VcpuNotAdded(VcpuId(77))), "bound to a vCPU that was not added: {nobody:?}");
+        ensure!(
+            nobody == Err(Error::VcpuNotAdded(VcpuId(77))),
+            "bound to a vCPU that was not added: {nobody:?}"
+        );
         let port = far.port();
         drop(far);
         ensure!(matches!(near.status()?, Status::Unbound { .. }), "{:?} after the other end", near.status());
