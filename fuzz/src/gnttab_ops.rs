@@ -46,6 +46,8 @@ input! {
         /// Copies anywhere, within and beyond the pages.
         CopyAny { gref: Number, from: u16, to: u16, len: u16 },
         LetGo,
+        /// The guest goes on in a new domain; some pages are granted again.
+        Migrate { again: u32 },
     }
 }
 
@@ -92,6 +94,7 @@ impl Op {
                 Meant::CopyAny(GrantRef(gref.get()), from.into(), to.into(), len.into())
             }
             Self::LetGo => Meant::LetGo,
+            Self::Migrate { again } => Meant::Migrate(again),
         }
     }
 }

@@ -101,7 +101,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     }
 
     /// Puts into the queue what is to be issued again to a backend with these features.
-    fn issue_again(&mut self, features: &Features, ordered: bool) {
+    pub(crate) fn issue_again(&mut self, features: &Features, ordered: bool) {
         let written = self.stats.written();
         // Of a backend that never offered to flush all is durable.
         let mut lost = self.lost || self.features.volatile && self.ops.is_volatile(written);
@@ -167,7 +167,11 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 }
 
 /// What becomes of an operation on a disk that may be another: nothing, or a result.
-fn check_again<P: Platform>(features: &Features, op: &Op<'_, P>, ordered: bool) -> Option<Result<(), Error>> {
+pub(crate) fn check_again<P: Platform>(
+    features: &Features,
+    op: &Op<'_, P>,
+    ordered: bool,
+) -> Option<Result<(), Error>> {
     let result = match op.kind {
         Kind::Flush if !features.can_flush() => Ok(()),
         Kind::Barrier if !features.barrier || !ordered => Err(Error::Unsupported),

@@ -22,6 +22,8 @@ pub(super) struct Backend {
     pub(super) front_path: String,
     back_path: String,
     pub(super) options: Options,
+    /// What it is like after the next migration.
+    pub(super) next: Option<Options>,
     pub(super) storage: Storage,
     state: XenbusState,
     pub(super) lies: Vec<(String, Option<String>)>,
@@ -52,17 +54,6 @@ impl Backend {
         let front_path = format!("/local/domain/{id}/device/vbd/{index}");
         let own = options.domain.0;
         let back_path = format!("/local/domain/{own}/backend/vbd/{id}/{index}");
-        store.write(&front_path, "");
-        store.set_permissions(&front_path, &format!("n{id}\0r{own}"));
-        let kind = if options.cdrom { "cdrom" } else { "disk" };
-        for (node, value) in [
-            ("backend", &*back_path),
-            ("backend-id", &own.to_string()),
-            ("device-type", kind),
-            ("state", "1"),
-        ] {
-            store.write(&format!("{front_path}/{node}"), value);
-        }
         let backend = Self {
             store: store.clone(),
             guest: guest.inside(),
@@ -70,6 +61,7 @@ impl Backend {
             front_path,
             back_path,
             options,
+            next: None,
             storage,
             state: XenbusState::INITIALISING,
             lies: Vec::new(),
@@ -85,8 +77,48 @@ impl Backend {
             stalled: false,
             gone: false,
         };
+        backend.plug();
         backend.appear();
         backend
+    }
+
+    /// What the toolstack writes for the guest.
+    fn plug(&self) {
+        let (store, front_path, own) = (&self.store, &self.front_path, self.options.domain.0);
+        let id = self.guest.id().0;
+        store.write(front_path, "");
+        store.set_permissions(front_path, &format!("n{id}\0r{own}"));
+        let kind = if self.options.cdrom { "cdrom" } else { "disk" };
+        for (node, value) in [
+            ("backend", &*self.back_path),
+            ("backend-id", &own.to_string()),
+            ("device-type", kind),
+            ("state", "1"),
+        ] {
+            store.write(&format!("{front_path}/{node}"), value);
+        }
+    }
+
+    /// The guest goes on as a new domain, where the toolstack makes the device anew. The disk is as it was.
+    pub(super) fn migrated(&mut self) {
+        self.disconnect();
+        (self.mapped.pages, self.mapped.kept) = Default::default();
+        self.store.remove(&self.back_path);
+        if let Some(options) = self.next.take() {
+            self.options = options;
+            self.dom0 = self.guest.xen().domain(options.domain);
+            self.dom0.ensure_shared_info();
+            self.storage.resize(options.sectors * SECTOR as u64).expect("a disk that can be resized");
+        }
+        let (id, own) = (self.guest.id().0, self.options.domain.0);
+        let index = self.front_path.rsplit('/').next().unwrap_or_default().to_string();
+        self.front_path = format!("/local/domain/{id}/device/vbd/{index}");
+        self.back_path = format!("/local/domain/{own}/backend/vbd/{id}/{index}");
+        self.plug();
+        if !self.gone {
+            self.state = XenbusState::INITIALISING;
+            self.appear();
+        }
     }
 
     /// What the toolstack writes for a new backend.
