@@ -44,6 +44,8 @@ input! {
         Faults { seed: u8, often: [u8; 4], only: Option<bool> },
         /// The machine goes on a step: late events arrive.
         Step,
+        /// A domain goes on as a new one.
+        Migrate { side: bool },
     }
 }
 
@@ -92,6 +94,7 @@ impl Op {
                 Meant::Faults { seed: seed.into(), faults }
             }
             Self::Step => Meant::Step,
+            Self::Migrate { side } => Meant::Migrate { side: side.into() },
         }
     }
 }

@@ -48,6 +48,8 @@ input! {
         LetGo,
         /// A grant is taken away while its flags change.
         Restless { changes: [u8; 7] },
+        /// The guest goes on in a new domain; some pages are granted again.
+        Migrate { again: u32 },
     }
 }
 
@@ -95,6 +97,7 @@ impl Op {
             }
             Self::LetGo => Meant::LetGo,
             Self::Restless { changes } => Meant::Restless(changes),
+            Self::Migrate { again } => Meant::Migrate(again),
         }
     }
 }

@@ -11,7 +11,7 @@ use xen_evtchn::EventChannels;
 use xen_gnttab::{GrantRef, GrantTable};
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
-use xen_hypercall::{DomId, Gfn, PAGE_SIZE, Page, VcpuId};
+use xen_hypercall::{DomId, Domain, Gfn, PAGE_SIZE, Page, VcpuId};
 use xen_ring::{Backing, SharedMem};
 use xen_xenstore::mock::MockXenstored;
 
@@ -81,6 +81,8 @@ pub struct Machine {
     pub guest: MockDomain,
     /// Its xenstore daemon.
     pub store: MockXenstored,
+    /// Its token.
+    pub token: Domain<MockDomain>,
     /// Its event channels.
     pub events: EventChannels<MockDomain>,
     /// Its grant table.
@@ -105,7 +107,7 @@ impl Machine {
         let token = guest.boot().expect("the token of a fresh guest");
         let events = EventChannels::new(&token).expect("event channels of a fresh guest");
         let grants = GrantTable::new(&token).expect("the grant table of a fresh guest");
-        Self { xen, guest, store, events, grants }
+        Self { xen, guest, store, token, events, grants }
     }
 
     /// So many milliseconds from now.

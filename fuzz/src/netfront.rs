@@ -20,8 +20,8 @@ fn attempt_plan(plan: &Plan) {
     let machine = Machine::new();
     let switch = MockSwitch::new(&machine.xen);
     let back = MockNetback::new(&switch, &machine.store, &machine.guest, 0, plan.options());
-    let Machine { guest, store, events, grants, xen } = &machine;
-    let place = Place { xen, guest, store, switch: &switch, back: &back, events, grants };
+    let Machine { guest, store, token, events, grants, xen } = &machine;
+    let place = Place { xen, guest, store, switch: &switch, back: &back, token, events, grants };
     let mut model = Model::new(place, plan.config(), Dice::new(plan.seed.into()), plan.faults());
     plan.ops.0.iter().for_each(|op| model.step(&op.model()));
     model.finish();

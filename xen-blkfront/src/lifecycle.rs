@@ -25,7 +25,24 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             return Ok(self.state);
         }
         let Some(link) = &self.link else { return Ok(self.state) };
-        let state = match link.device.change(xs)? {
+        let change = link.device.change(xs)?;
+        self.follow(xs, change)
+    }
+
+    /// The same for a disk whose events no longer come in time: asks xenstore in any case.
+    pub(crate) fn service_by_asking(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
+        match &self.link {
+            Some(link) if matches!(self.state, State::Connected | State::Closing) => {
+                let change = link.device.change_by_asking(xs)?;
+                self.follow(xs, change)
+            }
+            _ => Ok(self.state),
+        }
+    }
+
+    fn follow(&mut self, xs: &mut Xenstore<'x, P>, change: BackendChange) -> Result<State, Error> {
+        let Some(link) = &self.link else { return Ok(self.state) };
+        let state = match change {
             BackendChange::Same => return Ok(self.state),
             // Linux and QEMU write their state once more after they have written a new size.
             BackendChange::Told(XenbusState::CONNECTED) if self.state == State::Connected => {
@@ -109,7 +126,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     }
 
     /// Puts into the queue what is to be issued again to a backend with these features.
-    fn issue_again(&mut self, features: &Features, ordered: bool) {
+    pub(crate) fn issue_again(&mut self, features: &Features, ordered: bool) {
         let written = self.stats.written();
         // Of a backend that never offered to flush all is durable.
         let mut lost = self.lost || self.features.volatile && self.ops.is_volatile(written);
@@ -179,7 +196,11 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 }
 
 /// What becomes of an operation on a disk that may be another: nothing, or a result.
-fn check_again<P: Platform>(features: &Features, op: &Op<'_, P>, ordered: bool) -> Option<Result<(), Error>> {
+pub(crate) fn check_again<P: Platform>(
+    features: &Features,
+    op: &Op<'_, P>,
+    ordered: bool,
+) -> Option<Result<(), Error>> {
     let result = match op.kind {
         Kind::Flush if !features.can_flush() => Ok(()),
         Kind::Barrier if !features.barrier || !ordered => Err(Error::Unsupported),

@@ -553,6 +553,11 @@ impl<'x, P: Platform> Op<'x, P> {
         self.asker <= Asker::WaitsLong
     }
 
+    /// Whether it changes the disk, and was forgotten before it had a result: nobody knows that it is not done.
+    pub(crate) fn is_left(&self) -> bool {
+        self.asker == Asker::Left && self.kind.writes()
+    }
+
     /// Whether it is over, as far as those know who asked for it.
     pub(crate) fn is_told(&self) -> bool {
         self.asker == Asker::Told

@@ -81,7 +81,7 @@ impl<'x, P: Platform> Pool<'x, P> {
     /// Whether the backend can use a page of the caller's as it may want to.
     #[inline]
     pub(crate) fn accepts(&self, page: &GrantedPage<'x, P>) -> bool {
-        page.peer() == self.backend && page.access() == Access::ReadWrite
+        page.is_granted_to(self.backend) && page.access() == Access::ReadWrite
     }
 
     #[inline]
@@ -237,6 +237,25 @@ impl<'x, P: Platform> Pool<'x, P> {
             index = self.next(index);
         }
         Some(())
+    }
+
+    /// All pages again, in place, granted to a backend that has none of them yet: after a resume in a new domain. The
+    /// operations are all that have pages.
+    pub(crate) fn regrant<'o>(
+        &mut self,
+        backend: DomId,
+        ops: impl Iterator<Item = &'o mut Op<'x, P>>,
+    ) -> Result<(), Error>
+    where
+        'x: 'o,
+        P: 'o,
+    {
+        self.backend = backend;
+        let own = self.entries.iter_mut().filter_map(|entry| entry.piece.as_mut());
+        for piece in own.chain(ops.filter_map(|op| op.piece.as_mut())) {
+            piece.page.regrant(backend)?;
+        }
+        Ok(())
     }
 
     /// Other pages in place of all, granted to another backend: the one before may still have these, so they are not

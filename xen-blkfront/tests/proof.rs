@@ -16,7 +16,9 @@ use xen_blkfront::mock::model::{
 use xen_blkfront::mock::{Discard, Faults, MockBlkback, Options, Order};
 use xen_blkfront::{BlkFront, Config, Error, Piece, State, Ticket};
 use xen_gnttab::Access;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
+use xen_hypercall::sched::Resumed;
 use xen_xenstore::Xenstore;
 
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ enum Step {
     Die,
     ComeBack,
     Crash(u64),
+    Migrate { elsewhere: bool, lean: bool },
+    Checkpoint,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -70,6 +74,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Die),
         2 => Just(Step::ComeBack),
         1 => any::<u64>().prop_map(Step::Crash),
+        3 => any::<[bool; 2]>().prop_map(|[elsewhere, lean]| Step::Migrate { elsewhere, lean }),
+        1 => Just(Step::Checkpoint),
     ]
 }
 
@@ -105,6 +111,7 @@ struct Flight {
 
 struct Run<'x> {
     machine: &'x Machine,
+    options: Options,
     back: MockBlkback,
     disk: BlkFront<'x, MockDomain>,
     model: Model,
@@ -295,6 +302,39 @@ impl<'x> Run<'x> {
             }
             Step::Die => self.back.vanish(),
             Step::ComeBack => self.back.come_back(),
+            Step::Migrate { elsewhere, lean } => {
+                let lean = |options: Options| {
+                    if lean {
+                        Options {
+                            max_queues: None,
+                            indirect_segments: None,
+                            max_ring_page_order: None,
+                            ..options
+                        }
+                    } else {
+                        options
+                    }
+                };
+                let domain = DomId(if elsewhere { 9 } else { 0 });
+                self.back.set_next(lean(Options { domain, ..self.options }));
+                let before = self.machine.guest.id();
+                let (resumed, absent) = self.machine.suspend(xs, &mut self.disk);
+                assert_eq!(resumed, Resumed::InNewDomain);
+                assert_ne!(self.machine.guest.id(), before);
+                match self.disk.state() {
+                    State::Connected => assert_eq!(absent, 0),
+                    State::Broken(_) => {}
+                    now => assert!(now == State::Closed && absent <= 1),
+                }
+            }
+            Step::Checkpoint => {
+                self.machine.xen.set_toolstack(|_| Resumed::InPlace);
+                assert_eq!(self.machine.suspend(xs, &mut self.disk), (Resumed::InPlace, 0));
+                self.machine.xen.set_toolstack(|domain| {
+                    domain.xen().migrate(domain);
+                    Resumed::InNewDomain
+                });
+            }
             Step::Crash(seed) => {
                 self.back.vanish();
                 self.back.power_loss(&Dice::new(seed));
@@ -313,8 +353,15 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
     let config = Config { requests: 12, pages: 60, segments: 40, ring_pages: 2, queues: 2, ..small() };
     let disk = machine.connect_with(&mut xs, config).unwrap();
     back.set_faults(Dice::new(seed), faults);
-    let mut run =
-        Run { machine: &machine, back, disk, model: Model::new(), flights: Vec::new(), flushes: Vec::new() };
+    let mut run = Run {
+        machine: &machine,
+        options,
+        back,
+        disk,
+        model: Model::new(),
+        flights: Vec::new(),
+        flushes: Vec::new(),
+    };
     for step in steps {
         machine.xen.trace(|| format!("-- {step:?}"));
         run.act(&mut xs, step);

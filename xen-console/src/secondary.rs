@@ -252,7 +252,9 @@ fn finish<P: Platform + Wait>(
 impl<'x, P: Platform + Wait> Device<'x, P> for SecondaryConsole<'x, P> {
     type Begun = (bool, Option<(Console<'x, P>, Frontend<Published>)>);
 
-    fn quiesce(&mut self) {
+    fn quiesce(&mut self, xs: &mut Xenstore<'x, P>) {
+        // What cannot be found out now shows afterwards.
+        let _ = self.service(xs);
         let _ = self.console.announce();
     }
 

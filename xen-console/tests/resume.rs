@@ -12,10 +12,10 @@ use xen_gnttab::GrantTable;
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::sched::Resumed;
-use xen_hypercall::{DomId, Domain, RestoreError};
+use xen_hypercall::{DomId, Domain};
 use xen_xenstore::Xenstore;
-use xen_xenstore::mock::MockXenstored;
-use xen_xenstore::suspend::{Device, Kernel, Suspension};
+use xen_xenstore::mock::{MockXenstored, Still};
+use xen_xenstore::suspend::{Device, Suspension};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -57,18 +57,6 @@ impl World {
         // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
         let outcome = unsafe { suspension.run(xs, None, devices) }.unwrap();
         (outcome.resumed, outcome.absent)
-    }
-}
-
-struct Still;
-
-impl Kernel for Still {
-    fn stand_still(&self, suspend: &mut dyn FnMut()) {
-        suspend();
-    }
-
-    fn renew(&self) -> Result<(), RestoreError> {
-        Ok(())
     }
 }
 

@@ -157,6 +157,12 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
         self.table.incarnation() == self.life
     }
 
+    /// Whether a domain has the page by a grant that is [in force](Self::is_current).
+    #[inline]
+    pub fn is_granted_to(&self, domain: DomId) -> bool {
+        self.peer == domain && self.is_current()
+    }
+
     /// Grants a [stale](Self::is_current) page again, in place: to this domain, for what it was granted before, by another
     /// reference. What is in the page stays, and the peer sees it. A page whose grant is in force stays as it is.
     ///

@@ -8,7 +8,7 @@ use xen_xenstore::{Path, Transaction, Until, Xenstore, names, parse};
 
 use crate::config::NODES;
 use crate::control::Control;
-use crate::front::LARGE;
+use crate::front::{LARGE, Queues};
 use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
@@ -218,24 +218,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
                 return Err(error);
             }
         };
-        let device = publish(xs, device, |transaction, path| {
-            announce(transaction, path, config.receive, terms.left)?;
-            let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
-            put(transaction, path, "request-multicast-control", filter.into())?;
-            put(transaction, path, "xdp-headroom", terms.headroom.into())?;
-            if let Some(control) = &mut control {
-                put(transaction, path, "ctrl-ring-ref", control.ring.backing().gref().0)?;
-                put(transaction, path, "event-channel-ctrl", control.channel.port().0)?;
-            }
-            if terms.queues > 1 {
-                put(transaction, path, "multi-queue-num-queues", terms.queues as u32)?;
-            }
-            for (number, queue) in queues.iter_mut().flatten().enumerate() {
-                let below = if terms.queues > 1 { path.join(format_args!("queue-{number}"))? } else { *path };
-                tell(transaction, &below, queue)?;
-            }
-            Ok(())
-        })?;
+        let device = offer(xs, device, &config, &terms, &mut queues, &mut control)?;
         let front = Self {
             index,
             device: None,
@@ -265,6 +248,128 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         };
         Ok(Connecting { front, device })
     }
+}
+
+impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
+    /// The first half of connecting anew after a resume in a new domain, with the rings and pages that there are. They are
+    /// nobody's but ours until they are granted again.
+    pub(crate) fn begin_again(
+        &mut self,
+        xs: &mut Xenstore<'x, P>,
+        deadline: &mut Deadline,
+    ) -> Result<Frontend<Published>, Error> {
+        let config = Config { send: self.wanted, ..self.config };
+        let device = open(xs, self.index, deadline, false)?;
+        let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
+            let queues = self.share_again(&device, &config, &terms)?;
+            Ok(Terms { queues, ..terms })
+        });
+        let terms = match shared {
+            Ok(terms) => terms,
+            Err(error) => {
+                // The first error says more than one of the way out.
+                let _ = device.abandon(xs);
+                return Err(error);
+            }
+        };
+        let device = offer(xs, device, &config, &terms, &mut self.queues, &mut self.control)?;
+        (self.multicast, self.trusted, self.headroom) = (terms.multicast, terms.trusted, terms.headroom);
+        self.connected = terms.queues;
+        (self.mac, self.mtu) = (terms.mac, terms.mtu);
+        self.config = Config { send: terms.send, ..config };
+        Ok(device)
+    }
+
+    /// As many queues as are agreed on, those that there are first. Returns how many.
+    fn share_again(
+        &mut self,
+        device: &Frontend<BackendReady>,
+        config: &Config,
+        terms: &Terms,
+    ) -> Result<usize, Error> {
+        let (events, grants, backend) = (self.events, self.grants, device.backend_id());
+        let had = self.control.as_ref().is_some_and(|control| control.changed);
+        match (&mut self.control, terms.control) {
+            (Some(control), true) => control.restart(events, backend)?,
+            (place, wanted) => {
+                *place = if wanted { Some(Control::new(events, grants, backend)?) } else { None };
+                if had {
+                    self.followup |= Followup::CONTROL;
+                }
+            }
+        }
+        let mut count = 0;
+        for (number, place) in self.queues.iter_mut().enumerate() {
+            let made = match place {
+                _ if number >= terms.queues || number > count => {
+                    *place = None;
+                    continue;
+                }
+                Some(queue) => queue.restart(events, backend, terms.split),
+                None => {
+                    Queue::new(events, grants, backend, config, terms.split).map(|queue| *place = Some(queue))
+                }
+            };
+            match made {
+                Ok(()) => count += 1,
+                // Memory, references or ports for as many as there are.
+                Err(_) if count > 0 => *place = None,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
+    }
+
+    /// The other half: waits until the backend has connected, and goes on.
+    pub(crate) fn finish_again(
+        &mut self,
+        device: Frontend<Published>,
+        xs: &mut Xenstore<'x, P>,
+        deadline: &mut Deadline,
+    ) -> Result<(), Error> {
+        let state = device.frontend_path().join("state")?;
+        let device = device.wait_connected(xs, &mut *deadline).map_err(|error| give_up(xs, &state, error))?;
+        if self.config.follow_link {
+            self.link = Link::new(xs, &device);
+        }
+        (self.device, self.state) = (Some(device), State::Connected);
+        self.stats.reconnects += 1;
+        self.followup |= Followup::ANNOUNCE;
+        self.publish()?;
+        self.want_again(deadline.at());
+        self.repeat_settings(deadline.at());
+        self.service(xs)?;
+        Ok(())
+    }
+}
+
+/// Tells the backend of the queues, and of all that was agreed on.
+fn offer<'x, P: Platform + Wait, const QUEUES: usize>(
+    xs: &mut Xenstore<'x, P>,
+    device: Frontend<BackendReady>,
+    config: &Config,
+    terms: &Terms,
+    queues: &mut Queues<'x, P, QUEUES>,
+    control: &mut Option<Control<'x, P>>,
+) -> Result<Frontend<Published>, Error> {
+    publish(xs, device, |transaction, path| {
+        announce(transaction, path, config.receive, terms.left)?;
+        let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
+        put(transaction, path, "request-multicast-control", filter.into())?;
+        put(transaction, path, "xdp-headroom", terms.headroom.into())?;
+        if let Some(control) = control.as_mut() {
+            put(transaction, path, "ctrl-ring-ref", control.ring.backing().gref().0)?;
+            put(transaction, path, "event-channel-ctrl", control.channel.port().0)?;
+        }
+        if terms.queues > 1 {
+            put(transaction, path, "multi-queue-num-queues", terms.queues as u32)?;
+        }
+        for (number, queue) in queues.iter_mut().flatten().enumerate() {
+            let below = if terms.queues > 1 { path.join(format_args!("queue-{number}"))? } else { *path };
+            tell(transaction, &below, queue)?;
+        }
+        Ok(())
+    })
 }
 
 /// What the backend, and the toolstack, say.

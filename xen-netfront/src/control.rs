@@ -11,9 +11,10 @@ use zerocopy::IntoBytes;
 
 use crate::abi::*;
 use crate::error::Violation;
+use crate::page_box::PageBox;
 use crate::queue::share_ring;
 use crate::tx::broken;
-use crate::{Error, NetFront};
+use crate::{Error, Followup, NetFront};
 
 /// Entries of a table that fit the page by which it is passed.
 const WORDS: usize = PAGE_SIZE / 4;
@@ -34,7 +35,23 @@ pub(crate) struct Control<'x, P: Platform> {
     broken: Option<Violation>,
     /// Something was set, which another backend does not know.
     pub(crate) changed: bool,
+    /// What was set, once something was.
+    settings: Option<PageBox<'x, P, Settings>>,
 }
+
+/// What was set, for a backend that does not know it, as far as there is room here: as much as Linux' backend takes.
+struct Settings {
+    algorithm: Option<u32>,
+    types: Option<u32>,
+    key: ([u8; KEY], Option<usize>),
+    mapping: ([u32; MAPPING], Option<usize>),
+    keeps_pages: bool,
+    /// There was no room for something.
+    incomplete: bool,
+}
+
+const KEY: usize = 40;
+const MAPPING: usize = 128;
 
 /// Questions to the backend, of one device: [`NetFront::control`]. Each waits for its answer.
 pub struct ControlRing<'f, 'x, P: Platform, const QUEUES: usize> {
@@ -58,7 +75,17 @@ impl<'x, P: Platform> Control<'x, P> {
         let page = grants.share(backend, Access::ReadWrite)?;
         let channel = events.alloc_unbound(backend)?;
         let (next, open, broken) = (0, None, None);
-        Ok(Self { channel, ring, page, next, open, broken, changed: false })
+        Ok(Self { channel, ring, page, next, open, broken, changed: false, settings: None })
+    }
+
+    /// The same pages for another backend, after a resume in a new domain. What was asked is not answered any more.
+    pub(crate) fn restart(&mut self, events: &'x EventChannels<P>, backend: DomId) -> Result<(), Error> {
+        self.ring.backing().regrant(backend)?;
+        self.ring.restart().map_err(broken)?;
+        self.page.regrant(backend)?;
+        self.channel = events.alloc_unbound(backend)?;
+        (self.open, self.broken) = (None, None);
+        Ok(())
     }
 
     /// Asks, and waits for the answer, until `deadline`.
@@ -137,6 +164,62 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
         self.front.control.as_mut().ok_or(Error::Closed)?.ask(kind, data, deadline)
     }
 
+    /// Notes what the backend was told.
+    fn remember(&mut self, note: impl FnOnce(&mut Settings)) {
+        let platform = self.front.grants.platform();
+        let Some(control) = &mut self.front.control else { return };
+        let new = || Settings {
+            algorithm: None,
+            types: None,
+            key: ([0; KEY], None),
+            mapping: ([0; MAPPING], None),
+            keeps_pages: false,
+            incomplete: false,
+        };
+        let known = control.settings.take().or_else(|| PageBox::new(platform, new));
+        control.settings = known.map(|mut settings| {
+            note(&mut settings);
+            settings
+        });
+    }
+
+    /// Tells a backend that does not know it all that was set.
+    fn repeat(&mut self, settings: &Settings) -> Result<(), Error> {
+        if let Some(algorithm) = settings.algorithm {
+            self.ask(CTRL_SET_HASH_ALGORITHM, [algorithm, 0, 0])?;
+        }
+        if let Some(types) = settings.types {
+            self.ask(CTRL_SET_HASH_FLAGS, [types, 0, 0])?;
+        }
+        if let Some(key) = settings.key.1.and_then(|len| settings.key.0.get(..len)) {
+            self.tell_key(key)?;
+        }
+        if let Some(mapping) = settings.mapping.1.and_then(|len| settings.mapping.0.get(..len)) {
+            self.tell_mapping(mapping)?;
+        }
+        if settings.keeps_pages {
+            self.tell_pages()?;
+        }
+        Ok(())
+    }
+
+    fn tell_key(&mut self, key: &[u8]) -> Result<(), Error> {
+        self.ask_with(key, CTRL_SET_HASH_KEY, |gref| [gref, key.len() as u32, 0]).map(drop)
+    }
+
+    fn tell_mapping(&mut self, mapping: &[u32]) -> Result<(), Error> {
+        let queues = self.front.connected as u32;
+        if let Some(queue) = mapping.iter().find(|queue| **queue >= queues) {
+            return Err(Error::Queue(*queue));
+        }
+        self.ask(CTRL_SET_HASH_MAPPING_SIZE, [mapping.len() as u32, 0, 0])?;
+        for (index, part) in mapping.chunks(WORDS).enumerate() {
+            let offset = (index * WORDS) as u32;
+            self.ask_with(part.as_bytes(), CTRL_SET_HASH_MAPPING, |gref| [gref, part.len() as u32, offset])?;
+        }
+        Ok(())
+    }
+
     /// Asks with bytes in the page. They are not touched while an earlier question, which timed out, is open.
     fn ask_with(
         &mut self,
@@ -164,6 +247,7 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
                 lent.expect_hashes();
             }
         }
+        self.remember(|settings| settings.algorithm = Some(algorithm));
         Ok(())
     }
 
@@ -176,7 +260,9 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     /// Chooses what is hashed; nothing: the backend chooses queues as it likes.
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn set_hash_types(&mut self, types: HashTypes) -> Result<(), Error> {
-        self.ask(CTRL_SET_HASH_FLAGS, [types.bits(), 0, 0]).map(drop)
+        self.ask(CTRL_SET_HASH_FLAGS, [types.bits(), 0, 0])?;
+        self.remember(|settings| settings.types = Some(types.bits()));
+        Ok(())
     }
 
     /// Sets the key of the hash.
@@ -184,7 +270,11 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     /// # Errors
     /// Also [`Error::Length`] for one that is longer than a page.
     pub fn set_hash_key(&mut self, key: &[u8]) -> Result<(), Error> {
-        self.ask_with(key, CTRL_SET_HASH_KEY, |gref| [gref, key.len() as u32, 0]).map(drop)
+        self.tell_key(key)?;
+        self.remember(|settings| {
+            settings.incomplete |= !keep(&mut settings.key, key);
+        });
+        Ok(())
     }
 
     /// The most entries that the table from hashes to queues may have; none: the backend has none, and divides.
@@ -198,15 +288,10 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     /// # Errors
     /// Also [`Error::Queue`] for a queue that there is not.
     pub fn set_hash_mapping(&mut self, mapping: &[u32]) -> Result<(), Error> {
-        let queues = self.front.connected as u32;
-        if let Some(queue) = mapping.iter().find(|queue| **queue >= queues) {
-            return Err(Error::Queue(*queue));
-        }
-        self.ask(CTRL_SET_HASH_MAPPING_SIZE, [mapping.len() as u32, 0, 0])?;
-        for (index, part) in mapping.chunks(WORDS).enumerate() {
-            let offset = (index * WORDS) as u32;
-            self.ask_with(part.as_bytes(), CTRL_SET_HASH_MAPPING, |gref| [gref, part.len() as u32, offset])?;
-        }
+        self.tell_mapping(mapping)?;
+        self.remember(|settings| {
+            settings.incomplete |= !keep(&mut settings.mapping, mapping);
+        });
         Ok(())
     }
 
@@ -214,6 +299,12 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     /// each frame. Returns how many those are. They come back when the backend has closed.
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn map_pages(&mut self) -> Result<u32, Error> {
+        let mapped = self.tell_pages()?;
+        self.remember(|settings| settings.keeps_pages = true);
+        Ok(mapped)
+    }
+
+    fn tell_pages(&mut self) -> Result<u32, Error> {
         let mut mapped = 0;
         for queue in 0..QUEUES {
             // Those of a queue that was taken stay as they are.
@@ -241,5 +332,32 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
             }
         }
         Ok(mapped)
+    }
+}
+
+/// Keeps a copy, if there is room for it.
+fn keep<T: Copy, const N: usize>((place, len): &mut ([T; N], Option<usize>), values: &[T]) -> bool {
+    *len = place.get_mut(..values.len()).map(|place| {
+        place.copy_from_slice(values);
+        values.len()
+    });
+    len.is_some()
+}
+
+impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
+    /// Tells a backend that does not know it all that was set by the ring.
+    pub(crate) fn repeat_settings(&mut self, deadline: Duration) {
+        let Some(control) = self.control.as_mut().filter(|control| control.changed) else { return };
+        let settings = control.settings.take();
+        let told = settings.as_ref().is_some_and(|settings| {
+            let mut ring = ControlRing { front: self, deadline };
+            ring.repeat(settings).is_ok() && !settings.incomplete
+        });
+        if !told {
+            self.followup |= Followup::CONTROL;
+        }
+        if let Some(control) = &mut self.control {
+            control.settings = settings;
+        }
     }
 }

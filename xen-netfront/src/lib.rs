@@ -28,6 +28,7 @@ mod page_box;
 mod pages;
 mod pool;
 mod queue;
+mod resume;
 mod rx;
 mod segment;
 mod stats;

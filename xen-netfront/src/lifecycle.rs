@@ -55,7 +55,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 
     /// Asks the new backend for all multicast addresses that are wanted, as many at a time as there are pages.
-    fn want_again(&mut self, deadline: Duration) {
+    pub(crate) fn want_again(&mut self, deadline: Duration) {
         let (events, mut deadline, mut from) = (self.events, Deadline::new(deadline), 0);
         loop {
             let seen = events.seq();

@@ -60,6 +60,17 @@ impl<'g, P: Platform> Pool<'g, P> {
         Ok(())
     }
 
+    /// Grants all pages again, to a backend that has none of them yet: all are here. Frames that are being put together stay.
+    pub(crate) fn regrant(&mut self, backend: DomId) -> Result<(), Error> {
+        for page in self.pages.iter_mut().flatten() {
+            page.regrant(backend)?;
+        }
+        for id in 0..PAGES as u16 {
+            self.put_back(id);
+        }
+        Ok(())
+    }
+
     /// How many pages there are, here and with the backend.
     pub(crate) fn pages(&self) -> usize {
         self.pages.iter().flatten().count()

@@ -44,6 +44,20 @@ impl<'x, P: Platform> Queue<'x, P> {
         Ok(queue)
     }
 
+    /// The same rings and pages for another backend, after a resume in a new domain.
+    pub(crate) fn restart(
+        &mut self,
+        events: &'x EventChannels<P>,
+        backend: DomId,
+        split: bool,
+    ) -> Result<(), Error> {
+        self.tx.restart(backend)?;
+        self.rx.restart(backend)?;
+        self.channel = events.alloc_unbound(backend)?;
+        self.rx_channel = if split { Some(events.alloc_unbound(backend)?) } else { None };
+        Ok(())
+    }
+
     pub(crate) fn receive_channel(&self) -> &Channel<'x, P> {
         self.rx_channel.as_ref().unwrap_or(&self.channel)
     }

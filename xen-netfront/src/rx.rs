@@ -63,6 +63,17 @@ impl<'x, P: Platform> RxQueue<'x, P> {
         Ok(())
     }
 
+    /// An empty ring, and no page with the backend, which is another. Frames that were not received are lost.
+    pub(crate) fn restart(&mut self, backend: DomId) -> Result<(), Error> {
+        self.ring.backing().regrant(backend)?;
+        self.ring.restart().map_err(broken)?;
+        self.looked = 0;
+        for page in self.pages.iter_mut().flatten() {
+            page.regrant(backend)?;
+        }
+        Ok(())
+    }
+
     /// The references of all pages.
     pub(crate) fn grefs(&self) -> impl Iterator<Item = GrantRef> {
         self.pages.iter().flatten().map(GrantedPage::gref)

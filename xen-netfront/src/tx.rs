@@ -1,7 +1,7 @@
 //! The half of a queue that sends.
 
 use xen_gnttab::GrantedPage;
-use xen_hypercall::{PAGE_SIZE, Platform};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform};
 use xen_ring::{Front, RingError};
 use zerocopy::transmute;
 
@@ -114,6 +114,14 @@ impl<'x, P: Platform> TxQueue<'x, P> {
     #[inline(always)]
     pub(crate) fn new(ring: Front<Tx, GrantedPage<'x, P>>) -> Self {
         Self { ring, pool: Pool::new(), nulls: 0, worked: false }
+    }
+
+    /// An empty ring and all pages, for another backend. Frames that were under way are lost.
+    pub(crate) fn restart(&mut self, backend: DomId) -> Result<(), Error> {
+        self.ring.backing().regrant(backend)?;
+        self.ring.restart().map_err(broken)?;
+        (self.nulls, self.worked) = (0, false);
+        self.pool.regrant(backend)
     }
 
     /// Pages that can be filled at this moment; looks what came back when there are fewer than `wanted`.

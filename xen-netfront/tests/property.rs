@@ -46,6 +46,7 @@ fn event() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => Just(Op::Service),
         2 => Just(Op::Reconnect),
+        2 => any::<bool>().prop_map(|migrate| Op::Suspend { migrate }),
         2 => (any::<u8>(), any::<bool>()).prop_map(|(number, wanted)| Op::Multicast { number, wanted }),
         2 => any::<bool>().prop_map(Op::Stall),
         1 => any::<bool>().prop_map(Op::Hold),
@@ -130,8 +131,8 @@ fn config() -> impl Strategy<Value = Config> {
 fn run(options: Options, config: Config, faults: Faults, seed: u64, ops: &[Op]) {
     let machine = Machine::new();
     let back = machine.vif(options);
-    let Machine { xen, guest, store, switch, events, grants } = &machine;
-    let place = Place { xen, guest, store, switch, back: &back, events, grants };
+    let Machine { xen, guest, store, switch, events, grants, token } = &machine;
+    let place = Place { xen, guest, store, switch, back: &back, token, events, grants };
     let mut model = Model::new(place, config, Dice::new(seed), faults);
     ops.iter().for_each(|op| model.step(op));
     model.finish();

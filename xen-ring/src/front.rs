@@ -49,6 +49,36 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     /// # Errors
     /// [`RingError::TooSmall`] when not even one slot fits.
     pub fn init_at(mut mem: M, index: u32) -> Result<Self, RingError> {
+        let slots = Self::lay_out(&mut mem, index)?;
+        Ok(Self {
+            mem,
+            slots,
+            room: slots,
+            until: index.wrapping_add(slots),
+            pushed: index,
+            published: index,
+            taken: index,
+            available: index,
+            broken: None,
+            _protocol: PhantomData,
+        })
+    }
+
+    /// Makes the ring an empty one again, in the same memory, for another peer: what was in it is forgotten, and so is what the
+    /// peer before broke. That one must not have the memory any more, as after a resume in a new domain.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn restart(&mut self) -> Result<(), RingError> {
+        self.slots = Self::lay_out(&mut self.mem, 0)?;
+        (self.room, self.until) = (self.slots, self.slots);
+        (self.pushed, self.published, self.taken, self.available) = (0, 0, 0, 0);
+        self.broken = None;
+        Ok(())
+    }
+
+    /// Clears the memory for an empty ring whose indices begin at `index`; returns how many slots it has.
+    fn lay_out(mem: &mut M, index: u32) -> Result<u32, RingError> {
         let view = mem.mem();
         let slots = slots_in::<P>(view.len());
         if slots == 0 {
@@ -63,18 +93,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         ] {
             view.store_u32(offset, value, Ordering::Release)?;
         }
-        Ok(Self {
-            mem,
-            slots,
-            room: slots,
-            until: index.wrapping_add(slots),
-            pushed: index,
-            published: index,
-            taken: index,
-            available: index,
-            broken: None,
-            _protocol: PhantomData,
-        })
+        Ok(slots)
     }
 
     /// How many requests fit.

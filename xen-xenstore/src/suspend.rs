@@ -40,8 +40,8 @@ pub trait Device<'x, P: Platform> {
     /// What is between [`begin`](Self::begin) and [`finish`](Self::finish).
     type Begun;
 
-    /// The domain is about to be suspended. Takes in what the backend has answered, and asks for nothing more.
-    fn quiesce(&mut self);
+    /// The domain is about to be suspended. Looks what has become of the backend, and takes in what that has answered.
+    fn quiesce(&mut self, xs: &mut Xenstore<'x, P>);
 
     /// In a new domain: tells the backend, whatever domain that is in now, what it needs to connect. What does not work leaves the
     /// device closed.
@@ -133,7 +133,7 @@ impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
         let Self { domain, events, kernel, parts, patience } = self;
         let mut slept = get_ready(domain, parts).and_then(|()| accept(xs, request));
         if slept.is_ok() {
-            devices.quiesce();
+            devices.quiesce(xs);
             slept = match xs.quiesce() {
                 Err(error) => Err(Error::Xenstore(error)),
                 Ok(()) => {
@@ -236,7 +236,7 @@ impl<P: Platform> fmt::Debug for Suspension<'_, '_, P> {
 impl<P: Platform> Device<'_, P> for () {
     type Begun = ();
 
-    fn quiesce(&mut self) {}
+    fn quiesce(&mut self, _: &mut Xenstore<'_, P>) {}
 
     fn begin(&mut self, _: &mut Xenstore<'_, P>, _: Duration) {}
 
@@ -250,8 +250,8 @@ impl<P: Platform> Device<'_, P> for () {
 impl<'x, P: Platform, D: Device<'x, P> + ?Sized> Device<'x, P> for &mut D {
     type Begun = D::Begun;
 
-    fn quiesce(&mut self) {
-        (**self).quiesce();
+    fn quiesce(&mut self, xs: &mut Xenstore<'x, P>) {
+        (**self).quiesce(xs);
     }
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> D::Begun {
@@ -270,8 +270,8 @@ impl<'x, P: Platform, D: Device<'x, P> + ?Sized> Device<'x, P> for &mut D {
 impl<'x, P: Platform, D: Device<'x, P>> Device<'x, P> for Option<D> {
     type Begun = Option<D::Begun>;
 
-    fn quiesce(&mut self) {
-        self.iter_mut().for_each(D::quiesce);
+    fn quiesce(&mut self, xs: &mut Xenstore<'x, P>) {
+        self.iter_mut().for_each(|device| device.quiesce(xs));
     }
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Option<D::Begun> {
@@ -290,8 +290,8 @@ impl<'x, P: Platform, D: Device<'x, P>> Device<'x, P> for Option<D> {
 impl<'x, P: Platform, D: Device<'x, P>, const N: usize> Device<'x, P> for [D; N] {
     type Begun = [D::Begun; N];
 
-    fn quiesce(&mut self) {
-        self.iter_mut().for_each(D::quiesce);
+    fn quiesce(&mut self, xs: &mut Xenstore<'x, P>) {
+        self.iter_mut().for_each(|device| device.quiesce(xs));
     }
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> [D::Begun; N] {
@@ -312,8 +312,8 @@ macro_rules! tuples {
         impl<'x, P: Platform, $($name: Device<'x, P>),+> Device<'x, P> for ($($name,)+) {
             type Begun = ($($name::Begun,)+);
 
-            fn quiesce(&mut self) {
-                $(self.$place.quiesce();)+
+            fn quiesce(&mut self, xs: &mut Xenstore<'x, P>) {
+                $(self.$place.quiesce(xs);)+
             }
 
             fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {

@@ -234,7 +234,7 @@ impl Restore for &Fake<'_> {
 impl<'x> Device<'x, MockDomain> for &Fake<'_> {
     type Begun = &'static str;
 
-    fn quiesce(&mut self) {
+    fn quiesce(&mut self, _: &mut Xenstore<'x, MockDomain>) {
         let _ = self.say("quiesce");
     }
 

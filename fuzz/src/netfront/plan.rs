@@ -70,6 +70,7 @@ input! {
         Poke { tx: bool, queue: bool, offset: u16, bytes: [u8; 4] },
         /// It writes a number to a word at a ring's beginning: an index.
         Index { tx: bool, queue: bool, word: u8, number: Number },
+        Suspend { migrate: bool },
     }
 
     /// What is wrong with a response.
@@ -132,6 +133,7 @@ impl Op {
             Self::ComeBack => To::ComeBack,
             Self::Restart => To::Restart,
             Self::ForceDetach => To::ForceDetach,
+            Self::Suspend { migrate } => To::Suspend { migrate },
             Self::Spoil { tx, ref fault } => To::Spoil { tx, fault: fault.fault() },
             Self::Say { node, ref value, next } => To::Say { node: node.into(), value: value.text(), next },
             Self::SayFront { node, ref value } => To::SayFront { node: node.into(), value: value.text() },

@@ -24,6 +24,8 @@ pub(super) struct Backend {
     pub(super) options: Options,
     /// What it can do as it told the guest, which it keeps to.
     pub(super) word: Options,
+    /// What it is like after the next migration.
+    pub(super) next: Option<Options>,
     pub(super) storage: Storage,
     pub(super) state: XenbusState,
     pub(super) lies: Vec<(String, Option<String>)>,
@@ -65,6 +67,7 @@ impl Backend {
             back_path,
             options,
             word: options,
+            next: None,
             storage,
             state: XenbusState::INITIALISING,
             lies: Vec::new(),
@@ -85,6 +88,28 @@ impl Backend {
         backend.give_disk();
         backend.appear();
         backend
+    }
+
+    /// The guest goes on as a new domain, where the toolstack makes the device anew. The disk is as it was.
+    pub(super) fn migrated(&mut self) {
+        self.disconnect();
+        (self.mapped.pages, self.mapped.kept) = Default::default();
+        self.store.remove(&self.back_path);
+        if let Some(options) = self.next.take() {
+            self.options = options;
+            self.dom0 = self.guest.xen().domain(options.domain);
+            self.dom0.ensure_shared_info();
+            self.storage.resize(options.sectors * SECTOR as u64).expect("a disk that can be resized");
+        }
+        let (id, own) = (self.guest.id().0, self.options.domain.0);
+        let index = self.front_path.rsplit('/').next().unwrap_or_default().to_string();
+        self.front_path = format!("/local/domain/{id}/device/vbd/{index}");
+        self.back_path = format!("/local/domain/{own}/backend/vbd/{id}/{index}");
+        self.give_disk();
+        if !self.gone {
+            self.state = XenbusState::INITIALISING;
+            self.appear();
+        }
     }
 
     /// Whether a fault of this chance happens now. `lie`: the guest may believe what is not so.

@@ -82,7 +82,21 @@ impl MockBlkback {
         let backend = Self(Arc::new(Mutex::new(Backend::new(store, guest, index, options, storage))));
         let actor = backend.clone();
         guest.xen().add_actor("blkback", move |_| actor.state().step());
+        let hook = backend.clone();
+        guest.xen().on_migration(move |domain, _| {
+            let mut state = hook.state();
+            // The handle that a backend has is one to the new domain.
+            if state.guest.id() == domain.id() {
+                state.migrated();
+            }
+        });
         backend
+    }
+
+    /// What the backend is like from the guest's next migration on, in another domain perhaps. The disk is the same, of
+    /// another size if the options say so.
+    pub fn set_next(&self, options: Options) {
+        self.state().next = Some(options);
     }
 
     fn state(&self) -> MutexGuard<'_, Backend> {

@@ -1,5 +1,6 @@
 //! A guest with everything that a disk needs.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(unsafe_code, reason = "suspends a domain")]
 
 use std::time::Duration;
 
@@ -7,10 +8,12 @@ use xen_blkfront::mock::{MockBlkback, Options};
 use xen_blkfront::{BlkFront, Config, Error};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
-use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{DomId, Domain};
 use xen_xenstore::Xenstore;
-use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::mock::{MockXenstored, Still};
+use xen_xenstore::suspend::{Device, Suspension};
 
 pub const VBD: u32 = 51712;
 
@@ -18,6 +21,7 @@ pub struct Machine {
     pub xen: MockXen,
     pub guest: MockDomain,
     pub store: MockXenstored,
+    pub token: Domain<MockDomain>,
     pub events: EventChannels<MockDomain>,
     pub grants: GrantTable<MockDomain>,
 }
@@ -33,11 +37,30 @@ impl Machine {
         let token = guest.boot().unwrap();
         let events = EventChannels::new(&token).unwrap();
         let grants = GrantTable::new(&token).unwrap();
-        Self { xen, guest, store, events, grants }
+        Self { xen, guest, store, events, grants, token }
     }
 
     pub fn disk(&self, options: Options) -> MockBlkback {
         MockBlkback::new(&self.store, &self.guest, VBD, options)
+    }
+
+    /// Suspends the guest, which goes on as the machine's toolstack wants it. Returns how, and how many devices did not come
+    /// back.
+    pub fn suspend<'x>(
+        &'x self,
+        xs: &mut Xenstore<'x, MockDomain>,
+        devices: &mut impl Device<'x, MockDomain>,
+    ) -> (Resumed, usize) {
+        let suspension = Suspension {
+            domain: &self.token,
+            events: &self.events,
+            kernel: &Still,
+            parts: &mut [&mut &self.grants],
+            patience: Duration::from_secs(5),
+        };
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        let outcome = unsafe { suspension.run(xs, None, devices) }.unwrap();
+        (outcome.resumed, outcome.absent)
     }
 
     pub fn soon(&self) -> Duration {

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use xen_gnttab::mock::MockMapping;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{Dice, MockDomain};
 use xen_xenstore::mock::{MockXenstored, Then, Toolstack};
 use xen_xenstore::xenbus::XenbusState;
@@ -61,6 +62,8 @@ struct Backend {
     options: Options,
     /// What it can do as it told the guest, which it keeps to.
     word: Options,
+    /// What it is like after the next migration.
+    next: Option<Options>,
     state: XenbusState,
     lies: Vec<(String, Option<String>)>,
     queues: Vec<Queue>,
@@ -120,6 +123,7 @@ impl MockNetback {
             back_path: format!("/local/domain/{}/backend/vif/{id}/{index}", options.domain.0),
             options,
             word: options,
+            next: None,
             state: XenbusState::INITIALISING,
             lies: Vec::new(),
             queues: Vec::new(),
@@ -149,7 +153,20 @@ impl MockNetback {
         backend.state().create();
         let actor = backend.clone();
         guest.xen().add_actor("netback", move |_| actor.state().step());
+        let hook = backend.clone();
+        guest.xen().on_migration(move |domain, old| {
+            let mut state = hook.state();
+            // The handle that a backend has is one to the new domain.
+            if state.guest.id() == domain.id() {
+                state.migrated(old);
+            }
+        });
         backend
+    }
+
+    /// What the backend is like from the guest's next migration on, in another domain perhaps.
+    pub fn set_next(&self, options: Options) {
+        self.state().next = Some(options);
     }
 
     fn state(&self) -> MutexGuard<'_, Backend> {
@@ -376,6 +393,26 @@ impl Backend {
             self.come_back();
         }
         true
+    }
+
+    /// The guest goes on as a new domain, where the toolstack makes the device anew, unless the backend's domain is dead.
+    fn migrated(&mut self, old: DomId) {
+        self.disconnect();
+        self.kept.clear();
+        self.store.remove(&self.back_path);
+        if let Some(options) = self.next.take() {
+            (self.options, self.word) = (options, options);
+            self.own = self.guest.xen().domain(options.domain);
+            self.own.ensure_shared_info();
+        }
+        let (id, own) = (self.guest.id().0, self.options.domain.0);
+        let index = self.front_path.rsplit('/').next().unwrap_or_default().to_string();
+        self.guest.xen().trace(|| format!("netback: {old} is another"));
+        self.front_path = format!("/local/domain/{id}/device/vif/{index}");
+        self.back_path = format!("/local/domain/{own}/backend/vif/{id}/{index}");
+        if !self.gone {
+            self.come_back();
+        }
     }
 
     fn drop_out(&mut self) {

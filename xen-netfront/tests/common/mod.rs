@@ -1,17 +1,20 @@
 //! A guest with everything that a network device needs.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(unsafe_code, reason = "suspends a domain")]
 
 use std::time::Duration;
 
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
-use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{DomId, Domain};
 use xen_netfront::mock::{MockNetback, MockSwitch, Options};
 use xen_netfront::packet::{self, Packet};
 use xen_netfront::{Config, Error, NetFront};
 use xen_xenstore::Xenstore;
-use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::mock::{MockXenstored, Still};
+use xen_xenstore::suspend::{Device, Suspension};
 
 pub const HOST: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 pub const GUEST: [u8; 6] = [0x00, 0x16, 0x3e, 0x12, 0x34, 0x56];
@@ -21,6 +24,7 @@ pub struct Machine {
     pub guest: MockDomain,
     pub store: MockXenstored,
     pub switch: MockSwitch,
+    pub token: Domain<MockDomain>,
     pub events: EventChannels<MockDomain>,
     pub grants: GrantTable<MockDomain>,
 }
@@ -37,11 +41,30 @@ impl Machine {
         let token = guest.boot().unwrap();
         let events = EventChannels::new(&token).unwrap();
         let grants = GrantTable::new(&token).unwrap();
-        Self { xen, guest, store, switch, events, grants }
+        Self { xen, guest, store, switch, events, grants, token }
     }
 
     pub fn vif(&self, options: Options) -> MockNetback {
         MockNetback::new(&self.switch, &self.store, &self.guest, 0, options)
+    }
+
+    /// Suspends the guest, which goes on as the machine's toolstack wants it. Returns how, and how many devices did not come
+    /// back.
+    pub fn suspend<'x>(
+        &'x self,
+        xs: &mut Xenstore<'x, MockDomain>,
+        devices: &mut impl Device<'x, MockDomain>,
+    ) -> (Resumed, usize) {
+        let suspension = Suspension {
+            domain: &self.token,
+            events: &self.events,
+            kernel: &Still,
+            parts: &mut [&mut &self.grants],
+            patience: Duration::from_secs(5),
+        };
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        let outcome = unsafe { suspension.run(xs, None, devices) }.unwrap();
+        (outcome.resumed, outcome.absent)
     }
 
     pub fn soon(&self) -> Duration {

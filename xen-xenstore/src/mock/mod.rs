@@ -27,6 +27,7 @@ mod connection;
 mod device;
 mod faults;
 mod requests;
+mod still;
 mod tree;
 
 use core::ptr::NonNull;
@@ -46,6 +47,7 @@ use connection::Connection;
 pub use device::{MockDevice, Then, Toolstack};
 pub use faults::Faults;
 use faults::Trouble;
+pub use still::Still;
 use tree::{Change, Permissions, Tree};
 
 /// Where the toolstack puts a guest's xenstore page.

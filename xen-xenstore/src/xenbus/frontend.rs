@@ -108,6 +108,22 @@ impl Frontend<Connected> {
             // That event came before the handshake looked last.
             return Ok(known);
         }
+        self.change_by_asking(xs)
+    }
+
+    /// As [`change`](Self::change), but asks xenstore in any case: before an end that no event can announce any more, such as that
+    /// of the domain's connection to xenstore.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub fn change_by_asking<P: Platform + Wait>(
+        &self,
+        xs: &mut Xenstore<'_, P>,
+    ) -> Result<BackendChange, Error> {
+        let known = match self.device.change.get() {
+            change @ (BackendChange::Same | BackendChange::Closing) => change,
+            ended => return Ok(ended),
+        };
         let looked = self.device.look(xs);
         match looked {
             Err(_) => xs.link.watches.mark(self.device.watch),

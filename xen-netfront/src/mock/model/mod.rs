@@ -4,6 +4,7 @@
 //! What arrives is what was sent, in order and once, as long as nobody lies; only a backend that lies breaks the device, and
 //! a lie that cannot be overlooked always does; one that is broken stays so; every page comes back when the backend has let
 //! go. A model panics when something does not hold.
+#![allow(unsafe_code, reason = "suspends the guest")]
 
 mod frames;
 mod ops;
@@ -16,8 +17,11 @@ use std::vec::Vec;
 
 use xen_gnttab::{Access, GrantRef};
 use xen_hypercall::mock::{Dice, MockDomain};
+use xen_hypercall::sched::Resumed;
 use xen_hypercall::{PAGE_SIZE, VcpuId};
 use xen_xenstore::Xenstore;
+use xen_xenstore::mock::Still;
+use xen_xenstore::suspend::Suspension;
 
 use super::{Faults, Frame};
 use crate::packet::{self, Packet};
@@ -244,7 +248,7 @@ impl<'m> Model<'m> {
         let backend = self.front.backend();
         for part in &mut self.own {
             let backend = backend.unwrap_or(part.page.peer());
-            if part.page.access() == Access::ReadOnly || part.page.peer() != backend {
+            if part.page.access() == Access::ReadOnly || !part.page.is_granted_to(backend) {
                 part.page = self.place.grants.share(backend, Access::ReadWrite).expect("pages enough");
             }
         }
@@ -259,6 +263,37 @@ impl<'m> Model<'m> {
         }
         assert_eq!(bytes.len(), meta.len);
         self.see(&Frame { bytes, checksum: meta.checksum, gso: meta.gso });
+    }
+
+    fn suspend(&mut self, migrate: bool) {
+        let Place { xen, token, events, mut grants, .. } = self.place;
+        xen.set_toolstack(move |domain| match migrate {
+            true => {
+                domain.xen().migrate(domain);
+                Resumed::InNewDomain
+            }
+            false => Resumed::InPlace,
+        });
+        let suspension = Suspension {
+            domain: token,
+            events,
+            kernel: &Still,
+            parts: &mut [&mut grants],
+            patience: Duration::from_millis(100),
+        };
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        let outcome = unsafe { suspension.run(&mut self.xs, None, &mut self.front) };
+        let outcome = outcome.expect("a machine like the one before");
+        assert_eq!(outcome.resumed == Resumed::InNewDomain, migrate);
+        assert!(outcome.absent == 0 || self.front.state() == State::Closed);
+        if let Some(backend) = self.front.backend() {
+            for part in &mut self.own {
+                assert!(part.page.is_current() != migrate || part.page.is_granted_to(backend));
+                if migrate {
+                    part.page.regrant(backend).expect("references enough");
+                }
+            }
+        }
     }
 
     fn poke(&mut self, tx: bool, queue: usize, offset: usize, bytes: [u8; 4]) {
@@ -332,6 +367,12 @@ impl<'m> Model<'m> {
                 self.check(again);
                 self.collect();
             }
+            Op::Suspend { .. } if self.handshakes == Self::HANDSHAKES => {}
+            Op::Suspend { migrate } => {
+                self.handshakes += 1;
+                self.suspend(migrate);
+                self.collect();
+            }
             Op::Multicast { number, wanted } => {
                 let asked = self.front.want_multicast(Mac([1, 0, 0x5e, 0, 0, number]), wanted);
                 self.check(asked);
@@ -378,6 +419,7 @@ impl<'m> Model<'m> {
                 | Op::Vanish
                 | Op::ComeBack
                 | Op::Restart
+                | Op::Suspend { .. }
                 | Op::ForceDetach
                 | Op::Multicast { .. }
                 | Op::TransmitAnything { .. }

@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
+use xen_hypercall::Domain;
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_xenstore::mock::MockXenstored;
 
@@ -25,6 +26,8 @@ pub struct Place<'m> {
     pub switch: &'m MockSwitch,
     /// The device's backend.
     pub back: &'m MockNetback,
+    /// The guest's token.
+    pub token: &'m Domain<MockDomain>,
     /// The guest's event channels.
     pub events: &'m EventChannels<MockDomain>,
     /// The guest's grant table.
@@ -117,6 +120,11 @@ pub enum Op {
     ComeBack,
     /// [`MockNetback::restart`].
     Restart,
+    /// The guest is suspended, and goes on in a new domain or where it was.
+    Suspend {
+        /// In a new domain.
+        migrate: bool,
+    },
     /// [`MockNetback::force_detach`].
     ForceDetach,
     /// The next response to a frame that was sent, or with one received, is wrong.

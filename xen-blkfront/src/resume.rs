@@ -1,0 +1,120 @@
+//! A disk that goes on after the domain was resumed in a new one.
+
+use core::fmt;
+use core::time::Duration;
+
+use xen_hypercall::{Platform, Wait};
+use xen_xenstore::suspend::Device;
+use xen_xenstore::xenbus::Frontend;
+use xen_xenstore::{Until, Xenstore};
+
+use crate::connect::{Begun, Link};
+use crate::features::Features;
+use crate::lifecycle::check_again;
+use crate::{BlkFront, Error, State};
+
+/// A disk whose new backend is about to connect, after a resume.
+#[must_use = "the backend waits for the other half"]
+pub struct Resuming<'x, P: Platform> {
+    /// The disk was at work.
+    was: bool,
+    /// None: there is no backend.
+    begun: Option<Begun<'x, P>>,
+}
+
+impl<P: Platform> fmt::Debug for Resuming<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resuming").field("begun", &self.begun.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// The rings are new, and the pages are granted again in place, those under way that were [lent](crate::Piece) too. What is not
+/// answered is issued again, in the order in which it was submitted, and also a write that was forgotten: it may change the disk
+/// once more in the same way. What is answered never is. Tickets stay good.
+///
+/// Nothing that was answered is lost with a backend that ends in good order, so flushes and barriers that are under way
+/// mean what they did; with one that had gone before they tell of a loss, as after a [reconnect](BlkFront::reconnect). The size and all that the backend offers are read again. What does not fit the disk any more, such as a write
+/// beyond a new end, fails by itself.
+///
+/// A disk that was not at work is connected if it is there, but not one that is [broken](State::Broken).
+impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
+    type Begun = Resuming<'x, P>;
+
+    fn quiesce(&mut self, xs: &mut Xenstore<'x, P>) {
+        // A backend that has gone may have taken writes with it.
+        let _ = self.service_by_asking(xs);
+        // What the backend has answered by now is not asked for again.
+        let _ = self.poll();
+    }
+
+    fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Resuming<'x, P> {
+        let was = matches!(self.state, State::Connected | State::Closing);
+        if let Some(Link { device, queues }) = self.link.take() {
+            for chain in queues.iter().flat_map(|queue| queue.slots.indirect()) {
+                self.pool.release(chain);
+            }
+            // If that fails the watch is ended later.
+            let _ = device.forget(xs);
+        }
+        if matches!(self.state, State::Broken(_)) {
+            return Resuming { was, begun: None };
+        }
+        self.change(State::Closed);
+        Resuming { was, begun: self.begin_again(xs, deadline).ok() }
+    }
+
+    fn finish(&mut self, begun: Resuming<'x, P>, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
+        let Resuming { was, begun } = begun;
+        let at_work = match begun.map(|begun| begun.finish(xs, Until::from(deadline).deadline())) {
+            Some(Ok((link, features))) => {
+                let ordered = link.queues.len() == 1;
+                if was {
+                    self.go_on_with(&features, ordered);
+                } else {
+                    self.issue_again(&features, ordered);
+                }
+                (self.features, self.link) = (features, Some(link));
+                self.change(State::Connected);
+                // What goes wrong with that the next call says.
+                let _ = self.push_out();
+                true
+            }
+            _ => false,
+        };
+        usize::from(was && !at_work)
+    }
+
+    fn go_on(&mut self) {
+        // Events may have been missed on both sides. Whatever is wrong the next call says.
+        for channel in self.channels() {
+            let _ = channel.notify();
+        }
+        self.wake();
+    }
+}
+
+impl<'x, P: Platform + Wait> BlkFront<'x, P> {
+    /// Puts into the queue what was under way, of which nothing was lost.
+    fn go_on_with(&mut self, features: &Features, ordered: bool) {
+        self.stats.reconnects += 1;
+        self.stats.reissued += self.ops.restart(|op| match op.is_wanted() || op.is_left() {
+            true => check_again(features, op, ordered),
+            // Nobody is there to take the result; or there was one.
+            false => Some(Err(Error::Closed)),
+        }) as u64;
+        while let Some(index) = self.ops.unwanted() {
+            self.release(index);
+        }
+        self.wake();
+    }
+
+    fn begin_again(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Result<Begun<'x, P>, Error> {
+        let device = Frontend::open_present(xs, "vbd", self.index, deadline)?;
+        let device = device.wait_for_backend(xs, deadline)?;
+        if let Err(error) = self.pool.regrant(device.backend_id(), self.ops.all()) {
+            let _ = device.abandon(xs);
+            return Err(error);
+        }
+        Begun::new(xs, device, self.events, self.grants, &self.config)
+    }
+}
