@@ -125,18 +125,15 @@ fn start(domain: &Domain, report: &mut Report) {
     // SAFETY: Xen refuses a mode that there is not.
     let bad = unsafe { vcpu::initialise(xen, second::ID, &VcpuHvmContext { mode: 9, ..Default::default() }) };
     report.refused("vcpu/initialise-bad-mode", bad, Errno::EINVAL);
-    let context = second::context();
-    // SAFETY: code, stack and page tables of this state are there, for the second vCPU alone.
-    report.check("vcpu/initialise", || Ok(unsafe { vcpu::initialise(xen, second::ID, &context) }?));
-    // SAFETY: as above.
-    let again = unsafe { vcpu::initialise(xen, second::ID, &context) };
-    report.refused("vcpu/initialise-again", again, Errno::EEXIST);
-    report.check("vcpu/up", || {
-        vcpu::up(xen, second::ID)?;
+    report.check("vcpu/initialise-and-up", || {
+        second::start(xen)?;
         until(xen, "a step of the second vCPU", || second::count() > 0)?;
         ensure!(vcpu::is_up(xen, second::ID)?, "it is not up");
         Ok(())
     });
+    // SAFETY: Xen refuses it, for it has a state.
+    let again = unsafe { vcpu::initialise(xen, second::ID, &VcpuHvmContext::default()) };
+    report.refused("vcpu/initialise-again", again, Errno::EEXIST);
     report.check("vcpu/down", || {
         vcpu::down(xen, second::ID)?;
         until(xen, "its end", || {
