@@ -12,7 +12,7 @@
 //!     static DONE: AtomicU32 = AtomicU32::new(0);
 //!     let vcpus = Vcpus::start(guest).unwrap_or_else(|error| xen_rt::crash(format_args!("{error}")));
 //!     for vcpu in &vcpus {
-//!         let _ = vcpu.run(|| drop(DONE.fetch_add(1, Ordering::Relaxed)));
+//!         let _ = vcpu.run(|| _ = DONE.fetch_add(1, Ordering::Relaxed));
 //!     }
 //!     while DONE.load(Ordering::Relaxed) < vcpus.len() as u32 {
 //!         core::hint::spin_loop();
@@ -146,13 +146,27 @@ impl Vcpu {
     }
 }
 
-/// What a vCPU does from its start on.
+/// What a vCPU does from its start on. When that is over, it stops.
 pub(crate) trait Life: Sync {
-    fn live(&self) -> !;
+    fn live(&self);
+}
+
+/// Starts a vCPU that gets no events and runs this alone, for kernels that arrange all else themselves.
+///
+/// # Errors
+/// [`Error::Start`]: Xen's `ENOENT`, there is no such vCPU, or `EEXIST`, it was started already.
+pub fn start(id: VcpuId, run: impl Fn() + Send + Sync + 'static) -> Result<(), Error> {
+    struct Alone<F>(F);
+    impl<F: Fn() + Sync> Life for Alone<F> {
+        fn live(&self) {
+            (self.0)();
+        }
+    }
+    machine::start_vcpu(id, keep(Alone(run))).map_err(Error::Start)
 }
 
 impl Life for Desk {
-    fn live(&self) -> ! {
+    fn live(&self) {
         loop {
             // Whoever gives work rings the bell afterwards.
             let seen = self.events.seq();

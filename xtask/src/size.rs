@@ -26,15 +26,18 @@ type Choice = (&'static str, Option<&'static [&'static str]>);
 
 const SMALLEST: Choice = ("console only", Some(&[]));
 const WHOLE: Choice = ("all", None);
+/// Another image: what the runtime costs.
+const LINE: &str = "a line, no heap";
 
 /// Builds the image with each choice of parts, then counts the symbols of the whole one by crate.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let choices = [SMALLEST, ("+ net", Some(&["net"][..])), ("+ disk", Some(&["disk"][..])), WHOLE];
-    println!("{:<14} {:>12}", "image", "stripped");
+    println!("{:<16} {:>12}", "image", "stripped");
+    println!("{LINE:<16} {:>12}", kib(image::size(&line(args.arch)?.path)?));
     let mut whole = None;
     for (name, features) in choices {
         let image = build(args.arch, features)?;
-        println!("{name:<14} {:>12}", kib(image::size(&image.path)?));
+        println!("{name:<16} {:>12}", kib(image::size(&image.path)?));
         whole = Some(image);
     }
     if let Some(image) = whole {
@@ -50,8 +53,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// Whether the image is as small as it is meant to be, with all parts and with the fewest.
 pub(crate) fn check() -> Result<Tally> {
     let mut tally = Tally::default();
-    for ((name, features), limit) in [(WHOLE, 300 << 10), (SMALLEST, 64 << 10)] {
-        let size = image::size(&build(Arch::X86_64, features)?.path)?;
+    let unikernel = |(name, features): Choice| -> Result<_> { Ok((name, build(Arch::X86_64, features)?)) };
+    let images = [
+        (unikernel(WHOLE)?, 300 << 10),
+        (unikernel(SMALLEST)?, 64 << 10),
+        ((LINE, line(Arch::X86_64)?), 24 << 10),
+    ];
+    for ((name, image), limit) in images {
+        let size = image::size(&image.path)?;
         let word = if size <= limit { "is" } else { "should be" };
         println!("   {name}: {} bytes, which {word} at most {}", size, kib(limit));
         tally.add(size <= limit);
@@ -62,6 +71,11 @@ pub(crate) fn check() -> Result<Tally> {
 fn build(arch: Arch, features: Option<&[&str]>) -> Result<Image> {
     let features = features.map(|list| list.iter().map(|name| (*name).to_owned()).collect());
     image::build(&Options { arch, features, quiet: true, ..Options::default() })
+}
+
+/// A kernel that prints a line and ends.
+fn line(arch: Arch) -> Result<Image> {
+    image::build(&Options { arch, package: Some("line"), quiet: true, ..Options::default() })
 }
 
 /// Sums the sizes of the symbols by the crate that their names begin with.

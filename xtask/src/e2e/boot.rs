@@ -114,7 +114,7 @@ pub(super) fn it_boots_as_the_first_domain(arch: Arch) -> Result<()> {
     qemu.wait_for(&["ready; type help"], PATIENCE)?;
     let text = qemu.serial();
     // The first domain has neither a console of its own nor a store.
-    for line in ["unikernel 0.", "log lines go to Xen's log", "no devices, no name"] {
+    for line in ["unikernel 0.", "lines go to Xen's log", "no devices, no name"] {
         ensure!(text.contains(line), "no {line:?} in\n{text}");
     }
     Ok(())

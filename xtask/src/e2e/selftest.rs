@@ -1,10 +1,10 @@
 //! The self-test's kernel: as the first domain, and as two domains that check each other.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::alone;
 use super::lab::{CHECKED, Lab, build, judge_checks};
-use crate::guest::{PATIENCE, Spec};
+use crate::guest::{Listed, PATIENCE, Spec};
 use crate::image::Options;
 use crate::platform::Arch;
 
@@ -64,4 +64,51 @@ pub(super) fn as_a_pair(lab: &mut Lab) -> Result<()> {
         back.wait("end", |listed| listed.is_none())?;
     }
     Ok(())
+}
+
+/// With both event ABIs.
+pub(super) fn on_several_vcpus(lab: &mut Lab) -> Result<()> {
+    lab.put("/selftest", options())?;
+    for abi in ["2-level", "fifo"] {
+        let spec = Spec {
+            name: format!("{}-{abi}", lab.spec().name),
+            kernel: "/selftest".into(),
+            vcpus: 4,
+            cmdline: format!("vcpus=4 abi={abi}"),
+            vif: None,
+            disk: None,
+            ..Spec::default()
+        };
+        let (guest, mut console) = lab.start(&spec)?;
+        let text = console.wait_for(CHECKED, 3 * PATIENCE)?;
+        judge_checks("selftest", 8, abi, &text)?;
+        // Each line of each vCPU is whole, and is there once.
+        let lines: Vec<&str> =
+            text.lines().map(str::trim_end).filter(|line| line.contains("smp-line")).collect();
+        for (vcpu, line) in (1..4).flat_map(|vcpu| (0..40).map(move |line| (vcpu, line))) {
+            let wanted = format!("smp-line vcpu {vcpu} line {line} of 40 end");
+            let count = lines.iter().filter(|line| **line == wanted).count();
+            ensure!(count == 1, "{wanted:?} is there {count} times:\n{text}");
+        }
+        ensure!(lines.len() == 120, "{} lines in place of 120:\n{text}", lines.len());
+        guest.wait("end", |listed| listed.is_none())?;
+    }
+    Ok(())
+}
+
+pub(super) fn the_page_under_a_stack_is_not_there(lab: &mut Lab) -> Result<()> {
+    lab.put("/selftest", options())?;
+    let spec = Spec {
+        kernel: "/selftest".into(),
+        vcpus: 2,
+        cmdline: "vcpus=2 overflow".into(),
+        vif: None,
+        disk: None,
+        watched: true,
+        ..lab.spec()
+    };
+    let (guest, mut console) = lab.start(&spec)?;
+    let listed = guest.wait("end", |listed| listed.is_some_and(Listed::ended))?.context("it is gone")?;
+    ensure!(listed.crashed(), "it did not end as a crash: {listed:?}");
+    console.wait_for("in the guard page under the stack", PATIENCE).map(drop)
 }

@@ -7,7 +7,8 @@ mod loopback;
 mod memory;
 mod own;
 mod pair;
-pub(crate) mod vcpus;
+pub(crate) mod smp;
+mod vcpus;
 
 use alloc::boxed::Box;
 use core::time::Duration;
@@ -84,9 +85,14 @@ pub(crate) struct Domain {
     pub(crate) first: bool,
 }
 
+/// The ABI of event channels that the command line chooses.
+pub(crate) fn abi(words: &Words) -> Abi {
+    if words.get("abi") == Some("fifo") { Abi::Fifo } else { Abi::TwoLevel }
+}
+
 /// Runs everything that this domain can do.
 pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
-    let abi = if words.get("abi") == Some("fifo") { Abi::Fifo } else { Abi::TwoLevel };
+    let abi = abi(words);
     if domain.first {
         // Nothing of the toolstack's has a port here, so that all may be closed to change the ABI.
         for abi in [Abi::TwoLevel, Abi::Fifo, Abi::TwoLevel] {

@@ -13,13 +13,14 @@ use xen_hypercall::{Errno, Gfn, PageMemory, VcpuArea, VcpuId, Wait, event};
 use xen_rt::Kernel;
 
 use super::{ARM, Domain, PATIENCE, sleep};
+use crate::second;
 
 const FIRST: VcpuId = VcpuId(0);
 const SECOND: VcpuId = VcpuId(1);
 const NONE: VcpuId = VcpuId(77);
 
 /// Waits until something holds.
-pub(crate) fn until(kernel: &Kernel, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
+fn until(kernel: &Kernel, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
     let end = kernel.now() + PATIENCE;
     while !holds() {
         ensure!(kernel.now() < end, "{what} did not happen within {PATIENCE:?}");
@@ -85,8 +86,62 @@ fn everything_else(domain: &Domain, report: &mut Report) {
         vcpu::set_singleshot_timer(xen, SECOND, soon),
         Errno::EINVAL,
     );
-    #[cfg(target_arch = "x86_64")]
-    crate::second::run(domain, report);
+    start(domain, report);
+}
+
+/// The second vCPU's life.
+fn start(domain: &Domain, report: &mut Report) {
+    let xen = domain.kernel;
+    report.check("vcpu/is-up", || {
+        let (first, second) = (vcpu::is_up(xen, FIRST)?, vcpu::is_up(xen, second::ID)?);
+        ensure!(first && !second, "the first {first}, the second {second}");
+        Ok(())
+    });
+    report.refused("vcpu/is-up-none", vcpu::is_up(xen, NONE), Errno::ENOENT);
+    report.refused("vcpu/up-without-state", vcpu::up(xen, second::ID), Errno::EINVAL);
+    report.check("vcpu/register-info", || {
+        let area = VcpuArea::register(domain.token, second::ID)?;
+        let again = VcpuArea::register(domain.token, second::ID).map(drop);
+        ensure!(again == Err(Errno::EINVAL), "a second time: {again:?}");
+        // Xen marks everything as pending there, so that no event is lost.
+        let pending = area.info().pending_sel.load(Ordering::Relaxed);
+        ensure!(pending == u64::MAX, "pending {pending:#x}");
+        Ok(())
+    });
+    // SAFETY: Xen refuses a mode that there is not.
+    let bad = unsafe { vcpu::initialise(xen, second::ID, &VcpuHvmContext { mode: 9, ..Default::default() }) };
+    report.refused("vcpu/initialise-bad-mode", bad, Errno::EINVAL);
+    report.check("vcpu/initialise-and-up", || {
+        second::start(xen)?;
+        until(xen, "a step of the second vCPU", || second::count() > 0)?;
+        ensure!(vcpu::is_up(xen, second::ID)?, "it is not up");
+        Ok(())
+    });
+    // SAFETY: Xen refuses it, for it has a state.
+    let again = unsafe { vcpu::initialise(xen, second::ID, &VcpuHvmContext::default()) };
+    report.refused("vcpu/initialise-again", again, Errno::EEXIST);
+    report.check("vcpu/down", || {
+        vcpu::down(xen, second::ID)?;
+        until(xen, "its end", || {
+            vcpu::run_times(xen, second::ID).is_ok_and(|times| times.state == RunState::OFFLINE)
+        })?;
+        let count = second::count();
+        sleep(xen, Duration::from_millis(20));
+        ensure!(second::count() == count, "it runs still");
+        Ok(())
+    });
+    report.check("vcpu/up-again", || {
+        let count = second::count();
+        vcpu::up(xen, second::ID)?;
+        until(xen, "another step", || second::count() > count)
+    });
+    report.check("vcpu/down-by-itself", || {
+        second::stop();
+        until(xen, "its end", || vcpu::is_up(xen, second::ID) == Ok(false))
+    });
+    // It stays down, so that nothing comes of it.
+    report.check("vcpu/send-nmi", || Ok(vcpu::send_nmi(xen, second::ID)?));
+    report.refused("vcpu/send-nmi-none", vcpu::send_nmi(xen, NONE), Errno::ENOENT);
 }
 
 /// What Xen writes about a vCPU by itself.

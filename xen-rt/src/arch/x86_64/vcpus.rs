@@ -50,10 +50,10 @@ fn lead(begin: &'static Begin) {
 extern "C" fn begin(begin: &'static Begin) -> ! {
     lead(begin);
     traps::install(begin.faults);
-    match begin.life {
-        Some(life) => life.live(),
-        None => halt(),
+    if let Some(life) = begin.life {
+        life.live();
     }
+    halt()
 }
 
 /// Starts a vCPU in the first one's address space, on stacks of its own.
