@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use xen_evtchn::{Channel, EventChannels};
-use xen_hypercall::{Errno, VcpuId, vcpu};
+use xen_hypercall::{Errno, VcpuId};
 
 use crate::Guest;
 use crate::lock::Lock;
@@ -46,7 +46,7 @@ impl Vcpus {
     /// # Errors
     /// As [`Vcpu::start`].
     pub fn start(guest: Guest) -> Result<Self, Error> {
-        let ids = (1..).map(VcpuId).take_while(|id| vcpu::is_up(guest.kernel(), *id).is_ok());
+        let ids = (1..).map(VcpuId).take_while(|id| machine::is_up(*id).is_ok());
         ids.map(|id| Vcpu::start(guest, id)).collect::<Result<_, _>>().map(Self)
     }
 }
@@ -100,7 +100,7 @@ impl Vcpu {
     /// events cannot reach it.
     pub fn start(guest: Guest, id: VcpuId) -> Result<Self, Error> {
         let events = guest.events();
-        if vcpu::is_up(guest.kernel(), id).map_err(Error::Start)? {
+        if machine::is_up(id).map_err(Error::Start)? {
             return Err(Error::Start(Errno::EEXIST));
         }
         events.add_vcpu(id).map_err(Error::Events)?;

@@ -6,8 +6,8 @@
 //! - [`early`]: words to Xen's log;
 //! - [`seal`]: the page tables; [`map_special`]: a frame that is not RAM;
 //! - [`room`]: the first of 4096 frames at which nothing is;
-//! - [`enter`]: the first vCPU's first step; with feature `smp` also [`this`]: what the vCPU has for itself, and
-//!   [`start_vcpu`]: another vCPU;
+//! - [`enter`]: the first vCPU's first step; with feature `smp` also [`this`]: what the vCPU has for itself,
+//!   [`is_up`] and [`start_vcpu`]: another vCPU;
 //! - [`install`]: what becomes of faults and of the upcall; [`enable_upcall`]: Xen is told how to make it;
 //! - [`idle`], [`halt`]: the two ways to stop;
 //! - [`selftest`]: breaks what the tables and the traps guard.

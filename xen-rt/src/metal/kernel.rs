@@ -124,7 +124,7 @@ impl Wait for Kernel {
     }
 
     /// The upcall's handler dispatches nothing, so an event that is due has its upcall pending.
-    fn wait(&self, deadline: Option<Duration>, _is_due: &dyn Fn() -> bool) {
+    fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
         if let Some(at) = deadline {
             let vcpu = this();
             let (wanted, set) = (at.as_nanos() as u64, vcpu.timer.load(Ordering::Relaxed));
@@ -139,7 +139,7 @@ impl Wait for Kernel {
         }
         // A halt enters Xen as a call does, and counts as one.
         self.hypercalls.fetch_add(1, Ordering::Relaxed);
-        arch::idle();
+        arch::idle(is_due);
     }
 
     fn vcpu(&self) -> VcpuId {

@@ -27,8 +27,10 @@ pub(crate) use arch::bind_timer;
 pub(crate) use memory::alloc_pages;
 pub(crate) use memory::{keep, keep_pages};
 pub(crate) use place::Place;
+#[cfg(any(feature = "smp", target_arch = "aarch64"))]
+pub(crate) use vcpu::this;
 #[cfg(feature = "smp")]
-pub(crate) use vcpu::{FIRST, Own, this};
+pub(crate) use vcpu::{FIRST, Own};
 
 static KERNEL: Place<Kernel> = Place::new();
 
@@ -59,6 +61,13 @@ fn own(call: arch::Call, info: &'static BootInfo) -> Result<&'static Domain<&'st
     kernel.start_clock(domain.shared_info());
     arch::enable_upcall(kernel)?;
     Ok(domain)
+}
+
+/// Whether a vCPU is up.
+#[cfg(feature = "smp")]
+pub(crate) fn is_up(id: VcpuId) -> Result<bool, Errno> {
+    let kernel = KERNEL.get().ok_or(Errno::ENOENT)?;
+    arch::is_up(kernel, id)
 }
 
 /// Starts another vCPU.

@@ -3,10 +3,10 @@
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
-use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId};
+use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo};
 
 use super::{MACHINE, gic};
-use crate::machine::{Place, keep};
+use crate::machine::{Place, keep, this};
 use crate::memory_map::BootInfo;
 
 pub(crate) use xen_hypercall::arch::aarch64::Hvc as Call;
@@ -50,19 +50,20 @@ pub(super) fn know_events(shared: SharedInfo<'static>) {
     EVENTS.put(shared);
 }
 
+/// Whether the vCPU has events that nobody has looked at, as far as its place is in `shared_info`.
 fn upcall_pending() -> bool {
-    let vcpu = EVENTS.get().and_then(|shared| shared.vcpu(VcpuId(0)));
+    let vcpu = EVENTS.get().and_then(|shared| shared.vcpu(this().id));
     vcpu.is_some_and(|vcpu| vcpu.upcall_pending.load(Ordering::SeqCst) != 0)
 }
 
-/// Sleeps until an interrupt. Interrupts are masked here and everywhere, so none is taken, and one that is pending ends the
+/// Sleeps until an interrupt, unless something is due. Interrupts are masked here and everywhere, so none is taken, and one that is pending ends the
 /// sleep as it begins.
 ///
 /// Xen makes the interrupt for events pending when the first event comes since somebody looked, not as long as there are
 /// some. One that comes before the look here is seen by it; one that comes later makes the interrupt pending, which is not
 /// acknowledged before the sleep has ended.
-pub(crate) fn idle() {
-    if gic::acknowledge() || upcall_pending() {
+pub(crate) fn idle(is_due: &dyn Fn() -> bool) {
+    if gic::acknowledge() || upcall_pending() || is_due() {
         return;
     }
     // SAFETY: the processor goes on with the next instruction, once an interrupt is pending. What was written before is

@@ -21,7 +21,10 @@ use crate::memory_map::BootInfo;
 
 pub(crate) use paging::{map_special, seal};
 #[cfg(feature = "smp")]
-pub(crate) use vcpus::{start_vcpu, this};
+pub(crate) use {
+    vcpus::{start_vcpu, this},
+    xen_hypercall::vcpu::is_up,
+};
 
 pub(crate) use xen_hypercall::arch::x86_64::VendorCall as Call;
 
@@ -119,7 +122,7 @@ pub(crate) fn early(bytes: &[u8]) {
 
 /// Sleeps until an interrupt. This is the only place where interrupts are on, see `traps`: an event that is pending already
 /// ends the sleep as it begins.
-pub(crate) fn idle() {
+pub(crate) fn idle(_is_due: &dyn Fn() -> bool) {
     // SAFETY: this is ring 0, and the handler of the only interrupt is the one for this.
     unsafe { xen_hypercall::arch::x86_64::idle::sleep_unless(|| false) }
 }
