@@ -8,12 +8,10 @@ mod place;
 mod room;
 mod vcpu;
 
-use core::time::Duration;
-
 #[cfg(feature = "smp")]
 use xen_hypercall::VcpuId;
 use xen_hypercall::sched::shutdown;
-use xen_hypercall::{Domain, Errno, Wait, console_io};
+use xen_hypercall::{Domain, Errno, console_io};
 
 use crate::arch;
 use crate::entry::{self, Boot, Exit, crash};
@@ -78,8 +76,9 @@ pub(crate) fn start_vcpu(id: VcpuId, life: &'static dyn crate::smp::Life) -> Res
 }
 
 /// What time it is; zero before the kernel is there.
-pub(crate) fn now() -> Duration {
-    KERNEL.get().map(Wait::now).unwrap_or_default()
+#[cfg(feature = "log")]
+pub(crate) fn now() -> core::time::Duration {
+    KERNEL.get().map(xen_hypercall::Wait::now).unwrap_or_default()
 }
 
 /// What works before anything else does: Xen's console where Xen lets the domain write to it, which is so of the first domain
