@@ -116,6 +116,12 @@ pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>, vcpu: 
     Ok(())
 }
 
+/// Whether a vCPU is up. A process has the first alone.
+#[cfg(feature = "smp")]
+pub(crate) fn is_up(id: VcpuId) -> Result<bool, xen_hypercall::Errno> {
+    if id == VcpuId(0) { Ok(true) } else { Err(xen_hypercall::Errno::ENOENT) }
+}
+
 /// A process has one vCPU.
 #[cfg(feature = "smp")]
 pub(crate) fn is_up(id: VcpuId) -> Result<bool, xen_hypercall::Errno> {
