@@ -122,13 +122,6 @@ pub(crate) fn is_up(id: VcpuId) -> Result<bool, xen_hypercall::Errno> {
     if id == VcpuId(0) { Ok(true) } else { Err(xen_hypercall::Errno::ENOENT) }
 }
 
-/// A process has one vCPU.
-#[cfg(feature = "smp")]
-pub(crate) fn is_up(id: VcpuId) -> Result<bool, xen_hypercall::Errno> {
-    let kernel = KERNEL.get().ok_or(xen_hypercall::Errno::ENOENT)?;
-    xen_hypercall::vcpu::is_up(kernel, id)
-}
-
 #[cfg(feature = "smp")]
 pub(crate) fn start_vcpu(_: VcpuId, _: &'static dyn crate::smp::Life) -> Result<(), xen_hypercall::Errno> {
     Err(xen_hypercall::Errno::ENOENT)
