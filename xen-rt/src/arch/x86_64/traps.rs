@@ -19,7 +19,7 @@ use crate::machine::keep;
 /// The interrupt by which Xen tells of events.
 pub(super) const UPCALL_VECTOR: u8 = 0x20;
 
-const CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel::Ring0);
+pub(super) const CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel::Ring0);
 const TSS: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
 /// Vectors from here on to 31 are reserved, or of features that no guest of this kind has.
 const FAULTS: usize = 22;

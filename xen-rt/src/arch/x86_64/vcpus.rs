@@ -3,6 +3,7 @@
 use core::arch::asm;
 
 use x86_64::VirtAddr;
+use x86_64::instructions::segmentation::{CS, Segment};
 use x86_64::registers::control::{Cr0, Cr3, Cr4};
 use x86_64::registers::model_specific::{Efer, GsBase};
 use xen_hypercall::abi::VcpuHvmX8664;
@@ -50,6 +51,9 @@ fn lead(begin: &'static Begin) {
 extern "C" fn begin(begin: &'static Begin) -> ! {
     lead(begin);
     traps::install(begin.faults);
+    // SAFETY: the selector is that of the table's code segment for 64 bits, which is what this runs in. Xen lets a vCPU begin
+    // in such a segment without a selector, and no interrupt could return there.
+    unsafe { CS::set_reg(traps::CODE) };
     if let Some(life) = begin.life {
         life.live();
     }
