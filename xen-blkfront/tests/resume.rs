@@ -43,7 +43,6 @@ fn what_was_under_way_is_issued_again_in_order_and_what_was_answered_is_not() {
             domain.xen().migrate(domain);
             Resumed::InNewDomain
         });
-        back.stall(false);
         back.set_next(Options { volatile_cache: true, domain: DomId(life as u16 % 2), ..Options::default() });
         assert_eq!(machine.suspend(&mut xs, &mut disk), (Resumed::InNewDomain, 0));
         assert_eq!(disk.state(), State::Connected);
@@ -132,7 +131,6 @@ fn what_does_not_fit_the_new_disk_fails_by_itself_and_barriers_keep_their_meanin
     let after = disk.submit_write(2, &pattern(512, 3)).unwrap();
     let beyond = disk.submit_write(end - 1, &pattern(512, 4)).unwrap();
     disk.publish().unwrap();
-    back.stall(false);
     back.set_next(Options { sectors: end - 1, ..options });
     machine.suspend(&mut xs, &mut disk);
     for ticket in [before, barrier, after] {
@@ -146,7 +144,6 @@ fn what_does_not_fit_the_new_disk_fails_by_itself_and_barriers_keep_their_meanin
     let write = disk.submit_write(0, &pattern(512, 5)).unwrap();
     let barrier = disk.submit_barrier(1, &pattern(512, 6)).unwrap();
     disk.publish().unwrap();
-    back.stall(false);
     back.set_next(Options { read_only: false, sectors: end, ..Options::default() });
     machine.suspend(&mut xs, &mut disk);
     assert_eq!((disk.wait(write, &mut []), disk.wait(barrier, &mut [])), (Ok(()), Err(Error::Unsupported)));
@@ -155,7 +152,6 @@ fn what_does_not_fit_the_new_disk_fails_by_itself_and_barriers_keep_their_meanin
     let write = disk.submit_write(0, &pattern(512, 7)).unwrap();
     let read = disk.submit_read(0, 1).unwrap();
     disk.publish().unwrap();
-    back.stall(false);
     machine.suspend(&mut xs, &mut disk);
     let mut out = [0; 512];
     assert_eq!((disk.wait(write, &mut []), disk.wait(read, &mut out)), (Err(Error::ReadOnly), Ok(())));

@@ -4,9 +4,12 @@
 //! until there is one, and runs what it is [given](Vcpu::run). The heap, the console and all of the kernel are theirs, too.
 //!
 //! ```no_run
+//! # #![no_main]
 //! use core::sync::atomic::{AtomicU32, Ordering};
 //! use xen_rt::smp::Vcpus;
 //! use xen_rt::{Exit, Guest, println};
+//!
+//! xen_rt::entry!(main);
 //!
 //! fn main(guest: Guest) -> Exit {
 //!     static DONE: AtomicU32 = AtomicU32::new(0);

@@ -96,6 +96,8 @@ impl Backend {
         (self.mapped.pages, self.mapped.kept) = Default::default();
         self.store.remove(&self.back_path);
         if let Some(options) = self.next.take() {
+            // It is another, which does not hang.
+            self.stalled = false;
             self.options = options;
             self.dom0 = self.guest.xen().domain(options.domain);
             self.dom0.ensure_shared_info();

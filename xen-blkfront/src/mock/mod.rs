@@ -94,7 +94,7 @@ impl MockBlkback {
     }
 
     /// What the backend is like from the guest's next migration on, in another domain perhaps. The disk is the same, of
-    /// another size if the options say so.
+    /// another size if the options say so. It does not hang, whatever the one of before does.
     pub fn set_next(&self, options: Options) {
         self.state().next = Some(options);
     }
