@@ -101,6 +101,13 @@ impl BootInfo {
         };
         self.free[..self.ranges].iter().map(whole).filter(|range| range.start < range.end)
     }
+
+    /// What of that is in a part that begins and ends with pages.
+    pub(crate) fn usable_in(&self, part: Range) -> impl Iterator<Item = Range> {
+        let within =
+            move |range: Range| Range { start: range.start.max(part.start), end: range.end.min(part.end) };
+        self.usable().map(within).filter(|range| range.start < range.end)
+    }
 }
 
 #[cfg(test)]

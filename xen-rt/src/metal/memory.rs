@@ -9,7 +9,7 @@ use talc::cell::TalcCell;
 use talc::source::Manual;
 use xen_hypercall::{PAGE_SIZE, Page};
 
-use crate::memory_map::BootInfo;
+use crate::memory_map::{BootInfo, Range};
 
 type Memories = TalcCell<Manual, DefaultBinning>;
 
@@ -69,9 +69,9 @@ unsafe impl GlobalAlloc for Heap {
 #[cfg_attr(feature = "heap", global_allocator)]
 static HEAP: Heap = Heap::new();
 
-/// Takes over all memory that nobody uses.
-pub(crate) fn init(info: &BootInfo) {
-    for range in info.usable() {
+/// Takes over the memory of a part that nobody uses. It is mapped, and no part is taken over twice.
+pub(super) fn init(info: &BootInfo, part: Range) {
+    for range in info.usable_in(part) {
         let base = core::ptr::with_exposed_provenance_mut(range.start as usize);
         // SAFETY: this is RAM by Xen's own word, mapped, outside of the image, and given to nobody else.
         unsafe { HEAP.with(|memory| memory.claim(base, (range.end - range.start) as usize)) };

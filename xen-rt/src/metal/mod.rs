@@ -15,7 +15,7 @@ use xen_hypercall::{Domain, Errno, console_io};
 
 use crate::arch;
 use crate::entry::{self, Boot, Exit, crash};
-use crate::memory_map::BootInfo;
+use crate::memory_map::{BootInfo, Range};
 
 pub use kernel::Kernel;
 pub use memory::{Memory, memory};
@@ -40,8 +40,12 @@ pub(crate) fn start(info: BootInfo) -> ! {
     // SAFETY: this function never returns, and nothing unwinds, so what is in its frame is there for ever. It does not change.
     let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(&info) };
     let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
-    memory::init(info);
+    // What takes memory over writes into it, so what the entry's tables do not reach comes after the seal.
+    let reach = arch::reach();
+    memory::init(info, reach);
     arch::seal(info);
+    memory::init(info, Range { start: 0, end: reach.start });
+    memory::init(info, Range { start: reach.end, end: u64::MAX });
     arch::install();
     #[cfg(feature = "log")]
     crate::logger::install();

@@ -53,6 +53,13 @@ pub(super) fn describe(at: u64) -> &'static str {
     }
 }
 
+/// What the tables of the boot code map for sure, to itself: the gigabyte in which the image ends.
+pub(crate) fn reach() -> Range {
+    const GIGABYTE: u64 = 1 << 30;
+    let start = image().end & !(GIGABYTE - 1);
+    Range { start, end: start + GIGABYTE }
+}
+
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.
 pub(crate) fn seal(info: &BootInfo) {
     let devices = MACHINE.get().map(|machine| machine.controller.registers());

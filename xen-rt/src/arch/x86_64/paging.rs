@@ -101,6 +101,11 @@ pub(super) fn describe(at: u64) -> &'static str {
 
 static TABLES: Lock<Option<Tables>> = Lock::new(None);
 
+/// What the tables of the boot code map, to itself.
+pub(crate) fn reach() -> Range {
+    Range { start: 0, end: 4 << 30 }
+}
+
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.
 pub(crate) fn seal(info: &BootInfo) {
     let mut tables = Tables::new(keep_pages(1), || alloc_pages(1));
