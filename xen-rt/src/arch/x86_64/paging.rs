@@ -1,5 +1,7 @@
 //! The tables that the processor uses: they seal the image, and show what is not memory of the domain.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use x86_64::PhysAddr;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::PhysFrame;
@@ -127,5 +129,8 @@ pub(crate) unsafe fn map_special(frame: u64) -> bool {
         return false;
     };
     // What was there before can only have been the same.
-    TABLES.with(|tables| tables.as_mut().is_some_and(|tables| tables.map_page(at, at, DATA))) == Some(true)
+    let mapped = TABLES.with(|tables| tables.as_mut().is_some_and(|tables| tables.map_page(at, at, DATA)));
+    // The entry is written before the page is touched, which the processor sees to and the compiler need not know.
+    compiler_fence(Ordering::SeqCst);
+    mapped == Some(true)
 }
