@@ -9,6 +9,12 @@ pub(crate) struct Range {
     pub(crate) end: u64,
 }
 
+impl Range {
+    pub(crate) const fn new(start: u64, end: u64) -> Self {
+        Self { start, end }
+    }
+}
+
 /// More ranges than this are left out: memory that is not used.
 const MOST_RAM: usize = 32;
 /// More of the command line is left out.
@@ -91,6 +97,12 @@ impl BootInfo {
         let text = &self.cmdline[..self.cmdline_len];
         let valid = from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
         from_utf8(&text[..valid]).unwrap_or_default()
+    }
+
+    /// What of the [usable](Self::usable) memory is in a part that begins and ends with pages.
+    pub(crate) fn usable_in(&self, part: Range) -> impl Iterator<Item = Range> {
+        let cut = move |Range { start, end }| Range { start: part.start.max(start), end: part.end.min(end) };
+        self.usable().map(cut).filter(|range| range.start < range.end)
     }
 
     /// Memory that nobody uses, in whole pages.

@@ -15,7 +15,7 @@ use xen_hypercall::{Domain, Errno, console_io};
 
 use crate::arch;
 use crate::entry::{self, Boot, Exit, crash};
-use crate::memory_map::BootInfo;
+use crate::memory_map::{BootInfo, Range};
 
 pub use kernel::Kernel;
 pub use memory::{Memory, memory};
@@ -34,20 +34,25 @@ static KERNEL: Place<Kernel> = Place::new();
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off. Makes the memory, the seal, the interrupts
 /// and the log, in this order, then the kernel, and runs it.
+///
+/// The entry's tables may reach a part of the memory only, which the seal is made in.
 #[allow(unsafe_code, reason = "its frame stays")]
 pub(crate) fn start(info: BootInfo) -> ! {
     arch::enter();
     // SAFETY: this function never returns, and nothing unwinds, so what is in its frame is there for ever. It does not change.
     let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(&info) };
     let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
-    memory::init(info);
+    let reach = arch::reach();
+    memory::init(info, reach);
     arch::seal(info);
+    memory::init(info, Range::new(0, reach.start));
+    memory::init(info, Range::new(reach.end, u64::MAX));
     arch::install();
     #[cfg(feature = "log")]
     crate::logger::install();
     let domain =
         own(call, info).unwrap_or_else(|error| crash(format_args!("Xen refuses the basics: {error}")));
-    entry::start(Boot::new(domain, info.cmdline(), info.ram()))
+    entry::start(Boot::new(domain))
 }
 
 #[allow(unsafe_code, reason = "says that the domain is nobody else's")]

@@ -20,7 +20,7 @@ mod tree;
 pub(crate) use machine::*;
 #[cfg(not(test))]
 pub(crate) use {
-    paging::{map_special, seal},
+    paging::{map_special, reach, seal},
     time::{Clock, bind_timer, set_timer},
     traps::install,
 };

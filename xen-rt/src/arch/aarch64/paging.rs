@@ -10,6 +10,7 @@ use crate::machine::keep_pages;
 use crate::memory_map::{BootInfo, Range};
 
 const PAGE: u64 = 4096;
+const GIGABYTE: u64 = 1 << 30;
 
 unsafe extern "C" {
     static text_start: u8;
@@ -51,6 +52,12 @@ pub(super) fn describe(at: u64) -> &'static str {
         at if (text..constants_end).contains(&at) => ", in the constants, which are read-only",
         _ => "",
     }
+}
+
+/// What the tables of the boot code map of memory: the gigabytes of the image, whole ones.
+pub(crate) fn reach() -> Range {
+    let Range { start, end } = image();
+    Range::new(start & !(GIGABYTE - 1), end.next_multiple_of(GIGABYTE))
 }
 
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.

@@ -19,7 +19,7 @@ use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId, vcpu};
 use crate::machine::{Kernel, keep};
 use crate::memory_map::BootInfo;
 
-pub(crate) use paging::{map_special, seal};
+pub(crate) use paging::{map_special, reach, seal};
 #[cfg(feature = "smp")]
 pub(crate) use {
     vcpus::{start_vcpu, this},

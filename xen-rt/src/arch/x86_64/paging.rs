@@ -1,5 +1,7 @@
 //! The tables that the processor uses: they seal the image, and show what is not memory of the domain.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use x86_64::PhysAddr;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::PhysFrame;
@@ -101,6 +103,11 @@ pub(super) fn describe(at: u64) -> &'static str {
 
 static TABLES: Lock<Option<Tables>> = Lock::new(None);
 
+/// What the tables of the boot code map: the first 4 GiB.
+pub(crate) fn reach() -> Range {
+    Range::new(0, 4 << 30)
+}
+
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.
 pub(crate) fn seal(info: &BootInfo) {
     let mut tables = Tables::new(keep_pages(1), || alloc_pages(1));
@@ -122,5 +129,8 @@ pub(crate) unsafe fn map_special(frame: u64) -> bool {
         return false;
     };
     // What was there before can only have been the same.
-    TABLES.with(|tables| tables.as_mut().is_some_and(|tables| tables.map_page(at, at, DATA))) == Some(true)
+    let mapped = TABLES.with(|tables| tables.as_mut().is_some_and(|tables| tables.map_page(at, at, DATA)));
+    // The processor looks at the entry when the page is accessed, of which the compiler does not know.
+    compiler_fence(Ordering::SeqCst);
+    mapped == Some(true)
 }
