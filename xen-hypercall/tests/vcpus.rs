@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::sync::{Arc, Mutex};
 
 use xen_hypercall::mock::MockXen;
-use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, VcpuId, Wait, hvm, vcpu};
+use xen_hypercall::{DomId, Errno, Hypercall, HypercallNr, VcpuId, Wait, vcpu};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -79,6 +79,7 @@ fn each_vcpu_has_its_place_in_shared_info_and_its_vector() {
     domain.wait(Some(MS), &|| false);
     assert_eq!(domain.xen().now(), MS);
 
+    use xen_hypercall::hvm;
     let vector = hvm::Vector::new(0x31).unwrap();
     hvm::set_evtchn_upcall_vector(&domain, VcpuId(1), vector).unwrap();
     assert_eq!((domain.upcall_vector(VcpuId(0)), domain.upcall_vector(VcpuId(1))), (None, Some(0x31)));

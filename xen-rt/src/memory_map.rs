@@ -9,12 +9,6 @@ pub(crate) struct Range {
     pub(crate) end: u64,
 }
 
-impl Range {
-    pub(crate) const fn new(start: u64, end: u64) -> Self {
-        Self { start, end }
-    }
-}
-
 /// More ranges than this are left out: memory that is not used.
 const MOST_RAM: usize = 32;
 /// More of the command line is left out.
@@ -99,12 +93,6 @@ impl BootInfo {
         from_utf8(&text[..valid]).unwrap_or_default()
     }
 
-    /// What of the [usable](Self::usable) memory is in a part that begins and ends with pages.
-    pub(crate) fn usable_in(&self, part: Range) -> impl Iterator<Item = Range> {
-        let cut = move |Range { start, end }| Range { start: part.start.max(start), end: part.end.min(end) };
-        self.usable().map(cut).filter(|range| range.start < range.end)
-    }
-
     /// Memory that nobody uses, in whole pages.
     pub(crate) fn usable(&self) -> impl Iterator<Item = Range> {
         let whole = |Range { start, end }: &Range| Range {
@@ -112,6 +100,13 @@ impl BootInfo {
             end: end & !(PAGE - 1),
         };
         self.free[..self.ranges].iter().map(whole).filter(|range| range.start < range.end)
+    }
+
+    /// What of that is in a part that begins and ends with pages.
+    pub(crate) fn usable_in(&self, part: Range) -> impl Iterator<Item = Range> {
+        let within =
+            move |range: Range| Range { start: range.start.max(part.start), end: range.end.min(part.end) };
+        self.usable().map(within).filter(|range| range.start < range.end)
     }
 }
 

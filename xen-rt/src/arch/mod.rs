@@ -4,7 +4,7 @@
 //! - `Call`, [`call`]: the way into Xen;
 //! - `Clock`: what time it is; [`set_timer`], [`bind_timer`]: what ends a sleep in time;
 //! - [`early`]: words to Xen's log;
-//! - [`reach`]: where the entry's tables lead, each address to itself; [`seal`]: the page tables; [`map_special`]: a frame that is not RAM;
+//! - [`reach`]: the memory that the entry's tables lead to; [`seal`]: the page tables; [`map_special`]: a frame that is not RAM;
 //! - [`room`]: the first of 4096 frames at which nothing is;
 //! - [`enter`]: the first vCPU's first step; with feature `smp` also [`this`]: what the vCPU has for itself,
 //!   [`is_up`] and [`start_vcpu`]: another vCPU;

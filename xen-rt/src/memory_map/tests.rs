@@ -99,3 +99,22 @@ fn memory_for_which_there_is_no_place_is_not_used() {
     info.take(range(0x4000, 0x8000));
     assert!(info.usable().all(|range| range.end <= 0x4000 || range.start >= 0x8000));
 }
+
+#[test]
+fn memory_is_cut_where_the_first_tables_end() {
+    let mut info = BootInfo::new();
+    info.add_ram(0x10_0000, 0x3FF0_0000);
+    info.add_ram(0xF000_0000, 0x2000_0000);
+    info.add_ram(0x2_0000_0000, 0x1000_0000);
+    info.take(range(0x20_0000, 0x30_0000));
+    for border in [0, 0x28_0000, 0x1000_0000, 0x1_0000_0000, 0x2_0800_0000, 1 << 40] {
+        let (below, above) = (range(0, border), range(border, u64::MAX));
+        assert!(info.usable_in(below).all(|range| range.end <= border), "{border:#x}");
+        assert!(info.usable_in(above).all(|range| range.start >= border), "{border:#x}");
+        let parts = info.usable_in(below).chain(info.usable_in(above));
+        let size = |ranges: &mut dyn Iterator<Item = Range>| -> u64 {
+            ranges.map(|range| range.end - range.start).sum()
+        };
+        assert_eq!(size(&mut { parts }), size(&mut info.usable()), "{border:#x}");
+    }
+}

@@ -34,19 +34,18 @@ static KERNEL: Place<Kernel> = Place::new();
 
 /// Called by the architecture's entry, on the boot stack, with interrupts off. Makes the memory, the seal, the interrupts
 /// and the log, in this order, then the kernel, and runs it.
-///
-/// The entry's tables may reach a part of the memory only, which the seal is made in.
 #[allow(unsafe_code, reason = "its frame stays")]
 pub(crate) fn start(info: BootInfo) -> ! {
     arch::enter();
     // SAFETY: this function never returns, and nothing unwinds, so what is in its frame is there for ever. It does not change.
     let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(&info) };
     let Some(call) = arch::call() else { crash(format_args!("this processor has no way into Xen")) };
+    // What takes memory over writes into it, so what the entry's tables do not reach comes after the seal.
     let reach = arch::reach();
     memory::init(info, reach);
     arch::seal(info);
-    memory::init(info, Range::new(0, reach.start));
-    memory::init(info, Range::new(reach.end, u64::MAX));
+    memory::init(info, Range { start: 0, end: reach.start });
+    memory::init(info, Range { start: reach.end, end: u64::MAX });
     arch::install();
     #[cfg(feature = "log")]
     crate::logger::install();

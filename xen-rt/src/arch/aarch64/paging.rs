@@ -10,7 +10,6 @@ use crate::machine::keep_pages;
 use crate::memory_map::{BootInfo, Range};
 
 const PAGE: u64 = 4096;
-const GIGABYTE: u64 = 1 << 30;
 
 unsafe extern "C" {
     static text_start: u8;
@@ -54,10 +53,11 @@ pub(super) fn describe(at: u64) -> &'static str {
     }
 }
 
-/// What the tables of the boot code map of memory: the gigabytes of the image, whole ones.
+/// What the tables of the boot code map for sure, to itself: the gigabyte in which the image ends.
 pub(crate) fn reach() -> Range {
-    let Range { start, end } = image();
-    Range::new(start & !(GIGABYTE - 1), end.next_multiple_of(GIGABYTE))
+    const GIGABYTE: u64 = 1 << 30;
+    let start = image().end & !(GIGABYTE - 1);
+    Range { start, end: start + GIGABYTE }
 }
 
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.

@@ -103,9 +103,9 @@ pub(super) fn describe(at: u64) -> &'static str {
 
 static TABLES: Lock<Option<Tables>> = Lock::new(None);
 
-/// What the tables of the boot code map: the first 4 GiB.
+/// What the tables of the boot code map, to itself.
 pub(crate) fn reach() -> Range {
-    Range::new(0, 4 << 30)
+    Range { start: 0, end: 4 << 30 }
 }
 
 /// Replaces the tables of the boot code. From here on a wild write or jump faults.

@@ -21,7 +21,7 @@ use pages::Heap;
 #[cfg_attr(feature = "heap", global_allocator)]
 static HEAP: Heap = Heap::new();
 
-/// Takes over the memory in a part that nobody uses. The tables of the processor have this part.
+/// Takes over the memory of a part that nobody uses. It is mapped, and no part is taken over twice.
 #[inline(never)]
 pub(crate) fn init(info: &BootInfo, part: Range) {
     for range in info.usable_in(part) {
