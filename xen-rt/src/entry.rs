@@ -159,18 +159,11 @@ impl Start for Guest {
 #[derive(Debug)]
 pub struct Boot {
     domain: &'static Domain<&'static Kernel>,
-    command_line: &'static str,
-    ram: u64,
 }
 
 impl Boot {
-    /// `ram` in bytes.
-    pub(crate) fn new(
-        domain: &'static Domain<&'static Kernel>,
-        command_line: &'static str,
-        ram: u64,
-    ) -> Self {
-        Self { domain, command_line, ram }
+    pub(crate) fn new(domain: &'static Domain<&'static Kernel>) -> Self {
+        Self { domain }
     }
 
     /// Opens the event channels, with the ABI that suits best, and the console.
@@ -189,8 +182,7 @@ impl Boot {
     pub fn with(self, events: &'static EventChannels<&'static Kernel>) -> Result<Guest, Error> {
         machine::bind_timer(events, VcpuId(0))?;
         console::open(events);
-        let Self { domain, command_line, ram } = self;
-        Ok(Guest { domain, events, command_line, ram })
+        Ok(Guest { domain: self.domain, events })
     }
 
     /// The token of what the domain has once.
@@ -205,12 +197,12 @@ impl Boot {
 
     /// What the toolstack wants the kernel to know, up to 1023 bytes of it.
     pub fn command_line(&self) -> &'static str {
-        self.command_line
+        self.kernel().command_line()
     }
 
     /// The domain's memory in bytes, as Xen's map of it says.
     pub fn ram(&self) -> u64 {
-        self.ram
+        self.kernel().ram()
     }
 }
 
@@ -219,8 +211,6 @@ impl Boot {
 pub struct Guest {
     domain: &'static Domain<&'static Kernel>,
     events: &'static EventChannels<&'static Kernel>,
-    command_line: &'static str,
-    ram: u64,
 }
 
 impl Guest {
@@ -241,12 +231,12 @@ impl Guest {
 
     /// What the toolstack wants the kernel to know, up to 1023 bytes of it.
     pub fn command_line(&self) -> &'static str {
-        self.command_line
+        self.kernel().command_line()
     }
 
     /// The domain's memory in bytes, as Xen's map of it says.
     pub fn ram(&self) -> u64 {
-        self.ram
+        self.kernel().ram()
     }
 
     /// Time since an arbitrary start; never goes back.

@@ -21,8 +21,9 @@ pub struct Kernel {
     world: Mutex<World>,
     began: Instant,
     hypercalls: AtomicU64,
-    /// In pages.
-    memory: usize,
+    /// In bytes.
+    memory: u64,
+    command_line: &'static str,
 }
 
 impl fmt::Debug for Kernel {
@@ -33,10 +34,24 @@ impl fmt::Debug for Kernel {
 
 impl Kernel {
     /// `memory` in bytes.
-    pub(super) fn new(world: World, memory: u64) -> Self {
+    pub(super) fn new(world: World, memory: u64, command_line: &'static str) -> Self {
         let (domain, began) = (world.guest(), Instant::now());
-        let memory = usize::try_from(memory).unwrap_or(usize::MAX) / PAGE_SIZE;
-        Self { domain, world: Mutex::new(world), began, hypercalls: AtomicU64::new(0), memory }
+        Self { domain, world: Mutex::new(world), began, hypercalls: AtomicU64::new(0), memory, command_line }
+    }
+
+    /// What the toolstack wants the kernel to know.
+    pub(crate) fn command_line(&self) -> &'static str {
+        self.command_line
+    }
+
+    /// The domain's memory in bytes.
+    pub(crate) fn ram(&self) -> u64 {
+        self.memory
+    }
+
+    /// The same in pages, for what gives them out.
+    fn all_pages(&self) -> usize {
+        usize::try_from(self.memory).unwrap_or(usize::MAX) / PAGE_SIZE
     }
 
     /// Time since 1970-01-01 00:00 UTC.
@@ -57,7 +72,7 @@ impl Kernel {
     /// Pages of the domain: in use, and free.
     pub(super) fn pages(&self) -> (usize, usize) {
         let used = self.domain.pages_in_use();
-        (used, self.memory.saturating_sub(used))
+        (used, self.all_pages().saturating_sub(used))
     }
 
     /// The world, unless it is acting at this moment.

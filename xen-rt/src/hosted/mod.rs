@@ -56,12 +56,12 @@ fn boot(args: &Args) -> Result<Boot> {
         command_line.len()
     );
     let world = World::new(args)?;
-    let kernel = KERNEL.get_or_init(|| Kernel::new(world, memory));
+    let kernel = KERNEL.get_or_init(|| Kernel::new(world, memory, command_line.leak()));
     show_what_was_written_before_a_panic(kernel);
     #[cfg(feature = "log")]
     crate::logger::install();
     let domain = own(kernel).context("the mock refuses the basics")?;
-    Ok(Boot::new(domain, command_line.leak(), memory))
+    Ok(Boot::new(domain))
 }
 
 #[allow(unsafe_code, reason = "says that the domain is nobody else's")]

@@ -43,6 +43,16 @@ impl Kernel {
         self.started.store(self.now().as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// What the toolstack wants the kernel to know.
+    pub(crate) fn command_line(&self) -> &'static str {
+        self.info.cmdline()
+    }
+
+    /// The domain's memory in bytes.
+    pub(crate) fn ram(&self) -> u64 {
+        self.info.ram()
+    }
+
     /// Time since 1970-01-01 00:00 UTC.
     pub fn unix_time(&self) -> Duration {
         self.clock.unix_time(self.now())

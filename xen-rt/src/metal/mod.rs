@@ -51,7 +51,7 @@ pub(crate) fn start(info: BootInfo) -> ! {
     crate::logger::install();
     let domain =
         own(call, info).unwrap_or_else(|error| crash(format_args!("Xen refuses the basics: {error}")));
-    entry::start(Boot::new(domain, info.cmdline(), info.ram()))
+    entry::start(Boot::new(domain))
 }
 
 #[allow(unsafe_code, reason = "says that the domain is nobody else's")]

@@ -130,7 +130,7 @@ pub(crate) unsafe fn map_special(frame: u64) -> bool {
     };
     // What was there before can only have been the same.
     let mapped = TABLES.with(|tables| tables.as_mut().is_some_and(|tables| tables.map_page(at, at, DATA)));
-    // The entry is written before the page is touched, which the processor sees to and the compiler need not know.
+    // The processor looks at the entry when the page is accessed, of which the compiler does not know.
     compiler_fence(Ordering::SeqCst);
     mapped == Some(true)
 }
