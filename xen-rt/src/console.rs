@@ -12,6 +12,42 @@ use crate::machine::{self, Kernel};
 
 static CONSOLE: Lock<Option<Console<'static, &'static Kernel>>> = Lock::new(None);
 
+/// What every kernel may do with a console, once one is open. An image that opens none does not hold what does it.
+trait Screen: Sync {
+    fn write(&self, text: fmt::Arguments<'_>, patience: Duration) -> Option<bool>;
+    fn drain(&self);
+    fn last_words(&self, text: fmt::Arguments<'_>);
+}
+
+static SCREEN: Lock<Option<&'static dyn Screen>> = Lock::new(None);
+
+fn screen() -> Option<&'static dyn Screen> {
+    SCREEN.with(|screen| *screen).flatten()
+}
+
+struct Open;
+
+impl Screen for Open {
+    fn write(&self, text: fmt::Arguments<'_>, patience: Duration) -> Option<bool> {
+        CONSOLE.with(|console| console.as_mut()?.write_text(text, patience).ok()).flatten()
+    }
+
+    fn drain(&self) {
+        CONSOLE.with(|console| console.as_mut().map(|console| console.drain(LAST)));
+    }
+
+    fn last_words(&self, text: fmt::Arguments<'_>) {
+        struct Last<'c>(&'c mut Console<'static, &'static Kernel>);
+        impl Write for Last<'_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.emergency(text.as_bytes());
+                Ok(())
+            }
+        }
+        CONSOLE.with(|console| console.as_mut().map(|console| Last(console).write_fmt(text)));
+    }
+}
+
 /// A console that nobody reads holds a line up this long, and only the first one.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -23,7 +59,10 @@ const LAST: Duration = Duration::from_secs(10);
 pub fn open(events: &'static EventChannels<&'static Kernel>) -> bool {
     let opened = Console::new(events);
     match opened {
-        Ok(console) => CONSOLE.with(|place| *place = Some(console)).is_some(),
+        Ok(console) => {
+            CONSOLE.with(|place| *place = Some(console));
+            SCREEN.with(|screen| *screen = Some(&Open)).is_some()
+        }
         Err(error) => {
             let _ = writeln!(Early, "{error}; lines go to Xen's log");
             false
@@ -34,7 +73,7 @@ pub fn open(events: &'static EventChannels<&'static Kernel>) -> bool {
 /// Writes text to the console, its line ends made for a terminal, and waits for room for so long. Returns whether all of
 /// it was written; none when there is no console, or it is in use at this moment.
 pub fn write(text: fmt::Arguments<'_>, patience: Duration) -> Option<bool> {
-    CONSOLE.with(|console| console.as_mut()?.write_text(text, patience).ok()).flatten()
+    screen()?.write(text, patience)
 }
 
 /// Writes text to the console as [`write()`] does, waiting for room 200 ms at most; without a console it is lost.
@@ -61,7 +100,9 @@ pub fn stats() -> Stats {
 
 /// Waits until the console's reader has everything, or has had ten seconds for it.
 pub fn drain() {
-    CONSOLE.with(|console| console.as_mut().map(|console| console.drain(LAST)));
+    if let Some(screen) = screen() {
+        screen.drain();
+    }
 }
 
 /// Writes text to Xen's log, where it can be read by who may read that: `xl dmesg`. Works before anything is open. Text of the
@@ -82,23 +123,14 @@ impl Write for Early {
 
 /// Says why it all ends, wherever it can be heard.
 pub(crate) fn last_words(why: fmt::Arguments<'_>) {
-    struct Last<'c>(&'c mut Console<'static, &'static Kernel>);
-    impl Write for Last<'_> {
-        fn write_str(&mut self, text: &str) -> fmt::Result {
-            self.0.emergency(text.as_bytes());
-            Ok(())
-        }
-    }
-    let name = entry::name();
+    let (name, screen) = (entry::name(), screen());
     // A process has one place for both.
-    if !(cfg!(feature = "hosted") && CONSOLE.with(|console| console.is_some()) == Some(true)) {
+    if !(cfg!(feature = "hosted") && screen.is_some()) {
         let _ = writeln!(Early, "{name}: {why}");
     }
-    CONSOLE.with(|console| {
-        if let Some(console) = console {
-            let _ = write!(Last(console), "{name}: {why}\r\n");
-        }
-    });
+    if let Some(screen) = screen {
+        screen.last_words(format_args!("{name}: {why}\r\n"));
+    }
 }
 
 /// Prints text on the console.

@@ -16,7 +16,7 @@
 
 #[cfg(any(target_arch = "aarch64", test))]
 mod aarch64;
-#[cfg(all(target_arch = "x86_64", not(test)))]
+#[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 #[cfg(all(target_arch = "aarch64", not(test)))]

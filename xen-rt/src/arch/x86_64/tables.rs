@@ -108,3 +108,6 @@ impl Tables {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
