@@ -310,7 +310,7 @@ mod tests {
         };
         let text = options(&machine, Arch::Arm64);
         assert!(
-            text.contains("dom0_mem=256M,max:256M dom0_max_vcpus=3") && !text.contains("dom0=pvh"),
+            text.contains("dom0_mem=384M,max:384M dom0_max_vcpus=3") && !text.contains("dom0=pvh"),
             "{text}"
         );
         assert!(options(&machine, Arch::X86_64).contains("dom0=pvh"));

@@ -126,19 +126,8 @@ pub(crate) enum Choice<'a> {
     Few,
 }
 
-/// The few: each kind of device, what ends a guest, both event ABIs.
-const FEW: [&str; 10] = [
-    "boot",
-    "shutdown",
-    "panic",
-    "replug",
-    "selftest-pair",
-    "drivers-block",
-    "drivers-net",
-    "web-file",
-    "web-put",
-    "dom0less",
-];
+/// The few: each kind of device, what ends a guest, no toolstack.
+const FEW: [&str; 7] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put", "dom0less"];
 
 impl Choice<'_> {
     fn has(self, test: &str) -> bool {

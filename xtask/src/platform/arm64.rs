@@ -27,7 +27,7 @@ pub(super) static BED: Platform = Platform {
         args: &["-machine", "virt,virtualization=on,gic-version=3", "-cpu", "neoverse-n1", "-smp", "2"],
         // To touch memory for the first time is most of what the boot takes.
         memory: 1024,
-        dom0_memory: 256,
+        dom0_memory: 384,
     },
     boot: Boot {
         xen: "xen-4.17-arm64",

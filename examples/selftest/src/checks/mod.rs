@@ -7,6 +7,7 @@ mod loopback;
 mod memory;
 mod own;
 mod pair;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod smp;
 mod vcpus;
 

@@ -13,6 +13,7 @@ use xen_hypercall::{Errno, Gfn, PageMemory, VcpuArea, VcpuId, Wait, event};
 use xen_rt::Kernel;
 
 use super::{ARM, Domain, PATIENCE, sleep};
+#[cfg(target_arch = "x86_64")]
 use crate::second;
 
 const FIRST: VcpuId = VcpuId(0);
@@ -86,10 +87,12 @@ fn everything_else(domain: &Domain, report: &mut Report) {
         vcpu::set_singleshot_timer(xen, SECOND, soon),
         Errno::EINVAL,
     );
+    #[cfg(target_arch = "x86_64")]
     start(domain, report);
 }
 
 /// The second vCPU's life.
+#[cfg(target_arch = "x86_64")]
 fn start(domain: &Domain, report: &mut Report) {
     let xen = domain.kernel;
     report.check("vcpu/is-up", || {
