@@ -277,7 +277,8 @@ impl<P: Platform + GrantRoom, const N: usize> Mapping<'_, P, N> {
     unsafe fn release(&self) {
         // SAFETY: reserved by `new`; the rest is the caller's promise.
         unsafe { self.table.platform().release_room(self.room, self.count) };
-        self.table.frames.claim().let_go();
+        // SAFETY: taken by `new`, for what is not mapped any more; this is called once.
+        unsafe { self.table.frames.claim().let_go() };
     }
 }
 

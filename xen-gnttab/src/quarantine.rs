@@ -76,7 +76,13 @@ impl<P: Platform> GrantTable<P> {
     ///
     /// Xen tells nobody when a peer lets go. A driver that closed a device calls this some time later, to get the memory
     /// back. Costs nothing while the quarantine is empty, otherwise a look at each 512 references with one among them.
+    ///
+    /// Does nothing after a resume in a new domain until [`resume`](Self::resume), which does the same, has set the table up again.
     pub fn reclaim(&self) -> usize {
+        if self.frames.is_current() { self.sweep_all() } else { 0 }
+    }
+
+    pub(crate) fn sweep_all(&self) -> usize {
         self.sweep(self.frames.refs().div_ceil(PER_MARK))
     }
 
@@ -85,7 +91,7 @@ impl<P: Platform> GrantTable<P> {
     ///
     /// A reference that grants nothing is sought in the same way, so no allocation takes longer than that either.
     pub fn reclaim_some(&self) -> usize {
-        self.sweep(1)
+        if self.frames.is_current() { self.sweep(1) } else { 0 }
     }
 
     /// Looks at this many marked portions at most.

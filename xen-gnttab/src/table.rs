@@ -182,8 +182,8 @@ impl<P: Platform> GrantTable<P> {
 
     fn restore_all(&self) -> Result<(), Error> {
         self.frames.restore()?;
-        // Of a table that is not current every grant is over.
-        self.reclaim();
+        // Of a table that is not current every grant is over. Nobody else sweeps until the life begins.
+        self.sweep_all();
         let refs = self.frames.refs();
         let first = (GrantRef::RESERVED..refs).rev().fold(0, |next, gref| {
             self.set_next(gref, next);

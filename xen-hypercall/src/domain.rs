@@ -3,7 +3,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use crate::areas::Areas;
 use crate::memory::{PhysmapSpace, add_to_physmap};
@@ -115,7 +115,7 @@ struct State {
     /// The domain's number, below the incarnation in which it has it. [`UNASKED`] at first.
     number: AtomicU32,
     /// What forbids a suspend.
-    holds: AtomicU32,
+    holds: AtomicU64,
     /// Where vCPUs are told of events that are not told in `shared_info`.
     areas: Areas,
 }
@@ -238,7 +238,7 @@ impl<P: Platform> Domain<P> {
             incarnation: AtomicU16::new(0),
             claimed: AtomicU32::new(0),
             number: AtomicU32::new(UNASKED),
-            holds: AtomicU32::new(0),
+            holds: AtomicU64::new(0),
             areas: Areas::new(),
         };
         // SAFETY: the page is exclusively ours, aligned as a page is, and larger than the state.
@@ -366,12 +366,15 @@ impl<P: Platform> Claim<P> {
     /// Forbids to suspend the domain until [`let_go`](Self::let_go) was called as often: while something is in its memory
     /// that neither comes along nor can be made anew, such as a page of another domain.
     pub fn hold(&self) {
-        // Nobody has so many: each is a mapping.
+        // Nobody lives to count 64 bits to their end.
         self.handle.state().holds.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes one [`hold`](Self::hold) back.
-    pub fn let_go(&self) {
+    ///
+    /// # Safety
+    /// The caller took it, takes it back once, and what it was taken for is gone.
+    pub unsafe fn let_go(&self) {
         self.handle.state().holds.fetch_sub(1, Ordering::Release);
     }
 

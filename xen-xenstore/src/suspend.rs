@@ -30,8 +30,13 @@ pub trait Kernel {
     /// the kernel has told Xen by itself.
     ///
     /// # Errors
-    /// What Xen refused. The domain is [lost](Error::Lost) then.
+    /// What Xen refused. The domain is [lost](Self::lost) then.
     fn renew(&self) -> Result<(), RestoreError>;
+
+    /// The domain has been resumed in a new one, and a part of it could not be set up again. Called within
+    /// [`stand_still`](Self::stand_still), before anything else goes on: ends the domain as crashed, and uses nothing for that which
+    /// was made from the [`Domain`], a console among them.
+    fn lost(&self, why: RestoreError) -> !;
 }
 
 /// A device, or several, that is connected again in a new domain. Implemented by the drivers, and for references, options,
@@ -94,8 +99,6 @@ pub enum Error {
     /// The domain has been resumed in a new one, and has no xenstore there: all devices are stale.
     /// [`Xenstore::resume`] may be tried again, and then each device's `reconnect`.
     NoXenstore(crate::Error),
-    /// The domain has been resumed in a new one, and a part of it could not be set up again. The kernel ends the domain.
-    Lost(RestoreError),
 }
 
 impl fmt::Display for Error {
@@ -106,7 +109,6 @@ impl fmt::Display for Error {
             Self::Refused(errno) => write!(f, "the domain was not suspended: {errno}"),
             Self::Xenstore(error) => write!(f, "the domain was not suspended: {error}"),
             Self::NoXenstore(error) => write!(f, "the resumed domain has no xenstore: {error}"),
-            Self::Lost(error) => write!(f, "the resumed domain must end: {error}"),
         }
     }
 }
@@ -123,7 +125,7 @@ impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
     /// # Safety
     /// The kernel does in [`Kernel::stand_still`] what is asked there, and the rest of what [`Domain::suspend`] asks for holds
     /// meanwhile: no device writes to the domain's memory, and nobody uses what is of Xen's in it but by what is made from
-    /// the token. After [`Error::Lost`] the caller touches nothing that was made from the token, and ends the domain.
+    /// the token.
     pub unsafe fn run<D: Device<'x, P>>(
         self,
         xs: &mut Xenstore<'x, P>,
@@ -141,17 +143,22 @@ impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
                     kernel.stand_still(&mut || {
                         // SAFETY: the kernel lets everything stand still around this, and the rest is the caller's promise.
                         let suspended = unsafe { domain.suspend() };
-                        resumed = suspended.map_err(refused).and_then(|resumed| {
-                            if resumed == Resumed::InNewDomain {
-                                set_up(events, kernel, parts).map_err(Error::Lost)?;
-                            }
-                            Ok(resumed)
-                        });
+                        resumed = match suspended {
+                            Ok(Resumed::InNewDomain) => match set_up(events, kernel, parts) {
+                                Ok(()) => Ok(Resumed::InNewDomain),
+                                Err(why) => kernel.lost(why),
+                            },
+                            Ok(resumed) => Ok(resumed),
+                            Err(SuspendError::Refused(errno)) => Err(Error::Refused(errno)),
+                            Err(SuspendError::Lost(errno)) => kernel.lost(RestoreError {
+                                operation: "XENMEM_add_to_physmap of shared_info",
+                                errno,
+                            }),
+                        };
                     });
                     match resumed {
                         Ok(Resumed::InPlace) => Ok(()),
                         Ok(resumed) => return reconnect(resumed, xs, devices, patience),
-                        Err(error @ Error::Lost(_)) => return Err(error),
                         Err(error) => Err(error),
                     }
                 }
@@ -181,15 +188,6 @@ fn accept<P: Platform + Wait>(
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::TakenBack),
         Err(error) => Err(Error::Xenstore(error)),
-    }
-}
-
-fn refused(error: SuspendError) -> Error {
-    match error {
-        SuspendError::Refused(errno) => Error::Refused(errno),
-        SuspendError::Lost(errno) => {
-            Error::Lost(RestoreError { operation: "XENMEM_add_to_physmap of shared_info", errno })
-        }
     }
 }
 

@@ -266,6 +266,11 @@ impl Kernel for Still<'_> {
     fn renew(&self) -> Result<(), RestoreError> {
         self.0.say("renew")
     }
+
+    fn lost(&self, why: RestoreError) -> ! {
+        self.0.log.add("lost");
+        panic!("{why}")
+    }
 }
 
 struct Fakes<'l> {
@@ -368,7 +373,8 @@ fn what_is_cancelled_or_refused_goes_on_as_it_was() {
     claim.hold();
     assert_eq!(run(&world, &mut xs, Some(&watch), &fakes), Err(suspend::Error::Refused(Errno::EBUSY)));
     assert_eq!(world.store.read(&world.home("control/shutdown")).as_deref(), Some("suspend"));
-    claim.let_go();
+    // SAFETY: taken above, for nothing.
+    unsafe { claim.let_go() };
     // The daemon hangs.
     xs.set_patience(SECOND);
     world.store.stall(true);
@@ -393,15 +399,21 @@ fn a_domain_that_cannot_be_set_up_again_is_lost_and_one_without_xenstore_is_told
     assert_eq!(run(&world, &mut xs, None, &fakes), Err(suspend::Error::NoXenstore(Error::NoStore)));
     log.take();
     fakes.kernel.refuses.set(true);
-    let error = run(&world, &mut xs, None, &fakes).unwrap_err();
-    assert_eq!(error, suspend::Error::Lost(RestoreError { operation: "kernel", errno: Errno::EBUSY }));
-    assert_eq!(log.take(), format!("{BEFORE} kernel:renew start"));
+    // Nothing goes on before the kernel ends the domain.
+    let lost = std::panic::AssertUnwindSafe(|| run(&world, &mut xs, None, &fakes));
+    let why = std::panic::catch_unwind(lost).unwrap_err();
+    let why = why.downcast::<String>().unwrap();
+    assert_eq!(*why, RestoreError { operation: "kernel", errno: Errno::EBUSY }.to_string());
+    assert_eq!(log.take(), format!("{BEFORE} kernel:renew lost"));
     // A kernel that never asks.
     struct Idle;
     impl Kernel for Idle {
         fn stand_still(&self, _: &mut dyn FnMut()) {}
         fn renew(&self) -> Result<(), RestoreError> {
             Ok(())
+        }
+        fn lost(&self, why: RestoreError) -> ! {
+            panic!("{why}")
         }
     }
     let world = World::new();

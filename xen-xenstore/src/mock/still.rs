@@ -16,4 +16,8 @@ impl Kernel for Still {
     fn renew(&self) -> Result<(), RestoreError> {
         Ok(())
     }
+
+    fn lost(&self, why: RestoreError) -> ! {
+        panic!("the resumed domain must end: {why}")
+    }
 }
