@@ -42,7 +42,7 @@ pub(crate) const LIBRARIES: [&str; 9] = [
 ];
 
 /// The packages that are no programs of this machine.
-const IMAGES: [&str; 5] = ["unikernel", "selftest", "drivers", "line", "own-kernel"];
+const IMAGES: [&str; 6] = ["unikernel", "selftest", "drivers", "line", "line-console", "own-kernel"];
 
 /// What leaves the images out of a command for the whole workspace.
 fn without_images() -> impl Iterator<Item = &'static str> {

@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 
 use super::lab::Lab;
-use crate::guest::{PATIENCE, Spec};
+use crate::dom0::Follow;
+use crate::guest::{Guest, PATIENCE, Spec};
 use crate::hello;
 use crate::image::Options;
 
@@ -21,9 +22,22 @@ pub(super) fn it_answers_and_ends(lab: &mut Lab) -> Result<()> {
 }
 
 pub(super) fn a_line_and_the_end(lab: &mut Lab) -> Result<()> {
-    lab.put("/line", Options { package: Some("line"), ..Options::default() })?;
-    let spec = Spec { kernel: "/line".into(), vif: None, disk: None, memory: 8, ..lab.spec() };
-    let (guest, mut console) = lab.start(&spec)?;
+    let (guest, mut console) = line(lab, "line-console", 8)?;
     console.wait_for("a line from 8 MiB of memory", PATIENCE)?;
     guest.wait("end", |listed| listed.is_none()).map(drop)
+}
+
+pub(super) fn a_line_in_xens_log_and_the_end(lab: &mut Lab) -> Result<()> {
+    let (guest, _console) = line(lab, "line", 9)?;
+    guest.wait("end", |listed| listed.is_none())?;
+    let log = lab.dom0.run("xl dmesg", PATIENCE)?;
+    ensure!(log.contains(") a line from 9 MiB of memory"), "no such line in Xen's log:\n{log}");
+    Ok(())
+}
+
+/// Starts a kernel that prints a line, with so much memory.
+fn line<'l>(lab: &'l Lab, package: &'static str, memory: u32) -> Result<(Guest<'l>, Follow)> {
+    let kernel = format!("/{package}");
+    lab.put(&kernel, Options { package: Some(package), ..Options::default() })?;
+    lab.start(&Spec { kernel, vif: None, disk: None, memory, ..lab.spec() })
 }
