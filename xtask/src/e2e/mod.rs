@@ -127,8 +127,8 @@ pub(crate) enum Choice<'a> {
     Few,
 }
 
-/// The few: each kind of device, what ends a guest, no toolstack.
-const FEW: [&str; 7] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put", "dom0less"];
+/// The few: each kind of device, what ends a guest.
+const FEW: [&str; 6] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put"];
 
 impl Choice<'_> {
     fn has(self, test: &str) -> bool {
@@ -199,7 +199,7 @@ mod tests {
         let all = names(Arch::Arm64);
         assert!(FEW.iter().all(|name| all.contains(name)), "{FEW:?} are not all among {all:?}");
         let all = names(Arch::X86_64);
-        assert!(FEW.iter().all(|name| all.contains(name) || *name == "dom0less"), "{all:?}");
+        assert!(FEW.iter().all(|name| all.contains(name)), "{all:?}");
     }
 
     #[test]
