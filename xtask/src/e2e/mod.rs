@@ -112,7 +112,9 @@ fn alone(arch: Arch) -> &'static [(&'static str, Alone)] {
             ("selftest-dom0", selftest::as_the_first_domain),
         ],
         // There dom0 has its memory where the machine has it, and the images have theirs where other domains have it.
-        Arch::Arm64 => &[("dom0less", boot::it_boots_without_a_dom0)],
+        Arch::Arm64 => {
+            &[("dom0less", boot::it_boots_without_a_dom0), ("dom0less-hello", hello::it_does_without_a_store)]
+        }
     }
 }
 
@@ -127,8 +129,8 @@ pub(crate) enum Choice<'a> {
     Few,
 }
 
-/// The few: each kind of device, what ends a guest.
-const FEW: [&str; 6] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put"];
+/// The few: each kind of device, what ends a guest, no toolstack.
+const FEW: [&str; 7] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put", "dom0less"];
 
 impl Choice<'_> {
     fn has(self, test: &str) -> bool {
@@ -199,7 +201,7 @@ mod tests {
         let all = names(Arch::Arm64);
         assert!(FEW.iter().all(|name| all.contains(name)), "{FEW:?} are not all among {all:?}");
         let all = names(Arch::X86_64);
-        assert!(FEW.iter().all(|name| all.contains(name)), "{all:?}");
+        assert!(FEW.iter().all(|name| all.contains(name) || *name == "dom0less"), "{all:?}");
     }
 
     #[test]
