@@ -81,14 +81,14 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         ("ip-node", boot::the_toolstack_can_give_the_address),
         ("dhcp", boot::without_an_address_it_asks_dhcp),
         ("selftest-pair", selftest::as_a_pair),
+        ("selftest-smp", selftest::on_several_vcpus),
+        ("smp-stack", selftest::the_page_under_a_stack_is_not_there),
         ("hello", hello::it_answers_and_ends),
         ("line-console", hello::a_line_and_the_end),
         ("drivers-block", drivers::disks),
         ("drivers-net", drivers::cards),
     ];
     let x86_64: &[(&str, Plain)] = &[
-        ("selftest-smp", selftest::on_several_vcpus),
-        ("smp-stack", selftest::the_page_under_a_stack_is_not_there),
         ("line-log", hello::a_line_in_xens_log_and_the_end),
         ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
         ("new-project", new_project::from_the_packages_alone),

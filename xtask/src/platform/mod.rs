@@ -110,8 +110,11 @@ pub(crate) struct Boot {
     /// QEMU's words for dom0's kernel, its command line and its initramfs, if it has one; all are files of the bed's folder.
     pub(crate) modules: fn(kernel: &str, cmdline: &str, initramfs: Option<&str>) -> Vec<String>,
     /// QEMU's words for a kernel that is no dom0 and has none, where Xen can do that.
-    pub(crate) dom0less: Option<fn(&Dom0less<'_>) -> Result<Vec<String>>>,
+    pub(crate) dom0less: Option<Dom0lessWords>,
 }
+
+/// Makes QEMU's words.
+pub(crate) type Dom0lessWords = fn(&Dom0less<'_>) -> Result<Vec<String>>;
 
 /// A kernel that Xen boots by itself, as no dom0.
 #[derive(Debug)]
