@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::alone;
 use super::lab::{Lab, build};
+use super::seal::said_in_log;
 use crate::dom0::Follow;
 use crate::guest::{Guest, PATIENCE, Spec};
 use crate::hello;
@@ -49,7 +50,8 @@ pub(super) fn a_line_in_xens_log_and_the_end(lab: &mut Lab) -> Result<()> {
     let (guest, _console) = line(lab, "line", 9)?;
     guest.wait("end", |listed| listed.is_none())?;
     let log = lab.dom0.run("xl dmesg", PATIENCE)?;
-    ensure!(log.contains(") a line from 9 MiB of memory"), "no such line in Xen's log:\n{log}");
+    let said = said_in_log(lab.arch, log.lines());
+    ensure!(said.contains("a line from 9 MiB of memory"), "no such line in Xen's log:\n{log}");
     Ok(())
 }
 
