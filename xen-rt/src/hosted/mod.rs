@@ -21,7 +21,7 @@ use std::vec::Vec;
 
 use anyhow::{Context, Result, ensure};
 use xen_evtchn::{Error, EventChannels, Virq};
-use xen_hypercall::{Domain, PAGE_SIZE, VcpuId, Wait, sched};
+use xen_hypercall::{Domain, PAGE_SIZE, VcpuId, sched};
 
 use crate::entry::{self, Boot, Exit};
 use args::Args;
@@ -90,8 +90,9 @@ fn show_what_was_written_before_a_panic(kernel: &'static Kernel) {
 }
 
 /// What time it is; zero before the kernel is there.
+#[cfg(feature = "log")]
 pub(crate) fn now() -> Duration {
-    KERNEL.get().map(Wait::now).unwrap_or_default()
+    KERNEL.get().map(xen_hypercall::Wait::now).unwrap_or_default()
 }
 
 /// What works before anything else does.
