@@ -32,9 +32,15 @@ use core::fmt;
 use xen_evtchn::{Channel, EventChannels};
 use xen_hypercall::{Errno, VcpuId};
 
-use crate::Guest;
 use crate::lock::Lock;
 use crate::machine::{self, Kernel, keep};
+use crate::{Guest, channels};
+
+mod rest;
+
+pub use rest::rest;
+#[cfg(feature = "suspend")]
+pub(crate) use rest::{go, stop};
 
 /// What a vCPU can be given.
 type Job = Box<dyn FnOnce() + Send>;
@@ -79,7 +85,7 @@ pub struct Vcpu(&'static Desk);
 struct Desk {
     id: VcpuId,
     events: &'static EventChannels<&'static Kernel>,
-    bell: Channel<'static, &'static Kernel>,
+    bell: &'static Channel<'static, &'static Kernel>,
     work: Lock<Work>,
 }
 
@@ -107,10 +113,11 @@ impl Vcpu {
             return Err(Error::Start(Errno::EEXIST));
         }
         events.add_vcpu(id).map_err(Error::Events)?;
-        let bell = events.bind_ipi(id).map_err(Error::Events)?;
+        let bell = channels::keep(events.bind_ipi(id).map_err(Error::Events)?);
         let desk: &'static Desk = keep(Desk { id, events, bell, work: Lock::new(Work::Idle) });
         machine::bind_timer(events, id).map_err(Error::Events)?;
-        machine::start_vcpu(id, desk).map_err(Error::Start)?;
+        rest::begin(|| machine::start_vcpu(id, desk)).map_err(Error::Start)?;
+        rest::know(Self(desk));
         Ok(Self(desk))
     }
 
@@ -163,14 +170,16 @@ pub fn start(id: VcpuId, run: impl Fn() + Send + Sync + 'static) -> Result<(), E
     impl<F: Fn() + Sync> Life for Alone<F> {
         fn live(&self) {
             (self.0)();
+            rest::end();
         }
     }
-    machine::start_vcpu(id, keep(Alone(run))).map_err(Error::Start)
+    rest::begin(|| machine::start_vcpu(id, keep(Alone(run)))).map_err(Error::Start)
 }
 
 impl Life for Desk {
     fn live(&self) {
         loop {
+            rest();
             // Whoever gives work rings the bell afterwards.
             let seen = self.events.seq();
             let given = self.work.with(|work| match core::mem::replace(work, Work::Running) {

@@ -12,6 +12,7 @@ use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
+use crate::announce;
 use crate::config::Config;
 use crate::http::{Connection, Figures, Server};
 use crate::report::Report;
@@ -26,6 +27,8 @@ pub(crate) struct Net<N> {
     dhcp: Option<SocketHandle>,
     slots: Slots,
     figures: Figures,
+    /// The network has not been told yet where the machine is now.
+    moved: bool,
 }
 
 impl<N> fmt::Debug for Net<N> {
@@ -56,7 +59,12 @@ impl<N: Nic> Net<N> {
         let mut slots = Slots::default();
         slots.prepare(&mut sockets);
         slots.listen(&mut sockets);
-        Self { nic, iface, sockets, dhcp, slots, figures: Figures::default() }
+        Self { nic, iface, sockets, dhcp, slots, figures: Figures::default(), moved: false }
+    }
+
+    /// The card.
+    pub(crate) fn nic(&mut self) -> &mut N {
+        &mut self.nic
     }
 
     /// Moves packets and serves connections once; true if there is more to do at once.
@@ -76,7 +84,13 @@ impl<N: Nic> Net<N> {
 
     /// Asks the card for an event; returns when to come back at the latest (now: at once).
     pub(crate) fn rest(&mut self, now: Duration) -> Option<Duration> {
-        if self.nic.arm() {
+        let ready = self.nic.arm();
+        self.moved |= self.nic.has_moved();
+        if self.moved && announce::say_where_we_are(&mut self.nic, &self.iface, instant(now)) {
+            self.moved = false;
+            self.nic.flush();
+        }
+        if ready {
             return Some(now);
         }
         let stack = self.iface.poll_delay(instant(now), &self.sockets);

@@ -23,6 +23,7 @@ use anyhow::{Context, Result, ensure};
 use xen_evtchn::{Error, EventChannels, Virq};
 use xen_hypercall::{Domain, PAGE_SIZE, VcpuId, Wait, sched};
 
+use crate::channels;
 use crate::entry::{self, Boot, Exit};
 use args::Args;
 use world::World;
@@ -112,9 +113,13 @@ pub(crate) fn end(exit: Exit) -> ! {
 
 /// Has the event channels tell when the timer ends a wait.
 pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>, vcpu: VcpuId) -> Result<(), Error> {
-    keep(events.bind_virq(Virq::TIMER, vcpu)?);
+    channels::keep(events.bind_virq(Virq::TIMER, vcpu)?);
     Ok(())
 }
+
+/// A process has no timer that it remembers to have set.
+#[cfg(feature = "suspend")]
+pub(crate) fn forget_timer() {}
 
 /// Whether a vCPU is up. A process has the first alone.
 #[cfg(feature = "smp")]

@@ -11,6 +11,7 @@ use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId, vcpu};
 use super::traps;
 #[cfg(feature = "smp")]
 use super::vcpus;
+use crate::channels;
 use crate::machine::{Kernel, keep};
 use crate::memory_map::BootInfo;
 
@@ -50,7 +51,7 @@ impl Clock {
         self.0.start(shared);
     }
 
-    /// Time since Xen started; zero before the start.
+    /// Time since Xen started, or what goes on from it in a new domain; zero before the start.
     pub(crate) fn now(&self, vcpu: VcpuId) -> Duration {
         self.0.now(vcpu, counter)
     }
@@ -58,6 +59,17 @@ impl Clock {
     /// Time since 1970-01-01 00:00 UTC, by a reading of this clock.
     pub(crate) fn unix_time(&self, now: Duration) -> Duration {
         self.0.unix_time(now)
+    }
+
+    /// What Xen's system time is when this clock shows `at`.
+    pub(crate) fn system_time(&self, at: Duration) -> Duration {
+        self.0.system_time(at)
+    }
+
+    /// Goes on in a new domain, on the first vCPU.
+    #[cfg(feature = "suspend")]
+    pub(crate) fn go_on(&self) {
+        self.0.go_on(VcpuId(0), counter);
     }
 }
 
@@ -71,8 +83,13 @@ fn counter() -> u64 {
 }
 
 /// Lets a sleep end at `at` of the clock.
-pub(crate) fn set_timer(xen: &impl Hypercall, vcpu: VcpuId, at: Duration) -> Result<(), Errno> {
-    vcpu::set_singleshot_timer(&xen, vcpu, at)
+pub(crate) fn set_timer(
+    xen: &impl Hypercall,
+    clock: &Clock,
+    vcpu: VcpuId,
+    at: Duration,
+) -> Result<(), Errno> {
+    vcpu::set_singleshot_timer(&xen, vcpu, clock.system_time(at))
 }
 
 /// The timer's event has nothing to tell but that it is time to look around, so its channel is kept and never looked at.
@@ -80,7 +97,7 @@ pub(crate) fn bind_timer(
     events: &'static EventChannels<&'static Kernel>,
     vcpu: VcpuId,
 ) -> Result<(), xen_evtchn::Error> {
-    keep(events.bind_virq(Virq::TIMER, vcpu)?);
+    channels::keep(events.bind_virq(Virq::TIMER, vcpu)?);
     Ok(())
 }
 
