@@ -166,6 +166,7 @@ impl Machine for XenMachine {
         let memory = platform::memory();
         let (events, console) = (self.events.stats(), console::stats());
         to.figure("uptime_seconds", (self.kernel.now() - self.kernel.started()).as_secs());
+        to.figure("unix_time_seconds", self.unix_time().as_secs());
         to.figure("memory_used_bytes", memory.used as u64);
         to.figure("memory_free_bytes", memory.free as u64);
         to.figure("xen_hypercalls_total", self.kernel.hypercalls());

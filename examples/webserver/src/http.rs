@@ -149,6 +149,11 @@ impl Connection {
         matches!(self.transfer, Transfer::Download(_) | Transfer::Upload(_))
     }
 
+    /// Takes it that something moved at this time.
+    pub(crate) fn moved_at(&mut self, since: Duration) {
+        self.since = since;
+    }
+
     /// When the peer's patience with us, or ours with it, ends.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         self.active.then(|| self.since + PATIENCE)

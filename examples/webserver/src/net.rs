@@ -19,6 +19,9 @@ use crate::report::Report;
 use crate::slots::{SERVED, Slots};
 use crate::{Context, Machine, Nic};
 
+/// No peer waits longer before it tries again: Linux' `TCP_RTO_MAX`.
+const LONGEST_RETRY: Duration = Duration::from_secs(120);
+
 /// The network interface and everything on it.
 pub(crate) struct Net<N> {
     nic: N,
@@ -65,6 +68,16 @@ impl<N: Nic> Net<N> {
     /// The card.
     pub(crate) fn nic(&mut self) -> &mut N {
         &mut self.nic
+    }
+
+    /// The machine goes on after it did not run for a while, which the times of day and the clock at both ends of it tell.
+    ///
+    /// A peer that was not answered has waited longer each time before it tried again, the last time for about as long as the
+    /// machine was away; so long its connection is kept.
+    pub(crate) fn resume(&mut self, before: (Duration, Duration), after: (Duration, Duration)) {
+        let away = after.0.saturating_sub(before.0).saturating_sub(after.1.saturating_sub(before.1));
+        let since = after.1 + away.min(LONGEST_RETRY);
+        self.slots.connections.iter_mut().for_each(|connection| connection.moved_at(since));
     }
 
     /// Moves packets and serves connections once; true if there is more to do at once.

@@ -124,7 +124,7 @@ pub(super) fn compare_disks(rounds: u32) -> Result<()> {
 }
 
 fn tell(measure: impl FnOnce(&Given, &mut Figures) -> Result<()>) -> Result<()> {
-    let load = load()?;
+    let load = crate::image::load()?;
     let peer = peer::build(&load)?;
     let image = image::build(&image::Options { quiet: true, ..image::Options::default() })?;
     let disk = image::out_dir()?.join("bench-linux.img");
@@ -150,21 +150,6 @@ fn tell(measure: impl FnOnce(&Given, &mut Figures) -> Result<()>) -> Result<()> 
     let end = measure(&given, &mut figures);
     figures.print(SUBJECTS.map(|subject| subject.name));
     end
-}
-
-/// The load generator, linked with all it needs, for it runs where there may be an older C library or none.
-fn load() -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let target = image::workspace().join("target/load");
-    let mut cargo = image::cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "load", "--target", TARGET, "--target-dir"]);
-    let status = cargo
-        .arg(&target)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(status.success(), "the load generator does not build");
-    Ok(target.join(TARGET).join("release/load"))
 }
 
 /// Tries a few times.

@@ -11,6 +11,7 @@ mod new_project;
 mod own_kernel;
 mod seal;
 mod selftest;
+mod suspend;
 mod web;
 
 use std::process::ExitCode;
@@ -87,6 +88,9 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         ("drivers-net", drivers::cards),
     ];
     let x86_64: &[(&str, Plain)] = &[
+        ("save", suspend::it_goes_on_where_it_was),
+        ("save-loaded", suspend::nothing_is_lost_when_it_is_saved_under_load),
+        ("migrate", suspend::twenty_migrations_lose_nothing),
         ("selftest-smp", selftest::on_several_vcpus),
         ("smp-stack", selftest::the_page_under_a_stack_is_not_there),
         ("line-log", hello::a_line_in_xens_log_and_the_end),

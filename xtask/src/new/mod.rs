@@ -187,7 +187,7 @@ mod tests {
         let readme = read(&path.join("README.md")).unwrap();
         assert!(readme.contains("# kernel") && !readme.contains('{'), "{readme}");
         let mut metadata = cargo();
-        metadata.args(["metadata", "--format-version", "1", "--offline"]).current_dir(&path);
+        metadata.args(["metadata", "--format-version", "1"]).current_dir(&path);
         let metadata = metadata.output().unwrap();
         assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
         // Each crate is the one that the project was told of, and cargo has no use for what is left over.
