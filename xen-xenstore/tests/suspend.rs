@@ -333,6 +333,8 @@ fn everything_is_set_up_again_in_its_order() {
                  net:finish disk:finish serial:finish";
     assert_eq!(log.take(), format!("{BEFORE} {after}"));
     assert_eq!(watch.poll(&mut xs), Ok(None), "the watch is set, and nothing is asked for");
+    let feature = |name: &str| world.store.read(&world.home(&format!("control/feature-{name}")));
+    assert_eq!((feature("suspend").as_deref(), feature("reboot").as_deref()), (Some("1"), Some("0")));
     // And again, with a device that does not come back.
     fakes.devices[1].refuses.set(true);
     world.xen.set_toolstack(|domain| {

@@ -44,6 +44,9 @@ pub(super) struct Args {
     /// Write what passes the network card to FILE when the guest ends, for Wireshark
     #[arg(long, value_name = "FILE")]
     pub(super) pcap: Option<PathBuf>,
+    /// Migrate the guest again and again, so many milliseconds after the last time, if it says that it can be suspended
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) migrate: Option<u64>,
     /// The guest's command line
     #[arg(value_name = "COMMAND LINE")]
     words: Vec<String>,
