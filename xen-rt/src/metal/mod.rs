@@ -6,6 +6,8 @@ mod mem;
 mod memory;
 mod place;
 mod room;
+#[cfg(feature = "smp")]
+mod stacks;
 mod vcpu;
 
 #[cfg(feature = "smp")]
@@ -28,7 +30,10 @@ pub(crate) use place::Place;
 #[cfg(any(feature = "smp", feature = "suspend", target_arch = "aarch64"))]
 pub(crate) use vcpu::this;
 #[cfg(feature = "smp")]
-pub(crate) use vcpu::{FIRST, Own};
+pub(crate) use {
+    stacks::{STACKS, stack},
+    vcpu::{FIRST, Own},
+};
 
 static KERNEL: Place<Kernel> = Place::new();
 
@@ -61,7 +66,7 @@ fn own(call: arch::Call, info: &'static BootInfo) -> Result<&'static Domain<&'st
     // still.
     let domain: &'static Domain<_> = keep(unsafe { Domain::new(kernel) }?);
     kernel.start_clock(domain.shared_info());
-    arch::enable_upcall(kernel)?;
+    arch::enable_upcall(domain)?;
     Ok(domain)
 }
 

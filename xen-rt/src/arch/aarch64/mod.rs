@@ -15,14 +15,17 @@ mod time;
 #[cfg(not(test))]
 mod traps;
 mod tree;
+#[cfg(all(feature = "smp", not(test)))]
+mod vcpus;
 
 #[cfg(not(test))]
 pub(crate) use machine::*;
+#[cfg(all(feature = "smp", not(test)))]
+pub(crate) use vcpus::{is_up, start_vcpu, this};
 #[cfg(not(test))]
 pub(crate) use {
     paging::{map_special, reach, seal},
     time::{Clock, bind_timer, set_timer},
-    traps::install,
 };
 
 #[cfg(not(test))]

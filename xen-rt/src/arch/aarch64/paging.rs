@@ -46,11 +46,29 @@ pub(super) fn describe(at: u64) -> &'static str {
     let Image { start, text_end: text, constants_end, guard, .. } = parts();
     match at {
         0..PAGE => ", in page zero",
-        at if (guard..guard + PAGE).contains(&at) => ", in the guard page under the stack",
+        at if (guard..guard + PAGE).contains(&at) || is_stack(at) => ", in the guard page under the stack",
         at if (start..text).contains(&at) => ", in the text, which is read-only",
         at if (text..constants_end).contains(&at) => ", in the constants, which are read-only",
         _ => "",
     }
+}
+
+/// Whether it is where other vCPUs have their stacks: what of that is there does not fault.
+fn is_stack(at: u64) -> bool {
+    #[cfg(feature = "smp")]
+    return crate::machine::STACKS.contains(&at);
+    #[cfg(not(feature = "smp"))]
+    return at == u64::MAX;
+}
+
+/// A stack of `count` pages for another vCPU; returns its upper end.
+#[cfg(feature = "smp")]
+pub(super) fn stack(count: usize) -> u64 {
+    crate::machine::stack(count, |at, memory| {
+        let part = Range { start: at, end: at + count as u64 * PAGE };
+        TABLES.with(|tables| tables.as_mut().is_some_and(|tables| tables.map_data(part, memory)))
+            == Some(true)
+    })
 }
 
 /// What the tables of the boot code map for sure, to itself: the gigabyte in which the image ends.
