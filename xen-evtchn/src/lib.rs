@@ -39,6 +39,11 @@ mod two_level;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod two_level;
+#[cfg(not(loom))]
+mod waiting;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod waiting;
 
 pub use channel::{Channel, ChannelStats, Progress, Status};
 pub use channels::{EventChannels, EventSeq, Stats};
