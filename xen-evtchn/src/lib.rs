@@ -51,3 +51,4 @@ pub use deadline::Deadline;
 pub use delivery::Abi;
 pub use error::Error;
 pub use port::{Port, Priority, Virq};
+pub use waiting::wake_all;

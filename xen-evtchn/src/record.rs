@@ -8,7 +8,7 @@ use core::time::Duration;
 use atomic_waker::AtomicWaker;
 
 use crate::state::{self, FIRED, FREE, HELD, LATE, PLACES, THROTTLED, UNFINISHED, Word};
-use crate::waiting::{self, Left, Places};
+use crate::waiting::{self, Left, Places, wake_all};
 
 /// The first wait of a port whose events bring nothing; then it doubles.
 const FIRST_DELAY: Duration = Duration::from_millis(1);
@@ -91,7 +91,7 @@ impl Record {
 
     /// Wakes all that wait for an event of an owner who is gone.
     pub(crate) fn wake_all(&self) {
-        self.wakers.iter().for_each(AtomicWaker::wake);
+        wake_all(self.wakers.iter(), AtomicWaker::wake);
     }
 
     /// Adds reasons to mask the port; returns the word as it was.
@@ -116,19 +116,9 @@ impl Record {
 
     /// Counts an event that [`state::deliver`] gave to the owner, and wakes those who wait. `word` is what that returned.
     pub(crate) fn wake(&self, word: u64) {
-        /// Woken even if the waker of another panics.
-        struct Rest<'a>(core::slice::Iter<'a, AtomicWaker>);
-        impl Drop for Rest<'_> {
-            fn drop(&mut self) {
-                self.0.by_ref().for_each(AtomicWaker::wake);
-            }
-        }
         self.events.fetch_add(1, Relaxed);
         let left = self.wakers.get(..state::places_left(word));
-        let mut rest = Rest(left.unwrap_or_default().iter());
-        for waker in rest.0.by_ref() {
-            waker.wake();
-        }
+        wake_all(left.unwrap_or_default().iter(), AtomicWaker::wake);
     }
 
     /// Whether an event came since the last call.

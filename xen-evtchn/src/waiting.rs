@@ -19,6 +19,28 @@ pub trait Places {
     fn turn(&self) -> usize;
 }
 
+/// Wakes all of several tasks, by calling `wake` with each waker. If one of them panics the others are woken all the same, then
+/// the panic goes on. For those who keep wakers of their own, as a driver does whose tasks wait for one of its events.
+///
+/// ```
+/// use core::task::Waker;
+/// use xen_evtchn::wake_all;
+///
+/// let mut places = [Some(Waker::noop().clone()), None];
+/// wake_all(places.iter_mut().filter_map(Option::take), Waker::wake);
+/// ```
+pub fn wake_all<I: Iterator>(wakers: I, wake: fn(I::Item)) {
+    struct Rest<I: Iterator>(I, fn(I::Item));
+    impl<I: Iterator> Drop for Rest<I> {
+        fn drop(&mut self) {
+            self.0.by_ref().for_each(self.1);
+        }
+    }
+    // Without a panic it is dropped empty.
+    let Rest(wakers, wake) = &mut Rest(wakers, wake);
+    wakers.for_each(*wake);
+}
+
 /// What became of a waker that was to be [left](leave).
 #[derive(Debug)]
 pub enum Left<W> {

@@ -561,7 +561,7 @@ fn four_tasks_that_wait_do_not_keep_each_other_busy() {
     for count in 1..=4 {
         let tasks: Vec<Arc<Count>> = (0..count).map(|_| Arc::default()).collect();
         // Each looks for the first time.
-        tasks.iter().for_each(|task| drop(task.0.fetch_add(1, Ordering::Relaxed)));
+        tasks.iter().for_each(Wake::wake_by_ref);
         assert_eq!(polls(&channel, &tasks), count, "while nothing happens");
         for _ in 0..3 {
             assert!(mock::inject(guest.platform(), channel.port()));
@@ -570,7 +570,7 @@ fn four_tasks_that_wait_do_not_keep_each_other_busy() {
             // The first takes the event, and waits for the next one.
             let taken = polls(&channel, &tasks);
             assert!(taken <= count, "{taken} polls of {count} tasks for one event");
-            tasks[0].wake_by_ref();
+            Wake::wake_by_ref(&tasks[0]);
             assert_eq!(polls(&channel, &tasks), 1);
         }
         // They go away, and others come.
