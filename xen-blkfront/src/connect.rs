@@ -29,7 +29,8 @@ pub struct Config {
     pub segments: usize,
     /// Pages of each ring, a power of two up to 16, as far as the backend takes more than one: 32 requests in the first.
     pub ring_pages: usize,
-    /// Rings, as far as the backend has more than one: Linux's serves each by a thread of its own.
+    /// Rings, as far as the backend has more than one: Linux's serves each by a thread of its own. Fewer when memory, grant
+    /// references or event channels do not suffice.
     pub queues: usize,
     /// Tell the backend that it may keep pages mapped. Without, it maps and unmaps them for each request, and pages
     /// [lent](crate::Piece) to the disk can be had back for other uses.
@@ -63,7 +64,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     ///
     /// # Errors
     /// The handshake's, also when the backend is not ready by `deadline`; [`Error::BadNode`] for a disk that cannot
-    /// be; [`Error::Grant`] and [`Error::Event`].
+    /// be; [`Error::Grant`] and [`Error::Event`] when resources do not suffice for one ring.
     pub fn connect<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,

@@ -320,3 +320,78 @@ fn a_backend_that_keeps_the_page_does_not_get_it_freed() {
     assert_eq!(machine.grants.reclaim(), 1);
     assert_eq!(machine.grants.stats().in_use, 0);
 }
+
+#[test]
+fn a_directory_that_may_not_be_read_yet_is_waited_for() {
+    for (directory, later) in [(BACK, "n0\0r1"), (FRONT, "n1\0r0")] {
+        let machine = Machine::new();
+        let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+        let permit = move |store: &MockXenstored, list: &str| {
+            let within = format!("{directory}/");
+            for path in store.paths() {
+                if path == directory || path.starts_with(&within) {
+                    store.set_permissions(&path, list);
+                }
+            }
+        };
+        permit(&machine.store, "n0");
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        // Not for ever.
+        let start = machine.xen.now();
+        let refused = machine.connect(&mut xs, 1).err();
+        assert!(matches!(refused, Some(Error::Xenstore(_))), "{directory}: {refused:?}");
+        assert!(machine.xen.now() - start >= SECOND, "{directory}");
+        assert_eq!(machine.store.watches(DomId(1)), 0);
+        // A while after the guest has begun.
+        let (store, mut turn) = (machine.store.clone(), 0);
+        machine.xen.add_actor("toolstack", move |_| {
+            turn += 1;
+            if turn == 60 {
+                permit(&store, later);
+            }
+            turn < 80
+        });
+        let connected = machine.connect(&mut xs, 1);
+        let mut console = connected.unwrap_or_else(|error| panic!("{directory}: {error}"));
+        console.console().unwrap().write_all(b"here", SECOND).unwrap();
+        machine.xen.run_until_idle(100);
+        assert_eq!(daemon.output(), b"here");
+    }
+}
+
+/// A backend writes its state again and again, and each look at it takes 10 ms.
+#[test]
+fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
+    let flood = |machine: &Machine, state: &'static str| {
+        let store = machine.store.clone();
+        machine.xen.add_actor("flood", move |xen| {
+            let more = xen.now() < 600 * SECOND;
+            if more {
+                store.write(&format!("{BACK}/state"), state);
+                xen.advance(SECOND / 100);
+            }
+            more
+        });
+    };
+    for state in ["1", "2", "4", "6"] {
+        for step in ["connect", "reconnect", "close"] {
+            let machine = Machine::new();
+            let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+            let mut xs = Xenstore::new(&machine.events).unwrap();
+            let console = (step != "connect").then(|| machine.connect(&mut xs, 1).unwrap());
+            daemon.stall(true);
+            flood(&machine, state);
+            let start = machine.xen.now();
+            let outcome = match console {
+                None => machine.connect(&mut xs, 1).map(drop),
+                Some(mut console) if step == "reconnect" => console.reconnect(&mut xs, start + SECOND),
+                Some(console) => console.close(&mut xs, start + SECOND),
+            };
+            let took = machine.xen.now() - start;
+            assert!(took < 2 * SECOND, "{step}, {state}: {took:?}");
+            // The end needs nobody if the backend says that it has closed.
+            assert!(outcome.is_err() || step == "close" && state == "6", "{step}, {state}");
+            assert_eq!(machine.store.watches(DomId(1)), 0);
+        }
+    }
+}

@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{GUEST, HOST, Machine, frame};
 use xen_hypercall::DomId;
 use xen_netfront::mock::{MockNetback, Options};
-use xen_netfront::{Config, Error, State};
+use xen_netfront::{Config, Error, NetFront, State};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::{Then, Toolstack};
 use xen_xenstore::wire::{Header, Operation};
@@ -34,7 +36,7 @@ fn a_directory_that_may_not_be_read_yet_is_waited_for() {
         let start = machine.xen.now();
         // Not for ever.
         let refused = machine.connect(&mut xs).err();
-        assert!(machine.xen.now() - start >= std::time::Duration::from_secs(5), "{directory}");
+        assert!(machine.xen.now() - start >= Duration::from_secs(5), "{directory}");
         let expected = match directory {
             BACK => {
                 matches!(
@@ -169,4 +171,73 @@ fn a_backend_whose_script_hangs_is_waited_for() {
     back.stall_hotplug(false);
     let mut front = machine.connect(&mut xs).unwrap();
     passes(&machine, &back, &mut front);
+}
+
+/// A backend writes its state again and again, and each look at it takes 10 ms.
+#[test]
+fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
+    let flood = |machine: &Machine, state: &'static str| {
+        let store = machine.store.clone();
+        machine.xen.add_actor("flood", move |xen| {
+            let more = xen.now() < Duration::from_secs(600);
+            if more {
+                store.write(&format!("{BACK}/state"), state);
+                xen.advance(Duration::from_millis(10));
+            }
+            more
+        });
+    };
+    let in_time = |machine: &Machine, start: Duration, what: &str| {
+        let took = machine.xen.now() - start;
+        assert!(took < Duration::from_secs(6), "{what}: {took:?}");
+    };
+    for state in ["1", "2", "4", "6"] {
+        let machine = Machine::new();
+        let back = machine.vif(Options::default());
+        back.stall(true);
+        flood(&machine, state);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let start = machine.xen.now();
+        let connected = machine.connect(&mut xs).is_ok();
+        in_time(&machine, start, "connect");
+        assert!(!connected, "{state}");
+        for closes in [false, true] {
+            let machine = Machine::new();
+            let back = machine.vif(Options::default());
+            let mut xs = Xenstore::new(&machine.events).unwrap();
+            let mut front = machine.connect(&mut xs).unwrap();
+            back.stall(true);
+            flood(&machine, state);
+            let (start, soon) = (machine.xen.now(), machine.soon());
+            let outcome = if closes { front.close(&mut xs, soon) } else { front.reconnect(&mut xs, soon) };
+            in_time(&machine, start, if closes { "close" } else { "reconnect" });
+            // The end needs nobody if the backend says that it has closed.
+            assert!(outcome.is_err() || closes && state == "6", "{state}, closes {closes}");
+            assert_eq!(machine.store.watches(DomId(1)), 0);
+        }
+    }
+}
+
+#[test]
+fn many_cards_share_a_connection() {
+    let machine = Machine::new();
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { tx_pages: 16, rx_pages: 16, follow_link: true, ..Config::default() };
+    let mut cards: Vec<_> = (0..16)
+        .map(|index| {
+            let back =
+                MockNetback::new(&machine.switch, &machine.store, &machine.guest, index, Options::default());
+            let (events, grants, soon) = (&machine.events, &machine.grants, machine.soon());
+            let front = NetFront::<_, 1>::connect_with(&mut xs, events, grants, index, soon, config);
+            (back, front.unwrap_or_else(|error| panic!("card {index}: {error}")))
+        })
+        .collect();
+    for (back, front) in &mut cards {
+        passes(&machine, back, front);
+        assert_eq!(front.service(&mut xs), Ok(State::Connected));
+    }
+    for (_, front) in cards {
+        front.close(&mut xs, machine.soon()).unwrap();
+    }
+    assert_eq!((machine.store.watches(DomId(1)), machine.grants.stats().in_use), (0, 0));
 }
