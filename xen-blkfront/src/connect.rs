@@ -55,8 +55,11 @@ impl Default for Config {
 
 /// What is there only while a backend is connected.
 pub(crate) struct Link<'x, P: Platform> {
-    pub(crate) device: Frontend<Connected>,
+    /// None: a queue that was taken.
+    pub(crate) device: Option<Frontend<Connected>>,
     pub(crate) queues: Queues<'x, P>,
+    /// How many there are with those that were taken.
+    pub(crate) connected: usize,
 }
 
 impl<'x, P: Platform + Wait> BlkFront<'x, P> {
@@ -236,6 +239,9 @@ impl<'x, P: Platform + Wait> Connecting<'x, P> {
             stats: Stats::default(),
             lost: false,
             waiters: None,
+            alone: true,
+            base: 0,
+            shared: None,
         })
     }
 }
@@ -294,7 +300,10 @@ impl<'x, P: Platform + Wait> Begun<'x, P> {
             }
         });
         match features {
-            Ok(features) => Ok((Link { device, queues }, features)),
+            Ok(features) => {
+                let connected = queues.len();
+                Ok((Link { device: Some(device), queues, connected }, features))
+            }
             Err(error) => {
                 let _ = device.close(xs, deadline);
                 Err(error)

@@ -17,7 +17,7 @@ pub(crate) type RingMemory<'x, P> = GrantedPages<'x, P>;
 pub(crate) type Queues<'x, P> = Table<'x, P, Queue<'x, P>>;
 
 /// Most rings that are made, whatever is offered.
-const MAX_QUEUES: usize = 16;
+pub(crate) const MAX_QUEUES: usize = 16;
 /// What a frontend writes only if it uses it, so that an earlier one's must go.
 const OPTIONAL: [&str; 3] = ["ring-page-order", "num-ring-pages", "multi-queue-num-queues"];
 
@@ -93,8 +93,8 @@ impl Transport {
         backend: DomId,
     ) -> Result<Queues<'x, P>, Error> {
         let mut queues = Table::new(grants.platform(), self.queues)?;
-        for _ in 0..self.queues {
-            match Queue::new(events, grants, backend, 1 << self.order) {
+        for number in 0..self.queues {
+            match Queue::new(events, grants, backend, 1 << self.order, number) {
                 Ok(queue) => drop(queues.push(queue)),
                 Err(_) if queues.len() > 0 => break,
                 Err(error) => return Err(error),

@@ -198,8 +198,12 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's: `EINVAL` if the channel cannot send, because it is a VIRQ's or its port was closed behind our back.
     pub fn notify(&self) -> Result<(), Error> {
-        self.current()?;
-        event::send(self.events.platform(), self.port().0).map_err(refused("EVTCHNOP_send"))?;
+        // Port and life by one look.
+        let place = self.place.load(Ordering::Acquire);
+        if u64::from(self.events.incarnation().number()) != place >> 32 {
+            return Err(Error::Stale);
+        }
+        event::send(self.events.platform(), place as u32).map_err(refused("EVTCHNOP_send"))?;
         self.record().notified();
         Ok(())
     }

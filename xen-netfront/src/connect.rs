@@ -2,7 +2,7 @@
 
 use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
-use xen_hypercall::{PAGE_SIZE, Platform, Wait};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 use xen_xenstore::{Path, Transaction, Until, Xenstore, names, parse};
 
@@ -107,7 +107,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
         if front.config.follow_link {
             front.link = Link::new(xs, &device);
         }
-        (front.device, front.state) = (Some(device), State::Connected);
+        (front.backend, front.state) = (device.backend_id(), State::Connected);
+        front.device = Some(device);
         let started = front.publish().and_then(|()| front.service(xs).map(drop));
         match started {
             Ok(()) => Ok(front),
@@ -243,7 +244,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             stats: Stats::default(),
             connected: terms.queues,
             hashes: false,
-            peer: None,
+            backend: DomId::INVALID,
             lent: None,
         };
         Ok(Connecting { front, device })
@@ -332,7 +333,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         if self.config.follow_link {
             self.link = Link::new(xs, &device);
         }
-        (self.device, self.state) = (Some(device), State::Connected);
+        (self.backend, self.state) = (device.backend_id(), State::Connected);
+        self.device = Some(device);
         self.stats.reconnects += 1;
         self.followup |= Followup::ANNOUNCE;
         self.publish()?;

@@ -114,7 +114,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             stats: Stats::default(),
             connected: 1,
             hashes: self.hashes,
-            peer: self.backend(),
+            backend: self.backend,
             lent: None,
         };
         Ok(NetQueue { half, index, common })

@@ -20,6 +20,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Place {
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "what starts vCPUs, where the runtime has them")
+    )]
+    pub(crate) guest: Guest,
     pub(crate) kernel: Xen,
     pub(crate) events: Events,
     pub(crate) grants: Grants,
@@ -31,7 +36,7 @@ impl Place {
     pub(crate) fn new(guest: Guest) -> Result<Self, Failure> {
         let events = guest.events();
         let grants: Grants = Box::leak(Box::new(GrantTable::new(guest.domain())?));
-        Ok(Self { kernel: guest.kernel(), events, grants, xs: Xenstore::new(events)? })
+        Ok(Self { guest, kernel: guest.kernel(), events, grants, xs: Xenstore::new(events)? })
     }
 
     /// Takes a disk's responses; if there is none yet, waits for one more than `skip`.
