@@ -5,7 +5,64 @@
 //! and all is set up again, in an order: the kernel's own ([`Kernel::renew`]), event channels, the [parts](Restore) (grants, console,
 //! VIRQs), xenstore, and then the [devices](Device), all of which begin before the first is waited for.
 //!
-//! [`Suspension`] does this. It needs nothing of a kernel but a [`Kernel`].
+//! [`Suspension`] does this. It needs nothing of a kernel but a [`Kernel`]. Here is one that has a domain with event channels, xenstore and no
+//! device, on the mock, whose toolstack migrates each domain that suspends itself:
+//!
+//! ```
+//! use core::time::Duration;
+//! use xen_evtchn::EventChannels;
+//! use xen_hypercall::sched::Resumed;
+//! use xen_hypercall::{DomId, RestoreError, mock::MockXen};
+//! use xen_xenstore::control::{Request, ShutdownWatch};
+//! use xen_xenstore::suspend::{Kernel, Suspension};
+//! use xen_xenstore::{Xenstore, mock::MockXenstored};
+//!
+//! struct OneVcpu;
+//!
+//! impl Kernel for OneVcpu {
+//!     fn stand_still(&self, suspend: &mut dyn FnMut()) {
+//!         // Interrupts are off, and there is no other vCPU to stop.
+//!         suspend();
+//!     }
+//!
+//!     fn renew(&self) -> Result<(), RestoreError> {
+//!         // A kernel on Xen: its clock, and where it is interrupted.
+//!         Ok(())
+//!     }
+//!
+//!     fn lost(&self, why: RestoreError) -> ! {
+//!         panic!("{why}")
+//!     }
+//! }
+//!
+//! let xen = MockXen::new();
+//! xen_evtchn::mock::install(&xen);
+//! let store = MockXenstored::new(&xen);
+//! let guest = xen.domain(DomId(1));
+//! store.connect(&guest);
+//! let domain = guest.boot()?;
+//! let events = EventChannels::new(&domain)?;
+//! let mut xs = Xenstore::new(&events)?;
+//! let requests = ShutdownWatch::new(&mut xs, &[Request::Suspend])?;
+//!
+//! // What `xl migrate` does first.
+//! store.write("/local/domain/1/control/shutdown", "suspend");
+//! xen.run_until_idle(100);
+//! assert_eq!(requests.poll(&mut xs)?, Some(Request::Suspend));
+//!
+//! let suspension = Suspension {
+//!     domain: &domain,
+//!     events: &events,
+//!     kernel: &OneVcpu,
+//!     parts: &mut [],
+//!     patience: Duration::from_secs(10),
+//! };
+//! // SAFETY: one thread, between two calls; no page of another domain is mapped, and no device writes to memory.
+//! let outcome = unsafe { suspension.run(&mut xs, Some(&requests), &mut ()) }?;
+//! assert_eq!((outcome.resumed, outcome.absent), (Resumed::InNewDomain, 0));
+//! assert_eq!(xs.read_str("name")?, "d2");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![allow(unsafe_code, reason = "suspends the domain")]
 
 use core::fmt;

@@ -41,7 +41,10 @@ impl Kernel {
 
     /// The mock's domain needs nothing.
     #[cfg(feature = "suspend")]
-    pub(crate) fn renew(&self) -> Result<(), xen_hypercall::RestoreError> {
+    pub(crate) fn renew(
+        &self,
+        _: &xen_hypercall::Domain<&'static Self>,
+    ) -> Result<(), xen_hypercall::RestoreError> {
         Ok(())
     }
 

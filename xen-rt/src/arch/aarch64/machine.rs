@@ -33,6 +33,12 @@ pub(crate) fn enable_upcall(domain: &'static Domain<&'static Kernel>) -> Result<
     Ok(())
 }
 
+/// In a new domain it is the same interrupt.
+#[cfg(feature = "suspend")]
+pub(crate) fn enable_upcall_again(_: &Domain<&'static Kernel>) -> Result<(), Errno> {
+    Ok(())
+}
+
 /// Whether the vCPU has events that nobody has looked at.
 fn upcall_pending() -> bool {
     let area = DOMAIN.get().and_then(|domain| domain.area(this().id));

@@ -117,6 +117,12 @@ pub(crate) fn enable_upcall(domain: &Domain<&'static Kernel>) -> Result<(), Errn
     set_param(domain.platform(), HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))
 }
 
+/// The same again, in a new domain.
+#[cfg(feature = "suspend")]
+pub(crate) fn enable_upcall_again(domain: &Domain<&'static Kernel>) -> Result<(), Errno> {
+    enable_upcall(domain)
+}
+
 /// Words to Xen's log: by the port that Xen watches in every HVM and PVH domain. Works before anything else does.
 pub(crate) fn early(bytes: &[u8]) {
     for byte in bytes {
