@@ -35,6 +35,7 @@
 
 use core::time::Duration;
 
+use xen_hypercall::sched::Resumed;
 use xen_hypercall::{Domain, Errno, Restore, RestoreError, VcpuId, Wait};
 use xen_xenstore::Xenstore;
 use xen_xenstore::control::ShutdownWatch;
@@ -100,6 +101,11 @@ impl xen_xenstore::suspend::Kernel for Runtime {
         suspend();
         #[cfg(feature = "smp")]
         crate::smp::go();
+    }
+
+    unsafe fn suspend(&self) -> Option<Result<Resumed, Errno>> {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { machine::suspend_by_firmware() }
     }
 
     fn renew(&self) -> Result<(), RestoreError> {

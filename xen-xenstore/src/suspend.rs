@@ -69,7 +69,7 @@ use core::fmt;
 use core::time::Duration;
 
 use xen_evtchn::EventChannels;
-use xen_hypercall::sched::Resumed;
+use xen_hypercall::sched::{self, Resumed};
 use xen_hypercall::{Domain, Errno, Platform, Restore, RestoreError, SpecialPages, SuspendError, Wait};
 
 use crate::Xenstore;
@@ -81,6 +81,15 @@ pub trait Kernel {
     /// vCPU 0, has its interrupts off. What is stopped is stopped between two calls of what stands on the [`Domain`], and not
     /// within one.
     fn stand_still(&self, suspend: &mut dyn FnMut());
+
+    /// Suspends the domain in another way than by `SCHEDOP_shutdown`: on arm64 by PSCI's `SYSTEM_SUSPEND`, for those who have it. None:
+    /// there is no other way. Called within [`stand_still`](Self::stand_still).
+    ///
+    /// # Safety
+    /// What [`Domain::suspend`] asks for holds.
+    unsafe fn suspend(&self) -> Option<Result<Resumed, Errno>> {
+        None
+    }
 
     /// First of all in a new domain, within [`stand_still`](Self::stand_still): the clock
     /// ([`Clock::go_on`](xen_hypercall::Clock::go_on)), where each vCPU is interrupted, areas of vCPUs, assists, and whatever else
@@ -199,7 +208,11 @@ impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
                     let mut resumed = Err(Error::Refused(Errno::EINVAL));
                     kernel.stand_still(&mut || {
                         // SAFETY: the kernel lets everything stand still around this, and the rest is the caller's promise.
-                        let suspended = unsafe { domain.suspend() };
+                        let suspended = unsafe {
+                            domain.suspend_by(|platform| {
+                                kernel.suspend().unwrap_or_else(|| sched::suspend(platform))
+                            })
+                        };
                         resumed = match suspended {
                             Ok(Resumed::InNewDomain) => match set_up(events, kernel, parts) {
                                 Ok(()) => Ok(Resumed::InNewDomain),

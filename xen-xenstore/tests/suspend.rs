@@ -431,3 +431,51 @@ fn a_domain_that_cannot_be_set_up_again_is_lost_and_one_without_xenstore_is_told
     let error = unsafe { suspension.run(&mut xs, None, &mut ()) };
     assert_eq!(error, Err(suspend::Error::Refused(Errno::EINVAL)));
 }
+
+/// A kernel with another way to be suspended, as PSCI's `SYSTEM_SUSPEND` is on arm64.
+struct Firmware<'w>(&'w World, Result<Resumed, Errno>);
+
+impl Kernel for Firmware<'_> {
+    fn stand_still(&self, suspend: &mut dyn FnMut()) {
+        suspend();
+    }
+
+    unsafe fn suspend(&self) -> Option<Result<Resumed, Errno>> {
+        if self.1 == Ok(Resumed::InNewDomain) {
+            self.0.xen.migrate(&self.0.guest);
+        }
+        Some(self.1)
+    }
+
+    fn renew(&self) -> Result<(), RestoreError> {
+        assert_eq!(self.1, Ok(Resumed::InNewDomain));
+        Ok(())
+    }
+
+    fn lost(&self, why: RestoreError) -> ! {
+        panic!("{why}")
+    }
+}
+
+#[test]
+fn a_kernel_may_have_another_way_to_be_suspended() {
+    let world = World::new();
+    let mut xs = world.client();
+    world.xen.set_toolstack(|_| panic!("Xen's own call was not to be made"));
+    let mut run = |how| {
+        let suspension = Suspension {
+            domain: &world.token,
+            events: &world.events,
+            kernel: &Firmware(&world, how),
+            parts: &mut [],
+            patience: SECOND,
+        };
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        let outcome = unsafe { suspension.run(&mut xs, None, &mut ()) };
+        (outcome.map(|outcome| outcome.resumed), xs.read_str("name").unwrap().to_string())
+    };
+    assert_eq!(run(Ok(Resumed::InPlace)), (Ok(Resumed::InPlace), "d1".into()));
+    assert_eq!(run(Err(Errno::EBUSY)), (Err(suspend::Error::Refused(Errno::EBUSY)), "d1".into()));
+    assert_eq!(run(Ok(Resumed::InNewDomain)), (Ok(Resumed::InNewDomain), "d2".into()));
+    assert_eq!(world.token.incarnation().number(), 1);
+}

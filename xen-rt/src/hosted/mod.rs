@@ -117,6 +117,16 @@ pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>, vcpu: 
     Ok(())
 }
 
+/// The mock has no firmware.
+///
+/// # Safety
+/// As of [`Domain::suspend`].
+#[cfg(feature = "suspend")]
+#[allow(unsafe_code, reason = "is as unsafe as the machine's")]
+pub(crate) unsafe fn suspend_by_firmware() -> Option<Result<sched::Resumed, xen_hypercall::Errno>> {
+    None
+}
+
 /// A process has no timer that it remembers to have set.
 #[cfg(feature = "suspend")]
 pub(crate) fn forget_timer() {}

@@ -23,6 +23,8 @@ pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
+#[cfg(feature = "suspend")]
+pub(crate) use arch::suspend_by_firmware;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use memory::alloc_pages;
 pub(crate) use memory::{keep, keep_pages};

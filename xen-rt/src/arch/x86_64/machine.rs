@@ -123,6 +123,15 @@ pub(crate) fn enable_upcall_again(domain: &Domain<&'static Kernel>) -> Result<()
     enable_upcall(domain)
 }
 
+/// There is no other way than Xen's own call.
+///
+/// # Safety
+/// As of [`Domain::suspend`].
+#[cfg(feature = "suspend")]
+pub(crate) unsafe fn suspend_by_firmware() -> Option<Result<xen_hypercall::sched::Resumed, Errno>> {
+    None
+}
+
 /// Words to Xen's log: by the port that Xen watches in every HVM and PVH domain. Works before anything else does.
 pub(crate) fn early(bytes: &[u8]) {
     for byte in bytes {
