@@ -46,19 +46,20 @@ pub(super) fn describe(at: u64) -> &'static str {
     let Image { start, text_end: text, constants_end, guard, .. } = parts();
     match at {
         0..PAGE => ", in page zero",
-        at if (guard..guard + PAGE).contains(&at) || is_stack(at) => ", in the guard page under the stack",
+        at if is_guard(guard, at) => ", in the guard page under the stack",
         at if (start..text).contains(&at) => ", in the text, which is read-only",
         at if (text..constants_end).contains(&at) => ", in the constants, which are read-only",
         _ => "",
     }
 }
 
-/// Whether it is where other vCPUs have their stacks: what of that is there does not fault.
-fn is_stack(at: u64) -> bool {
+/// Where other vCPUs have their stacks nothing faults but the pages under them.
+fn is_guard(guard: u64, at: u64) -> bool {
     #[cfg(feature = "smp")]
-    return crate::machine::STACKS.contains(&at);
-    #[cfg(not(feature = "smp"))]
-    return at == u64::MAX;
+    if crate::machine::STACKS.contains(&at) {
+        return true;
+    }
+    (guard..guard + PAGE).contains(&at)
 }
 
 /// A stack of `count` pages for another vCPU; returns its upper end.

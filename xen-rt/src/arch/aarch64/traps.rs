@@ -39,8 +39,8 @@ vector_entry:
 
 /// Gives exceptions their handler, on the vCPU that runs this, and their stack.
 pub(super) fn install(stack: u64) {
-    // SAFETY: the vectors are well-formed and in the text; the stack is for this alone. What is on the stack in use stays there, for
-    // the other pointer leads to the same place. Exceptions of the kind that is masked are masked still.
+    // SAFETY: the vectors are well-formed and in the text; the stack is for this alone. What is on the stack in use stays there,
+    // for the other pointer leads to the same place, and no interrupt comes in between.
     unsafe {
         asm!(
             "adrp {0}, vectors", "add {0}, {0}, :lo12:vectors", "msr vbar_el1, {0}",
