@@ -345,6 +345,39 @@ fn a_write_whose_answer_was_lost_leaves_the_device_ours() {
     }
 }
 
+/// The backend may have been told of rings although nobody said so: they are about to go, and it must not use them.
+#[test]
+fn a_device_whose_publication_may_have_been_done_is_closed() {
+    let machine = Machine::new();
+    let there = plugged(&machine, Toolstack::Xl);
+    let mut xs = machine.client();
+    xs.set_patience(std::time::Duration::from_secs(1));
+    // Begin, read, write twice, end.
+    for lost in 0..5 {
+        there.set_back("stopped", "");
+        there.set_state(XenbusState::INIT_WAIT);
+        let device = machine.open(&mut xs).unwrap();
+        let mut left = lost;
+        machine.store.tamper(Some(move |header: &mut Header, _: &mut Vec<u8>| {
+            let answers = header.kind != Operation::WATCH_EVENT.0;
+            if answers && left == 0 {
+                header.request_id = 0;
+            }
+            left -= i32::from(answers);
+        }));
+        let published = device.publish(&mut xs, XenbusState::INITIALISED, |transaction, path| {
+            transaction.write(&path.join("ring-ref")?, b"8")
+        });
+        assert!(matches!(published, Err(Error::TimedOut(_))), "{lost}: {published:?}");
+        machine.store.tamper(None::<fn(&mut Header, &mut Vec<u8>)>);
+        assert_eq!(there.front("state").as_deref(), Some("6"), "{lost}");
+        assert_eq!(machine.store.watches(ID), 0);
+        machine.store.remove(&there.back_path("stopped"));
+        let device = connect(&machine, &mut xs);
+        device.close(&mut xs, machine.after(5)).unwrap();
+    }
+}
+
 #[test]
 fn a_daemon_that_was_started_again_is_asked_anew() {
     let machine = Machine::new();
