@@ -273,22 +273,11 @@ fn a_directory_that_may_not_be_read_yet_is_waited_for() {
     assert_eq!(machine.xen.now().as_secs(), 5);
 }
 
-/// Answers to UNWATCH are lost, or are refusals.
-fn spoil_unwatch(machine: &Machine) {
-    machine.store.tamper(Some(|header: &mut Header, body: &mut Vec<u8>| {
-        if header.kind == Operation::UNWATCH.0 {
-            header.kind = Operation::ERROR.0;
-            *body = b"ENOENT\0".to_vec();
-            header.len = body.len() as u32;
-        }
-    }));
-}
-
 #[test]
 fn a_watch_that_cannot_be_ended_skips_nothing() {
     let machine = Machine::new();
     let there = plugged(&machine, Toolstack::Xl);
-    spoil_unwatch(&machine);
+    machine.store.refuse(Operation::UNWATCH, "ENOENT");
     let mut xs = machine.client();
     machine.store.write("/local/domain/1/data/n", "7");
     assert_eq!(xs.wait_for("data/n", machine.after(5), |number: &u32| *number == 7), Ok(Some(7)));
