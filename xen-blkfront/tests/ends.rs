@@ -93,17 +93,6 @@ fn a_disk_that_is_taken_away_by_force_is_closed_and_its_directory_stays_away() {
 /// A backend writes its state again and again, and each look at it takes 10 ms.
 #[test]
 fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
-    let flood = |machine: &Machine, state: &'static str| {
-        let store = machine.store.clone();
-        machine.xen.add_actor("flood", move |xen| {
-            let more = xen.now() < Duration::from_secs(600);
-            if more {
-                store.write(&format!("{BACK}/state"), state);
-                xen.advance(Duration::from_millis(10));
-            }
-            more
-        });
-    };
     let in_time = |machine: &Machine, start: Duration, what: &str| {
         let took = machine.xen.now() - start;
         assert!(took < Duration::from_secs(6), "{what}: {took:?}");
@@ -112,7 +101,7 @@ fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
         let machine = Machine::new();
         let back = machine.disk(Options::default());
         back.stall(true);
-        flood(&machine, state);
+        machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
         let mut xs = Xenstore::new(&machine.events).unwrap();
         let start = machine.xen.now();
         assert!(machine.connect(&mut xs).is_err());
@@ -123,7 +112,7 @@ fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
             let mut xs = Xenstore::new(&machine.events).unwrap();
             let mut disk = machine.connect(&mut xs).unwrap();
             back.stall(true);
-            flood(&machine, state);
+            machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
             let (start, soon) = (machine.xen.now(), machine.soon());
             let outcome = if closes { disk.close(&mut xs, soon) } else { disk.reconnect(&mut xs, soon) };
             in_time(&machine, start, if closes { "close" } else { "reconnect" });

@@ -10,29 +10,19 @@ use xen_blkfront::mock::Options;
 use xen_blkfront::{Error, State};
 use xen_hypercall::DomId;
 use xen_xenstore::Xenstore;
-use xen_xenstore::mock::{MockXenstored, Then, Toolstack};
-use xen_xenstore::wire::{Header, Operation};
+use xen_xenstore::mock::{Then, Toolstack};
+use xen_xenstore::wire::Operation;
 use xen_xenstore::xenbus::XenbusState;
 
 const FRONT: &str = "/local/domain/1/device/vbd/51712";
 const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
-
-/// Who may do what with a directory and all that is in it.
-fn permit(store: &MockXenstored, directory: &str, list: &str) {
-    let within = format!("{directory}/");
-    for path in store.paths() {
-        if path == directory || path.starts_with(&within) {
-            store.set_permissions(&path, list);
-        }
-    }
-}
 
 #[test]
 fn a_directory_that_may_not_be_read_yet_is_waited_for() {
     for (directory, later) in [(BACK, "n0\0r1"), (FRONT, "n1\0r0")] {
         let machine = Machine::new();
         let _back = machine.disk(Options::default());
-        permit(&machine.store, directory, "n0");
+        machine.store.permit(directory, "n0");
         let mut xs = Xenstore::new(&machine.events).unwrap();
         let start = machine.xen.now();
         // Not for ever.
@@ -49,7 +39,7 @@ fn a_directory_that_may_not_be_read_yet_is_waited_for() {
         machine.xen.add_actor("toolstack", move |_| {
             turn += 1;
             if turn == 60 {
-                permit(&store, directory, later);
+                store.permit(directory, later);
             }
             turn < 80
         });
@@ -62,22 +52,11 @@ fn waits(state: XenbusState) -> Error {
     Error::Xenstore(xen_xenstore::Error::BackendTimedOut(state))
 }
 
-/// The daemon says of each watch that is to be ended that there is none.
-fn spoil_unwatch(machine: &Machine) {
-    machine.store.tamper(Some(|header: &mut Header, body: &mut Vec<u8>| {
-        if header.kind == Operation::UNWATCH.0 {
-            header.kind = Operation::ERROR.0;
-            *body = b"ENOENT\0".to_vec();
-            header.len = body.len() as u32;
-        }
-    }));
-}
-
 #[test]
 fn a_watch_that_is_gone_already_keeps_nothing_from_closing() {
     let machine = Machine::new();
     let back = machine.disk(Options::default());
-    spoil_unwatch(&machine);
+    machine.store.refuse(Operation::UNWATCH, "ENOENT");
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let ports = xen_evtchn::mock::open_ports(&machine.guest);
     let front = || machine.store.read(&format!("{FRONT}/state"));

@@ -11,27 +11,18 @@ use xen_netfront::mock::{MockNetback, Options};
 use xen_netfront::{Config, Error, NetFront, State};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::{Then, Toolstack};
-use xen_xenstore::wire::{Header, Operation};
+use xen_xenstore::wire::Operation;
 use xen_xenstore::xenbus::XenbusState;
 
 const FRONT: &str = "/local/domain/1/device/vif/0";
 const BACK: &str = "/local/domain/0/backend/vif/1/0";
-
-fn permit(machine: &Machine, directory: &str, list: &str) {
-    let within = format!("{directory}/");
-    for path in machine.store.paths() {
-        if path == directory || path.starts_with(&within) {
-            machine.store.set_permissions(&path, list);
-        }
-    }
-}
 
 #[test]
 fn a_directory_that_may_not_be_read_yet_is_waited_for() {
     for (directory, later) in [(BACK, "n0\0r1"), (FRONT, "n1\0r0")] {
         let machine = Machine::new();
         let back = machine.vif(Options::default());
-        permit(&machine, directory, "n0");
+        machine.store.permit(directory, "n0");
         let mut xs = Xenstore::new(&machine.events).unwrap();
         let start = machine.xen.now();
         // Not for ever.
@@ -53,11 +44,7 @@ fn a_directory_that_may_not_be_read_yet_is_waited_for() {
         machine.xen.add_actor("toolstack", move |_| {
             turn += 1;
             if turn == 60 {
-                for path in store.paths() {
-                    if path.starts_with(directory) {
-                        store.set_permissions(&path, later);
-                    }
-                }
+                store.permit(directory, later);
             }
             turn < 80
         });
@@ -78,23 +65,12 @@ fn passes(
     assert_eq!(back.complaints(), [""; 0]);
 }
 
-/// The daemon says of each watch that is to be ended that there is none.
-fn spoil_unwatch(machine: &Machine) {
-    machine.store.tamper(Some(|header: &mut Header, body: &mut Vec<u8>| {
-        if header.kind == Operation::UNWATCH.0 {
-            header.kind = Operation::ERROR.0;
-            *body = b"ENOENT\0".to_vec();
-            header.len = body.len() as u32;
-        }
-    }));
-}
-
 #[test]
 fn a_watch_that_is_gone_already_keeps_nothing_from_closing() {
     for follow_link in [false, true] {
         let machine = Machine::new();
         let back = machine.vif(Options::default());
-        spoil_unwatch(&machine);
+        machine.store.refuse(Operation::UNWATCH, "ENOENT");
         let mut xs = Xenstore::new(&machine.events).unwrap();
         let ports = xen_evtchn::mock::open_ports(&machine.guest);
         let config = Config { follow_link, ..Config::default() };
@@ -176,17 +152,6 @@ fn a_backend_whose_script_hangs_is_waited_for() {
 /// A backend writes its state again and again, and each look at it takes 10 ms.
 #[test]
 fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
-    let flood = |machine: &Machine, state: &'static str| {
-        let store = machine.store.clone();
-        machine.xen.add_actor("flood", move |xen| {
-            let more = xen.now() < Duration::from_secs(600);
-            if more {
-                store.write(&format!("{BACK}/state"), state);
-                xen.advance(Duration::from_millis(10));
-            }
-            more
-        });
-    };
     let in_time = |machine: &Machine, start: Duration, what: &str| {
         let took = machine.xen.now() - start;
         assert!(took < Duration::from_secs(6), "{what}: {took:?}");
@@ -195,7 +160,7 @@ fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
         let machine = Machine::new();
         let back = machine.vif(Options::default());
         back.stall(true);
-        flood(&machine, state);
+        machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
         let mut xs = Xenstore::new(&machine.events).unwrap();
         let start = machine.xen.now();
         let connected = machine.connect(&mut xs).is_ok();
@@ -207,7 +172,7 @@ fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
             let mut xs = Xenstore::new(&machine.events).unwrap();
             let mut front = machine.connect(&mut xs).unwrap();
             back.stall(true);
-            flood(&machine, state);
+            machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
             let (start, soon) = (machine.xen.now(), machine.soon());
             let outcome = if closes { front.close(&mut xs, soon) } else { front.reconnect(&mut xs, soon) };
             in_time(&machine, start, if closes { "close" } else { "reconnect" });
