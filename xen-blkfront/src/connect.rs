@@ -241,6 +241,7 @@ impl<'x, P: Platform + Wait> Connecting<'x, P> {
             waiters: None,
             alone: true,
             base: 0,
+            times: 0,
             shared: None,
         })
     }

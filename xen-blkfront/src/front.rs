@@ -40,6 +40,8 @@ pub struct BlkFront<'x, P: Platform> {
     pub(crate) alone: bool,
     /// How much was written beside what the counters say.
     pub(crate) base: u64,
+    /// How many queues were taken so far.
+    pub(crate) times: u64,
     /// What those who took queues have to know, once one was taken. Dropped last: then all of a queue's memory is gone.
     pub(crate) shared: Option<Shared<'x, P>>,
 }

@@ -45,8 +45,6 @@ pub(crate) struct Shared<'x, P: Platform> {
     common: PageArc<'x, P, Common>,
     /// The queue's number; zero is the disk.
     place: usize,
-    /// Of the disk: how many queues were taken so far.
-    times: u64,
     /// Of a queue: the last of the pauses that it has seen.
     pauses: u32,
 }
@@ -58,8 +56,8 @@ impl<P: Platform> Shared<'_, P> {
 
     /// How much was written by all together, where `own` is what was written here.
     ///
-    /// Each of the others may write on meanwhile. None of the parts ever becomes less, so the sum is one that no other state
-    /// of the parts has, but for those that another follows: it is reached again only when nothing more was written.
+    /// None of the parts ever becomes less. So whoever finds the same sum later knows that nothing was written in between, whatever
+    /// the others did while this one was made.
     pub(crate) fn total(&self, own: u64) -> u64 {
         let each = self.common.written.iter().enumerate();
         let each = each.map(|(place, part)| match place == self.place {
@@ -115,9 +113,9 @@ impl<P: Platform> Shared<'_, P> {
         self.common.wakers.iter().for_each(AtomicWaker::wake);
     }
 
-    /// Leaves the waker of a queue's tasks, for what becomes of the disk.
+    /// Leaves the waker of a queue's tasks, for what becomes of the disk. The disk's own are told by the disk.
     pub(crate) fn leave(&self, waker: &Waker) {
-        if let Some(place) = self.common.wakers.get(self.place) {
+        if let Some(place) = self.common.wakers.get(self.place).filter(|_| !self.is_disk()) {
             place.register(waker);
         }
     }
@@ -184,10 +182,11 @@ impl<'x, P: Platform> BlkFront<'x, P> {
                 waiters: None,
                 alone: true,
                 base: 0,
+                times: 0,
                 shared: None,
             },
         )?;
-        let shared = match &mut self.shared {
+        let shared = match &self.shared {
             Some(shared) => shared,
             None => {
                 let common = Common {
@@ -203,17 +202,17 @@ impl<'x, P: Platform> BlkFront<'x, P> {
                 };
                 let common = PageArc::new(platform, common)?;
                 (self.lost, self.alone) = (false, false);
-                self.shared.insert(Shared { common, place: 0, times: 0, pauses: 0 })
+                self.shared.insert(Shared { common, place: 0, pauses: 0 })
             }
         };
-        shared.times += 1;
-        // No ticket of the one is one of the other.
-        half.ops.begin_at(shared.times);
+        // No ticket of the one is one of the other, nor of one that was taken before.
+        self.times += 1;
+        half.ops.begin_at(self.times);
         let common = &shared.common;
         half.base = common.written.get(index).map_or(0, |part| part.load(Ordering::Acquire));
         common.taken.fetch_add(1, Ordering::Relaxed);
         let pauses = common.pauses.load(Ordering::SeqCst);
-        half.shared = Some(Shared { common: common.clone(), place: index, times: 0, pauses });
+        half.shared = Some(Shared { common: common.clone(), place: index, pauses });
         self.report();
         if let (Some(from), Some(to)) = (&mut self.link, &mut half.link) {
             let queue = from.queues.swap_remove(place);

@@ -507,6 +507,31 @@ fn a_disk_that_is_closed_lets_its_queues_finish() {
 }
 
 #[test]
+fn tasks_at_a_disk_and_at_its_queue_leave_nothing_behind() {
+    let machine = Machine::new();
+    let _back = machine.disk(options());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut left = None;
+    for life in 0..4 {
+        let mut disk = connect(&machine, &mut xs);
+        let mut queue = disk.take_queue(1).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = disk.poll_event(&mut cx);
+        let _ = queue.poll_event(&mut cx);
+        // In any order.
+        if life % 2 == 0 {
+            drop(queue);
+            disk.close(&mut xs, machine.soon()).unwrap();
+        } else {
+            disk.close(&mut xs, machine.soon()).unwrap();
+            drop(queue);
+        }
+        machine.grants.reclaim();
+        assert_eq!(*left.get_or_insert(machine.guest.pages_in_use()), machine.guest.pages_in_use(), "{life}");
+    }
+}
+
+#[test]
 fn a_queue_goes_back_to_its_own_disk_alone() {
     let machine = Machine::new();
     let _backs =

@@ -4,11 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::prelude::rust_2024::*;
+use std::sync::Arc;
 use std::time::Duration;
 use std::{eprintln, format};
 
 use anyhow::{Context, Result, bail};
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll, Token, Waker};
 use xen_blkfront::mock::{MockBlkback, Options as DiskOptions};
 use xen_console::mock::MockConsoled;
 use xen_hypercall::DomId;
@@ -72,6 +73,7 @@ impl World {
         xen_gnttab::mock::install(&xen);
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(GUEST);
+        guest.set_vcpus(args.vcpus as usize);
         store.connect(&guest);
         store.write(&node(GUEST, "name"), args.name());
         let consoled = MockConsoled::connect(&xen, &guest);
@@ -112,6 +114,11 @@ impl World {
             _disks: disks,
             _nic: nic,
         })
+    }
+
+    /// What ends a [sleep](Self::sleep).
+    pub(super) fn waker(&self) -> Arc<Waker> {
+        self.outside.waker()
     }
 
     pub(super) fn guest(&self) -> MockDomain {

@@ -65,7 +65,7 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
     lab.dom0
         .run(&format!("xl block-detach {name} xvda && xl block-attach {name} phy:{main},xvda,w"), PATIENCE)?;
     let text = console.wait_for(CHECKED, PATIENCE)?;
-    judge_checks("drivers", 34, "the kernel with disks", &text)?;
+    judge_checks("drivers", 32, "the kernel with disks", &text)?;
     if lab.arch == Arch::X86_64 {
         ensure!(text.contains("ok block/a-queue-on-each-vcpu"), "no queue was on another vCPU:\n{text}");
     }
