@@ -106,7 +106,8 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     ///
     /// # Errors
     /// [`Error::NoStore`], and what Xen or the daemon returns; [`Error::NotReady`] when there is no daemon in time. There is
-    /// no connection then until another try succeeds. [`Error::Refused`] when the daemon refuses some of the watches: these
+    /// no connection then until another try succeeds. After [`Error::TimedOut`], [`Error::Disconnected`] and [`Error::Broken`],
+    /// which another try returns again, [`reconnect`](Self::reconnect) is the way on. [`Error::Refused`] when the daemon refuses some of the watches: these
     /// have ended ([`Error::Stale`]), the others are set, and the connection is there.
     pub fn resume(&mut self) -> Result<(), Error>
     where
@@ -119,7 +120,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
             let (page, channel) = find(self.link.events, &mut deadline)?;
             self.link.move_to(page, channel)?;
         } else if self.link.broken != Some(Error::NotReady) {
-            return Ok(());
+            return self.link.broken.map_or(Ok(()), Err);
         }
         self.await_daemon(&mut deadline)?;
         self.link.reset();

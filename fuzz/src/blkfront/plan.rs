@@ -65,6 +65,9 @@ input! {
         Poke { offset: u16, bytes: [u8; 4] },
         /// It writes a number to a word at the ring's beginning: an index.
         Index { word: u8, number: Number },
+        /// The guest is suspended, and goes on in a new domain or where it was: its next backend is in another domain, or offers
+        /// less.
+        Suspend { migrate: bool, elsewhere: bool, lean: bool },
     }
 
     /// What is wrong with a response.

@@ -6,8 +6,8 @@ pub mod device;
 use std::time::Duration;
 
 use xen_evtchn::EventChannels;
-use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::{DomId, Domain};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::wire::{Operation, Refusal};
 use xen_xenstore::{Error, Xenstore};
@@ -22,6 +22,7 @@ pub struct Machine {
     pub xen: MockXen,
     pub guest: MockDomain,
     pub store: MockXenstored,
+    pub token: Domain<MockDomain>,
     pub events: EventChannels<MockDomain>,
 }
 
@@ -34,7 +35,7 @@ impl Machine {
         store.connect(&guest);
         let token = guest.boot().unwrap();
         let events = EventChannels::new(&token).unwrap();
-        Self { xen, guest, store, events }
+        Self { xen, guest, store, token, events }
     }
 
     /// The guest's client.
