@@ -4,6 +4,7 @@
 mod bad;
 mod data;
 mod life;
+pub(crate) mod lives;
 mod model;
 
 use alloc::format;
