@@ -415,6 +415,9 @@ fn attempt_plan(plan: &Plan) {
         run.step(&mut xs, op);
         run.check_broken(&mut xs);
     }
+    // What was answered and nobody has looked at; and what the calls that wait have believed.
+    poll(&mut run.disk, &run.back, run.meddled);
+    run.check_broken(&mut xs);
     let honest = !run.lied();
     run.back.set_faults(Dice::new(0), Faults::default());
     run.back.stall(false);

@@ -116,6 +116,8 @@ pub(crate) enum Needs {
 
 /// From one operation's number to the next one's: the place is below.
 const EACH: u64 = 1 << 16;
+/// Above that the numbers tell from one another what several have made for the same disk.
+const TIMES: u32 = 48;
 /// Where no operation begins.
 const NOWHERE: u64 = u64::MAX;
 
@@ -406,6 +408,26 @@ impl<'x, P: Platform> Ops<'x, P> {
     /// Whether a part of what was `written` may be lost with the backend.
     pub(crate) fn is_volatile(&self, written: u64) -> bool {
         self.durable != written
+    }
+
+    /// How much of what was written is known to survive.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// So much is known to survive, or more.
+    pub(crate) fn survived(&mut self, durable: u64) {
+        self.durable = self.durable.max(durable);
+    }
+
+    /// Begins with other numbers, before the first operation: those of the `time`-th queue that was taken from a disk.
+    pub(crate) fn begin_at(&mut self, time: u64) {
+        (self.made, self.published) = (time << TIMES | EACH, time << TIMES | EACH);
+    }
+
+    /// Whether something that changes the disk is not done, and was not given up.
+    pub(crate) fn are_open(&self) -> bool {
+        self.ops.iter().any(|op| op.stage.is_pending() && op.kind.writes() && !op.is_told())
     }
 
     /// Gives a place back, and returns what pages there are but the only one.

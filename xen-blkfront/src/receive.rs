@@ -88,8 +88,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         places: &mut [Option<Piece<'x, P>>],
     ) -> Option<Result<(), Error>> {
         match (self.ops.settled(ticket), places) {
-            // With tasks that wait for room it takes longer.
-            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() && self.waiters.is_none() => {
+            // With tasks that wait for room, and queues that were taken, it takes longer.
+            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() && self.alone => {
                 *place = op.piece.take();
                 if let (Kind::Read, Some(piece), true) = (op.kind, place, self.features.persistent) {
                     // The backend has it mapped still.
@@ -202,7 +202,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// Gives up an operation's result. The operation itself goes on.
     pub fn forget(&mut self, ticket: Ticket) {
         if let Some(result) = self.ops.forget(ticket) {
-            self.lost |= result == Err(Error::Lost);
+            if result == Err(Error::Lost) {
+                self.set_lost(true);
+            }
             self.release(ticket.place());
             self.has_room();
         }
@@ -273,11 +275,17 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if self.waiters.is_none() {
             self.waiters = Waiters::new(self.grants.platform(), self.ops.len());
         }
+        self.alone = false;
         match (&mut self.waiters, ticket) {
             (Some(waiters), Some(ticket)) => waiters.leave(ticket.place(), cx.waker()),
             (Some(waiters), None) => waiters.leave_other(cx.waker()),
             // Without memory it is tried again and again.
             (None, _) => cx.waker().wake_by_ref(),
+        }
+        if let (Some(shared), Some(waiters)) = (&self.shared, &self.waiters) {
+            shared.leave(&waiters.waker());
+            // What became of the disk before that wakes nobody.
+            self.look();
         }
     }
 

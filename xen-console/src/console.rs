@@ -185,8 +185,9 @@ impl<'x, P: Platform> Console<'x, P> {
         })
     }
 
-    /// Ready when there is something to read or the console does not work any more; otherwise wakes the task then. Two tasks
-    /// may wait, and a task that is dropped while it waits keeps the wake-up from no other ([`Channel::poll_event`]).
+    /// Ready when there is something to read or the console does not work any more; otherwise wakes the task then.
+    /// Several tasks may wait, and a task that is dropped while it waits keeps the wake-up from no other
+    /// ([`Channel::poll_event`]).
     ///
     /// # Errors
     /// [`Error::Broken`] when the daemon broke the protocol; [`Error::Event`] when it cannot be notified.

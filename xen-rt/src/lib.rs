@@ -36,7 +36,6 @@ mod metal;
 
 #[cfg(feature = "smp")]
 #[cfg(any(feature = "hosted", not(feature = "build")))]
-#[cfg_attr(feature = "hosted", allow(dead_code, reason = "a process has no second vCPU that lives"))]
 pub mod smp;
 
 #[cfg(feature = "suspend")]

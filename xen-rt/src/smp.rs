@@ -89,6 +89,31 @@ struct Desk {
     work: Lock<Work>,
 }
 
+/// Desks whose vCPUs Xen did not start. What is bound for them stays so, and cannot be bound twice.
+static UNUSED: Lock<Vec<&'static Desk>> = Lock::new(Vec::new());
+
+impl Desk {
+    /// That of a vCPU which is not up.
+    fn of(
+        id: VcpuId,
+        events: &'static EventChannels<&'static Kernel>,
+    ) -> Result<&'static Self, xen_evtchn::Error> {
+        let before = UNUSED.with(|unused| {
+            let place = unused.iter().position(|desk| desk.id == id)?;
+            Some(unused.swap_remove(place))
+        });
+        if let Some(desk) = before.flatten() {
+            return Ok(desk);
+        }
+        events.add_vcpu(id)?;
+        let bell = events.bind_ipi(id)?;
+        // The last, for it stays.
+        machine::bind_timer(events, id)?;
+        let bell = channels::keep(bell);
+        Ok(keep(Self { id, events, bell, work: Lock::new(Work::Idle) }))
+    }
+}
+
 enum Work {
     Idle,
     Given(Job),
@@ -102,7 +127,7 @@ impl fmt::Debug for Desk {
 }
 
 impl Vcpu {
-    /// Brings a vCPU up, with a stack of 128 KiB of its own.
+    /// Brings a vCPU up, with a stack of 128 KiB of its own. After an error it can be tried again.
     ///
     /// # Errors
     /// [`Error::Start`]: Xen's `ENOENT`, there is no such vCPU, or `EEXIST`, it is up already. [`Error::Events`]: its
@@ -112,11 +137,11 @@ impl Vcpu {
         if machine::is_up(id).map_err(Error::Start)? {
             return Err(Error::Start(Errno::EEXIST));
         }
-        events.add_vcpu(id).map_err(Error::Events)?;
-        let bell = channels::keep(events.bind_ipi(id).map_err(Error::Events)?);
-        let desk: &'static Desk = keep(Desk { id, events, bell, work: Lock::new(Work::Idle) });
-        machine::bind_timer(events, id).map_err(Error::Events)?;
-        rest::begin(|| machine::start_vcpu(id, desk)).map_err(Error::Start)?;
+        let desk = Desk::of(id, events).map_err(Error::Events)?;
+        if let Err(error) = rest::begin(|| machine::start_vcpu(id, desk)) {
+            let _ = UNUSED.with(|unused| unused.push(desk));
+            return Err(Error::Start(error));
+        }
         rest::know(Self(desk));
         Ok(Self(desk))
     }

@@ -35,7 +35,8 @@
 
 use core::time::Duration;
 
-use xen_hypercall::{Errno, Restore, RestoreError, VcpuId, Wait};
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{Domain, Errno, Restore, RestoreError, VcpuId, Wait};
 use xen_xenstore::Xenstore;
 use xen_xenstore::control::ShutdownWatch;
 use xen_xenstore::suspend::Suspension;
@@ -75,7 +76,7 @@ impl Guest {
         devices: &mut D,
         patience: Duration,
     ) -> Result<Outcome, Error> {
-        let kernel = Runtime(self.kernel());
+        let kernel = Runtime(self.domain());
         let suspension = Suspension {
             domain: self.domain(),
             events: self.events(),
@@ -93,7 +94,7 @@ impl Guest {
 }
 
 /// The kernel, as the coordinator sees it.
-struct Runtime(&'static Kernel);
+struct Runtime(&'static Domain<&'static Kernel>);
 
 impl xen_xenstore::suspend::Kernel for Runtime {
     fn stand_still(&self, suspend: &mut dyn FnMut()) {
@@ -102,9 +103,14 @@ impl xen_xenstore::suspend::Kernel for Runtime {
         crate::smp::go();
     }
 
+    unsafe fn suspend(&self) -> Option<Result<Resumed, Errno>> {
+        // SAFETY: the caller keeps the same promises to this call.
+        unsafe { machine::suspend_by_firmware() }
+    }
+
     fn renew(&self) -> Result<(), RestoreError> {
         machine::forget_timer();
-        self.0.renew()
+        self.0.platform().renew(self.0)
     }
 
     fn lost(&self, why: RestoreError) -> ! {

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use common::{HOME, ID, Machine, data, refused};
 use xen_hypercall::DomId;
-use xen_hypercall::mock::{Chance, Dice};
-use xen_xenstore::Error;
+use xen_hypercall::mock::{Chance, Dice, MockDomain};
 use xen_xenstore::mock::{Faults, Limits};
 use xen_xenstore::wire::{Header, Operation, Refusal};
+use xen_xenstore::{Error, Xenstore};
 
 #[test]
 fn a_watch_fires_once_at_first_and_then_when_something_changes() {
@@ -361,6 +361,74 @@ fn of_tasks_that_wait_any_may_go_away() {
         let polled = xs.poll_fired(&watches[kept], &mut Context::from_waker(&wakers[kept]));
         assert_eq!(polled, Poll::Ready(Ok(())), "{kept}");
     }
+}
+
+#[test]
+fn tasks_that_wait_do_not_keep_each_other_busy() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watches = ["data/a", "data/b", "data/c", "data/d"].map(|path| xs.watch(path).unwrap());
+    machine.settle();
+    let tasks: [Arc<Woken>; 4] = Default::default();
+    let poll = |xs: &mut Xenstore<'_, MockDomain>, task: usize| {
+        let waker = Waker::from(Arc::clone(&tasks[task]));
+        xs.poll_fired(&watches[task], &mut Context::from_waker(&waker))
+    };
+    for task in 0..4 {
+        while poll(&mut xs, task).is_ready() {}
+    }
+    let mut seen = [0; 4];
+    // Whoever was woken looks, as an executor does. Returns how often, and who had an event.
+    let mut run = |xs: &mut Xenstore<'_, MockDomain>| {
+        let (mut polls, mut ready) = (0, Vec::new());
+        while polls < 100 {
+            let woken = |task: usize| tasks[task].0.load(SeqCst);
+            let Some(task) = (0..4).find(|task| woken(*task) > seen[*task]) else { break };
+            (seen[task], polls) = (woken(task), polls + 1);
+            while poll(xs, task).is_ready() {
+                ready.push(task);
+            }
+        }
+        (polls, ready)
+    };
+    run(&mut xs);
+    assert_eq!(run(&mut xs), (0, vec![]), "nothing happens");
+    for (task, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        machine.store.write(&data(name), "1");
+        machine.settle();
+        machine.events.dispatch(xen_hypercall::VcpuId(0));
+        let (polls, ready) = run(&mut xs);
+        assert_eq!(ready, [task]);
+        assert!(polls <= 2 * 4, "{polls} polls for one event");
+    }
+}
+
+/// A waker that panics.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_takes_nothing_from_the_other_tasks() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    let watches = ["data/a", "data/b", "data/c"].map(|path| xs.watch(path).unwrap());
+    machine.settle();
+    let tasks: [Arc<Woken>; 2] = Default::default();
+    let [a, c] = [0, 1].map(|task: usize| Waker::from(Arc::clone(&tasks[task])));
+    let panics = Waker::from(Arc::new(Panics));
+    for (watch, waker) in watches.iter().zip([&a, &panics, &c]) {
+        while xs.poll_fired(watch, &mut Context::from_waker(waker)).is_ready() {}
+    }
+    let before: Vec<_> = tasks.iter().map(|task| task.0.load(SeqCst)).collect();
+    machine.store.give_up(ID, 1);
+    let broken = std::panic::AssertUnwindSafe(|| xs.poll());
+    assert!(std::panic::catch_unwind(broken).is_err());
+    assert!(tasks.iter().zip(before).all(|(task, before)| task.0.load(SeqCst) > before));
 }
 
 #[test]

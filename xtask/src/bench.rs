@@ -3,6 +3,7 @@
 mod block;
 mod figures;
 mod linux;
+mod migrate;
 mod peer;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,8 @@ enum What {
     Xen,
     /// The unikernel and a Linux guest with nginx in turns, on the same Xen, bridge and disk
     Linux,
+    /// The unikernel and a Linux guest are migrated, saved and restored in turns: how long nobody had an answer
+    Migrate,
     /// The driver of disks beside Linux' own, in turns, on the same Xen and disk
     Disk,
     /// Frames and requests per second through the drivers and their mocks, on this machine
@@ -76,6 +79,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             What::Size => sizes()?,
             What::Xen => unikernel(args)?,
             What::Linux => linux::compare(args.rounds)?,
+            What::Migrate => linux::compare_moves(args.rounds)?,
             What::Disk => linux::compare_disks(args.rounds)?,
             What::Mock => {
                 println!("the drivers and their mocks, one thread of this machine");

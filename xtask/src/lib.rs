@@ -30,3 +30,4 @@ pub mod size;
 pub mod tally;
 mod toolchain;
 pub mod web;
+mod xen_log;

@@ -1,7 +1,7 @@
 //! Starts and stops QEMU with Xen and dom0 in it.
 
 use crate::deb::{self, Bed};
-use crate::platform::{Boot, Emulator, Platform};
+use crate::platform::{Boot, Dom0less, Emulator, Platform};
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -239,7 +239,8 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
     command.args(["-accel", "tcg,thread=multi"]).args(emulator.args);
     command.args(["-m", &machine.memory.unwrap_or(emulator.memory).to_string()]);
     command.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nodefaults"]);
-    command.args(["-kernel", Platform::XEN, "-append", &xen_options(machine, emulator, boot)]);
+    let xen = xen_options(machine, emulator, boot);
+    command.args(["-kernel", Platform::XEN, "-append", &xen]);
     command.args(match &machine.system {
         System::Linux { initramfs, options } => {
             (boot.modules)(Platform::KERNEL, &format!("{LINUX_OPTIONS} {options}"), Some(initramfs))
@@ -249,7 +250,7 @@ fn command(bed: &Bed, machine: &Machine) -> Result<Command> {
             let words = boot.dom0less;
             let words =
                 words.with_context(|| format!("Xen for {} cannot do without a dom0", bed.platform.name))?;
-            words(&bed.dir, &qemu, kernel, cmdline)?
+            words(&Dom0less { dir: &bed.dir, qemu: &qemu, kernel, cmdline, xen: &xen })?
         }
     });
 

@@ -55,10 +55,17 @@ impl Toolchain {
         Ok(Self::Debian { rustc: root.join("rustc"), linker: Some(root.join("ld.lld")) })
     }
 
-    /// Cargo with this compiler, the named command and the flags for the target. Its products go to [`dir`].
+    /// Cargo with this compiler, the named command and the flags for the target, in the workspace. Its products go to [`dir`].
     pub(crate) fn cargo(&self, command: &str, target: &str) -> Command {
         let mut cargo = image::cargo();
         cargo.arg(command);
+        self.choose(&mut cargo, target);
+        cargo.arg("--target-dir").arg(dir());
+        cargo
+    }
+
+    /// Has a cargo that builds use this compiler for the target.
+    pub(crate) fn choose(&self, cargo: &mut Command, target: &str) {
         if let Self::Debian { rustc, linker } = self {
             // A name of another toolchain would lead rustup's cargo to that one.
             for name in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER"] {
@@ -70,8 +77,7 @@ impl Toolchain {
                 cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), linker);
             }
         }
-        cargo.args(["--target", target]).arg("--target-dir").arg(dir());
-        cargo
+        cargo.args(["--target", target]);
     }
 }
 

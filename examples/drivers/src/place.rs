@@ -22,7 +22,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Place {
-    guest: Guest,
+    pub(crate) guest: Guest,
     /// Made when it is needed.
     requests: Option<ShutdownWatch>,
     pub(crate) kernel: Xen,

@@ -23,6 +23,7 @@ fn main(guest: Guest) -> Result<Exit, Error> {
     println!("hello from {} MiB of memory", guest.ram() >> 20);
     let (events, grants) = (guest.events(), GrantTable::new(guest.domain())?);
     let Ok(mut store) = Xenstore::new(events).inspect_err(|error| println!("no store: {error}")) else {
+        println!("alone; that is all");
         return Ok(Exit::PowerOff);
     };
     println!("I am {}", store.read_str("name")?);

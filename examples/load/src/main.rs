@@ -9,15 +9,16 @@
 //! load sink PORT                               a server that takes what it is sent and says 204
 //! load traffic ADDRESS FILE CONNECTIONS WRITTEN TIMES COMMAND
 //!                                              runs a command of the shell so many times, while the connections read parts of a file, and
-//!                                              one more writes and reads another, "-": none; nothing may be lost; a line for each time
+//!                                              one more writes and reads another, "-": none; nothing may be lost; for each time how long
+//!                                              the command took, nobody had an answer, and no domain ran
 //! load block DEVICE                            reads and writes a disk, whose content is lost; a line for each kind
 //! ```
 //!
 //! An address without a port means port 80.
 
 mod disk;
+mod domains;
 mod traffic;
-mod unpause;
 
 use std::env;
 use std::io::{BufRead, BufReader, Error, Read, Result, Write};
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use unpause::Paused;
+use domains::Xen;
 
 /// A server that is silent for so long is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,9 +92,9 @@ fn connect(address: &str, patience: Duration) -> Result<TcpStream> {
 }
 
 fn boot(domain: &str, address: &str, path: &str) -> Result<String> {
-    let paused = Paused::find(domain)?;
+    let (id, xen) = (domains::find(domain)?, Xen::open()?);
     let start = Instant::now();
-    paused.unpause()?;
+    xen.unpause(id)?;
     let stream = loop {
         match connect(address, TRY) {
             Ok(stream) => break stream,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::domains::Xen;
 use crate::{BODY, head};
 
 /// A server that stands still for so long has lost its connections.
@@ -32,16 +33,23 @@ struct Traffic {
     over: AtomicBool,
     /// Answers, or pieces of the file that is written, of each connection.
     steps: Vec<AtomicU64>,
+    /// Nobody had an answer.
     gap: Mutex<Gap>,
+    /// No domain ran.
+    stop: Mutex<Gap>,
 }
 
-/// How long nobody had an answer.
+/// The longest time between two events.
 struct Gap {
     last: Instant,
     longest: Duration,
 }
 
 impl Gap {
+    fn new() -> Mutex<Self> {
+        Mutex::new(Self { last: Instant::now(), longest: Duration::ZERO })
+    }
+
     fn look(&mut self) {
         let now = Instant::now();
         self.longest = self.longest.max(now - self.last);
@@ -56,7 +64,8 @@ pub(crate) fn run(site: &Site<'_>, times: usize, command: &str) -> Result<String
     let traffic = &Traffic {
         over: AtomicBool::new(false),
         steps: (0..connections).map(|_| AtomicU64::new(0)).collect(),
-        gap: Mutex::new(Gap { last: Instant::now(), longest: Duration::ZERO }),
+        gap: Gap::new(),
+        stop: Gap::new(),
     };
     let content = &Connection::open(site.address)?.ask("GET", site.file, "", b"")?;
     if content.len() <= PART {
@@ -71,6 +80,7 @@ pub(crate) fn run(site: &Site<'_>, times: usize, command: &str) -> Result<String
         workers.extend(site.written.map(|path| {
             scope.spawn(move || traffic.until_over(site.readers, &mut Writer::new(site, path)?))
         }));
+        workers.push(scope.spawn(move || traffic.watch_domains()));
         let done = (1..=times).try_for_each(|time| traffic.round(time, command));
         traffic.over.store(true, Ordering::Relaxed);
         let ended = workers.into_iter().enumerate().try_for_each(|(number, worker)| {
@@ -91,7 +101,8 @@ impl Traffic {
     /// Runs the command, and waits until every connection has asked, and been answered, since.
     fn round(&self, time: usize, command: &str) -> Result<()> {
         self.all_go_on()?;
-        self.with_gap(|gap| gap.longest = Duration::ZERO);
+        with(&self.gap, |gap| gap.longest = Duration::ZERO);
+        with(&self.stop, |stop| stop.longest = Duration::ZERO);
         let start = Instant::now();
         let output = Command::new("/bin/bash").args(["-c", command]).output()?;
         let took = start.elapsed();
@@ -104,13 +115,21 @@ impl Traffic {
             )));
         }
         self.all_go_on()?;
-        let gap = self.with_gap(|gap| gap.longest);
-        println!("time {time} command_ms={} gap_ms={}", took.as_millis(), gap.as_millis());
+        let [gap, stop] = [&self.gap, &self.stop].map(|gap| with(gap, |gap| gap.longest).as_millis());
+        println!("time {time} command_ms={} gap_ms={gap} stop_ms={stop}", took.as_millis());
         Ok(())
     }
 
-    fn with_gap<R>(&self, f: impl FnOnce(&mut Gap) -> R) -> R {
-        f(&mut self.gap.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    /// Looks whether a domain runs, until all is over.
+    fn watch_domains(&self) -> Result<()> {
+        let xen = Xen::open()?;
+        while !self.over.load(Ordering::Relaxed) {
+            if xen.any_runs()? {
+                with(&self.stop, Gap::look);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn all_go_on(&self) -> Result<()> {
@@ -135,7 +154,7 @@ impl Traffic {
     fn until_over(&self, number: usize, work: &mut dyn Work) -> Result<()> {
         let step = &mut || {
             self.steps.get(number).map(|count| count.fetch_add(1, Ordering::Relaxed));
-            self.with_gap(Gap::look);
+            with(&self.gap, Gap::look);
         };
         while !self.over.load(Ordering::Relaxed) {
             if let Err(error) = work.once(step) {
@@ -145,6 +164,10 @@ impl Traffic {
         }
         work.end()
     }
+}
+
+fn with<R>(gap: &Mutex<Gap>, f: impl FnOnce(&mut Gap) -> R) -> R {
+    f(&mut gap.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 /// What a connection does again and again.

@@ -16,12 +16,14 @@
 extern crate alloc;
 
 mod checks;
-#[cfg(target_arch = "x86_64")]
 mod second;
 
+use alloc::boxed::Box;
+
 use check_report::{Report, Words};
+use xen_evtchn::{Abi, EventChannels};
 use xen_hypercall::version::{self, Features};
-use xen_rt::{Boot, Exit, Kernel, crash};
+use xen_rt::{Boot, Exit, Guest, Kernel, crash};
 
 use crate::checks::Domain;
 
@@ -35,14 +37,12 @@ fn main(boot: Boot) -> Exit {
         .unwrap_or_else(|error| crash(format_args!("Xen does not say what it has: {error}")));
     let domain = Domain { kernel, token: boot.domain(), first: features.contains(Features::DOM0) };
     let mut report = Report::new(env!("CARGO_PKG_NAME"));
-    #[cfg(target_arch = "x86_64")]
     if let Some(plan) = words.get("resume") {
         let guest = open(boot, checks::abi(&words));
         checks::resume::run(guest, plan, checks::version(&words), &mut report);
         report.end();
         return Exit::PowerOff;
     }
-    #[cfg(target_arch = "x86_64")]
     if let Some(count) = words.get("vcpus").and_then(|count| count.parse().ok()) {
         let guest = open(boot, checks::abi(&words));
         if words.has("overflow") {
@@ -58,10 +58,7 @@ fn main(boot: Boot) -> Exit {
 }
 
 /// Opens the domain as the runtime does, with the ABI of choice.
-#[cfg(target_arch = "x86_64")]
-fn open(boot: Boot, abi: xen_evtchn::Abi) -> xen_rt::Guest {
-    use alloc::boxed::Box;
-    use xen_evtchn::EventChannels;
+fn open(boot: Boot, abi: Abi) -> Guest {
     let opened =
         EventChannels::with_abi(boot.domain(), abi).and_then(|events| boot.with(Box::leak(Box::new(events))));
     opened.unwrap_or_else(|error| crash(format_args!("no events: {error}")))

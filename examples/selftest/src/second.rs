@@ -28,6 +28,7 @@ pub(crate) fn start(kernel: &'static Kernel) -> Result<(), smp::Error> {
             COUNT.fetch_add(1, Ordering::Relaxed);
             core::hint::spin_loop();
         }
+        // On Arm Xen refuses, and the runtime does it.
         let _ = vcpu::down(kernel, ID);
     })
 }

@@ -66,10 +66,10 @@ impl XenMachine {
                 config.address = address_from_store(&mut xs);
             }
         }
-        let mut devices = devices::open(guest.domain(), store, events);
+        let devices = devices::open(guest.domain(), store, events);
         machine.slot = devices.slot;
         #[cfg(feature = "suspend")]
-        machine.suspend.take_part(devices.part.take());
+        let devices = Devices { part: machine.suspend.take_part(devices.part), ..devices };
         (machine, devices, config)
     }
 }
@@ -166,7 +166,6 @@ impl Machine for XenMachine {
         let memory = platform::memory();
         let (events, console) = (self.events.stats(), console::stats());
         to.figure("uptime_seconds", (self.kernel.now() - self.kernel.started()).as_secs());
-        to.figure("unix_time_seconds", self.unix_time().as_secs());
         to.figure("memory_used_bytes", memory.used as u64);
         to.figure("memory_free_bytes", memory.free as u64);
         to.figure("xen_hypercalls_total", self.kernel.hypercalls());

@@ -27,9 +27,10 @@ impl Suspend {
         Self { guest, part: None, resumes: 0, checkpoints: 0 }
     }
 
-    /// Takes what has to be set up again before the devices.
-    pub(crate) fn take_part(&mut self, part: Option<Box<dyn Restore>>) {
+    /// Takes what has to be set up again before the devices, and leaves nothing.
+    pub(crate) fn take_part(&mut self, part: Option<Box<dyn Restore>>) -> Option<Box<dyn Restore>> {
         self.part = part;
+        None
     }
 
     /// Suspends the domain as it was asked for, and returns when it goes on.
@@ -62,6 +63,8 @@ impl Suspend {
     }
 
     pub(crate) fn report(&self, to: &mut dyn Report) {
+        // What a new domain may tell wrongly.
+        to.figure("unix_time_seconds", self.guest.unix_time().as_secs());
         to.figure("resumes_total", self.resumes);
         to.figure("checkpoints_total", self.checkpoints);
     }

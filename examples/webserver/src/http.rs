@@ -149,9 +149,9 @@ impl Connection {
         matches!(self.transfer, Transfer::Download(_) | Transfer::Upload(_))
     }
 
-    /// Takes it that something moved at this time.
-    pub(crate) fn moved_at(&mut self, since: Duration) {
-        self.since = since;
+    /// Time that does not count against the peer.
+    pub(crate) fn wait_longer(&mut self, time: Duration) {
+        self.since += time;
     }
 
     /// When the peer's patience with us, or ours with it, ends.

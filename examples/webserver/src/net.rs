@@ -70,14 +70,21 @@ impl<N: Nic> Net<N> {
         &mut self.nic
     }
 
+    /// A round took so long, in which nobody looked at what peers have sent.
+    pub(crate) fn forgive(&mut self, time: Duration) {
+        // Less makes no difference, and is asked for in every round.
+        if time >= Duration::from_secs(1) {
+            self.slots.connections.iter_mut().for_each(|connection| connection.wait_longer(time));
+        }
+    }
+
     /// The machine goes on after it did not run for a while, which the times of day and the clock at both ends of it tell.
     ///
     /// A peer that was not answered has waited longer each time before it tried again, the last time for about as long as the
     /// machine was away; so long its connection is kept.
     pub(crate) fn resume(&mut self, before: (Duration, Duration), after: (Duration, Duration)) {
         let away = after.0.saturating_sub(before.0).saturating_sub(after.1.saturating_sub(before.1));
-        let since = after.1 + away.min(LONGEST_RETRY);
-        self.slots.connections.iter_mut().for_each(|connection| connection.moved_at(since));
+        self.forgive(after.1.saturating_sub(before.1) + away.min(LONGEST_RETRY));
     }
 
     /// Moves packets and serves connections once; true if there is more to do at once.

@@ -72,7 +72,7 @@ input! {
 
     /// What is wrong with a response.
     pub enum FaultInput {
-        Id { id: u64 },
+        Bit { bit: u8 },
         SmallId { id: u8 },
         Operation { operation: u8 },
         Status { status: i16 },
@@ -94,7 +94,7 @@ impl Range {
 impl FaultInput {
     pub(super) fn fault(&self) -> Fault {
         match *self {
-            Self::Id { id } => Fault::Id(id),
+            Self::Bit { bit } => Fault::Bit(bit),
             Self::SmallId { id } => Fault::Id(id.into()),
             Self::Operation { operation } => Fault::Operation(operation),
             Self::Status { status } => Fault::Status(status),

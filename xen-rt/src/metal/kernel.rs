@@ -45,9 +45,12 @@ impl Kernel {
 
     /// Sets up in a new domain, on the first vCPU, what the kernel had set up in the old one by itself.
     #[cfg(feature = "suspend")]
-    pub(crate) fn renew(&self) -> Result<(), xen_hypercall::RestoreError> {
+    pub(crate) fn renew(
+        &self,
+        domain: &xen_hypercall::Domain<&'static Self>,
+    ) -> Result<(), xen_hypercall::RestoreError> {
         self.clock.go_on();
-        arch::enable_upcall(self).map_err(|errno| xen_hypercall::RestoreError {
+        arch::enable_upcall_again(domain).map_err(|errno| xen_hypercall::RestoreError {
             operation: "HVMOP_set_param of CALLBACK_IRQ",
             errno,
         })

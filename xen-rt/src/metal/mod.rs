@@ -6,6 +6,8 @@ mod mem;
 mod memory;
 mod place;
 mod room;
+#[cfg(feature = "smp")]
+mod stacks;
 mod vcpu;
 
 #[cfg(feature = "smp")]
@@ -21,6 +23,8 @@ pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
+#[cfg(feature = "suspend")]
+pub(crate) use arch::suspend_by_firmware;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use memory::alloc_pages;
 pub(crate) use memory::{keep, keep_pages};
@@ -28,7 +32,10 @@ pub(crate) use place::Place;
 #[cfg(any(feature = "smp", feature = "suspend", target_arch = "aarch64"))]
 pub(crate) use vcpu::this;
 #[cfg(feature = "smp")]
-pub(crate) use vcpu::{FIRST, Own};
+pub(crate) use {
+    stacks::{STACKS, stack},
+    vcpu::{FIRST, Own},
+};
 
 static KERNEL: Place<Kernel> = Place::new();
 
@@ -61,7 +68,7 @@ fn own(call: arch::Call, info: &'static BootInfo) -> Result<&'static Domain<&'st
     // still.
     let domain: &'static Domain<_> = keep(unsafe { Domain::new(kernel) }?);
     kernel.start_clock(domain.shared_info());
-    arch::enable_upcall(kernel)?;
+    arch::enable_upcall(domain)?;
     Ok(domain)
 }
 

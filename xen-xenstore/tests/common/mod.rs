@@ -59,17 +59,9 @@ impl Machine {
         });
     }
 
-    /// Somebody writes a node each time that the daemon may act, and 10 ms go by: for [`FLOOD`], which is longer than any wait.
+    /// Somebody writes a node all the time.
     pub fn flood(&self, path: &str, value: &str) {
-        let (store, path, value) = (self.store.clone(), path.to_owned(), value.to_owned());
-        self.xen.add_actor("flood", move |xen| {
-            if xen.now() > FLOOD {
-                return false;
-            }
-            store.write(&path, &value);
-            xen.advance(Duration::from_millis(10));
-            true
-        });
+        self.store.flood(&self.xen, path, value);
     }
 
     /// Lets the daemon do all that it can.

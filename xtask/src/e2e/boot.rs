@@ -121,8 +121,7 @@ pub(super) fn it_boots_as_the_first_domain(arch: Arch) -> Result<()> {
 }
 
 pub(super) fn it_boots_without_a_dom0(arch: Arch) -> Result<()> {
-    let image = build(arch, Options { features: Some(Vec::new()), ..Options::default() })?;
-    let qemu = alone::start_dom0less(arch, "unikernel", &image, "log=info")?;
+    let qemu = alone::start_dom0less(arch, "unikernel", &build(arch, Options::default())?, "log=info")?;
     qemu.wait_for(&["ready; type help", "Panic on CPU"], PATIENCE)?;
     let text = qemu.serial();
     // Nobody made it a console or a store, and it says so and goes on.

@@ -10,6 +10,7 @@ use super::suspend;
 use crate::dom0::Follow;
 use crate::guest::{Guest, PATIENCE, Spec};
 use crate::image::Options;
+use crate::platform::Arch;
 
 #[path = "../../../examples/drivers/src/pattern.rs"]
 mod pattern;
@@ -49,7 +50,9 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
     let more = format!(
         "disk=['phy:{main},xvda,w','phy:{fixed},xvdb,r','phy:{large},xvdc,w','phy:/dev/{bad},xvdd,w']\n"
     );
-    let (guest, mut console) = lab.start(&spec(lab, "block", more)?)?;
+    // A queue for each of two vCPUs.
+    let spec = Spec { vcpus: 2, ..spec(lab, "block", more)? };
+    let (guest, mut console) = lab.start(&spec)?;
     let (name, id) = (guest.name(), guest.list()?.context("it is gone")?.id);
 
     console.wait_for("please distrust xvdc", PATIENCE)?;
@@ -67,6 +70,9 @@ pub(super) fn disks(lab: &mut Lab) -> Result<()> {
         .run(&format!("xl block-detach {name} xvda && xl block-attach {name} phy:{main},xvda,w"), PATIENCE)?;
     let text = console.wait_for(CHECKED, PATIENCE)?;
     judge_checks("drivers", 32, "the kernel with disks", &text)?;
+    if lab.arch == Arch::X86_64 {
+        ensure!(text.contains("ok block/a-queue-on-each-vcpu"), "no queue was on another vCPU:\n{text}");
+    }
     guest.wait("end", |listed| listed.is_none())?;
 
     // What the kernel wrote last, as dom0 sees it.

@@ -82,23 +82,25 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         ("ip-node", boot::the_toolstack_can_give_the_address),
         ("dhcp", boot::without_an_address_it_asks_dhcp),
         ("selftest-pair", selftest::as_a_pair),
+        ("selftest-smp", selftest::on_several_vcpus),
+        ("smp-stack", selftest::the_page_under_a_stack_is_not_there),
         ("hello", hello::it_answers_and_ends),
         ("line-console", hello::a_line_and_the_end),
+        ("line-log", hello::a_line_in_xens_log_and_the_end),
+        ("new-project", new_project::from_the_packages_alone),
         ("drivers-block", drivers::disks),
         ("drivers-net", drivers::cards),
     ];
     let x86_64: &[(&str, Plain)] = &[
+        // Its kernel does without the runtime, and has an entry for PVH alone.
+        ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
+        // This Xen saves no domain of Arm's.
         ("save", suspend::it_goes_on_where_it_was),
         ("save-loaded", suspend::nothing_is_lost_when_it_is_saved_under_load),
         ("migrate", suspend::twenty_migrations_lose_nothing),
         ("drivers-block-migrate", drivers::disks_in_several_lives),
         ("drivers-net-migrate", drivers::cards_in_several_lives),
         ("selftest-resume", selftest::in_several_lives),
-        ("selftest-smp", selftest::on_several_vcpus),
-        ("smp-stack", selftest::the_page_under_a_stack_is_not_there),
-        ("line-log", hello::a_line_in_xens_log_and_the_end),
-        ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
-        ("new-project", new_project::from_the_packages_alone),
     ];
     let more = match arch {
         Arch::X86_64 => x86_64,
@@ -119,7 +121,9 @@ fn alone(arch: Arch) -> &'static [(&'static str, Alone)] {
             ("selftest-dom0", selftest::as_the_first_domain),
         ],
         // There dom0 has its memory where the machine has it, and the images have theirs where other domains have it.
-        Arch::Arm64 => &[("dom0less", boot::it_boots_without_a_dom0)],
+        Arch::Arm64 => {
+            &[("dom0less", boot::it_boots_without_a_dom0), ("dom0less-hello", hello::it_does_without_a_store)]
+        }
     }
 }
 
@@ -134,8 +138,8 @@ pub(crate) enum Choice<'a> {
     Few,
 }
 
-/// The few: each kind of device, what ends a guest.
-const FEW: [&str; 6] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put"];
+/// The few: each kind of device, what ends a guest, no toolstack.
+const FEW: [&str; 7] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put", "dom0less"];
 
 impl Choice<'_> {
     fn has(self, test: &str) -> bool {
@@ -206,7 +210,7 @@ mod tests {
         let all = names(Arch::Arm64);
         assert!(FEW.iter().all(|name| all.contains(name)), "{FEW:?} are not all among {all:?}");
         let all = names(Arch::X86_64);
-        assert!(FEW.iter().all(|name| all.contains(name)), "{all:?}");
+        assert!(FEW.iter().all(|name| all.contains(name) || *name == "dom0less"), "{all:?}");
     }
 
     #[test]

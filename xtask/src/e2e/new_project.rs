@@ -12,8 +12,9 @@ use super::lab::Lab;
 use crate::check::LIBRARIES;
 use crate::guest::{PATIENCE, Spec};
 use crate::hello;
-use crate::image::workspace;
+use crate::image::{format, workspace};
 use crate::new;
+use crate::toolchain::Toolchain;
 
 /// The project's name, which is the test's.
 const NAME: &str = "new-project";
@@ -26,14 +27,18 @@ pub(super) fn from_the_packages_alone(lab: &mut Lab) -> Result<()> {
     let packages = packages()?;
     let project = Project::new(&packages)?;
     progress.set_message("building the project as a process");
-    project.build(&[])?;
+    project.build(&[], None)?;
     progress.set_message("running it as a process");
-    hello::as_a_process(&project.built("debug"), NAME)?;
+    hello::as_a_process(&project.built(None, "debug"), NAME)?;
     progress.set_message("building its image");
-    project.build(&["--no-default-features", "--profile", "image"])?;
+    let target = lab.arch.platform().target;
+    project.build(&["--no-default-features", "--profile", "image"], target)?;
     progress.set_message("running it on Xen");
-    let image = project.built("image");
-    on_xen(lab, &fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?)?;
+    let image = project.built(target, "image");
+    let file = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+    let (arch, file) = format::loadable(file)?;
+    ensure!(arch == lab.arch, "the image is for {arch:?}");
+    on_xen(lab, &file)?;
     progress.finish_and_clear();
     Ok(())
 }
@@ -83,8 +88,12 @@ impl Project {
         Ok(project)
     }
 
-    fn build(&self, args: &[&str]) -> Result<()> {
+    /// Builds it for this machine, or for another.
+    fn build(&self, args: &[&str], target: Option<&str>) -> Result<()> {
         let mut build = cargo(&self.0, &["build"]);
+        if let Some(target) = target {
+            Toolchain::bare(target)?.choose(&mut build, target);
+        }
         run(build.args(args).arg("--target-dir").arg(folder().join("target")))?;
         // Nothing else is the project's than the packages: no path into the workspace's sources.
         let lock = fs::read_to_string(self.0.join("Cargo.lock")).context("cargo wrote no Cargo.lock")?;
@@ -98,8 +107,8 @@ impl Project {
         Ok(())
     }
 
-    fn built(&self, profile: &str) -> PathBuf {
-        folder().join("target").join(profile).join(NAME)
+    fn built(&self, target: Option<&str>, profile: &str) -> PathBuf {
+        folder().join("target").join(target.unwrap_or_default()).join(profile).join(NAME)
     }
 }
 

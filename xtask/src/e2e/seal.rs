@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::lab::Lab;
 use crate::guest::{Listed, PATIENCE, Spec};
 use crate::platform::Arch;
+use crate::xen_log;
 
 pub(super) fn a_panic_ends_as_a_crash_that_says_why(lab: &mut Lab) -> Result<()> {
     crashes(lab, "panic", &["panicked at xen-rt/src/arch/", "asked for by the command line"])
@@ -39,12 +40,18 @@ fn crashes(lab: &Lab, selftest: &str, words: &[&str]) -> Result<()> {
     for word in words {
         ensure!(last.contains(word), "no {word:?} on the console:\n{last}");
     }
-    // A guest for arm64 has no way to write there.
-    if lab.arch == Arch::X86_64 {
-        let log = lab.dom0.run(&format!("xl dmesg | grep -a '(d{})'", listed.id), PATIENCE)?;
-        for word in words {
-            ensure!(log.contains(word), "no {word:?} in Xen's log:\n{log}");
-        }
+    let log = lab.dom0.run("xl dmesg", PATIENCE)?;
+    let log = said_in_log(lab.arch, log.lines().filter(|line| xen_log::is_of(line, listed.id)));
+    for word in words {
+        ensure!(log.contains(word), "no {word:?} in Xen's log:\n{log}");
     }
     Ok(())
+}
+
+/// What a kernel said in these lines of Xen's log.
+pub(super) fn said_in_log<'l>(arch: Arch, lines: impl Iterator<Item = &'l str>) -> String {
+    match arch {
+        Arch::X86_64 => lines.collect::<Vec<_>>().join("\n"),
+        Arch::Arm64 => xen_log::said(lines),
+    }
 }

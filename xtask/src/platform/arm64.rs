@@ -36,7 +36,7 @@ pub(super) static BED: Platform = Platform {
         other_options: "",
         place,
         modules,
-        dom0less: Some(|dir, qemu, kernel, cmdline| dom0less::words(&BED, dir, qemu, kernel, cmdline)),
+        dom0less: Some(|domain| dom0less::words(&BED, domain)),
     },
 };
 

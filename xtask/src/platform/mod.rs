@@ -109,12 +109,27 @@ pub(crate) struct Boot {
     pub(crate) place: fn(&Files<'_>) -> Result<()>,
     /// QEMU's words for dom0's kernel, its command line and its initramfs, if it has one; all are files of the bed's folder.
     pub(crate) modules: fn(kernel: &str, cmdline: &str, initramfs: Option<&str>) -> Vec<String>,
-    /// QEMU's words for a kernel that is no dom0 and has none, where Xen can do that: the bed's folder, QEMU's program, the
-    /// kernel, its command line.
-    pub(crate) dom0less: Option<Dom0less>,
+    /// QEMU's words for a kernel that is no dom0 and has none, where Xen can do that.
+    pub(crate) dom0less: Option<Dom0lessWords>,
 }
 
-pub(crate) type Dom0less = fn(dir: &Path, qemu: &Path, kernel: &str, cmdline: &str) -> Result<Vec<String>>;
+/// Makes QEMU's words.
+pub(crate) type Dom0lessWords = fn(&Dom0less<'_>) -> Result<Vec<String>>;
+
+/// A kernel that Xen boots by itself, as no dom0.
+#[derive(Debug)]
+pub(crate) struct Dom0less<'a> {
+    /// The bed's folder, where all files are.
+    pub(crate) dir: &'a Path,
+    /// QEMU's program.
+    pub(crate) qemu: &'a Path,
+    /// The kernel.
+    pub(crate) kernel: &'a str,
+    /// Its command line.
+    pub(crate) cmdline: &'a str,
+    /// That of Xen.
+    pub(crate) xen: &'a str,
+}
 
 /// Where the kernels are and where they have to be.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::dom0::{Dom0, Follow};
 use crate::guest::{Guest, Listed, PATIENCE};
+use crate::xen_log;
 
 /// How often the guest is looked for.
 const LOOK: Duration = Duration::from_secs(2);
@@ -71,31 +72,14 @@ impl<'d> Watch<'d> {
     fn show_log(&self) -> Result<()> {
         let Some(id) = self.id else { return Ok(()) };
         let log = self.dom0.run("xl dmesg", PATIENCE)?;
-        let lines: Vec<&str> = log.lines().filter(|line| is_of(line, id)).collect();
+        let lines: Vec<&str> = log.lines().filter(|line| xen_log::is_of(line, id)).collect();
         if !lines.is_empty() {
             println!("--- Xen's log\n{}", lines.join("\n"));
         }
+        let said = xen_log::said(lines);
+        if !said.is_empty() {
+            println!("--- what the guest said there\n{said}");
+        }
         Ok(())
-    }
-}
-
-/// Whether a line of Xen's log tells of the domain `id`: `d1`, or `d1v0` for one of its vCPUs.
-fn is_of(line: &str, id: u32) -> bool {
-    let name = format!("d{id}");
-    line.split(|c: char| !c.is_ascii_alphanumeric())
-        .any(|word| word.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('v')))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_a_domain_are_told_from_those_of_others() {
-        assert!(is_of("(XEN) d1v0 Unhandled SMC/HVC: 0x84000050", 1));
-        assert!(is_of("(d1) hello", 1));
-        assert!(is_of("(XEN) Domain crashed: d1", 1));
-        assert!(!is_of("(d12) hello", 1));
-        assert!(!is_of("(XEN) d0v1 said d 1", 1));
     }
 }

@@ -11,7 +11,7 @@ use xen_netfront::packet::{self, Packet};
 use xen_netfront::{Checksum, FRAME_MAX, FramePage, Gso, GsoKind, Mac, TxMeta};
 
 use super::wire::{KINDS, Kind, frame, payload};
-use super::{Card, First, SILENCE, Second, next_from, receive, send};
+use super::{Card, First, SILENCE, Second, next_from, receive, send, stage};
 use crate::place::Place;
 
 const MSS: u16 = 1400;
@@ -126,7 +126,7 @@ pub(super) fn all(place: &Place, first: &mut First, second: &mut Second, report:
             for port in 0..50 {
                 let data = payload(100 + burst, 600 + usize::from(port));
                 let frame = frame(KINDS[0].1, second.mac(), first.mac(), port, &data);
-                second.transmit_with(&[&frame], BLANK)?;
+                stage(place, second, &frame, BLANK)?;
             }
             second.publish()?;
             let mut seen = [false; 50];

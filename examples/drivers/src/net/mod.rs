@@ -157,6 +157,17 @@ fn send<const N: usize>(
     frame: &[u8],
     meta: TxMeta,
 ) -> Result<(), Failure> {
+    stage(place, card, frame, meta)?;
+    Ok(card.publish()?)
+}
+
+/// Makes a frame ready to be sent, once there is room: the backend may have a page still whose frame has arrived.
+fn stage<const N: usize>(
+    place: &Place,
+    card: &mut Card<N>,
+    frame: &[u8],
+    meta: TxMeta,
+) -> Result<(), Failure> {
     let deadline = place.soon();
     loop {
         let seen = place.events.seq();
@@ -165,10 +176,7 @@ fn send<const N: usize>(
                 card.publish()?;
                 place.events.wait_since(seen, Some(place.kernel.now() + Duration::from_millis(5)));
             }
-            sent => {
-                sent?;
-                return Ok(card.publish()?);
-            }
+            sent => return Ok(sent?),
         }
     }
 }

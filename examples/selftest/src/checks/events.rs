@@ -216,7 +216,7 @@ fn timers_of_xen(
     }
     report.check(&name("set-timer-and-block"), || {
         // The last sleep may have ended before its timer.
-        sleep(xen, Duration::from_millis(5));
+        sleep(events, Duration::from_millis(5));
         fired();
         // Far enough for a machine with much else to do: with interrupts off, an event before `block` would not end it.
         let at = xen.now() + Duration::from_secs(2);
@@ -237,7 +237,7 @@ fn timers_of_xen(
         Ok(())
     });
     report.check(&name("set-timer-and-take-back"), || {
-        taken_back(xen, &fired, |at| {
+        taken_back(events, &fired, |at| {
             vcpu::set_timer(xen, Some(at))?;
             Ok(vcpu::set_timer(xen, None)?)
         })
@@ -254,7 +254,7 @@ fn timers_of_xen(
         }
         let early = at.saturating_sub(xen.now());
         ensure!(early.is_zero(), "early by {early:?}");
-        taken_back(xen, &fired, |at| {
+        taken_back(events, &fired, |at| {
             vcpu::set_singleshot_timer(xen, VCPU, at)?;
             Ok(vcpu::stop_singleshot_timer(xen, VCPU)?)
         })
@@ -285,7 +285,7 @@ fn timers_of_xen(
         }
         vcpu::stop_periodic_timer(xen, VCPU)?;
         fired();
-        sleep(xen, Duration::from_millis(6));
+        sleep(events, Duration::from_millis(6));
         ensure!(count == 5 && !fired(), "fired {count} times, or after it was stopped");
         Ok(())
     });
@@ -295,17 +295,18 @@ fn timers_of_xen(
 
 /// A timer that was set and taken back before its time does not fire.
 fn taken_back(
-    xen: &Kernel,
+    events: &Events,
     fired: &dyn Fn() -> bool,
     set_and_take_back: impl Fn(Duration) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    let xen = *events.platform();
     for _ in 0..100 {
         fired();
         let at = xen.now() + Duration::from_millis(100);
         set_and_take_back(at)?;
         // A machine with much else to do may have come to that too late.
         if xen.now() < at {
-            sleep(xen, at + Duration::from_millis(3) - xen.now().min(at));
+            sleep(events, at + Duration::from_millis(3) - xen.now().min(at));
             ensure!(!fired(), "it fired");
             return Ok(());
         }

@@ -7,9 +7,7 @@ mod loopback;
 mod memory;
 mod own;
 mod pair;
-#[cfg(target_arch = "x86_64")]
 pub(crate) mod resume;
-#[cfg(target_arch = "x86_64")]
 pub(crate) mod smp;
 mod vcpus;
 
@@ -55,13 +53,14 @@ fn wait_for<T>(
     }
 }
 
-/// Sleeps, whatever events come. On x86-64 the timer's end is an event, whose port a check may have masked, so Xen keeps the time;
-/// on Arm it is an interrupt of its own.
-pub(crate) fn sleep(kernel: &Kernel, time: Duration) {
+/// Sleeps, whatever events come. On x86-64 the timer's end is an event, whose port a check may have masked, so Xen keeps the time. On
+/// Arm it is an interrupt of its own, and a sleep does not begin before somebody has looked at the events.
+pub(crate) fn sleep(events: &Events, time: Duration) {
+    let kernel = *events.platform();
     let until = kernel.now() + time;
     while kernel.now() < until {
         if ARM || sched::poll(kernel, &[], Some(until)).is_err() {
-            kernel.wait(Some(until), &|| false);
+            events.wait_since(events.seq(), Some(until));
         }
     }
 }
@@ -110,7 +109,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
             let Some(events) = start(domain, abi, report) else { return };
             let Some(timer) = timer(&events, report) else { return };
             if abi == Abi::TwoLevel {
-                everything_but_events(domain, abi, report);
+                everything_but_events(domain, &events, report);
             }
             events::run(domain, &events, Some(&timer), report);
             drop(timer);
@@ -133,7 +132,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
     });
     let Some(events) = events else { return };
     let Some(timer) = timer(events, report) else { return };
-    everything_but_events(domain, abi, report);
+    everything_but_events(domain, events, report);
     events::run(domain, events, Some(&timer), report);
     if let Some(role) = words.get("role") {
         pair::run(domain, role, version(words), events, report);
@@ -166,13 +165,13 @@ fn timer<'e>(events: &'e Events, report: &mut Report) -> Option<Channel<'e, &'st
 }
 
 /// Once per boot.
-fn everything_but_events(domain: &Domain, abi: Abi, report: &mut Report) {
+fn everything_but_events(domain: &Domain, events: &Events, report: &mut Report) {
     static DONE: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
     if DONE.swap(true, core::sync::atomic::Ordering::Relaxed) {
         return;
     }
     calls::run(domain, report);
-    vcpus::run(domain, abi, report);
+    vcpus::run(domain, events, report);
     match event::own_domain(domain.kernel) {
         Ok(own) => {
             memory::run(domain, own, report);

@@ -20,6 +20,7 @@ const LINES: usize = 40;
 const ROOM: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(guest: Guest, count: usize, report: &mut Report) {
+    report.check("smp/start-without-events", || without_events(guest));
     let mut started = None;
     report.check("smp/start", || {
         let vcpus = Vcpus::start(guest)?;
@@ -44,6 +45,20 @@ pub(super) fn at_work(guest: Guest, vcpus: &Vcpus, report: &mut Report) {
     report.check("smp/own-timer", || own_timer(guest, vcpus));
     report.check("smp/heap", || heap(guest, vcpus));
     report.check("smp/console", || lines(guest, vcpus));
+}
+
+/// A vCPU for whose events there are no ports does not come up, and is none the worse for it.
+fn without_events(guest: Guest) -> Result<(), Failure> {
+    let mut all: Vec<_> = core::iter::from_fn(|| guest.events().bind_ipi(VcpuId(0)).ok()).collect();
+    // Without any, and with too few.
+    for free in 0..2 {
+        all.truncate(all.len() - free);
+        match Vcpu::start(guest, VcpuId(1)) {
+            Err(smp::Error::Events(_)) => {}
+            other => return Err(Failure(format!("with {free} ports free: {other:?}"))),
+        }
+    }
+    Ok(())
 }
 
 /// Waits until all have done what they were given.

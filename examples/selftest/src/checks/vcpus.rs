@@ -10,10 +10,9 @@ use xen_evtchn::Abi;
 use xen_hypercall::abi::{VcpuHvmContext, VcpuRunstateInfo};
 use xen_hypercall::vcpu::{self, RunState};
 use xen_hypercall::{Errno, Gfn, PageMemory, VcpuArea, VcpuId, Wait, event};
-use xen_rt::Kernel;
+use xen_rt::{Kernel, smp};
 
-use super::{ARM, Domain, PATIENCE, sleep};
-#[cfg(target_arch = "x86_64")]
+use super::{ARM, Domain, Events, PATIENCE, sleep};
 use crate::second;
 
 const FIRST: VcpuId = VcpuId(0);
@@ -21,23 +20,26 @@ const SECOND: VcpuId = VcpuId(1);
 const NONE: VcpuId = VcpuId(77);
 
 /// Waits until something holds.
-fn until(kernel: &Kernel, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
-    let end = kernel.now() + PATIENCE;
+fn until(events: &Events, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
+    let end = events.platform().now() + PATIENCE;
     while !holds() {
-        ensure!(kernel.now() < end, "{what} did not happen within {PATIENCE:?}");
-        sleep(kernel, Duration::from_millis(1));
+        ensure!(events.platform().now() < end, "{what} did not happen within {PATIENCE:?}");
+        sleep(events, Duration::from_millis(1));
     }
     Ok(())
 }
 
-pub(super) fn run(domain: &Domain, abi: Abi, report: &mut Report) {
-    areas(domain.kernel, report);
+pub(super) fn run(domain: &Domain, events: &Events, report: &mut Report) {
+    areas(events, report);
     if ARM {
-        nothing_else(domain.kernel, report)
+        nothing_else(domain.kernel, report);
     } else {
-        everything_else(domain, report)
+        everything_else(domain, events, report);
     }
-    beyond(domain, abi, report);
+    let beyond = beyond(domain, events.abi_in_use(), report);
+    if ARM && beyond {
+        start_by_firmware(events, report);
+    }
 }
 
 /// On Arm the processor and its firmware have what these calls are for.
@@ -57,7 +59,7 @@ fn nothing_else(xen: &Kernel, report: &mut Report) {
     report.refused("vcpu/set-timer", vcpu::set_timer(xen, Some(soon)), Errno::ENOSYS);
 }
 
-fn everything_else(domain: &Domain, report: &mut Report) {
+fn everything_else(domain: &Domain, events: &Events, report: &mut Report) {
     let xen = domain.kernel;
     report.check("vcpu/run-times", || {
         let before = vcpu::run_times(xen, FIRST)?;
@@ -65,7 +67,7 @@ fn everything_else(domain: &Domain, report: &mut Report) {
         let mut after = before;
         // On a busy machine the end of a sleep may have come before it begins.
         for _ in 0..100 {
-            sleep(xen, Duration::from_millis(5));
+            sleep(events, Duration::from_millis(5));
             after = vcpu::run_times(xen, FIRST)?;
             ensure!(after.state == RunState::RUNNING, "{after:?}");
             if after.blocked > before.blocked && all(after) - all(before) >= Duration::from_millis(4) {
@@ -87,13 +89,11 @@ fn everything_else(domain: &Domain, report: &mut Report) {
         vcpu::set_singleshot_timer(xen, SECOND, soon),
         Errno::EINVAL,
     );
-    #[cfg(target_arch = "x86_64")]
-    start(domain, report);
+    start(domain, events, report);
 }
 
-/// The second vCPU's life.
-#[cfg(target_arch = "x86_64")]
-fn start(domain: &Domain, report: &mut Report) {
+/// The second vCPU's life, where Xen starts and stops it by calls of its own.
+fn start(domain: &Domain, events: &Events, report: &mut Report) {
     let xen = domain.kernel;
     report.check("vcpu/is-up", || {
         let (first, second) = (vcpu::is_up(xen, FIRST)?, vcpu::is_up(xen, second::ID)?);
@@ -116,7 +116,7 @@ fn start(domain: &Domain, report: &mut Report) {
     report.refused("vcpu/initialise-bad-mode", bad, Errno::EINVAL);
     report.check("vcpu/initialise-and-up", || {
         second::start(xen)?;
-        until(xen, "a step of the second vCPU", || second::count() > 0)?;
+        until(events, "a step of the second vCPU", || second::count() > 0)?;
         ensure!(vcpu::is_up(xen, second::ID)?, "it is not up");
         Ok(())
     });
@@ -125,30 +125,50 @@ fn start(domain: &Domain, report: &mut Report) {
     report.refused("vcpu/initialise-again", again, Errno::EEXIST);
     report.check("vcpu/down", || {
         vcpu::down(xen, second::ID)?;
-        until(xen, "its end", || {
+        until(events, "its end", || {
             vcpu::run_times(xen, second::ID).is_ok_and(|times| times.state == RunState::OFFLINE)
         })?;
         let count = second::count();
-        sleep(xen, Duration::from_millis(20));
+        sleep(events, Duration::from_millis(20));
         ensure!(second::count() == count, "it runs still");
         Ok(())
     });
     report.check("vcpu/up-again", || {
         let count = second::count();
         vcpu::up(xen, second::ID)?;
-        until(xen, "another step", || second::count() > count)
+        until(events, "another step", || second::count() > count)
     });
     report.check("vcpu/down-by-itself", || {
         second::stop();
-        until(xen, "its end", || vcpu::is_up(xen, second::ID) == Ok(false))
+        until(events, "its end", || vcpu::is_up(xen, second::ID) == Ok(false))
     });
     // It stays down, so that nothing comes of it.
     report.check("vcpu/send-nmi", || Ok(vcpu::send_nmi(xen, second::ID)?));
     report.refused("vcpu/send-nmi-none", vcpu::send_nmi(xen, NONE), Errno::ENOENT);
 }
 
+/// Its life where the runtime asks the firmware, as processors have it.
+fn start_by_firmware(events: &Events, report: &mut Report) {
+    let xen = *events.platform();
+    report.check("vcpu/start", || {
+        second::start(xen)?;
+        until(events, "a step of the second vCPU", || second::count() > 0)
+    });
+    report.check("vcpu/start-again", || {
+        let again = second::start(xen);
+        ensure!(again == Err(smp::Error::Start(Errno::EEXIST)), "{again:?}");
+        Ok(())
+    });
+    report.check("vcpu/down-by-itself", || {
+        second::stop();
+        // Once it is down it can be started again, which ends at once.
+        until(events, "its end", || second::start(xen).is_ok())
+    });
+}
+
 /// What Xen writes about a vCPU by itself.
-fn areas(xen: &Kernel, report: &mut Report) {
+fn areas(events: &Events, report: &mut Report) {
+    let xen = *events.platform();
     report.check("vcpu/runstate-area", || {
         let page = xen.alloc_pages(1).ok_or(Failure("no page".into()))?;
         let area = page.cast::<VcpuRunstateInfo>().as_ptr();
@@ -158,11 +178,11 @@ fn areas(xen: &Kernel, report: &mut Report) {
         let blocked = || unsafe { (&raw const (*area).time[2]).read_volatile() };
         let before = blocked();
         // On a busy machine the end of a sleep may have come before it begins.
-        until(xen, "a sleep that is counted", || blocked() > before)?;
+        until(events, "a sleep that is counted", || blocked() > before)?;
         // SAFETY: nothing is written any more.
         unsafe { vcpu::register_runstate_area(xen, FIRST, core::ptr::null_mut()) }?;
         let after = blocked();
-        sleep(xen, Duration::from_millis(5));
+        sleep(events, Duration::from_millis(5));
         ensure!(blocked() == after, "Xen writes there still");
         Ok(())
     });
@@ -177,7 +197,7 @@ fn areas(xen: &Kernel, report: &mut Report) {
     }
     report.check("vcpu/time-area", || {
         registered?;
-        until(xen, "a time", || {
+        until(events, "a time", || {
             // SAFETY: the page is valid.
             let [version, tsc, system, _] = unsafe { page.read_volatile() };
             version & 1 == 0 && tsc != 0 && system != 0
@@ -187,14 +207,14 @@ fn areas(xen: &Kernel, report: &mut Report) {
 }
 
 /// One that has no place in `shared_info`, where the domain has so many: the 34th, on Arm the second. Its events are those of
-/// the two-level ABI.
-fn beyond(domain: &Domain, abi: Abi, report: &mut Report) {
+/// the two-level ABI. Returns whether there is one.
+fn beyond(domain: &Domain, abi: Abi, report: &mut Report) -> bool {
     let (xen, shared) = (domain.kernel, domain.token.shared_info());
     let (last, id) = if ARM { (FIRST, SECOND) } else { (VcpuId(31), VcpuId(33)) };
     // SAFETY: there is no such frame, so nothing is registered where there is such a vCPU.
     let there = unsafe { vcpu::register_vcpu_info(xen, id, Gfn(u64::MAX), 0) };
     if there == Err(Errno::ENOENT) {
-        return;
+        return false;
     }
     let mut registered = None;
     report.check("vcpu/beyond-registers-info", || {
@@ -210,7 +230,7 @@ fn beyond(domain: &Domain, abi: Abi, report: &mut Report) {
         VcpuArea::register(domain.token, id).map(drop),
         Errno::EINVAL,
     );
-    let Some(area) = registered.filter(|_| abi == Abi::TwoLevel) else { return };
+    let Some(area) = registered.filter(|_| abi == Abi::TwoLevel) else { return true };
     report.check("vcpu/beyond-gets-events", || {
         let port = event::bind_ipi(xen, id)?;
         let (word, bit) = (port as usize / 64, 1 << (port % 64));
@@ -229,4 +249,5 @@ fn beyond(domain: &Domain, abi: Abi, report: &mut Report) {
         ensure!(came && told == (1, 1 << word), "pending {came}, upcall and words {told:?}");
         Ok(())
     });
+    true
 }

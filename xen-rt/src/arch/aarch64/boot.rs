@@ -172,6 +172,8 @@ const LINKED_AT: u64 = 0x4000_0000;
 const MOST_TREE: usize = 2 << 20;
 
 extern "C" fn start(device_tree: u64) -> ! {
+    // What is wrong with the tree is told by what needs it.
+    super::enter();
     let at = core::ptr::with_exposed_provenance::<u8>(device_tree as usize);
     // SAFETY: Xen passes the address of a device tree, whose first words are its magic number and its size; the entry mapped
     // two megabytes from there on. Nobody writes there: memory is given out only when the tree was read.

@@ -3,10 +3,10 @@
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
-use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo};
+use xen_hypercall::{Domain, Errno, PAGE_SIZE};
 
-use super::{MACHINE, gic};
-use crate::machine::{Place, keep, this};
+use super::{MACHINE, gic, traps};
+use crate::machine::{Kernel, Place, keep, keep_pages, this};
 use crate::memory_map::BootInfo;
 
 pub(crate) use xen_hypercall::arch::aarch64::Hvc as Call;
@@ -24,13 +24,41 @@ pub(crate) fn room(_: &impl Hypercall, info: &BootInfo) -> u64 {
     room.map_or(end.next_multiple_of(1 << 30), |room| room.start).div_ceil(PAGE_SIZE as u64)
 }
 
-/// Xen tells of events by the interrupt that the device tree names.
-pub(crate) fn enable_upcall(_: &impl Hypercall) -> Result<(), Errno> {
+static DOMAIN: Place<&'static Domain<&'static Kernel>> = Place::new();
+
+/// Xen tells of events by the interrupt that the device tree names. From here on a sleep does not begin while there are events
+/// that nobody has looked at.
+pub(crate) fn enable_upcall(domain: &'static Domain<&'static Kernel>) -> Result<(), Errno> {
+    DOMAIN.put(domain);
     Ok(())
 }
 
-/// The first steps of the first vCPU, before any other: there are none.
-pub(crate) fn enter() {}
+/// In a new domain it is the same interrupt.
+#[cfg(feature = "suspend")]
+pub(crate) fn enable_upcall_again(_: &Domain<&'static Kernel>) -> Result<(), Errno> {
+    Ok(())
+}
+
+/// Whether the vCPU has events that nobody has looked at.
+fn upcall_pending() -> bool {
+    let area = DOMAIN.get().and_then(|domain| domain.area(this().id));
+    area.is_some_and(|area| area.info().upcall_pending.load(Ordering::SeqCst) != 0)
+}
+
+/// The first steps of the first vCPU, before any other. They may be taken twice.
+pub(crate) fn enter() {
+    #[cfg(feature = "smp")]
+    super::vcpus::enter();
+}
+
+/// Gives exceptions their handler, on a stack of their own, and interrupts their controller, on the first vCPU.
+pub(crate) fn install() {
+    let stack = keep_pages(traps::STACK).as_ptr().expose_provenance() + traps::STACK * PAGE_SIZE;
+    traps::install(stack as u64);
+    if let Err(what) = gic::enable() {
+        crate::crash(format_args!("the interrupt controller {what}"));
+    }
+}
 
 /// Words to Xen's log, three bytes a line: a call that Xen does not know, which it puts there with its number. Works before
 /// anything else does.
@@ -41,19 +69,6 @@ pub(crate) fn early(bytes: &[u8]) {
         let word = part.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
         let _unknown = smccc::hvc32(UNKNOWN | word, [0; 7]);
     }
-}
-
-static EVENTS: Place<SharedInfo<'static>> = Place::new();
-
-/// From here on a sleep does not begin while there are events that nobody has looked at.
-pub(super) fn know_events(shared: SharedInfo<'static>) {
-    EVENTS.put(shared);
-}
-
-/// Whether the vCPU has events that nobody has looked at, as far as its place is in `shared_info`.
-fn upcall_pending() -> bool {
-    let vcpu = EVENTS.get().and_then(|shared| shared.vcpu(this().id));
-    vcpu.is_some_and(|vcpu| vcpu.upcall_pending.load(Ordering::SeqCst) != 0)
 }
 
 /// Sleeps until an interrupt, unless something is due. Interrupts are masked here and everywhere, so none is taken, and one that is pending ends the

@@ -9,20 +9,27 @@ mod gic;
 mod machine;
 #[cfg(not(test))]
 mod paging;
+#[cfg(all(feature = "suspend", not(test)))]
+mod suspend;
 mod tables;
 #[cfg(not(test))]
 mod time;
 #[cfg(not(test))]
 mod traps;
 mod tree;
+#[cfg(all(feature = "smp", not(test)))]
+mod vcpus;
 
 #[cfg(not(test))]
 pub(crate) use machine::*;
+#[cfg(all(feature = "suspend", not(test)))]
+pub(crate) use suspend::suspend_by_firmware;
+#[cfg(all(feature = "smp", not(test)))]
+pub(crate) use vcpus::{is_up, start_vcpu, this};
 #[cfg(not(test))]
 pub(crate) use {
     paging::{map_special, reach, seal},
     time::{Clock, bind_timer, set_timer},
-    traps::install,
 };
 
 #[cfg(not(test))]

@@ -46,11 +46,30 @@ pub(super) fn describe(at: u64) -> &'static str {
     let Image { start, text_end: text, constants_end, guard, .. } = parts();
     match at {
         0..PAGE => ", in page zero",
-        at if (guard..guard + PAGE).contains(&at) => ", in the guard page under the stack",
+        at if is_guard(guard, at) => ", in the guard page under the stack",
         at if (start..text).contains(&at) => ", in the text, which is read-only",
         at if (text..constants_end).contains(&at) => ", in the constants, which are read-only",
         _ => "",
     }
+}
+
+/// Where other vCPUs have their stacks nothing faults but the pages under them.
+fn is_guard(guard: u64, at: u64) -> bool {
+    #[cfg(feature = "smp")]
+    if crate::machine::STACKS.contains(&at) {
+        return true;
+    }
+    (guard..guard + PAGE).contains(&at)
+}
+
+/// A stack of `count` pages for another vCPU; returns its upper end.
+#[cfg(feature = "smp")]
+pub(super) fn stack(count: usize) -> u64 {
+    crate::machine::stack(count, |at, memory| {
+        let part = Range { start: at, end: at + count as u64 * PAGE };
+        TABLES.with(|tables| tables.as_mut().is_some_and(|tables| tables.map_data(part, memory)))
+            == Some(true)
+    })
 }
 
 /// What the tables of the boot code map for sure, to itself: the gigabyte in which the image ends.

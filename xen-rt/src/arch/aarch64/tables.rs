@@ -1,5 +1,5 @@
 //! The page tables: which memory may be used how. Text may be executed and not written, constants neither, everything else may be
-//! written and never executed. All of it is mapped to itself.
+//! written and never executed. All of it is mapped to itself, but for stacks of other vCPUs.
 #![allow(unsafe_code, reason = "keeps the promises of the library's tables")]
 
 use core::ptr::NonNull;
@@ -96,9 +96,18 @@ impl Tables {
     }
 
     fn map(&mut self, range: Range, rights: El1Attributes) -> Result<(), MapError> {
+        self.map_to(range, range.start, rights)
+    }
+
+    fn map_to(&mut self, range: Range, to: u64, rights: El1Attributes) -> Result<(), MapError> {
         let region = MemoryRegion::new(range.start as usize, range.end as usize);
-        let at = PhysicalAddress(region.start().0);
-        self.0.map_range(&region, at, rights, Constraints::empty())
+        self.0.map_range(&region, PhysicalAddress(to as usize), rights, Constraints::empty())
+    }
+
+    /// Makes whole pages lead to memory that is elsewhere, readable and writable. Returns whether they do.
+    #[cfg(any(feature = "smp", test))]
+    pub(super) fn map_data(&mut self, pages: Range, to: u64) -> bool {
+        self.map_to(pages, to, DATA).is_ok()
     }
 
     /// Makes a page accessible that is not memory of the domain's own. False: it is in use as that, or out of reach.

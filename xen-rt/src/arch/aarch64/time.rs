@@ -23,7 +23,6 @@ impl Clock {
     /// Makes it know the time of day.
     pub(crate) fn start(&self, shared: SharedInfo<'static>) {
         self.0.start(shared);
-        super::machine::know_events(shared);
     }
 
     /// Time since the domain's start.

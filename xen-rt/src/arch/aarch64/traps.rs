@@ -1,20 +1,21 @@
 //! Exceptions, which end the domain with a report.
 
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use xen_hypercall::PAGE_SIZE;
+use super::{halt, paging};
+use crate::machine::this;
 
-use super::{gic, paging};
-use crate::machine::keep_pages;
+/// The pages of the stack that exceptions run on, for the one they come from may be what is broken.
+pub(super) const STACK: usize = 4;
 
-/// They run on a stack of their own: the one they come from may be what is broken.
-const STACK_PAGES: usize = 4;
-
-static STACK: AtomicU64 = AtomicU64::new(0);
-static REPORTED: AtomicBool = AtomicBool::new(false);
+/// The vCPU that reports, counted from one; zero: none does.
+static REPORTS: AtomicU32 = AtomicU32::new(0);
 
 // Sixteen entries of 128 bytes. Nothing returns from here, so registers need not be kept.
+//
+// The processor has two stack pointers for this level. The kernel uses that of programs, SP_EL0, which is this level's to use
+// as there are none; an exception comes with the other one, which leads to its own stack.
 global_asm!(
     r#"
     .pushsection .text.vectors, "ax", @progbits
@@ -23,36 +24,32 @@ vectors:
     .set    vector, 0
     .rept   16
     .balign 128
-    mov     x1, sp
+    mrs     x1, sp_el0
     mov     x0, #vector
     b       vector_entry
     .set    vector, vector + 1
     .endr
 vector_entry:
-    adrp    x2, {stack}
-    ldr     x2, [x2, :lo12:{stack}]
-    mov     sp, x2
     mov     x29, xzr
     bl      {exception}
     .popsection
     "#,
-    stack = sym STACK,
     exception = sym exception,
 );
 
-/// Gives exceptions their handler, and interrupts their controller.
-pub(crate) fn install() {
-    let top = keep_pages(STACK_PAGES).as_ptr().expose_provenance() + STACK_PAGES * PAGE_SIZE;
-    STACK.store(top as u64, Ordering::Relaxed);
-    // SAFETY: the vectors are well-formed, in the text, and use the stack that was just made.
+/// Gives exceptions their handler, on the vCPU that runs this, and their stack.
+pub(super) fn install(stack: u64) {
+    // SAFETY: the vectors are well-formed and in the text; the stack is for this alone. What is on the stack in use stays there,
+    // for the other pointer leads to the same place, and no interrupt comes in between.
     unsafe {
         asm!(
-            "adrp {0}, vectors", "add {0}, {0}, :lo12:vectors", "msr vbar_el1, {0}", "isb",
-            out(reg) _, options(nostack, preserves_flags),
+            "adrp {0}, vectors", "add {0}, {0}, :lo12:vectors", "msr vbar_el1, {0}",
+            "mov {0}, sp",
+            "msr spsel, #1", "mov sp, {stack}",
+            "msr spsel, #0", "mov sp, {0}",
+            "isb",
+            out(reg) _, stack = in(reg) stack, options(preserves_flags),
         );
-    }
-    if let Err(what) = gic::enable() {
-        crate::crash(format_args!("the interrupt controller {what}"));
     }
 }
 
@@ -79,9 +76,13 @@ impl Syndrome {
 
 extern "C" fn exception(vector: u64, sp: u64) -> ! {
     let Syndrome { esr, elr, far } = Syndrome::read();
-    if REPORTED.swap(true, Ordering::Relaxed) {
+    let me = this().id.0 + 1;
+    match REPORTS.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {}
         // The report itself faults.
-        crate::machine::end(crate::Exit::Crash);
+        Err(who) if who == me => crate::machine::end(crate::Exit::Crash),
+        // Another vCPU's ends the domain.
+        Err(_) => halt(),
     }
     let name = match (vector % 4, esr >> 26) {
         (0, 0x00) => "invalid instruction",

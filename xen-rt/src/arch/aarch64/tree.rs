@@ -17,7 +17,7 @@ pub(super) struct Machine {
     /// Where nothing is, and pages of other domains can be mapped.
     pub(super) room: Option<Range>,
     /// How many vCPUs there are.
-    #[cfg_attr(not(test), allow(dead_code, reason = "of several vCPUs, one is used"))]
+    #[cfg_attr(not(any(test, feature = "smp")), allow(dead_code, reason = "one is used"))]
     pub(super) vcpus: usize,
 }
 

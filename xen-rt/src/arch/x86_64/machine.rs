@@ -7,7 +7,7 @@ use xen_evtchn::{EventChannels, Virq};
 use xen_hypercall::arch::x86_64::cpuid;
 use xen_hypercall::hvm::{HvmParam, Vector, callback_vector, set_param};
 use xen_hypercall::version::{self, Features};
-use xen_hypercall::{Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId, vcpu};
+use xen_hypercall::{Domain, Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId, vcpu};
 
 use super::traps;
 #[cfg(feature = "smp")]
@@ -118,9 +118,24 @@ pub(crate) fn room(xen: &impl Hypercall, info: &BootInfo) -> u64 {
 }
 
 /// Tells Xen by which interrupt to tell of events.
-pub(crate) fn enable_upcall(xen: &impl Hypercall) -> Result<(), Errno> {
+pub(crate) fn enable_upcall(domain: &Domain<&'static Kernel>) -> Result<(), Errno> {
     const VECTOR: Vector = Vector::new(traps::UPCALL_VECTOR).expect("an exception's vector");
-    set_param(&xen, HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))
+    set_param(domain.platform(), HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))
+}
+
+/// The same again, in a new domain.
+#[cfg(feature = "suspend")]
+pub(crate) fn enable_upcall_again(domain: &Domain<&'static Kernel>) -> Result<(), Errno> {
+    enable_upcall(domain)
+}
+
+/// There is no other way than Xen's own call.
+///
+/// # Safety
+/// As of [`Domain::suspend`].
+#[cfg(feature = "suspend")]
+pub(crate) unsafe fn suspend_by_firmware() -> Option<Result<xen_hypercall::sched::Resumed, Errno>> {
+    None
 }
 
 /// Words to Xen's log: by the port that Xen watches in every HVM and PVH domain. Works before anything else does.

@@ -44,46 +44,22 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// Memory is below this.
 const END: u64 = 1 << 46;
 
+/// A stack of `count` pages for another vCPU; returns its upper end.
 #[cfg(feature = "smp")]
-mod stacks {
-    use core::ops::Range;
-
-    use super::{DATA, PAGE, TABLES};
-    use crate::crash;
-    use crate::lock::Lock;
-    use crate::machine::keep_pages;
-
-    /// Where the stacks of other vCPUs are, each above a page that is not there: at addresses that no memory has.
-    pub(super) const STACKS: Range<u64> = 0x7000_0000_0000..0x7FFF_0000_0000;
-
-    static NEXT: Lock<u64> = Lock::new(STACKS.start);
-
-    /// A stack of `count` pages; returns its upper end.
-    pub(crate) fn stack(count: usize) -> u64 {
-        let mut memory = keep_pages(count).as_ptr().expose_provenance() as u64;
-        let top = NEXT.with(|at| {
-            // What would be the first page stays away.
-            for _ in 0..count {
-                *at += PAGE;
-                let page = *at;
-                let mapped =
-                    TABLES.with(|tables| tables.as_mut()?.map_page(page, memory, DATA).then_some(()));
-                mapped.flatten()?;
-                memory += PAGE;
-            }
-            *at += PAGE;
-            Some(*at)
+pub(super) fn stack(count: usize) -> u64 {
+    crate::machine::stack(count, |at, memory| {
+        let pages = (0..count as u64 * PAGE).step_by(PAGE_SIZE);
+        let mapped = TABLES.with(|tables| {
+            let tables = tables.as_mut()?;
+            pages.into_iter().all(|page| tables.map_page(at + page, memory + page, DATA)).then_some(())
         });
-        top.flatten().unwrap_or_else(|| crash(format_args!("out of memory")))
-    }
+        mapped.flatten().is_some()
+    })
 }
-
-#[cfg(feature = "smp")]
-pub(super) use stacks::stack;
 
 fn is_guard(image: &Image, at: u64) -> bool {
     #[cfg(feature = "smp")]
-    if stacks::STACKS.contains(&at) {
+    if crate::machine::STACKS.contains(&at) {
         return true;
     }
     image.guards.contains(&(at & !(PAGE - 1)))

@@ -42,15 +42,24 @@ const CONSTANTS: Rights = Rights { write: false, execute: false, device: false }
 const DATA: Rights = Rights { write: true, execute: false, device: false };
 const DEVICE: Rights = Rights { write: true, execute: false, device: true };
 
-/// Every page that is there, by its address, from the descriptors' bits (Arm's manual, D8.3).
+/// Every page that is there, by its address, mapped to itself.
 fn walk(tables: &Tables) -> BTreeMap<u64, Rights> {
+    let pages = walk_anywhere(tables).into_iter();
+    pages
+        .inspect(|(at, (to, _))| assert_eq!(at, to, "mapped to itself"))
+        .map(|(at, (_, rights))| (at, rights))
+        .collect()
+}
+
+/// Every page that is there, by its address: where it leads, and its rights, from the descriptors' bits (Arm's manual, D8.3).
+fn walk_anywhere(tables: &Tables) -> BTreeMap<u64, (u64, Rights)> {
     let mut pages = BTreeMap::new();
     // SAFETY: the root and all that it leads to are tables that `new_table` made.
     unsafe { walk_level(tables.0.root_address().0, 0, 0, &mut pages) };
     pages
 }
 
-unsafe fn walk_level(table: usize, level: u32, base: u64, pages: &mut BTreeMap<u64, Rights>) {
+unsafe fn walk_level(table: usize, level: u32, base: u64, pages: &mut BTreeMap<u64, (u64, Rights)>) {
     let size = 4096_u64 << (9 * (3 - level));
     let entries = core::ptr::with_exposed_provenance::<u64>(table);
     for index in 0..512 {
@@ -66,15 +75,14 @@ unsafe fn walk_level(table: usize, level: u32, base: u64, pages: &mut BTreeMap<u
             }
             1 if level == 0 || level == 3 => panic!("no block can be in a table of level {level}"),
             _ => {
-                assert_eq!(to, at, "mapped to itself");
                 assert_ne!(entry & 1 << 10, 0, "accessed, so that no exception tells of the first access");
                 assert_eq!(entry & 1 << 6, 0, "not for programs");
                 assert_ne!(entry & 1 << 54, 0, "never executed by programs");
                 let device = entry >> 2 & 7 == 0;
                 assert_eq!(entry >> 8 & 3 == 3, !device, "memory is shared with all processors");
                 let (write, execute) = (entry & 1 << 7 == 0, entry & 1 << 53 == 0);
-                for page in (at..at + size).step_by(4096) {
-                    pages.insert(page, Rights { write, execute, device });
+                for page in (0..size).step_by(4096) {
+                    pages.insert(at + page, (to + page, Rights { write, execute, device }));
                 }
             }
         }
@@ -124,6 +132,22 @@ fn a_special_page_is_mapped_while_the_tables_are_in_use() {
     assert!(tables.map_special(0x3900_0000));
     assert!(!tables.map_special(0x4020_0000));
     assert_eq!(walk(&tables).get(&0x4020_0000), Some(&DATA));
+    tables.0.mark_inactive();
+}
+
+#[test]
+fn a_stack_is_elsewhere_with_a_page_that_is_not_there_under_it() {
+    const STACK: u64 = 0x7000_0000_1000;
+    let mut tables = tables(&[range(IMAGE.end, 0x10_0000)], &[]);
+    tables.0.mark_active();
+    let before = walk(&tables);
+    let memory = IMAGE.end + 0x3000;
+    assert!(tables.map_data(range(STACK, 0x4000), memory));
+    let mut pages = walk_anywhere(&tables);
+    for page in (0..0x4000).step_by(4096) {
+        assert_eq!(pages.remove(&(STACK + page)), Some((memory + page, DATA)));
+    }
+    assert!(pages.into_iter().eq(before.into_iter().map(|(at, rights)| (at, (at, rights)))));
     tables.0.mark_inactive();
 }
 
