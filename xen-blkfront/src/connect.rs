@@ -62,6 +62,13 @@ pub(crate) struct Link<'x, P: Platform> {
     pub(crate) connected: usize,
 }
 
+impl<P: Platform> Link<'_, P> {
+    /// Whether it is of a life of the domain before this one.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.queues.first().is_some_and(|queue| !queue.channel.is_current())
+    }
+}
+
 impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     /// Connects to the disk of this number, as in `device/vbd/51712` (`xvda`), with the default [`Config`].
     ///

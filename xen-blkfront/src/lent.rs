@@ -18,7 +18,8 @@ use crate::{BlkFront, Discard, Error, Piece, State, Stats, Ticket};
 /// [`Error::Lost`] is told by one flush of the disk, at whichever queue.
 ///
 /// When the disk closes, nothing more is accepted here ([`Error::Closed`]). When it has closed, or is broken, that is also the result
-/// of all that is not answered; it is final, and nothing of it is issued again. Tasks that wait are woken; a vCPU that sleeps
+/// of all that is not answered; it is final, and nothing of it is issued again. After a resume in a new domain it is the result of
+/// reads that were answered and not taken, too, if the backend kept pages mapped. Tasks that wait are woken; a vCPU that sleeps
 /// is to be woken by its kernel, or finds out when its time is up. The queue is to be [put back](BlkFront::put_queue) then, or
 /// dropped, so that the disk can be connected anew.
 ///

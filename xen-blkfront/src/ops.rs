@@ -484,6 +484,11 @@ impl<'x, P: Platform> Ops<'x, P> {
         found.map(|index| index as u16)
     }
 
+    /// Reads that are answered, and not taken.
+    pub(crate) fn answered_reads(&mut self) -> impl Iterator<Item = &mut Op<'x, P>> {
+        self.ops.iter_mut().filter(|op| op.stage == Stage::Done && op.kind == Kind::Read)
+    }
+
     /// All that were asked for, and not taken.
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Op<'x, P>> {
         self.ops.iter_mut().filter(|op| op.stage != Stage::Free)

@@ -76,7 +76,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     }
 
     /// Like [`take`](Self::take) for an operation on pages that were lent: gives them back, in order, whatever the result is.
-    /// There are to be as many `places` as pages were lent; what is in them is dropped.
+    /// There are to be as many `places` as pages were lent; what is in them is dropped. What was read is then the caller's, also in
+    /// another life of the domain.
     ///
     /// # Errors
     /// The inner result is the operation's own. [`Error::BufferLength`] leaves the result to be taken again.
@@ -90,6 +91,10 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             // With tasks that wait for room, and queues that were taken, it takes longer.
             (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() && self.alone => {
                 *place = op.piece.take();
+                if let (Kind::Read, Some(piece), true) = (op.kind, place, self.features.persistent) {
+                    // The backend has it mapped still.
+                    piece.page.mark_written();
+                }
                 self.ops.vacate(ticket.place());
                 Some(Ok(()))
             }
@@ -116,8 +121,12 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             return Some(result);
         }
         let pages = core::mem::replace(&mut op.pages, Chain::EMPTY);
+        let read = op.kind == Kind::Read;
         let mut places = places.iter_mut();
-        let mut each = |piece| {
+        let mut each = |mut piece: Piece<'x, P>| {
+            if read {
+                piece.page.mark_written();
+            }
             if let Some(place) = places.next() {
                 *place = Some(piece);
             }

@@ -47,6 +47,13 @@ impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
         let _ = self.service_by_asking(xs);
         // What the backend has answered by now is not asked for again.
         let _ = self.poll();
+        // A backend that keeps pages mapped has written to them unseen by a live migration.
+        for op in self.ops.answered_reads() {
+            if let Some(piece) = &mut op.piece {
+                piece.page.mark_written();
+            }
+            self.pool.mark_written(op.pages);
+        }
     }
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Resuming<'x, P> {

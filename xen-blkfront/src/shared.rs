@@ -305,12 +305,27 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         };
         let pauses = shared.common.pauses.load(Ordering::SeqCst);
         let paused = core::mem::replace(&mut shared.pauses, pauses) != pauses;
+        if self.link.as_ref().is_some_and(Link::is_stale) {
+            self.end_with_the_life();
+        }
         if matches!(self.state, State::Connected | State::Closing) {
             self.change(state);
         }
         if paused {
             self.look_after_events();
         }
+    }
+
+    /// The domain was resumed in a new one. If it was migrated live, what the backend wrote in its last moments before was left
+    /// behind: answers in the ring, and what it read into pages that it kept mapped.
+    #[cold]
+    #[inline(never)]
+    fn end_with_the_life(&mut self) {
+        self.link = None;
+        if self.features.persistent {
+            self.ops.answered_reads().for_each(|op| op.result = Err(Error::Closed));
+        }
+        self.change(State::Closed);
     }
 
     /// Events may have been missed on both sides. Whatever is wrong the next call says.

@@ -629,6 +629,47 @@ fn a_disk_is_not_resumed_without_its_queues_and_reconnected_with_them() {
 }
 
 #[test]
+fn what_a_queue_did_not_take_before_a_resume_is_told_only_if_it_came_along() {
+    for persistent in [true, false] {
+        let machine = Machine::new();
+        let options = Options { persistent, ..options() };
+        let back = machine.disk(options);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut disk = connect(&machine, &mut xs);
+        disk.write(8, &pattern(512, 5)).unwrap();
+        let mut queue = disk.take_queue(1).unwrap();
+        let answered = queue.submit_read(8, 1).unwrap();
+        let written = queue.submit_write(16, &pattern(512, 6)).unwrap();
+        queue.publish().unwrap();
+        while queue.pending() > 0 {
+            machine.xen.run_until_idle(100);
+            queue.poll().unwrap();
+        }
+        // Answered, and not looked at in the ring.
+        let unseen = queue.submit_read(8, 1).unwrap();
+        queue.publish().unwrap();
+        machine.xen.run_until_idle(100);
+        machine.xen.set_toolstack(|domain| {
+            domain.xen().migrate(domain);
+            Resumed::InNewDomain
+        });
+        back.set_next(options);
+        assert_eq!(machine.suspend(&mut xs, &mut disk), (Resumed::InNewDomain, 1));
+        assert_eq!((queue.poll(), queue.state()), (Ok(0), State::Closed));
+        let mut out = [0; 512];
+        let came_along = if persistent { Err(Error::Closed) } else { Ok(()) };
+        assert_eq!(queue.take(answered, &mut out), Some(came_along));
+        assert_eq!(out[..] == pattern(512, 5), !persistent);
+        assert_eq!(queue.take(written, &mut []), Some(Ok(())));
+        assert_eq!(queue.take(unseen, &mut out), Some(Err(Error::Closed)));
+        disk.put_queue(queue).unwrap();
+        disk.reconnect(&mut xs, machine.soon()).unwrap();
+        disk.close(&mut xs, machine.soon()).unwrap();
+        assert_eq!((machine.grants.stats().in_use, back.complaints()), (0, vec![]));
+    }
+}
+
+#[test]
 fn a_queue_is_not_disturbed_by_a_pause_of_the_domain() {
     let machine = Machine::new();
     let back = machine.disk(options());

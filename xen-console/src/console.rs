@@ -325,6 +325,13 @@ impl<P: Platform> Console<'_, P> {
         self.announce()
     }
 
+    /// A live migration takes along what the daemon wrote to the page.
+    #[cfg(feature = "xenbus")]
+    pub(crate) fn mark_written(&mut self) {
+        // If the life is another one it is too late.
+        let _ = self.check_life().and_then(|()| Ok(self.ring.mark_written()?));
+    }
+
     /// After a resume in a new domain the page is another daemon's.
     fn check_life(&self) -> Result<(), Error> {
         if self.channel.is_current() { Ok(()) } else { Err(Error::Stale) }

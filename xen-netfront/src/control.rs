@@ -296,6 +296,9 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
 
     /// Lets the backend keep the device's pages mapped, as many as it can, so that it need not map or copy by grant for
     /// each frame. Returns how many those are. They come back when the backend has closed.
+    ///
+    /// A live migration does not see what is written by such a mapping: whoever has [received](NetFront::receive_pages) into pages of
+    /// his own [marks](xen_gnttab::GrantedPage::mark_written) those that are not looked at at once.
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn map_pages(&mut self) -> Result<u32, Error> {
         let mapped = self.tell_pages()?;

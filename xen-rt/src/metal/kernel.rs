@@ -128,7 +128,7 @@ unsafe impl SpecialPages for Kernel {
 // the page tables lead there.
 unsafe impl GrantRoom for Kernel {
     fn reserve_room(&self, count: usize) -> Option<Gfn> {
-        room::reserve(count, || arch::room(self.info))
+        room::reserve(count, || arch::room(&self, self.info))
     }
 
     unsafe fn release_room(&self, first: Gfn, count: usize) {

@@ -98,6 +98,9 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         ("save", suspend::it_goes_on_where_it_was),
         ("save-loaded", suspend::nothing_is_lost_when_it_is_saved_under_load),
         ("migrate", suspend::twenty_migrations_lose_nothing),
+        ("drivers-block-migrate", drivers::disks_in_several_lives),
+        ("drivers-net-migrate", drivers::cards_in_several_lives),
+        ("selftest-resume", selftest::in_several_lives),
     ];
     let more = match arch {
         Arch::X86_64 => x86_64,

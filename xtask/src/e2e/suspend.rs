@@ -12,13 +12,21 @@ use crate::image;
 use crate::web::Site;
 
 /// Saves the domain, and restores it as another one.
-fn save_and_restore(name: &str) -> String {
+pub(super) fn save_and_restore(name: &str) -> String {
     format!("xl save {name} /tmp/{name} && xl restore /tmp/{name} && rm /tmp/{name}")
 }
 
 /// Saves the domain, which goes on where it was.
-fn checkpoint(name: &str) -> String {
+pub(super) fn checkpoint(name: &str) -> String {
     format!("xl save -c {name} /tmp/{name} && rm /tmp/{name}")
+}
+
+/// What migrates the domain to the same machine. Its console's log is that of the name with `--incoming` then.
+pub(super) fn migrate(lab: &Lab, name: &str) -> Result<String> {
+    // What xl takes for ssh: the name of the other machine, and a command for it.
+    const SSH: &str = "printf '#!/bin/bash\\nshift; exec \"$@\"\\n' >/usr/bin/here; chmod +x /usr/bin/here";
+    lab.dom0.run(SSH, PATIENCE)?;
+    Ok(format!("xl migrate -s here {name} localhost"))
 }
 
 fn id(guest: &Guest<'_>) -> Result<u32> {
@@ -104,12 +112,9 @@ pub(super) fn nothing_is_lost_when_it_is_saved_under_load(lab: &mut Lab) -> Resu
 }
 
 pub(super) fn twenty_migrations_lose_nothing(lab: &mut Lab) -> Result<()> {
-    // What xl takes for ssh: the name of the other machine, and a command for it.
-    const SSH: &str = "printf '#!/bin/bash\\nshift; exec \"$@\"\\n' >/usr/bin/here; chmod +x /usr/bin/here";
-    lab.dom0.run(SSH, PATIENCE)?;
     let (guest, _console) = lab.start(&Spec { memory: 24, ..lab.spec() })?;
     let (name, site) = (guest.name(), lab.site()?);
-    under_traffic(lab, 20, &format!("xl migrate -s here {name} localhost"))?;
+    under_traffic(lab, 20, &migrate(lab, name)?)?;
     let resumes = site.metric("resumes_total")?;
     ensure!(resumes == 20, "{resumes} resumes");
     Ok(())

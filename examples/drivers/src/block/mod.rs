@@ -4,6 +4,7 @@
 mod bad;
 mod data;
 mod life;
+pub(crate) mod lives;
 mod model;
 #[cfg(target_arch = "x86_64")]
 mod vcpus;

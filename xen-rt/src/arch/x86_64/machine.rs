@@ -6,6 +6,7 @@ use core::time::Duration;
 use xen_evtchn::{EventChannels, Virq};
 use xen_hypercall::arch::x86_64::cpuid;
 use xen_hypercall::hvm::{HvmParam, Vector, callback_vector, set_param};
+use xen_hypercall::version::{self, Features};
 use xen_hypercall::{Domain, Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId, vcpu};
 
 use super::traps;
@@ -101,14 +102,19 @@ pub(crate) fn bind_timer(
     Ok(())
 }
 
-/// Where pages of other domains can be mapped: in the middle of what the processor can address, or above all memory if
-/// that reaches so far.
-pub(crate) fn room(info: &BootInfo) -> u64 {
+/// Where pages of other domains can be mapped: right above all memory, for whoever saves the domain looks at every frame up to the
+/// highest that ever had a page. The first domain has the machine's devices there, and is never saved: in the middle of what the
+/// processor can address, or above all memory if that reaches so far.
+pub(crate) fn room(xen: &impl Hypercall, info: &BootInfo) -> u64 {
     const WIDTHS: u32 = 0x8000_0008;
-    let [widths, ..] = cpuid(WIDTHS, 0);
-    // Addresses of memory are those that the kernel uses, of which stacks have those above 46 bits.
-    let bits = (widths & 0xFF).clamp(36, 46);
-    info.end().next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
+    let mut first = info.end().next_multiple_of(1 << 30);
+    if version::features(&xen).is_ok_and(|features| features.contains(Features::DOM0)) {
+        let [widths, ..] = cpuid(WIDTHS, 0);
+        // Addresses of memory are those that the kernel uses, of which stacks have those above 46 bits.
+        let bits = (widths & 0xFF).clamp(36, 46);
+        first = first.max(1 << (bits - 1));
+    }
+    first / PAGE_SIZE as u64
 }
 
 /// Tells Xen by which interrupt to tell of events.
