@@ -96,7 +96,7 @@ impl Transport {
         for number in 0..self.queues {
             match Queue::new(events, grants, backend, 1 << self.order, number) {
                 Ok(queue) => drop(queues.push(queue)),
-                Err(_) if queues.len() > 0 => break,
+                Err(_) if !queues.is_empty() => break,
                 Err(error) => return Err(error),
             }
         }

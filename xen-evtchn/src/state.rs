@@ -37,14 +37,14 @@ pub const MISSED: u64 = 1 << 9;
 pub const POLLING: u64 = 1 << 10;
 /// In which of the places for wakers one was left: a bit for each. They are taken in order, so behind the first that is not
 /// set there is none.
-pub const LEFT: u64 = (1 << PLACES) - 1 << LEFT_SHIFT;
+pub const LEFT: u64 = ((1 << PLACES) - 1) << LEFT_SHIFT;
 /// Places for wakers.
 pub const PLACES: usize = 4;
 const LEFT_SHIFT: usize = 11;
 
 /// The bit of a place in [`LEFT`].
 pub const fn left(place: usize) -> u64 {
-    1 << LEFT_SHIFT + place & LEFT
+    (1 << (LEFT_SHIFT + place)) & LEFT
 }
 
 /// How many places, from the first on, may have a waker in them.

@@ -8,6 +8,7 @@ mod peer;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -83,9 +84,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             What::Disk => linux::compare_disks(args.rounds)?,
             What::Mock => {
                 println!("the drivers and their mocks, one thread of this machine");
-                program(&["--package", "throughput"])?;
+                program(&["--package", "throughput"], &[])?;
             }
-            What::Ring => program(&["--package", "ring-bench"])?,
+            What::Ring => {
+                let headers = crate::abi::headers()?;
+                program(&["--package", "ring-bench"], &[("XEN_INCLUDE_DIR", &headers)])?;
+            }
             What::Fuzz => crate::fuzz::bench()?,
         }
     }
@@ -93,8 +97,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Runs a program of the workspace, compiled for speed, which prints its own figures.
-fn program(args: &[&str]) -> Result<()> {
+fn program(args: &[&str], environment: &[(&str, &Path)]) -> Result<()> {
     let mut cargo = image::cargo();
+    cargo.envs(environment.iter().copied());
     let status =
         cargo.args(["run", "--quiet", "--release"]).args(args).status().context("cannot start cargo")?;
     ensure!(status.success(), "{} failed: {status}", args.join(" "));
