@@ -177,7 +177,7 @@ pub(super) fn disks_in_several_lives(lab: &mut Lab) -> Result<()> {
         let node = format!("/local/domain/$(xl domid {name})/data/compared");
         lab.dom0.run(&format!("xenstore-write {node} {number}"), PATIENCE).map(drop)
     })?;
-    judge_checks("drivers", 45, "the kernel with a disk", &text)?;
+    judge_checks("drivers", 40, "the kernel with a disk", &text)?;
     lab.dom0.run(&format!("losetup -d {disk}"), PATIENCE)?;
     drop_null_disk(lab, slow)
 }

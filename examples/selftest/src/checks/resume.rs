@@ -12,7 +12,7 @@ use core::time::Duration;
 use check_report::{Failure, Report, ensure};
 use xen_gnttab::{GrantTable, Version};
 use xen_hypercall::sched::Resumed;
-use xen_hypercall::{DomId, Errno, Restore, event};
+use xen_hypercall::{DomId, Errno, Restore, Wait, event};
 use xen_rt::smp::{self, Vcpus};
 use xen_rt::suspend::Error;
 use xen_rt::{Guest, Kernel};
