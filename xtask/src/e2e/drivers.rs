@@ -93,7 +93,7 @@ const NULL_BLK: &str = "/sys/kernel/config/nullb";
 /// A disk of dom0's memory, of 16 MiB, with these settings.
 fn null_disk(lab: &Lab, name: &str, settings: &str) -> Result<()> {
     let script = format!(
-        "mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config && \
+        "test -d {NULL_BLK} || mount -t configfs configfs /sys/kernel/config && \
          mkdir {NULL_BLK}/{name} && cd {NULL_BLK}/{name} && echo 1 >memory_backed && echo 16 >size && \
          echo 512 >blocksize && {settings} && echo 1 >power && test -b /dev/{name}"
     );
