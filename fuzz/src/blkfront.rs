@@ -10,9 +10,10 @@ use std::time::Duration;
 use xen_blkfront::mock::model::{
     Conduct, Flush, Model, SECTORS, check_broken, decode, encode, is_fair, poll,
 };
-use xen_blkfront::mock::{Faults, MockBlkback};
+use xen_blkfront::mock::{Faults, MockBlkback, Options};
 use xen_blkfront::{BlkFront, Config, Error, Piece, State, Ticket};
 use xen_gnttab::Access;
+use xen_hypercall::DomId;
 use xen_hypercall::mock::{Dice, MockDomain};
 use xen_xenstore::Xenstore;
 
@@ -49,6 +50,7 @@ struct Flight {
 
 struct Run<'m> {
     machine: &'m Machine,
+    options: Options,
     back: MockBlkback,
     disk: BlkFront<'m, MockDomain>,
     model: Model,
@@ -158,9 +160,9 @@ impl<'m> Run<'m> {
     }
 
     fn poke(&mut self, offset: u16, bytes: [u8; 4]) {
-        let front = format!("/local/domain/1/device/vbd/{VBD}");
+        let front = format!("/local/domain/{}/device/vbd/{VBD}", self.machine.guest.id().0);
         for node in ["ring-ref", "ring-ref0", "queue-0/ring-ref", "queue-0/ring-ref0"] {
-            self.meddled |= self.machine.poke(format!("{front}/{node}"), offset, &bytes);
+            self.meddled |= self.machine.poke(self.disk.backend_id(), format!("{front}/{node}"), offset, &bytes);
             self.tampered |= self.meddled;
         }
     }
@@ -263,6 +265,22 @@ impl<'m> Run<'m> {
                 self.handshakes += 1;
                 let until = self.machine.after(1000);
                 let _ = self.disk.reconnect(xs, until);
+            }
+            Op::Suspend { .. } if self.handshakes == Self::HANDSHAKES => {}
+            Op::Suspend { migrate, elsewhere, lean } => {
+                self.handshakes += 1;
+                let mut next = self.options;
+                next.domain = DomId(if elsewhere { 9 } else { 0 });
+                if lean {
+                    (next.max_queues, next.indirect_segments, next.max_ring_page_order) = (None, None, None);
+                }
+                self.back.set_next(next);
+                let absent = self.machine.suspend(xs, &mut self.disk, migrate);
+                assert!(migrate || absent == 0);
+                match self.disk.state() {
+                    State::Closed => assert!(absent <= 1),
+                    _ => assert_eq!(absent, 0),
+                }
             }
             Op::Stall { on } => {
                 self.tampered |= on;
@@ -382,6 +400,7 @@ fn attempt_plan(plan: &Plan) {
     back.set_faults(Dice::new(plan.seed.into()), plan.faults());
     let mut run = Run {
         machine: &machine,
+        options: plan.options(),
         back,
         disk,
         model: Model::new(),
@@ -396,6 +415,9 @@ fn attempt_plan(plan: &Plan) {
         run.step(&mut xs, op);
         run.check_broken(&mut xs);
     }
+    // What was answered and nobody has looked at; and what the calls that wait have believed.
+    poll(&mut run.disk, &run.back, run.meddled);
+    run.check_broken(&mut xs);
     let honest = !run.lied();
     run.back.set_faults(Dice::new(0), Faults::default());
     run.back.stall(false);
@@ -477,6 +499,24 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             "power-loss",
             Plan { ops: with(vec![Op::Crash { seed: 7 }, Op::Reconnect]), ..plan.clone() }.bytes(),
         ),
+        ("suspended", {
+            let suspend = |migrate, elsewhere, lean| {
+                let under_way = [
+                    Op::SubmitWrite { range: range(1, 9) },
+                    Op::SubmitRead { range: range(20, 30) },
+                    Op::Lend { at: 5, pages: 2, write: false },
+                    Op::SubmitFlush,
+                    Op::Publish,
+                    Op::Step,
+                    Op::SubmitWrite { range: range(30, 40) },
+                ];
+                let after = [Op::Suspend { migrate, elsewhere, lean }, Op::Take { which: 0 }];
+                under_way.into_iter().chain(after)
+            };
+            let all = [(true, false, false), (false, true, false), (true, true, false), (true, false, true)];
+            let ops = all.into_iter().flat_map(|(migrate, elsewhere, lean)| suspend(migrate, elsewhere, lean));
+            Plan { offers: 0x7bf, ops: with(ops.collect()), ..plan.clone() }.bytes()
+        }),
         ("index", {
             let number = Number::Power { bit: 5, more: 1 };
             Plan { ops: with(vec![Op::Index { word: 2, number }, Op::Poll]), ..plan.clone() }.bytes()

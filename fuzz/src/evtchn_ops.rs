@@ -151,6 +151,12 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let fifo = [[0, 0], [1, 1], [0, 1], [1, 0]];
     let mut seeds: Vec<_> =
         names.into_iter().zip(fifo).map(|(name, fifo)| (name, Plan { fifo, ops: ops() }.bytes())).collect();
+    let mut migrated = ops();
+    for side in [true, false] {
+        migrated.0.push(Op::Migrate { side });
+        migrated.0.extend(ops().0);
+    }
+    seeds.push(("migrated", Plan { fifo: [0, 1], ops: migrated }.bytes()));
     seeds.push(("faults", Plan { fifo: [0, 1], ops: faulty([140; 4]) }.bytes()));
     seeds.push(("late", Plan { fifo: [1, 0], ops: faulty([0, 255, 0, 0]) }.bytes()));
     seeds

@@ -131,6 +131,8 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Op::DropReference,
             Op::LetGo,
             Op::Restless { changes: [0, 4, 0, 0, 0, 0, 0] },
+            Op::Share { writable: false },
+            Op::Migrate { again: 0x5555_5555 },
         ]
     };
     let plan = |version2, often| {

@@ -1,6 +1,6 @@
 //! A small machine with a guest on it, its xenstore daemon, and a way to write where a peer may write.
 
-#![allow(unsafe_code, reason = "accesses a guest's page as its peer does")]
+#![allow(unsafe_code, reason = "accesses a guest's page as its peer does, and suspends the guest")]
 
 use std::fmt::{Debug, Display};
 use std::ops::Deref;
@@ -11,13 +11,16 @@ use xen_evtchn::EventChannels;
 use xen_gnttab::{GrantRef, GrantTable};
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
+use xen_hypercall::sched::Resumed;
 use xen_hypercall::{DomId, Domain, Gfn, PAGE_SIZE, Page, VcpuId};
 use xen_ring::{Backing, SharedMem};
-use xen_xenstore::mock::MockXenstored;
+use xen_xenstore::Xenstore;
+use xen_xenstore::mock::{MockXenstored, Still};
+use xen_xenstore::suspend::{Device, Suspension};
 
 use crate::input::Input;
 
-/// The guest.
+/// The guest, as long as it is not migrated.
 pub const GUEST: DomId = DomId(1);
 /// Who serves its devices.
 pub const BACK: DomId = DomId(0);
@@ -121,13 +124,53 @@ impl Machine {
         self.events.dispatch(VcpuId(0));
     }
 
-    /// Writes to a page that the guest grants, whose reference is a node's value, as its peer can at any time.
+    /// Suspends the guest, which goes on in a new domain or where it was. Returns how many devices did not come along.
+    ///
+    /// # Panics
+    /// If anything but a device does not.
+    pub fn suspend<'x>(
+        &'x self,
+        xs: &mut Xenstore<'x, MockDomain>,
+        devices: &mut impl Device<'x, MockDomain>,
+        migrate: bool,
+    ) -> usize {
+        self.xen.set_toolstack(move |domain| match migrate {
+            true => {
+                domain.xen().migrate(domain);
+                Resumed::InNewDomain
+            }
+            false => Resumed::InPlace,
+        });
+        let suspension = Suspension {
+            domain: &self.token,
+            events: &self.events,
+            kernel: &Still,
+            parts: &mut [&mut &self.grants],
+            patience: Duration::from_secs(1),
+        };
+        let before = self.guest.id();
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        let outcome = unsafe { suspension.run(xs, None, devices) }.expect("a machine like the one before");
+        assert_eq!(outcome.resumed == Resumed::InNewDomain, migrate);
+        assert_eq!(self.guest.id() != before, migrate);
+        outcome.absent
+    }
+
+    /// Suspends the guest, which goes on in a new domain: what is made of its event channels and grants is stale.
+    pub fn migrate(&self) {
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        assert_eq!(unsafe { self.token.suspend() }, Ok(Resumed::InNewDomain));
+        self.events.resume().expect("a Xen like the one before");
+        self.grants.resume().expect("a Xen like the one before");
+    }
+
+    /// Writes to a page that the guest grants to `back`, whose reference is a node's value, as its peer can at any time.
     /// Answers whether there was such a page.
-    pub fn poke(&self, node: impl Display, offset: u16, bytes: &[u8]) -> bool {
+    pub fn poke(&self, back: DomId, node: impl Display, offset: u16, bytes: &[u8]) -> bool {
         let gref = self.store.read(&node.to_string()).and_then(|text| text.parse().ok()).map(GrantRef);
         let offset = usize::from(offset) % (4096 - bytes.len());
-        let back = self.xen.domain(BACK);
-        gref.is_some_and(|gref| xen_gnttab::mock::copy_to(&back, GUEST, gref, offset, bytes).is_ok())
+        let (back, guest) = (self.xen.domain(back), self.guest.id());
+        gref.is_some_and(|gref| xen_gnttab::mock::copy_to(&back, guest, gref, offset, bytes).is_ok())
     }
 }
 

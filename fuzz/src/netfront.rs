@@ -75,6 +75,11 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             let ops = with(vec![Op::Vanish, Op::Service, Op::Run, Op::ComeBack, Op::Service, Op::Reconnect]);
             Plan { ops, ..one_queue.clone() }.bytes()
         }),
+        ("suspended", {
+            let suspend = |migrate| [traffic(), vec![Op::Suspend { migrate }, Op::Run]].concat();
+            let ops = with([suspend(true), suspend(false), suspend(true)].concat());
+            Plan { ops, split: true, ..plan.clone() }.bytes()
+        }),
         ("index", {
             let number = Number::Power { bit: 8, more: 1 };
             Plan {

@@ -16,9 +16,8 @@ use xen_xenstore::{Error, ServerFeatures, Watch, Xenstore};
 
 use crate::byte_ring::Hostile;
 use crate::input::{Bytes, Input, Number, Ops, chance, clashes, input};
-use crate::machine::{GUEST, Machine, SpecialPage, attempt};
+use crate::machine::{Machine, SpecialPage, attempt};
 
-const HOME: &str = "/local/domain/1";
 /// Nodes below the guest's own; the last is not one that it may write.
 const PLACES: [&str; 8] = ["data/a", "data/a/b", "data/a/b/c", "data/ab", "data/e", "data", "device", "name"];
 /// What a call that asks once may take; some ask more than once.
@@ -73,6 +72,8 @@ input! {
         TellTruth,
         /// The daemon writes anywhere in its page.
         Raw { act: Hostile },
+        /// The guest goes on in a new domain, after it was brought to rest or not.
+        Migrate { quiesce: bool },
     }
 }
 
@@ -97,10 +98,6 @@ fn place(which: u8) -> &'static str {
     PLACES[usize::from(which) % PLACES.len()]
 }
 
-fn full(which: u8) -> String {
-    format!("{HOME}/{}", place(which))
-}
-
 struct Run<'m> {
     machine: &'m Machine,
     watches: Vec<Watch>,
@@ -112,6 +109,15 @@ struct Run<'m> {
 }
 
 impl<'m> Run<'m> {
+    /// The guest's own directory.
+    fn home(&self) -> String {
+        format!("/local/domain/{}", self.machine.guest.id().0)
+    }
+
+    fn full(&self, which: u8) -> String {
+        format!("{}/{}", self.home(), place(which))
+    }
+
     fn watch(&self, which: u8) -> Option<&Watch> {
         self.watches.get(usize::from(which) % self.watches.len().max(1))
     }
@@ -119,7 +125,7 @@ impl<'m> Run<'m> {
     /// Whether the daemon has what the client wrote.
     fn check_written(&self, which: u8, value: &[u8], result: Result<(), Error>) {
         if result.is_ok() && !self.lied {
-            assert_eq!(self.machine.store.read_bytes(&full(which)).as_deref(), Some(value));
+            assert_eq!(self.machine.store.read_bytes(&self.full(which)).as_deref(), Some(value));
         }
     }
 
@@ -137,12 +143,22 @@ impl<'m> Run<'m> {
             // Each answer has its time.
             Op::ReadAll { count, .. } => 4 + u32::from(*count % 80),
             Op::Changes { count, .. } => 64 * (4 + u32::from(*count % 48)),
-            Op::Reconnect => 2 + 2 * 128,
+            Op::Reconnect | Op::Migrate { .. } => 2 + 2 * 128,
             _ => 4,
         };
         let took = xs.now() - before;
         assert!(took <= PATIENCE * asks, "{op:?} took {took:?}");
         let Some(result) = result else { return };
+        if matches!(op, Op::Migrate { .. }) {
+            // Another page, of a daemon that knows nothing of the one before.
+            self.lied = self.tampering;
+            self.broken = match result {
+                // Some of the watches have ended then.
+                Ok(()) | Err(Error::Refused(..)) => None,
+                Err(_) => Some(xs.poll().expect_err("no connection before another try")),
+            };
+            return;
+        }
         if matches!(op, Op::Reconnect) {
             // Without an offer nothing has changed.
             if result != Err(Error::NoReconnect) {
@@ -183,7 +199,7 @@ impl<'m> Run<'m> {
             Op::Read { place: which } => {
                 let result = xs.read(place(which));
                 if let (Ok(value), false) = (result, self.lied || self.spoils) {
-                    assert_eq!(store.read_bytes(&full(which)).as_deref(), Some(value));
+                    assert_eq!(store.read_bytes(&self.full(which)).as_deref(), Some(value));
                 }
                 result.map(drop)
             }
@@ -191,13 +207,14 @@ impl<'m> Run<'m> {
                 let result = xs.read_optional::<u32>(place(which));
                 if let (Ok(Some(value)), false) = (result, self.lied || self.spoils) {
                     assert_eq!(
-                        store.read(&full(which)).and_then(|text| text.trim().parse().ok()),
+                        store.read(&self.full(which)).and_then(|text| text.trim().parse().ok()),
                         Some(value)
                     );
                 }
                 result.map(drop)
             }
             Op::ReadAll { place: first, count, length } => {
+                let home = self.home();
                 let none = format!("none/{}", "n".repeat(length.into()));
                 let count = count % 80;
                 let names: Vec<&str> = (0..count)
@@ -208,7 +225,7 @@ impl<'m> Run<'m> {
                 let result = xs.read_each("", &names, |index, value| {
                     assert!(!std::mem::replace(&mut seen[index], true), "one answer to a question");
                     if let (Ok(value), false) = (value, self.lied || self.spoils) {
-                        let path = format!("{HOME}/{}", names[index]);
+                        let path = format!("{home}/{}", names[index]);
                         assert_eq!(store.read_bytes(&path).as_deref(), Some(value));
                     }
                 });
@@ -219,7 +236,7 @@ impl<'m> Run<'m> {
                 let mut names = Vec::new();
                 let result = xs.directory(place(which), |name| names.push(name.to_owned()));
                 if result.is_ok() && !self.lied {
-                    assert_eq!(names, store.list(&full(which)));
+                    assert_eq!(names, store.list(&self.full(which)));
                 }
                 result
             }
@@ -227,7 +244,7 @@ impl<'m> Run<'m> {
             Op::Remove { place: which } => {
                 let result = xs.remove(place(which));
                 if result.is_ok() && !self.lied {
-                    assert_eq!(store.read_bytes(&full(which)), None);
+                    assert_eq!(store.read_bytes(&self.full(which)), None);
                 }
                 result
             }
@@ -252,7 +269,7 @@ impl<'m> Run<'m> {
                     Ok(())
                 });
                 if result.is_ok() && !self.lied {
-                    assert_eq!(store.read_bytes(&full(last)), None, "all of it");
+                    assert_eq!(store.read_bytes(&self.full(last)), None, "all of it");
                 }
                 result
             }
@@ -279,7 +296,7 @@ impl<'m> Run<'m> {
                     }
                     transaction.read_optional::<String64>(place(places[0]))?;
                     if let Some(which) = other.take() {
-                        store.write(&full(which), "other");
+                        store.write(&self.full(which), "other");
                     }
                     if commits { Ok(()) } else { Err(Error::BadValue) }
                 });
@@ -287,12 +304,19 @@ impl<'m> Run<'m> {
                 // All of it or nothing.
                 if result.is_ok() && !self.lied {
                     for which in places {
-                        assert_eq!(store.read_bytes(&full(which)), Some(vec![value]));
+                        assert_eq!(store.read_bytes(&self.full(which)), Some(vec![value]));
                     }
                 }
                 result
             }
             Op::Reconnect => xs.reconnect(),
+            Op::Migrate { quiesce } => {
+                if quiesce {
+                    let _ = xs.quiesce();
+                }
+                self.machine.migrate();
+                xs.resume()
+            }
             Op::Poll => xs.poll(),
             ref other => {
                 self.daemon(xs, other);
@@ -305,8 +329,8 @@ impl<'m> Run<'m> {
     fn daemon(&mut self, xs: &Xenstore<'m, MockDomain>, op: &Op) {
         let store = &self.machine.store;
         match *op {
-            Op::Other { place: which, ref value } => store.write_bytes(&full(which), &value.0),
-            Op::OtherRemoves { place: which } => store.remove(&full(which % 5)),
+            Op::Other { place: which, ref value } => store.write_bytes(&self.full(which), &value.0),
+            Op::OtherRemoves { place: which } => store.remove(&self.full(which % 5)),
             Op::Stall { on } => store.stall(on),
             Op::Pace { bytes } => store.set_pace((bytes < 128).then(|| 1 + usize::from(bytes))),
             Op::Clash { times } => store.clash(clashes(times)),
@@ -315,10 +339,10 @@ impl<'m> Run<'m> {
                 (limits.nodes, limits.watches) = (nodes.into(), watches.into());
                 store.set_limits(limits);
             }
-            Op::Offer { features } => store.offer(GUEST, ServerFeatures::from_bits_retain(features.into())),
+            Op::Offer { features } => store.offer(self.machine.guest.id(), ServerFeatures::from_bits_retain(features.into())),
             Op::GiveUp { reason } => {
                 self.lie();
-                store.give_up(GUEST, reason.into());
+                store.give_up(self.machine.guest.id(), reason.into());
             }
             Op::Tamper { word, ref by, at, with } => {
                 self.lied = true;
@@ -394,15 +418,18 @@ fn attempt_plan(plan: &Plan) {
     machine.store.stall(false);
     machine.store.set_pace(None);
     machine.store.set_limits(Limits::default());
-    machine.store.offer(GUEST, ServerFeatures::RECONNECTION | ServerFeatures::ERROR);
+    let guest = machine.guest.id();
+    machine.store.offer(guest, ServerFeatures::RECONNECTION | ServerFeatures::ERROR);
     xs.set_patience(Duration::from_secs(5));
+    // Where a resume has not found a daemon. What else is wrong a new connection ends.
+    let _ = xs.resume();
     xs.reconnect().expect("an honest daemon");
-    assert_eq!(xs.read_str("domid"), Ok("1"));
+    assert_eq!(xs.read_parsed("domid"), Ok(guest.0));
     for watch in run.watches {
         xs.unwatch(watch).expect("an honest daemon");
     }
-    assert_eq!(machine.store.watches(GUEST), 0);
-    assert_eq!(machine.store.transactions(GUEST), 0);
+    assert_eq!(machine.store.watches(guest), 0);
+    assert_eq!(machine.store.transactions(guest), 0);
 }
 
 /// Inputs to begin with.
@@ -445,6 +472,16 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 .bytes(),
         ),
         ("longer", with(vec![tamper(3, Number::Up { by: 9 }), Op::Read { place: 0 }]).bytes()),
+        ("migrated", {
+            let suspended = [
+                Op::Stall { on: true },
+                Op::Read { place: 0 },
+                Op::Migrate { quiesce: true },
+                Op::Stall { on: false },
+                Op::Migrate { quiesce: false },
+            ];
+            with([vec![Op::Migrate { quiesce: true }], session(), suspended.into()].concat()).bytes()
+        }),
         ("given-up", with(vec![Op::GiveUp { reason: 1 }, Op::Poll, Op::Reconnect]).bytes()),
         ("index", {
             let act = Hostile::Advance { cursor: 3, by: Number::Power { bit: 10, more: 1 } };

@@ -228,6 +228,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     fn wait_response(&mut self, deadline: &mut Deadline, skip: u32) -> Result<(), Error> {
         loop {
             let seen = self.events.seq();
+            self.look();
             if self.poll()? > 0 {
                 return Ok(());
             }

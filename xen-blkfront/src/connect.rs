@@ -29,7 +29,8 @@ pub struct Config {
     pub segments: usize,
     /// Pages of each ring, a power of two up to 16, as far as the backend takes more than one: 32 requests in the first.
     pub ring_pages: usize,
-    /// Rings, as far as the backend has more than one: Linux's serves each by a thread of its own.
+    /// Rings, as far as the backend has more than one: Linux's serves each by a thread of its own. Fewer when memory, grant
+    /// references or event channels do not suffice.
     pub queues: usize,
     /// Tell the backend that it may keep pages mapped. Without, it maps and unmaps them for each request, and pages
     /// [lent](crate::Piece) to the disk can be had back for other uses.
@@ -54,8 +55,18 @@ impl Default for Config {
 
 /// What is there only while a backend is connected.
 pub(crate) struct Link<'x, P: Platform> {
-    pub(crate) device: Frontend<Connected>,
+    /// None: a queue that was taken.
+    pub(crate) device: Option<Frontend<Connected>>,
     pub(crate) queues: Queues<'x, P>,
+    /// How many there are with those that were taken.
+    pub(crate) connected: usize,
+}
+
+impl<P: Platform> Link<'_, P> {
+    /// Whether it is of a life of the domain before this one.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.queues.first().is_some_and(|queue| !queue.channel.is_current())
+    }
 }
 
 impl<'x, P: Platform + Wait> BlkFront<'x, P> {
@@ -63,7 +74,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     ///
     /// # Errors
     /// The handshake's, also when the backend is not ready by `deadline`; [`Error::BadNode`] for a disk that cannot
-    /// be; [`Error::Grant`] and [`Error::Event`].
+    /// be; [`Error::Grant`] and [`Error::Event`] when resources do not suffice for one ring.
     pub fn connect<'d>(
         xs: &mut Xenstore<'x, P>,
         events: &'x EventChannels<P>,
@@ -235,6 +246,10 @@ impl<'x, P: Platform + Wait> Connecting<'x, P> {
             stats: Stats::default(),
             lost: false,
             waiters: None,
+            alone: true,
+            base: 0,
+            times: 0,
+            shared: None,
         })
     }
 }
@@ -293,7 +308,10 @@ impl<'x, P: Platform + Wait> Begun<'x, P> {
             }
         });
         match features {
-            Ok(features) => Ok((Link { device, queues }, features)),
+            Ok(features) => {
+                let connected = queues.len();
+                Ok((Link { device: Some(device), queues, connected }, features))
+            }
             Err(error) => {
                 let _ = device.close(xs, deadline);
                 Err(error)

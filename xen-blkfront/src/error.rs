@@ -10,6 +10,10 @@ use xen_ring::RingError;
 pub enum Error {
     /// The domain has no disk.
     NoDevice,
+    /// There is no queue of this number to be taken, or to be put back here.
+    Queue(u32),
+    /// Queues of the disk were taken, and neither put back nor dropped.
+    QueuesTaken,
     /// Xenstore, or the handshake by it.
     Xenstore(xen_xenstore::Error),
     /// No page, or no grant for it.
@@ -75,6 +79,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDevice => f.write_str("this domain has no disk"),
+            Self::Queue(queue) => write!(f, "the disk has no queue {queue} to be taken or put back"),
+            Self::QueuesTaken => f.write_str("queues of the disk were taken and are not back"),
             Self::Xenstore(error) => write!(f, "disk: {error}"),
             Self::Grant(error) => write!(f, "disk: {error}"),
             Self::Event(error) => write!(f, "disk: {error}"),

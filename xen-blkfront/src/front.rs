@@ -12,8 +12,9 @@ use crate::error::Violation;
 use crate::features::{Discard, Features};
 use crate::ops::{Kind, Ops, Stage};
 use crate::pool::{Chain, Pool};
+use crate::shared::Shared;
 use crate::waiters::Waiters;
-use crate::{Error, Piece, Ticket};
+use crate::{Error, Piece, Stats, Ticket};
 
 /// A paravirtual disk.
 ///
@@ -35,6 +36,14 @@ pub struct BlkFront<'x, P: Platform> {
     pub(crate) lost: bool,
     /// Made when a task waits for the first time.
     pub(crate) waiters: Option<Waiters<'x, P>>,
+    /// No task waits, and no queue was taken: when a result is taken nobody need know.
+    pub(crate) alone: bool,
+    /// How much was written beside what the counters say.
+    pub(crate) base: u64,
+    /// How many queues were taken so far.
+    pub(crate) times: u64,
+    /// What those who took queues have to know, once one was taken. Dropped last: then all of a queue's memory is gone.
+    pub(crate) shared: Option<Shared<'x, P>>,
 }
 
 /// How a disk is.
@@ -60,51 +69,6 @@ impl fmt::Display for State {
             Self::Closed => f.write_str("closed"),
             Self::Broken(violation) => write!(f, "broken: {violation}"),
         }
-    }
-}
-
-/// What passed since the disk was connected first.
-#[non_exhaustive]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Stats {
-    /// What was submitted: reads, writes, flushes and so on.
-    pub operations: u64,
-    /// Requests sent: a long operation is several, and several that follow each other on the disk are one.
-    pub requests: u64,
-    /// Of those, the ones with segments in pages of their own (`BLKIF_OP_INDIRECT`).
-    pub indirect: u64,
-    /// Operations that went with another's request.
-    pub merged: u64,
-    /// Pages that the requests named, a page counted each time.
-    pub segments: u64,
-    /// Requests answered.
-    pub responses: u64,
-    /// Operations that failed.
-    pub errors: u64,
-    /// Operations asked for once more: what the backend turned out not to support, or who of several failed.
-    pub retries: u64,
-    /// Bytes read, as far as answered.
-    pub bytes_read: u64,
-    /// Bytes written, as far as answered.
-    pub bytes_written: u64,
-    /// Bytes discarded, as far as answered.
-    pub bytes_discarded: u64,
-    /// Flushes answered.
-    pub flushes: u64,
-    /// Bytes copied between the caller's buffers and the pages shared with the backend.
-    pub bytes_copied: u64,
-    /// Events sent.
-    pub notifications: u64,
-    /// Times that the disk was connected to another backend.
-    pub reconnects: u64,
-    /// Operations that were under way then and somebody waited for: they were issued again.
-    pub reissued: u64,
-}
-
-impl Stats {
-    /// What changed the disk, as far as answered: so it is known whether that is more than at another time.
-    pub(crate) fn written(&self) -> u64 {
-        self.bytes_written.wrapping_add(self.bytes_discarded)
     }
 }
 
@@ -144,7 +108,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if data.len() > MAX_SEGMENTS * PAGE_SIZE {
             return Err(Error::TooLong);
         }
-        if self.lost {
+        if self.is_lost() {
             return self.tell_loss(Kind::Barrier);
         }
         self.submit_data(Kind::Barrier, lba, data)
@@ -269,11 +233,11 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// [`reconnect`](Self::reconnect) that may have lost writes: they went to a backend that did not flush them.
     pub fn submit_flush(&mut self) -> Result<Ticket, Error> {
         self.check_state()?;
-        if self.lost {
+        if self.is_lost() {
             return self.tell_loss(Kind::Flush);
         }
         if self.can_flush() {
-            return self.add(Kind::Flush, self.stats.written(), 0, Chain::EMPTY, false);
+            return self.add(Kind::Flush, self.written(), 0, Chain::EMPTY, false);
         }
         self.nothing(Kind::Flush, Ok(()))
     }
@@ -392,7 +356,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
 
     /// Whether there are [barriers](Self::submit_barrier).
     pub fn has_barrier(&self) -> bool {
-        self.features.barrier && self.queues() <= 1
+        self.features.barrier && self.link.as_ref().is_none_or(|link| link.connected <= 1)
     }
 
     /// What can be discarded, if anything.
@@ -426,12 +390,12 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         self.pool.backend()
     }
 
-    /// How many rings there are; none while the backend is gone.
+    /// How many rings there are, without those that were [taken](Self::take_queue); none while the backend is gone.
     pub fn queues(&self) -> usize {
         self.link.as_ref().map_or(0, |link| link.queues.len())
     }
 
-    /// How many requests the rings hold together.
+    /// How many requests these rings hold together.
     pub fn ring_slots(&self) -> usize {
         self.link.iter().flat_map(|link| link.queues.iter()).map(|queue| queue.ring.slots() as usize).sum()
     }
@@ -441,7 +405,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         self.stats
     }
 
-    /// The event channels, one for each ring.
+    /// The event channels, one for each of these rings.
     pub fn channels(&self) -> impl Iterator<Item = &Channel<'x, P>> {
         self.link.iter().flat_map(|link| link.queues.iter()).map(|queue| &queue.channel)
     }
@@ -477,8 +441,20 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     #[cold]
     fn tell_loss(&mut self, kind: Kind) -> Result<Ticket, Error> {
         let ticket = self.nothing(kind, Err(Error::Lost))?;
-        self.lost = false;
+        self.set_lost(false);
         Ok(ticket)
+    }
+
+    /// Whether writes may be lost that nobody was told of yet.
+    fn is_lost(&self) -> bool {
+        self.shared.as_ref().map_or(self.lost, Shared::is_lost)
+    }
+
+    pub(crate) fn set_lost(&mut self, lost: bool) {
+        match &self.shared {
+            None => self.lost = lost,
+            Some(shared) => shared.set_lost(lost),
+        }
     }
 
     /// An operation that is done without the backend.
@@ -505,12 +481,23 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     pub(crate) fn change(&mut self, state: State) {
         if core::mem::replace(&mut self.state, state) != state {
             self.wake();
+            if let Some(shared) = &self.shared {
+                shared.announce(state);
+            }
         }
     }
 
-    /// Wakes the tasks that wait for room.
+    /// A result was taken: wakes the tasks that wait for room, and tells the queues that were taken.
     #[inline]
     pub(crate) fn has_room(&self) {
+        if !self.alone {
+            self.tell_room();
+        }
+    }
+
+    #[cold]
+    fn tell_room(&self) {
+        self.report();
         if let Some(waiters) = &self.waiters {
             waiters.wake_others();
         }

@@ -45,11 +45,13 @@ mod with_a_platform {
     use static_assertions::{assert_impl_all, assert_not_impl_any};
     use xen_hypercall::mock::MockDomain;
 
-    use crate::BlkFront;
     use crate::mock::MockBlkback;
+    use crate::{BlkFront, BlkQueue};
 
     // There is one of it, and it goes where it is needed.
     assert_impl_all!(BlkFront<'static, MockDomain>: Send);
     assert_not_impl_any!(BlkFront<'static, MockDomain>: Clone, Copy);
+    assert_impl_all!(BlkQueue<'static, MockDomain>: Send);
+    assert_not_impl_any!(BlkQueue<'static, MockDomain>: Clone, Copy);
     assert_impl_all!(MockBlkback: Send, Sync);
 }

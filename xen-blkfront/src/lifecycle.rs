@@ -2,7 +2,7 @@
 
 use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::xenbus::{BackendChange, Frontend, XenbusState};
+use xen_xenstore::xenbus::{BackendChange, Connected, Frontend, XenbusState};
 use xen_xenstore::{Path, Until, Xenstore};
 
 use crate::connect::{Begun, Link};
@@ -24,29 +24,35 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         if !matches!(self.state, State::Connected | State::Closing) {
             return Ok(self.state);
         }
-        let Some(link) = &self.link else { return Ok(self.state) };
-        let change = link.device.change(xs)?;
+        let Some(device) = self.device() else { return Ok(self.state) };
+        let change = device.change(xs)?;
         self.follow(xs, change)
     }
 
     /// The same for a disk whose events no longer come in time: asks xenstore in any case.
     pub(crate) fn service_by_asking(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
-        match &self.link {
-            Some(link) if matches!(self.state, State::Connected | State::Closing) => {
-                let change = link.device.change_by_asking(xs)?;
+        match self.device() {
+            Some(device) if matches!(self.state, State::Connected | State::Closing) => {
+                let change = device.change_by_asking(xs)?;
                 self.follow(xs, change)
             }
             _ => Ok(self.state),
         }
     }
 
+    fn device(&self) -> Option<&Frontend<Connected>> {
+        self.link.as_ref()?.device.as_ref()
+    }
+
     fn follow(&mut self, xs: &mut Xenstore<'x, P>, change: BackendChange) -> Result<State, Error> {
-        let Some(link) = &self.link else { return Ok(self.state) };
+        let Some(device) = self.link.as_ref().and_then(|link| link.device.as_ref()) else {
+            return Ok(self.state);
+        };
         let state = match change {
             BackendChange::Same => return Ok(self.state),
             // Linux and QEMU write their state once more after they have written a new size.
             BackendChange::Told(XenbusState::CONNECTED) if self.state == State::Connected => {
-                match self.features.reread_size(xs, &link.device) {
+                match self.features.reread_size(xs, device) {
                     // It was taken away after that.
                     Err(Error::Xenstore(error)) if error.is_absent() => State::Closed,
                     read => read.map(|()| State::Connected)?,
@@ -57,6 +63,9 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             // Closed, gone, or beginning anew.
             _ => State::Closed,
         };
+        if let Some(shared) = &self.shared {
+            shared.announce_size(self.features.sectors);
+        }
         self.change(state);
         Ok(self.state)
     }
@@ -96,6 +105,8 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with); [`Error::Broken`]: a backend that broke the protocol is not tried again.
+    /// [`Error::QueuesTaken`], before anything is done: queues that were taken are to be [put back](Self::put_queue) first, or
+    /// dropped.
     pub fn reconnect<'d>(
         &mut self,
         xs: &mut Xenstore<'x, P>,
@@ -108,6 +119,10 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         self.check_broken()?;
         // A backend that is not connected any more would be waited for in vain. An error comes again below.
         let _ = self.service(xs);
+        if self.has_taken() {
+            return Err(Error::QueuesTaken);
+        }
+        self.gather();
         let was = self.state;
         self.change(State::Closed);
         self.unlink(xs, was, &mut *deadline)?;
@@ -127,7 +142,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 
     /// Puts into the queue what is to be issued again to a backend with these features.
     pub(crate) fn issue_again(&mut self, features: &Features, ordered: bool) {
-        let written = self.stats.written();
+        let written = self.written();
         // Of a backend that never offered to flush all is durable.
         let mut lost = self.lost || self.features.volatile && self.ops.is_volatile(written);
         lost |= self.ops.are_left();
@@ -151,8 +166,8 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 
     /// Ends the disk: waits for what is under way, tells the backend, and waits until it has let go.
     ///
-    /// Whatever the outcome is, the disk is closed. Pages that the backend still uses stay in the grant table's
-    /// quarantine. Nothing is flushed.
+    /// Whatever the outcome is, the disk is closed, and queues that were [taken](Self::take_queue) are told. Pages that the
+    /// backend still uses stay in the grant table's quarantine. Nothing is flushed.
     ///
     /// # Errors
     /// The handshake's, when the backend did not follow by `deadline`.
@@ -162,10 +177,13 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 
     fn close_by(mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         if matches!(self.state, State::Connected | State::Closing) {
+            if let Some(shared) = &self.shared {
+                shared.announce(State::Closing);
+            }
             // Requests that are not answered are lost; the backend, not they, decides how closing goes on.
             let _ = self.drain(deadline);
         }
-        let Some(Link { device, queues }) = self.link.take() else { return Ok(()) };
+        let Some(Link { device: Some(device), queues, .. }) = self.link.take() else { return Ok(()) };
         let closed = match self.state {
             State::Closed => device.abandon(xs),
             _ => device.close(xs, deadline),
@@ -177,7 +195,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
 
     /// Ends what there is with a backend, whatever it is up to.
     fn unlink(&mut self, xs: &mut Xenstore<'x, P>, was: State, deadline: &mut Deadline) -> Result<(), Error> {
-        let Some(Link { device, queues }) = self.link.take() else { return Ok(()) };
+        let Some(Link { device: Some(device), queues, .. }) = self.link.take() else { return Ok(()) };
         for chain in queues.iter().flat_map(|queue| queue.slots.indirect()) {
             self.pool.release(chain);
         }

@@ -116,6 +116,8 @@ pub(crate) enum Needs {
 
 /// From one operation's number to the next one's: the place is below.
 const EACH: u64 = 1 << 16;
+/// Above that the numbers tell from one another what several have made for the same disk.
+const TIMES: u32 = 48;
 /// Where no operation begins.
 const NOWHERE: u64 = u64::MAX;
 
@@ -408,6 +410,26 @@ impl<'x, P: Platform> Ops<'x, P> {
         self.durable != written
     }
 
+    /// How much of what was written is known to survive.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// So much is known to survive, or more.
+    pub(crate) fn survived(&mut self, durable: u64) {
+        self.durable = self.durable.max(durable);
+    }
+
+    /// Begins with other numbers, before the first operation: those of the `time`-th queue that was taken from a disk.
+    pub(crate) fn begin_at(&mut self, time: u64) {
+        (self.made, self.published) = (time << TIMES | EACH, time << TIMES | EACH);
+    }
+
+    /// Whether something that changes the disk is not done, and was not given up.
+    pub(crate) fn are_open(&self) -> bool {
+        self.ops.iter().any(|op| op.stage.is_pending() && op.kind.writes() && !op.is_told())
+    }
+
     /// Gives a place back, and returns what pages there are but the only one.
     pub(crate) fn release(&mut self, index: u16) -> Chain {
         let Some(op) = self.at(index) else { return Chain::EMPTY };
@@ -460,6 +482,11 @@ impl<'x, P: Platform> Ops<'x, P> {
     pub(crate) fn unwanted(&self) -> Option<u16> {
         let found = self.ops.iter().position(|op| op.stage == Stage::Done && !op.is_wanted());
         found.map(|index| index as u16)
+    }
+
+    /// Reads that are answered, and not taken.
+    pub(crate) fn answered_reads(&mut self) -> impl Iterator<Item = &mut Op<'x, P>> {
+        self.ops.iter_mut().filter(|op| op.stage == Stage::Done && op.kind == Kind::Read)
     }
 
     /// All that were asked for, and not taken.

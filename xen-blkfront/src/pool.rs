@@ -239,6 +239,18 @@ impl<'x, P: Platform> Pool<'x, P> {
         Some(())
     }
 
+    /// A migration takes along what the backend has written to a request's pages.
+    pub(crate) fn mark_written(&mut self, chain: Chain) {
+        let mut index = chain.first;
+        for _ in 0..chain.count {
+            let Some(entry) = self.entry(index) else { return };
+            if let Some(piece) = &mut entry.piece {
+                piece.page.mark_written();
+            }
+            index = entry.next;
+        }
+    }
+
     /// All pages again, in place, granted to a backend that has none of them yet: after a resume in a new domain. The
     /// operations are all that have pages.
     pub(crate) fn regrant<'o>(

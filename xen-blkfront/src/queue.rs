@@ -17,6 +17,8 @@ pub(crate) struct Queue<'x, P: Platform> {
     pub(crate) channel: Channel<'x, P>,
     pub(crate) ring: Front<Blkif, RingMemory<'x, P>>,
     pub(crate) slots: Slots<'x, P>,
+    /// As the backend has it.
+    pub(crate) number: usize,
 }
 
 /// Records of requests that are not just one operation.
@@ -53,6 +55,7 @@ impl<'x, P: Platform> Queue<'x, P> {
         grants: &'x GrantTable<P>,
         backend: DomId,
         pages: usize,
+        number: usize,
     ) -> Result<Self, Error> {
         // A page is large enough; `abi` has that checked.
         let ring = Front::init(share_ring(grants, backend, pages)?)
@@ -65,7 +68,12 @@ impl<'x, P: Platform> Queue<'x, P> {
             let _ = slots.push(Slot { id: NO_ID, first, count: 0, indirect, operation: 0, next });
         }
         let channel = events.alloc_unbound(backend)?;
-        Ok(Self { channel, ring, slots: Slots { slots, free } })
+        Ok(Self { channel, ring, slots: Slots { slots, free }, number })
+    }
+
+    /// Whether there is no request in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ring.in_flight() == 0 && !self.ring.has_unpublished()
     }
 
     /// The grants of the ring's pages.

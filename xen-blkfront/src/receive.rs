@@ -76,7 +76,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     }
 
     /// Like [`take`](Self::take) for an operation on pages that were lent: gives them back, in order, whatever the result is.
-    /// There are to be as many `places` as pages were lent; what is in them is dropped.
+    /// There are to be as many `places` as pages were lent; what is in them is dropped. What was read is then the caller's, also in
+    /// another life of the domain.
     ///
     /// # Errors
     /// The inner result is the operation's own. [`Error::BufferLength`] leaves the result to be taken again.
@@ -87,9 +88,13 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         places: &mut [Option<Piece<'x, P>>],
     ) -> Option<Result<(), Error>> {
         match (self.ops.settled(ticket), places) {
-            // With tasks that wait for room it takes longer.
-            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() && self.waiters.is_none() => {
+            // With tasks that wait for room, and queues that were taken, it takes longer.
+            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() && self.alone => {
                 *place = op.piece.take();
+                if let (Kind::Read, Some(piece), true) = (op.kind, place, self.features.persistent) {
+                    // The backend has it mapped still.
+                    piece.page.mark_written();
+                }
                 self.ops.vacate(ticket.place());
                 Some(Ok(()))
             }
@@ -116,8 +121,12 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             return Some(result);
         }
         let pages = core::mem::replace(&mut op.pages, Chain::EMPTY);
+        let read = op.kind == Kind::Read;
         let mut places = places.iter_mut();
-        let mut each = |piece| {
+        let mut each = |mut piece: Piece<'x, P>| {
+            if read {
+                piece.page.mark_written();
+            }
             if let Some(place) = places.next() {
                 *place = Some(piece);
             }
@@ -193,7 +202,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
     /// Gives up an operation's result. The operation itself goes on.
     pub fn forget(&mut self, ticket: Ticket) {
         if let Some(result) = self.ops.forget(ticket) {
-            self.lost |= result == Err(Error::Lost);
+            if result == Err(Error::Lost) {
+                self.set_lost(true);
+            }
             self.release(ticket.place());
             self.has_room();
         }
@@ -264,11 +275,17 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         if self.waiters.is_none() {
             self.waiters = Waiters::new(self.grants.platform(), self.ops.len());
         }
+        self.alone = false;
         match (&mut self.waiters, ticket) {
             (Some(waiters), Some(ticket)) => waiters.leave(ticket.place(), cx.waker()),
             (Some(waiters), None) => waiters.leave_other(cx.waker()),
             // Without memory it is tried again and again.
             (None, _) => cx.waker().wake_by_ref(),
+        }
+        if let (Some(shared), Some(waiters)) = (&self.shared, &self.waiters) {
+            shared.leave(&waiters.waker());
+            // What became of the disk before that wakes nobody.
+            self.look();
         }
     }
 

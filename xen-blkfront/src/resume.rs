@@ -36,7 +36,9 @@ impl<P: Platform> fmt::Debug for Resuming<'_, P> {
 /// mean what they did; with one that had gone before they tell of a loss, as after a [reconnect](BlkFront::reconnect). The size and all that the backend offers are read again. What does not fit the disk any more, such as a write
 /// beyond a new end, fails by itself.
 ///
-/// A disk that was not at work is connected if it is there, but not one that is [broken](State::Broken).
+/// A disk that was not at work is connected if it is there, but not one that is [broken](State::Broken), nor one of which queues
+/// are [taken](BlkFront::take_queue): these have closed then, with what was under way in them, and when they are put back
+/// [`reconnect`](BlkFront::reconnect) connects it.
 impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
     type Begun = Resuming<'x, P>;
 
@@ -45,11 +47,18 @@ impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
         let _ = self.service_by_asking(xs);
         // What the backend has answered by now is not asked for again.
         let _ = self.poll();
+        // A backend that keeps pages mapped has written to them unseen by a live migration.
+        for op in self.ops.answered_reads() {
+            if let Some(piece) = &mut op.piece {
+                piece.page.mark_written();
+            }
+            self.pool.mark_written(op.pages);
+        }
     }
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Resuming<'x, P> {
         let was = matches!(self.state, State::Connected | State::Closing);
-        if let Some(Link { device, queues }) = self.link.take() {
+        if let Some(Link { device: Some(device), queues, .. }) = self.link.take() {
             for chain in queues.iter().flat_map(|queue| queue.slots.indirect()) {
                 self.pool.release(chain);
             }
@@ -60,6 +69,10 @@ impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
             return Resuming { was, begun: None };
         }
         self.change(State::Closed);
+        if self.has_taken() {
+            return Resuming { was, begun: None };
+        }
+        self.gather();
         Resuming { was, begun: self.begin_again(xs, deadline).ok() }
     }
 
@@ -85,11 +98,10 @@ impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
     }
 
     fn go_on(&mut self) {
-        // Events may have been missed on both sides. Whatever is wrong the next call says.
-        for channel in self.channels() {
-            let _ = channel.notify();
+        self.look_after_events();
+        if let Some(shared) = &self.shared {
+            shared.announce_pause();
         }
-        self.wake();
     }
 }
 

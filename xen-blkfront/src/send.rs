@@ -39,7 +39,8 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         core::mem::forget(before);
         self.stats.operations += 1;
         // Of several rings the one with the most room is chosen when all is published.
-        if may_go && let Some([queue]) = self.link.as_mut().map(|link| &mut link.queues[..]) {
+        let link = if may_go { self.link.as_mut() } else { None };
+        if let Some([queue]) = link.map(|link| &mut link.queues[..]) {
             let mut segments = Segments::default();
             segments[0] = segment;
             let request = Request::of_data(kind as u8, 1, self.index as u16, op.id, lba, segments);

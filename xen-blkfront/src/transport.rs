@@ -17,7 +17,7 @@ pub(crate) type RingMemory<'x, P> = GrantedPages<'x, P>;
 pub(crate) type Queues<'x, P> = Table<'x, P, Queue<'x, P>>;
 
 /// Most rings that are made, whatever is offered.
-const MAX_QUEUES: usize = 16;
+pub(crate) const MAX_QUEUES: usize = 16;
 /// What a frontend writes only if it uses it, so that an earlier one's must go.
 const OPTIONAL: [&str; 3] = ["ring-page-order", "num-ring-pages", "multi-queue-num-queues"];
 
@@ -85,7 +85,7 @@ impl Transport {
         })
     }
 
-    /// Makes the rings and their event channels.
+    /// Makes the rings and their event channels: fewer where memory, grant references or ports do not suffice for all.
     pub(crate) fn make<'x, P: Platform>(
         self,
         events: &'x EventChannels<P>,
@@ -93,8 +93,12 @@ impl Transport {
         backend: DomId,
     ) -> Result<Queues<'x, P>, Error> {
         let mut queues = Table::new(grants.platform(), self.queues)?;
-        for _ in 0..self.queues {
-            let _ = queues.push(Queue::new(events, grants, backend, 1 << self.order)?);
+        for number in 0..self.queues {
+            match Queue::new(events, grants, backend, 1 << self.order, number) {
+                Ok(queue) => drop(queues.push(queue)),
+                Err(_) if !queues.is_empty() => break,
+                Err(error) => return Err(error),
+            }
         }
         Ok(queues)
     }
@@ -118,8 +122,8 @@ impl Transport {
                 transaction.write_display(&path.join("ring-page-order")?, self.order)?;
                 transaction.write_display(&path.join("num-ring-pages")?, 1_u32 << self.order)?;
             }
-            if self.queues > 1 {
-                transaction.write_display(&path.join("multi-queue-num-queues")?, self.queues)?;
+            if queues.len() > 1 {
+                transaction.write_display(&path.join("multi-queue-num-queues")?, queues.len())?;
                 for (index, queue) in queues.iter().enumerate() {
                     let path = Path::format(format_args!("{}/queue-{index}", &**path))?;
                     self.publish_queue(transaction, &path, queue)?;

@@ -1,6 +1,6 @@
 //! Tasks that wait for the disk: each has a place for its waker, and an event wakes all of them.
 //!
-//! An event channel wakes one task or two. Here that is all tasks at once: what the channel gets is a waker that wakes
+//! An event channel wakes four tasks at most. Here that is all tasks at once: what the channel gets is a waker that wakes
 //! every place. So a task that was dropped without a word costs the others nothing, and whichever of them runs first
 //! takes the responses for all.
 #![allow(unsafe_code, reason = "owns memory of the platform's, which wakers point to")]
@@ -11,6 +11,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use core::task::{RawWaker, RawWakerVTable, Waker};
 
 use atomic_waker::AtomicWaker;
+use xen_evtchn::wake_all;
 use xen_hypercall::{PAGE_SIZE, Page, Platform};
 
 /// Places that are no operation's: for tasks that wait for any event, or for room.
@@ -80,13 +81,13 @@ impl<'x, P: Platform> Waiters<'x, P> {
     /// Wakes those that wait for no one operation.
     #[cold]
     pub(crate) fn wake_others(&self) {
-        self.places().iter().take(OTHERS).for_each(AtomicWaker::wake);
+        wake_all(self.places().iter().take(OTHERS), AtomicWaker::wake);
     }
 
     /// Wakes all.
     #[cold]
     pub(crate) fn wake(&self) {
-        self.places().iter().for_each(AtomicWaker::wake);
+        wake_all(self.places().iter(), AtomicWaker::wake);
     }
 
     /// The waker that does so.
@@ -150,16 +151,23 @@ unsafe fn clone(head: *const ()) -> RawWaker {
 }
 
 unsafe fn wake(head: *const ()) {
+    /// The waker is gone even if that of a task panics.
+    struct Gone(*const ());
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            // SAFETY: the promise of `wake`'s caller; the waker is not used again.
+            unsafe { forget(self.0) };
+        }
+    }
+    let waker = Gone(head);
     // SAFETY: the caller's promise.
-    unsafe { wake_by_ref(head) };
-    // SAFETY: the same; this waker is not used again.
-    unsafe { forget(head) };
+    unsafe { wake_by_ref(waker.0) };
 }
 
 unsafe fn wake_by_ref(head: *const ()) {
     if let Some(head) = NonNull::new(head.cast_mut().cast::<Head>()) {
         // SAFETY: there is a waker.
-        unsafe { places(head) }.iter().for_each(AtomicWaker::wake);
+        wake_all(unsafe { places(head) }.iter(), AtomicWaker::wake);
     }
 }
 

@@ -153,3 +153,36 @@ fn a_disk_that_is_begun_and_not_wanted_is_given_up() {
     machine.grants.reclaim();
     assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0));
 }
+
+#[test]
+fn many_disks_share_a_connection() {
+    let machine = Machine::new();
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let numbers = || (0..40).map(|i| 51712 + 16 * i);
+    let backs: Vec<_> = numbers()
+        .map(|index| MockBlkback::new(&machine.store, &machine.guest, index, Options::default()))
+        .collect();
+    let mut disks: Vec<_> = numbers()
+        .map(|index| {
+            let (events, grants, soon) = (&machine.events, &machine.grants, machine.soon());
+            let disk = BlkFront::connect_with(&mut xs, events, grants, index, soon, common::small());
+            disk.unwrap_or_else(|error| panic!("disk {index}: {error}"))
+        })
+        .collect();
+    for (number, (disk, back)) in disks.iter_mut().zip(&backs).enumerate() {
+        disk.write(0, &[number as u8; 512]).unwrap();
+        assert_eq!((back.disk()[0], disk.service(&mut xs)), (number as u8, Ok(State::Connected)));
+    }
+    // Each hears of its own backend.
+    backs[17].detach();
+    machine.xen.run_until_idle(1000);
+    for (number, disk) in disks.iter_mut().enumerate() {
+        let expected = if number == 17 { State::Closing } else { State::Connected };
+        assert_eq!(disk.service(&mut xs), Ok(expected), "{number}");
+    }
+    for disk in disks {
+        disk.close(&mut xs, machine.soon()).unwrap();
+    }
+    machine.grants.reclaim();
+    assert_eq!((machine.store.watches(DomId(1)), machine.grants.stats().in_use), (0, 0));
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::{Machine, small};
 use xen_blkfront::mock::Options;
 use xen_blkfront::{Error, State};
+use xen_hypercall::DomId;
 use xen_xenstore::Xenstore;
 
 const FRONT: &str = "/local/domain/1/device/vbd/51712";
@@ -49,10 +50,17 @@ fn a_disk_says_that_it_is_closing_until_it_has_closed() {
 
 #[test]
 fn a_disk_that_is_taken_away_by_force_is_closed_and_its_directory_stays_away() {
-    for owned in [false, true] {
+    for (owned, served, reconnects) in [
+        (false, true, true),
+        (true, true, false),
+        (true, true, true),
+        (true, false, false),
+        (true, false, true),
+    ] {
         let machine = Machine::new();
         let back = machine.disk(Options::default());
         let mut xs = Xenstore::new(&machine.events).unwrap();
+        let ports = xen_evtchn::mock::open_ports(&machine.guest);
         let mut disk = machine.connect(&mut xs).unwrap();
         if owned {
             // As some toolstacks have it: what is above the disk is the guest's, too.
@@ -62,11 +70,56 @@ fn a_disk_that_is_taken_away_by_force_is_closed_and_its_directory_stays_away() {
         back.vanish();
         machine.store.remove(FRONT);
         machine.xen.run_until_idle(100);
-        for _ in 0..2 {
-            assert_eq!(disk.service(&mut xs), Ok(State::Closed));
+        if served {
+            for _ in 0..2 {
+                assert_eq!(disk.service(&mut xs), Ok(State::Closed));
+            }
+            assert_eq!(disk.is_backend_waiting(&mut xs), Ok(false));
         }
-        assert_eq!(disk.is_backend_waiting(&mut xs), Ok(false));
-        assert_eq!(machine.store.read(&format!("{FRONT}/state")), None);
+        if reconnects {
+            let again = disk.reconnect(&mut xs, machine.soon());
+            assert!(matches!(again, Err(Error::Xenstore(error)) if error.is_not_found()), "{again:?}");
+        }
+        assert_eq!(disk.close(&mut xs, machine.soon()), Ok(()));
+        let left = machine.store.list("/local/domain/1/device/vbd");
+        assert_eq!(left, [""; 0], "owned {owned}, served {served}, reconnects {reconnects}");
+        machine.grants.reclaim();
+        assert_eq!((machine.grants.stats().in_use, machine.grants.stats().quarantined), (0, 0));
+        assert_eq!(xen_evtchn::mock::open_ports(&machine.guest), ports);
+        assert_eq!(machine.store.watches(DomId(1)), 0);
+    }
+}
+
+/// A backend writes its state again and again, and each look at it takes 10 ms.
+#[test]
+fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
+    let in_time = |machine: &Machine, start: Duration, what: &str| {
+        let took = machine.xen.now() - start;
+        assert!(took < Duration::from_secs(6), "{what}: {took:?}");
+    };
+    for state in ["1", "2", "4", "6"] {
+        let machine = Machine::new();
+        let back = machine.disk(Options::default());
+        back.stall(true);
+        machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let start = machine.xen.now();
+        assert!(machine.connect(&mut xs).is_err());
+        in_time(&machine, start, "connect");
+        for closes in [false, true] {
+            let machine = Machine::new();
+            let back = machine.disk(Options::default());
+            let mut xs = Xenstore::new(&machine.events).unwrap();
+            let mut disk = machine.connect(&mut xs).unwrap();
+            back.stall(true);
+            machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
+            let (start, soon) = (machine.xen.now(), machine.soon());
+            let outcome = if closes { disk.close(&mut xs, soon) } else { disk.reconnect(&mut xs, soon) };
+            in_time(&machine, start, if closes { "close" } else { "reconnect" });
+            // The end needs nobody if the backend says that it has closed.
+            assert!(outcome.is_err() || closes && state == "6", "{state}, closes {closes}");
+            assert_eq!(machine.store.watches(DomId(1)), 0);
+        }
     }
 }
 

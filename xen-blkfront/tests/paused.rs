@@ -13,30 +13,13 @@ use xen_hypercall::mock::MockDomain;
 use xen_xenstore::Xenstore;
 
 const PAUSE: Duration = Duration::from_secs(20 * 60);
-/// How long each move of the backend takes, and how long all of them may.
-const MOVE: Duration = Duration::from_millis(1200);
-/// Between two of the guest's turns: questions to xenstore take little of a move.
-const LOOK: Duration = Duration::from_millis(15);
+/// How long all moves of the backend may take.
 const LIMIT: Duration = Duration::from_secs(9);
 
 /// A backend that takes its time, and a pause of the whole machine at one of the guest's turns.
 fn slow(machine: &Machine, back: &MockBlkback, turns: u32) {
-    back.stall(true);
-    let (back, mut turn, mut due) = (back.clone(), 0, machine.xen.now() + MOVE);
-    machine.xen.add_actor("time", move |xen| {
-        turn += 1;
-        if turn == turns {
-            xen.advance(PAUSE);
-            due += PAUSE;
-        }
-        let moves = xen.now() >= due;
-        back.stall(!moves);
-        if moves {
-            due = xen.now() + MOVE;
-        }
-        xen.advance(LOOK);
-        true
-    });
+    let back = back.clone();
+    machine.xen.slow_down(turns, move |stalled| back.stall(stalled));
 }
 
 fn connect<'x>(

@@ -14,7 +14,7 @@ use xen_blkfront::mock::model::{
     Conduct, Flush, Model, SECTORS, check_broken, decode, encode, is_fair, poll,
 };
 use xen_blkfront::mock::{Discard, Faults, MockBlkback, Options, Order};
-use xen_blkfront::{BlkFront, Config, Error, Piece, State, Ticket};
+use xen_blkfront::{BlkFront, BlkQueue, Config, Error, Piece, State, Ticket};
 use xen_gnttab::Access;
 use xen_hypercall::DomId;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
@@ -23,15 +23,40 @@ use xen_xenstore::Xenstore;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Read { at: u64, count: u64 },
-    Write { at: u64, count: u64 },
+    Read {
+        at: u64,
+        count: u64,
+    },
+    Write {
+        at: u64,
+        count: u64,
+    },
     Flush,
-    Discard { at: u64, count: u64 },
-    SubmitErase { at: u64, count: u64 },
-    SubmitRead { at: u64, count: u64 },
-    SubmitWrite { at: u64, count: u64 },
-    SubmitBarrier { at: u64, count: u64 },
-    Lend { at: u64, pages: u64, write: bool },
+    Discard {
+        at: u64,
+        count: u64,
+    },
+    SubmitErase {
+        at: u64,
+        count: u64,
+    },
+    SubmitRead {
+        at: u64,
+        count: u64,
+    },
+    SubmitWrite {
+        at: u64,
+        count: u64,
+    },
+    SubmitBarrier {
+        at: u64,
+        count: u64,
+    },
+    Lend {
+        at: u64,
+        pages: u64,
+        write: bool,
+    },
     SubmitFlush,
     Publish,
     Poll,
@@ -44,8 +69,15 @@ enum Step {
     Die,
     ComeBack,
     Crash(u64),
-    Migrate { elsewhere: bool, lean: bool },
+    Migrate {
+        elsewhere: bool,
+        lean: bool,
+    },
     Checkpoint,
+    TakeQueue,
+    PutQueue,
+    /// What follows goes by the queue that was taken, or by the disk again.
+    Turn,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -76,6 +108,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u64>().prop_map(Step::Crash),
         3 => any::<[bool; 2]>().prop_map(|[elsewhere, lean]| Step::Migrate { elsewhere, lean }),
         1 => Just(Step::Checkpoint),
+        2 => Just(Step::TakeQueue),
+        2 => Just(Step::PutQueue),
+        2 => Just(Step::Turn),
     ]
 }
 
@@ -107,6 +142,8 @@ struct Flight {
     len: usize,
     /// Pages that were lent.
     lent: usize,
+    /// It was asked of the queue.
+    theirs: bool,
 }
 
 struct Run<'x> {
@@ -116,7 +153,26 @@ struct Run<'x> {
     disk: BlkFront<'x, MockDomain>,
     model: Model,
     flights: Vec<Flight>,
-    flushes: Vec<(Ticket, Flush, bool)>,
+    /// With each: whether there are flushes, and whether it was asked of the queue.
+    flushes: Vec<(Ticket, Flush, bool, bool)>,
+    /// One that was taken.
+    queue: Option<BlkQueue<'x, MockDomain>>,
+    /// Whether it is its turn.
+    there: bool,
+}
+
+/// The disk, or the queue if there is one and it is meant.
+macro_rules! on {
+    ($run:expr, $theirs:expr, $disk:ident => $do:expr) => {{
+        let theirs = $theirs;
+        match &mut $run.queue {
+            Some($disk) if theirs => $do,
+            _ => {
+                let $disk = &mut $run.disk;
+                $do
+            }
+        }
+    }};
 }
 
 impl<'x> Run<'x> {
@@ -133,7 +189,7 @@ impl<'x> Run<'x> {
 
     fn begin(&mut self, submitted: Result<Ticket, Error>, id: usize, len: usize, lent: usize) {
         match submitted {
-            Ok(ticket) => self.flights.push(Flight { ticket, id, len, lent }),
+            Ok(ticket) => self.flights.push(Flight { ticket, id, len, lent, theirs: self.theirs() }),
             Err(error) => {
                 assert!(self.is_fair(error), "{error:?}");
                 self.model.cancel(id);
@@ -141,18 +197,67 @@ impl<'x> Run<'x> {
         }
     }
 
+    /// Whether it is the queue's turn.
+    fn theirs(&self) -> bool {
+        self.there && self.queue.is_some()
+    }
+
+    /// Puts the queue back; what was under way there is over.
+    fn put_queue(&mut self, patience: usize) {
+        for round in 0.. {
+            let Some(queue) = self.queue.take() else { return };
+            match self.disk.put_queue(queue) {
+                Ok(()) => break,
+                Err(rejected) => {
+                    assert_eq!(rejected.error, Error::Busy);
+                    if round == patience {
+                        if patience == 0 {
+                            self.queue = Some(rejected.queue);
+                            return;
+                        }
+                        // What it waits for does not come.
+                        break;
+                    }
+                    self.queue = Some(rejected.queue);
+                    self.machine.xen.step();
+                }
+            }
+        }
+        let (over, flights) =
+            core::mem::take(&mut self.flights).into_iter().partition(|flight| flight.theirs);
+        self.flights = flights;
+        let over: Vec<Flight> = over;
+        over.iter().for_each(|flight| self.model.end(flight.id, Err(Error::TimedOut)));
+        for (ticket, flush, flushes, theirs) in core::mem::take(&mut self.flushes) {
+            if theirs {
+                self.model.flushed(flush, Err(Error::TimedOut), true);
+            } else {
+                self.flushes.push((ticket, flush, flushes, theirs));
+            }
+        }
+    }
+
     /// Whether an error may be.
-    fn is_fair(&self, error: Error) -> bool {
+    fn is_fair(&mut self, error: Error) -> bool {
+        if let (Error::Closed | Error::Broken(_), Some(queue)) = (error, &mut self.queue) {
+            // The disk need not know of it yet.
+            match (error, queue.state()) {
+                (Error::Closed, State::Closing | State::Closed) => return true,
+                (Error::Broken(why), State::Broken(violation)) if why == violation => return true,
+                _ => {}
+            }
+        }
         let unlucky = self.back.faults_hit() > 0 || !self.back.is_connected();
         is_fair(&self.disk, error, Conduct { lied: !self.truthful(), unlucky })
     }
 
-    fn flushed(&mut self, flush: Flush, result: Result<(), Error>, flushes: bool) {
+    fn flushed(&mut self, flush: Flush, result: Result<(), Error>, flushes: bool, theirs: bool) {
         if let Err(error) = result {
             assert!(self.is_fair(error), "{error:?}");
         }
         // Of one that is nothing nothing follows.
-        self.model.flushed(flush, result, !(flushes && self.disk.can_flush()));
+        let can_flush = on!(self, theirs, disk => disk.can_flush());
+        self.model.flushed(flush, result, !(flushes && can_flush));
     }
 
     fn resolve(&mut self, flight: &Flight, result: Result<(), Error>, bytes: &[u8]) {
@@ -166,10 +271,10 @@ impl<'x> Run<'x> {
     }
 
     fn take_flushes(&mut self) {
-        for (ticket, flush, flushes) in core::mem::take(&mut self.flushes) {
-            match self.disk.take(ticket, &mut []) {
-                None => self.flushes.push((ticket, flush, flushes)),
-                Some(result) => self.flushed(flush, result, flushes),
+        for (ticket, flush, flushes, theirs) in core::mem::take(&mut self.flushes) {
+            match on!(self, theirs, disk => disk.take(ticket, &mut [])) {
+                None => self.flushes.push((ticket, flush, flushes, theirs)),
+                Some(result) => self.flushed(flush, result, flushes, theirs),
             }
         }
     }
@@ -179,20 +284,23 @@ impl<'x> Run<'x> {
         let mut bytes = vec![0xEE; flight.len];
         let result = if flight.lent > 0 {
             let mut pieces: Vec<_> = (0..flight.lent).map(|_| None).collect();
-            let result = self.disk.take_pages(flight.ticket, &mut pieces);
+            let result = on!(self, flight.theirs, disk => disk.take_pages(flight.ticket, &mut pieces));
             for (piece, bytes) in pieces.iter_mut().flatten().zip(bytes.chunks_mut(4096)) {
                 piece.page_mut().read_bytes(0, bytes).unwrap();
             }
             result
         } else {
-            self.disk.take(flight.ticket, &mut bytes)
+            on!(self, flight.theirs, disk => disk.take(flight.ticket, &mut bytes))
         };
         match result {
             None => {}
             Some(result) => {
                 let flight = self.flights.swap_remove(index);
                 self.resolve(&flight, result, &bytes);
-                assert_eq!(self.disk.take(flight.ticket, &mut bytes), Some(Err(Error::StaleTicket)));
+                for theirs in [false, true] {
+                    let again = on!(self, theirs, disk => disk.take(flight.ticket, &mut bytes));
+                    assert_eq!(again, Some(Err(Error::StaleTicket)));
+                }
             }
         }
     }
@@ -202,7 +310,7 @@ impl<'x> Run<'x> {
             Step::Read { at, count } => {
                 let id = self.model.read(at, count);
                 let mut bytes = vec![0xEE; count as usize * 512];
-                let result = self.disk.read(at, &mut bytes);
+                let result = on!(self, self.there, disk => disk.read(at, &mut bytes));
                 if let Err(error) = result {
                     assert!(self.is_fair(error), "{error:?}");
                 } else {
@@ -212,41 +320,46 @@ impl<'x> Run<'x> {
             }
             Step::Write { at, count } => {
                 let (id, tag) = self.model.write(at, count);
-                let result = self.disk.write(at, &encode(at, count, tag));
+                let result = on!(self, self.there, disk => disk.write(at, &encode(at, count, tag)));
                 if let Err(error) = result {
                     assert!(self.is_fair(error), "{error:?}");
                 }
                 self.model.end(id, result);
             }
             Step::Flush => {
-                let (flush, flushes) = (self.model.flush(&self.back), self.disk.can_flush());
-                let result = self.disk.flush();
-                self.flushed(flush, result, flushes);
+                let theirs = self.theirs();
+                let flushes = on!(self, theirs, disk => disk.can_flush());
+                let flush = self.model.flush(&self.back);
+                let result = on!(self, self.there, disk => disk.flush());
+                self.flushed(flush, result, flushes, theirs);
             }
             Step::SubmitErase { at, count } => {
                 self.model.discard(at, count, true);
-                if let Ok(ticket) = self.disk.submit_secure_discard(at, count) {
-                    self.disk.forget(ticket);
-                }
+                on!(self, self.there, disk => {
+                    if let Ok(ticket) = disk.submit_secure_discard(at, count) {
+                        disk.forget(ticket);
+                    }
+                });
             }
             Step::Discard { at, count } => {
                 self.model.discard(at, count, false);
-                if let Err(error) = self.disk.discard_sectors(at, count) {
+                if let Err(error) = on!(self, self.there, disk => disk.discard_sectors(at, count)) {
                     assert!(self.is_fair(error), "{error:?}");
                 }
             }
             Step::SubmitRead { at, count } => {
                 let id = self.model.read(at, count);
-                let submitted = self.disk.submit_read(at, count);
+                let submitted = on!(self, self.there, disk => disk.submit_read(at, count));
                 self.begin(submitted, id, count as usize * 512, 0);
             }
             Step::SubmitWrite { at, count } => {
                 let (id, tag) = self.model.write(at, count);
-                let submitted = self.disk.submit_write(at, &encode(at, count, tag));
+                let submitted = on!(self, self.there, disk => disk.submit_write(at, &encode(at, count, tag)));
                 self.begin(submitted, id, 0, 0);
             }
             Step::SubmitBarrier { at, count } => {
                 let (id, tag) = self.model.barrier(at, count);
+                self.there = false;
                 let submitted = self.disk.submit_barrier(at, &encode(at, count, tag));
                 self.begin(submitted, id, 0, 0);
             }
@@ -264,20 +377,28 @@ impl<'x> Run<'x> {
                     })
                     .collect();
                 let submitted = if write {
-                    self.disk.submit_write_from(at, &mut pieces)
+                    on!(self, self.there, disk => disk.submit_write_from(at, &mut pieces))
                 } else {
-                    self.disk.submit_read_into(at, &mut pieces)
+                    on!(self, self.there, disk => disk.submit_read_into(at, &mut pieces))
                 };
                 self.begin(submitted, id, if write { 0 } else { pages as usize * 4096 }, pages as usize);
             }
             Step::SubmitFlush => {
-                let flushes = self.disk.can_flush();
-                if let Ok(ticket) = self.disk.submit_flush() {
-                    self.flushes.push((ticket, self.model.flush(&self.back), flushes));
+                let theirs = self.theirs();
+                let flushes = on!(self, theirs, disk => disk.can_flush());
+                if let Ok(ticket) = on!(self, self.there, disk => disk.submit_flush()) {
+                    self.flushes.push((ticket, self.model.flush(&self.back), flushes, theirs));
                 }
             }
-            Step::Publish => drop(self.disk.publish()),
-            Step::Poll => poll(&mut self.disk, &self.back, false),
+            Step::Publish => drop(on!(self, self.there, disk => disk.publish())),
+            Step::Poll => match &mut self.queue {
+                Some(queue) if self.there => match queue.poll() {
+                    Ok(_) => {}
+                    Err(error) => assert!(matches!(error, Error::Broken(_) | Error::Event(_)), "{error}"),
+                },
+                // What cannot be believed may be what the queue was told.
+                queue => poll(&mut self.disk, &self.back, queue.is_some()),
+            },
             Step::Take(index) => {
                 self.take_flushes();
                 self.take(index);
@@ -285,7 +406,7 @@ impl<'x> Run<'x> {
             Step::Forget(index) => {
                 if index < self.flights.len() {
                     let flight = self.flights.swap_remove(index);
-                    self.disk.forget(flight.ticket);
+                    on!(self, flight.theirs, disk => disk.forget(flight.ticket));
                     self.model.end(flight.id, Err(Error::TimedOut));
                 }
             }
@@ -335,6 +456,14 @@ impl<'x> Run<'x> {
                     Resumed::InNewDomain
                 });
             }
+            Step::TakeQueue => {
+                if self.queue.is_none() {
+                    self.queue = self.disk.take_queue(1).ok();
+                    self.there = self.queue.is_some();
+                }
+            }
+            Step::PutQueue => self.put_queue(0),
+            Step::Turn => self.there = !self.there,
             Step::Crash(seed) => {
                 self.back.vanish();
                 self.back.power_loss(&Dice::new(seed));
@@ -361,6 +490,8 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
         model: Model::new(),
         flights: Vec::new(),
         flushes: Vec::new(),
+        queue: None,
+        there: false,
     };
     for step in steps {
         machine.xen.trace(|| format!("-- {step:?}"));
@@ -369,10 +500,14 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
             assert!(run.back.lies_hit() > 0, "{violation}");
             check_broken(&mut run.disk, &mut xs);
         }
+        if let Some(State::Broken(violation)) = run.queue.as_mut().map(BlkQueue::state) {
+            assert!(run.back.lies_hit() > 0, "{violation}");
+        }
     }
     // An honest backend, from here on: everything that is under way has a result.
     let honest = run.truthful();
     run.back.set_faults(Dice::new(0), Faults::default());
+    run.put_queue(20);
     if honest {
         if run.back.is_gone() {
             run.back.come_back();
@@ -397,7 +532,7 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
         run.take_flushes();
         let (flush, flushes) = (run.model.flush(&run.back), run.disk.can_flush());
         let result = run.disk.flush();
-        run.flushed(flush, result, flushes);
+        run.flushed(flush, result, flushes, false);
         assert!(matches!(result, Ok(()) | Err(Error::Lost)), "{result:?}");
         assert_eq!(run.disk.pending(), 0);
         let mut all = vec![0; SECTORS as usize * 512];

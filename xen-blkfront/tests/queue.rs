@@ -3,16 +3,19 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::task::{Context, Waker};
 
 use common::{Machine, pattern, small};
 use xen_blkfront::abi::{OP_BARRIER, OP_READ, OP_WRITE};
 use xen_blkfront::mock::{Fault, Options};
 use xen_blkfront::{Config, Error, Piece};
+use xen_evtchn::Port;
 use xen_gnttab::Access;
 use xen_hypercall::{DomId, VcpuId};
 use xen_xenstore::Xenstore;
 
+const FRONT: &str = "/local/domain/1/device/vbd/51712";
 /// Requests that a ring of one page holds.
 const SLOTS: usize = 32;
 /// Bytes in a request without indirect segments.
@@ -260,4 +263,62 @@ fn no_more_answers_are_slept_through_than_there_will_be() {
             assert_eq!(disk.take(ticket, &mut [0; 512]), Some(Ok(())));
         }
     }
+}
+
+#[test]
+fn there_are_fewer_queues_where_resources_do_not_suffice_for_all() {
+    let connect = |machine: &Machine, before: &dyn Fn(&Machine)| {
+        let back = machine.disk(Options { max_queues: Some(4), ..Options::default() });
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        before(machine);
+        let mut disk = machine.connect_with(&mut xs, Config { queues: 4, ..small() })?;
+        machine.guest.fail_allocs_after(None);
+        let queues = disk.queues();
+        let says = machine.store.read(&format!("{FRONT}/multi-queue-num-queues"));
+        assert_eq!(says.map_or(1, |count| count.parse().unwrap()), queues);
+        for lba in 0..16 {
+            disk.write(lba, &[lba as u8; 512]).unwrap();
+            assert_eq!(back.disk()[lba as usize * 512], lba as u8);
+        }
+        disk.close(&mut xs, machine.soon()).unwrap();
+        machine.grants.reclaim();
+        assert_eq!((machine.grants.stats().in_use, back.complaints()), (0, vec![]));
+        Ok::<_, Error>(queues)
+    };
+    // Memory.
+    let mut seen = BTreeSet::new();
+    for pages in 0..40 {
+        let machine = Machine::new();
+        match connect(&machine, &|machine| machine.guest.fail_allocs_after(Some(pages))) {
+            Ok(queues) => drop(seen.insert(queues)),
+            Err(error) => {
+                machine.guest.fail_allocs_after(None);
+                assert!(
+                    seen.is_empty() && matches!(error, Error::Grant(_) | Error::Event(_)),
+                    "{pages}: {error:?}"
+                );
+            }
+        }
+    }
+    assert_eq!(seen, BTreeSet::from([1, 2, 3, 4]));
+    // Ports.
+    for ports in 1..4 {
+        let machine = Machine::new();
+        let limit = |machine: &Machine| {
+            let last = xen_evtchn::mock::alloc_for(&machine.guest, DomId(0)).unwrap();
+            xen_evtchn::mock::set_max_port(&machine.guest, Port(last.0 + ports));
+        };
+        assert_eq!(connect(&machine, &limit), Ok(ports as usize));
+    }
+    // Grant references: a frame of the table has 504 for us, of which others have all but those for a request and four rings.
+    let machine = Machine::new();
+    xen_gnttab::mock::set_max_frames(&machine.xen, DomId(1), 1);
+    let others: Vec<_> = (0..504 - 11 - 4).map(|_| machine.grants.reserve().unwrap()).collect();
+    let back = machine.disk(Options { max_queues: Some(8), ..Options::default() });
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let disk = machine.connect_with(&mut xs, Config { queues: 8, ..small() }).unwrap();
+    assert_eq!(disk.queues(), 4);
+    drop(others);
+    disk.close(&mut xs, machine.soon()).unwrap();
+    assert_eq!(back.complaints(), [""; 0]);
 }

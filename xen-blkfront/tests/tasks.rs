@@ -5,6 +5,7 @@ mod common;
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -75,6 +76,49 @@ fn of_several_tasks_each_is_woken_even_if_others_were_dropped_without_a_word() {
         disk.forget(tickets[dropped]);
     }
     assert_eq!((disk.pending(), disk.free_requests()), (0, 8));
+}
+
+/// A waker that panics.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_takes_nothing_from_the_other_tasks() {
+    let machine = Machine::new();
+    let back = machine.disk(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let before = machine.guest.pages_in_use();
+    for closes in [false, true] {
+        let mut disk = machine.connect(&mut xs).unwrap();
+        let panics = Waker::from(Arc::new(Panics));
+        let tasks = tasks::<3>();
+        back.stall(true);
+        let tickets: Vec<Ticket> = (0..4).map(|i| disk.submit_read(i * 8, 1).unwrap()).collect();
+        disk.publish().unwrap();
+        for (ticket, waker) in tickets.iter().zip([&tasks[0].1, &panics, &tasks[1].1, &tasks[2].1]) {
+            assert!(disk.poll_take(*ticket, &mut [0; 512], &mut Context::from_waker(waker)).is_pending());
+        }
+        back.stall(false);
+        if closes {
+            back.drop_out();
+        }
+        machine.xen.run_until_idle(100);
+        let mut tell = || match closes {
+            true => drop(disk.service(&mut xs)),
+            false => drop(machine.events.dispatch(VcpuId(0))),
+        };
+        assert!(catch_unwind(AssertUnwindSafe(&mut tell)).is_err());
+        assert!(tasks.iter().all(|(task, _)| task.woken()), "closes {closes}");
+        let _ = disk.close(&mut xs, machine.soon());
+        back.come_back();
+    }
+    machine.grants.reclaim();
+    assert!(machine.guest.pages_in_use() <= before + 1, "a record's page at most: wakers keep none");
 }
 
 #[test]

@@ -185,8 +185,9 @@ impl<'x, P: Platform> Console<'x, P> {
         })
     }
 
-    /// Ready when there is something to read or the console does not work any more; otherwise wakes the task then. Two tasks
-    /// may wait, and a task that is dropped while it waits keeps the wake-up from no other ([`Channel::poll_event`]).
+    /// Ready when there is something to read or the console does not work any more; otherwise wakes the task then.
+    /// Several tasks may wait, and a task that is dropped while it waits keeps the wake-up from no other
+    /// ([`Channel::poll_event`]).
     ///
     /// # Errors
     /// [`Error::Broken`] when the daemon broke the protocol; [`Error::Event`] when it cannot be notified.
@@ -322,6 +323,13 @@ impl<P: Platform> Console<'_, P> {
         (self.lost, self.after_text, self.stats) = (earlier.lost, earlier.after_text, earlier.stats);
         self.tell(0)?;
         self.announce()
+    }
+
+    /// A live migration takes along what the daemon wrote to the page.
+    #[cfg(feature = "xenbus")]
+    pub(crate) fn mark_written(&mut self) {
+        // If the life is another one it is too late.
+        let _ = self.check_life().and_then(|()| Ok(self.ring.mark_written()?));
     }
 
     /// After a resume in a new domain the page is another daemon's.

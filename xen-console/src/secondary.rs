@@ -256,6 +256,8 @@ impl<'x, P: Platform + Wait> Device<'x, P> for SecondaryConsole<'x, P> {
         // What cannot be found out now shows afterwards.
         let _ = self.service(xs);
         let _ = self.console.announce();
+        // How far the daemon has read is to be known afterwards.
+        self.console.mark_written();
     }
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {

@@ -1,71 +1,21 @@
 //! A guest that is paused while a secondary console connects, begins anew or ends gives the backend the time that was left.
 #![cfg(all(feature = "mock", feature = "xenbus"))]
 
+mod common;
+
 use std::time::Duration;
 
+use common::devices::Machine;
 use xen_console::mock::MockConsoled;
-use xen_console::{Error, SecondaryConsole};
-use xen_evtchn::EventChannels;
-use xen_gnttab::GrantTable;
-use xen_hypercall::DomId;
-use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_xenstore::Xenstore;
-use xen_xenstore::mock::MockXenstored;
 
 const PAUSE: Duration = Duration::from_secs(20 * 60);
-/// How long each move of the backend takes, and how long all of them may.
-const MOVE: Duration = Duration::from_millis(1200);
+/// How long all moves of the backend may take.
 const LIMIT: Duration = Duration::from_secs(9);
-/// Between two of the guest's turns: questions to xenstore take little of a move.
-const LOOK: Duration = Duration::from_millis(15);
-
-struct Machine {
-    xen: MockXen,
-    guest: MockDomain,
-    store: MockXenstored,
-    events: EventChannels<MockDomain>,
-    grants: GrantTable<MockDomain>,
-}
-
-impl Machine {
-    fn new() -> Self {
-        let xen = MockXen::new();
-        xen_gnttab::mock::install(&xen);
-        xen_evtchn::mock::install(&xen);
-        let store = MockXenstored::new(&xen);
-        let guest = xen.domain(DomId(1));
-        store.connect(&guest);
-        let token = guest.boot().unwrap();
-        let (events, grants) = (EventChannels::new(&token).unwrap(), GrantTable::new(&token).unwrap());
-        Self { xen, guest, store, events, grants }
-    }
-
-    fn connect<'x>(
-        &'x self,
-        xs: &mut Xenstore<'x, MockDomain>,
-    ) -> Result<SecondaryConsole<'x, MockDomain>, Error> {
-        SecondaryConsole::connect(xs, &self.events, &self.grants, 1, self.xen.now() + LIMIT)
-    }
-
-    /// A backend that takes its time, and a pause of the whole machine at one of the guest's turns.
-    fn slow(&self, back: &MockConsoled, turns: u32) {
-        back.stall(true);
-        let (back, mut turn, mut due) = (back.clone(), 0, self.xen.now() + MOVE);
-        self.xen.add_actor("time", move |xen| {
-            turn += 1;
-            if turn == turns {
-                xen.advance(PAUSE);
-                due += PAUSE;
-            }
-            let moves = xen.now() >= due;
-            back.stall(!moves);
-            if moves {
-                due = xen.now() + MOVE;
-            }
-            xen.advance(LOOK);
-            true
-        });
-    }
+/// A backend that takes its time, and a pause of the whole machine at one of the guest's turns.
+fn slow(machine: &Machine, back: &MockConsoled, turns: u32) {
+    let back = back.clone();
+    machine.xen.slow_down(turns, move |stalled| back.stall(stalled));
 }
 
 #[test]
@@ -74,9 +24,9 @@ fn while_it_connects() {
         let machine = Machine::new();
         let back = MockConsoled::attach(&machine.store, &machine.guest, 1);
         // Before the backend has made its first move.
-        machine.slow(&back, turns);
+        slow(&machine, &back, turns);
         let mut xs = Xenstore::new(&machine.events).unwrap();
-        let console = machine.connect(&mut xs);
+        let console = machine.connect_within(&mut xs, 1, LIMIT);
         assert!(console.is_ok(), "{turns}: {:?}", console.err());
     }
 }
@@ -88,8 +38,8 @@ fn while_it_begins_anew_or_ends() {
             let machine = Machine::new();
             let back = MockConsoled::attach(&machine.store, &machine.guest, 1);
             let mut xs = Xenstore::new(&machine.events).unwrap();
-            let mut console = machine.connect(&mut xs).unwrap();
-            machine.slow(&back, turns);
+            let mut console = machine.connect_within(&mut xs, 1, LIMIT).unwrap();
+            slow(&machine, &back, turns);
             let end = machine.xen.now() + LIMIT;
             let outcome = if ends { console.close(&mut xs, end) } else { console.reconnect(&mut xs, end) };
             assert_eq!(outcome, Ok(()), "{turns}, ends: {ends}");
@@ -110,7 +60,7 @@ fn a_backend_that_goes_on_while_the_guest_is_paused_is_met_connected() {
         }
         false
     });
-    let mut console = machine.connect(&mut xs).unwrap();
+    let mut console = machine.connect_within(&mut xs, 1, LIMIT).unwrap();
     assert!(machine.xen.now() > PAUSE);
     console.console().unwrap().write_all(b"here", LIMIT).unwrap();
     machine.xen.run_until_idle(100);

@@ -1,52 +1,20 @@
 //! Consoles beside the first.
 #![cfg(all(feature = "mock", feature = "xenbus"))]
 
+mod common;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::devices::Machine;
 use xen_console::mock::MockConsoled;
-use xen_console::{Error, SecondaryConsole, State};
-use xen_evtchn::EventChannels;
-use xen_gnttab::GrantTable;
-use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_console::{Error, State};
 use xen_hypercall::{DomId, HypercallNr};
 use xen_xenstore::Xenstore;
-use xen_xenstore::mock::MockXenstored;
-use xen_xenstore::wire::{Header, Operation};
+use xen_xenstore::wire::Operation;
 use xen_xenstore::xenbus::XenbusState;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-struct Machine {
-    xen: MockXen,
-    guest: MockDomain,
-    store: MockXenstored,
-    events: EventChannels<MockDomain>,
-    grants: GrantTable<MockDomain>,
-}
-
-impl Machine {
-    fn new() -> Self {
-        let xen = MockXen::new();
-        xen_evtchn::mock::install(&xen);
-        xen_gnttab::mock::install(&xen);
-        let store = MockXenstored::new(&xen);
-        let guest = xen.domain(DomId(1));
-        store.connect(&guest);
-        let token = guest.boot().unwrap();
-        let events = EventChannels::new(&token).unwrap();
-        let grants = GrantTable::new(&token).unwrap();
-        Self { xen, guest, store, events, grants }
-    }
-
-    fn connect<'x>(
-        &'x self,
-        xs: &mut Xenstore<'x, MockDomain>,
-        index: u32,
-    ) -> Result<SecondaryConsole<'x, MockDomain>, Error> {
-        SecondaryConsole::connect(xs, &self.events, &self.grants, index, self.xen.now() + SECOND)
-    }
-}
 
 #[test]
 fn a_second_console_works_like_the_first() {
@@ -233,13 +201,7 @@ fn a_watch_that_is_gone_already_keeps_nothing_from_closing() {
     daemon.detach();
     machine.xen.run_until_idle(100);
     assert_eq!(console.service(&mut xs), Ok(State::Closed));
-    machine.store.tamper(Some(|header: &mut Header, body: &mut Vec<u8>| {
-        if header.kind == Operation::UNWATCH.0 {
-            header.kind = Operation::ERROR.0;
-            *body = b"ENOENT\0".to_vec();
-            header.len = body.len() as u32;
-        }
-    }));
+    machine.store.refuse(Operation::UNWATCH, "ENOENT");
     assert_eq!(console.close(&mut xs, machine.xen.now() + SECOND), Ok(()));
     assert_eq!(machine.store.read(&format!("{FRONT}/state")).unwrap(), "6");
     machine.xen.run_until_idle(100);
@@ -319,4 +281,60 @@ fn a_backend_that_keeps_the_page_does_not_get_it_freed() {
     machine.xen.run_until_idle(100);
     assert_eq!(machine.grants.reclaim(), 1);
     assert_eq!(machine.grants.stats().in_use, 0);
+}
+
+#[test]
+fn a_directory_that_may_not_be_read_yet_is_waited_for() {
+    for (directory, later) in [(BACK, "n0\0r1"), (FRONT, "n1\0r0")] {
+        let machine = Machine::new();
+        let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+        machine.store.permit(directory, "n0");
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        // Not for ever.
+        let start = machine.xen.now();
+        let refused = machine.connect(&mut xs, 1).err();
+        assert!(matches!(refused, Some(Error::Xenstore(_))), "{directory}: {refused:?}");
+        assert!(machine.xen.now() - start >= SECOND, "{directory}");
+        assert_eq!(machine.store.watches(DomId(1)), 0);
+        // A while after the guest has begun.
+        let (store, mut turn) = (machine.store.clone(), 0);
+        machine.xen.add_actor("toolstack", move |_| {
+            turn += 1;
+            if turn == 60 {
+                store.permit(directory, later);
+            }
+            turn < 80
+        });
+        let connected = machine.connect(&mut xs, 1);
+        let mut console = connected.unwrap_or_else(|error| panic!("{directory}: {error}"));
+        console.console().unwrap().write_all(b"here", SECOND).unwrap();
+        machine.xen.run_until_idle(100);
+        assert_eq!(daemon.output(), b"here");
+    }
+}
+
+/// A backend writes its state again and again, and each look at it takes 10 ms.
+#[test]
+fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
+    for state in ["1", "2", "4", "6"] {
+        for step in ["connect", "reconnect", "close"] {
+            let machine = Machine::new();
+            let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
+            let mut xs = Xenstore::new(&machine.events).unwrap();
+            let console = (step != "connect").then(|| machine.connect(&mut xs, 1).unwrap());
+            daemon.stall(true);
+            machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
+            let start = machine.xen.now();
+            let outcome = match console {
+                None => machine.connect(&mut xs, 1).map(drop),
+                Some(mut console) if step == "reconnect" => console.reconnect(&mut xs, start + SECOND),
+                Some(console) => console.close(&mut xs, start + SECOND),
+            };
+            let took = machine.xen.now() - start;
+            assert!(took < 2 * SECOND, "{step}, {state}: {took:?}");
+            // The end needs nobody if the backend says that it has closed.
+            assert!(outcome.is_err() || step == "close" && state == "6", "{step}, {state}");
+            assert_eq!(machine.store.watches(DomId(1)), 0);
+        }
+    }
 }

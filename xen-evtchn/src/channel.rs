@@ -198,8 +198,12 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// # Errors
     /// Xen's: `EINVAL` if the channel cannot send, because it is a VIRQ's or its port was closed behind our back.
     pub fn notify(&self) -> Result<(), Error> {
-        self.current()?;
-        event::send(self.events.platform(), self.port().0).map_err(refused("EVTCHNOP_send"))?;
+        // Port and life by one look.
+        let place = self.place.load(Ordering::Acquire);
+        if u64::from(self.events.incarnation().number()) != place >> 32 {
+            return Err(Error::Stale);
+        }
+        event::send(self.events.platform(), place as u32).map_err(refused("EVTCHNOP_send"))?;
         self.record().notified();
         Ok(())
     }
@@ -234,8 +238,8 @@ impl<'e, P: Platform> Channel<'e, P> {
     /// [`take`](Self::take) for a task: when there is no event yet the task is woken by the next one.
     ///
     /// All tasks that wait are woken, and the first that looks takes the event. So a task that is dropped while it waits keeps
-    /// the event from no other. A channel holds the wakers of two tasks. A third takes the place of another one, which is
-    /// woken, looks again, and finds no event: three tasks that wait for one channel keep each other busy.
+    /// the event from no other. A channel holds the wakers of four tasks. A fifth takes the place of another one, which is
+    /// woken, looks again, and finds no event: more than four tasks that wait for one channel keep each other busy.
     pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.take() || !self.is_current() {
             return Poll::Ready(());

@@ -203,9 +203,11 @@ impl<P: Platform> EventChannels<P> {
     /// (`VCPUOP_register_vcpu_info`): before it is brought up, on any vCPU, or later by itself. Xen tells it at once
     /// that everything is pending, so its first [`dispatch`](Self::dispatch) looks at all ports.
     ///
+    /// One that was added already stays as it is, so that who failed with something later can begin anew.
+    ///
     /// # Errors
     /// [`Error::VcpuOutOfRange`], [`Error::Stale`], [`Error::OutOfMemory`]; for a vCPU that gets a place, Xen's (`ENOENT`: no such
-    /// vCPU; `EINVAL`: it is up, and another); with the FIFO ABI also Xen's (`ENOENT`; `EINVAL`: it was added already).
+    /// vCPU; `EINVAL`: it is up, and another); with the FIFO ABI also Xen's (`ENOENT`).
     pub fn add_vcpu(&self, vcpu: VcpuId) -> Result<(), Error> {
         self.current()?;
         if vcpu.0 >= VcpuArea::VCPUS {

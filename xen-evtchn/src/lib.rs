@@ -39,6 +39,11 @@ mod two_level;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod two_level;
+#[cfg(not(loom))]
+mod waiting;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod waiting;
 
 pub use channel::{Channel, ChannelStats, Progress, Status};
 pub use channels::{EventChannels, EventSeq, Stats};
@@ -46,3 +51,4 @@ pub use deadline::Deadline;
 pub use delivery::Abi;
 pub use error::Error;
 pub use port::{Port, Priority, Virq};
+pub use waiting::wake_all;

@@ -7,7 +7,8 @@ use core::time::Duration;
 
 use atomic_waker::AtomicWaker;
 
-use crate::state::{self, FIRED, FIRST, FREE, HELD, LATE, POLLING, SECOND, THROTTLED, UNFINISHED, Word};
+use crate::state::{self, FIRED, FREE, HELD, LATE, PLACES, THROTTLED, UNFINISHED, Word};
+use crate::waiting::{self, Left, Places, wake_all};
 
 /// The first wait of a port whose events bring nothing; then it doubles.
 const FIRST_DELAY: Duration = Duration::from_millis(1);
@@ -22,8 +23,8 @@ const NOT_YET: u64 = 1 << 63;
 pub(crate) struct Record {
     /// See [`state`].
     word: AtomicU64,
-    /// Two tasks that wait for the next event.
-    wakers: [AtomicWaker; 2],
+    /// Tasks that wait for the next event.
+    wakers: [AtomicWaker; PLACES],
     /// While the port is throttled, when it is to be unmasked, in nanoseconds of the platform's clock; or with [`NOT_YET`] how
     /// long it is to stay masked.
     due: AtomicU64,
@@ -33,6 +34,8 @@ pub(crate) struct Record {
     next: AtomicU32,
     /// Events in a row that brought nothing.
     streak: AtomicU8,
+    /// The place that gives way next, when all are taken.
+    turn: AtomicU8,
     events: AtomicU64,
     notifications: AtomicU64,
     spurious: AtomicU64,
@@ -43,11 +46,12 @@ impl Record {
     pub(crate) const fn new() -> Self {
         Self {
             word: AtomicU64::new(FREE),
-            wakers: [const { AtomicWaker::new() }; 2],
+            wakers: [const { AtomicWaker::new() }; PLACES],
             due: AtomicU64::new(0),
             pass: AtomicU32::new(0),
             next: AtomicU32::new(0),
             streak: AtomicU8::new(0),
+            turn: AtomicU8::new(0),
             events: AtomicU64::new(0),
             notifications: AtomicU64::new(0),
             spurious: AtomicU64::new(0),
@@ -87,7 +91,7 @@ impl Record {
 
     /// Wakes all that wait for an event of an owner who is gone.
     pub(crate) fn wake_all(&self) {
-        self.wakers.iter().for_each(AtomicWaker::wake);
+        wake_all(self.wakers.iter(), AtomicWaker::wake);
     }
 
     /// Adds reasons to mask the port; returns the word as it was.
@@ -112,19 +116,9 @@ impl Record {
 
     /// Counts an event that [`state::deliver`] gave to the owner, and wakes those who wait. `word` is what that returned.
     pub(crate) fn wake(&self, word: u64) {
-        /// Woken even if the other waker panics.
-        struct Other<'a>(&'a AtomicWaker);
-        impl Drop for Other<'_> {
-            fn drop(&mut self) {
-                self.0.wake();
-            }
-        }
         self.events.fetch_add(1, Relaxed);
-        let [first, second] = &self.wakers;
-        let _other = (word & SECOND != 0).then(|| Other(second));
-        if word & FIRST != 0 {
-            first.wake();
-        }
+        let left = self.wakers.get(..state::places_left(word));
+        wake_all(left.unwrap_or_default().iter(), AtomicWaker::wake);
     }
 
     /// Whether an event came since the last call.
@@ -133,42 +127,13 @@ impl Record {
         Word::load(&self.word) & FIRED != 0 && self.word.clear(FIRED) & FIRED != 0
     }
 
-    /// Leaves a waker for the next event. An event that comes meanwhile may not find it, so the caller looks again.
-    ///
-    /// Two tasks find a place. One more takes that of another, which is woken and so leaves its waker anew: nobody is
-    /// forgotten.
+    /// Leaves a waker for the next event, as [`waiting::leave`] does. The caller looks again.
     pub(crate) fn leave_waker(&self, waker: &Waker) {
-        /// The turn to leave a waker, given back however that ends.
-        struct Turn<'a>(&'a AtomicU64);
-        impl Drop for Turn<'_> {
-            fn drop(&mut self) {
-                self.0.clear(POLLING);
-            }
+        match waiting::leave(&self.word, self, waker) {
+            Left::Beside => {}
+            Left::InPlaceOf(other) => other.wake(),
+            Left::Nowhere => waker.wake_by_ref(),
         }
-        let word = self.word.set(POLLING);
-        if word & POLLING != 0 {
-            // Another task's turn. Waiting for it could be waiting for what this code interrupted.
-            waker.wake_by_ref();
-            return;
-        }
-        let _turn = Turn(&self.word);
-        for (place, bit) in self.wakers.iter().zip([FIRST, SECOND]) {
-            match place.take() {
-                // An event that comes while it is out of its place misses it: then it has come when the caller looks again.
-                Some(other) if !other.will_wake(waker) => place.register(&other),
-                _ => {
-                    place.register(waker);
-                    if word & bit == 0 {
-                        self.word.set(bit);
-                    }
-                    return;
-                }
-            }
-        }
-        let [_, place] = &self.wakers;
-        let other = place.take();
-        place.register(waker);
-        other.into_iter().for_each(Waker::wake);
     }
 
     /// Whether `pass` has been here before.
@@ -261,6 +226,30 @@ impl Record {
 
     pub(crate) fn throttled(&self) -> u64 {
         self.throttled.load(Relaxed)
+    }
+}
+
+impl Places for Record {
+    type Waker = Waker;
+
+    fn take(&self, place: usize) -> Option<Waker> {
+        self.wakers.get(place)?.take()
+    }
+
+    fn put(&self, place: usize, waker: &Waker) {
+        if let Some(place) = self.wakers.get(place) {
+            place.register(waker);
+        }
+    }
+
+    fn same(one: &Waker, other: &Waker) -> bool {
+        one.will_wake(other)
+    }
+
+    fn turn(&self) -> usize {
+        let turn = self.turn.load(Relaxed);
+        self.turn.store(turn.wrapping_add(1), Relaxed);
+        usize::from(turn) % PLACES
     }
 }
 

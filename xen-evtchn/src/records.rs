@@ -12,17 +12,17 @@ use crate::record::Record;
 use crate::{Error, Port};
 
 /// Records in a page.
-const CHUNK: usize = 32;
+const CHUNK: usize = PAGE_SIZE / size_of::<Record>();
 /// Pointers in a page.
 const TABLE: usize = PAGE_SIZE / size_of::<AtomicPtr<Chunk>>();
 /// Pages of pointers: enough for every port of the FIFO ABI.
-const TABLES: usize = Port::FIFO_LIMIT as usize / (CHUNK * TABLE);
+const TABLES: usize = (Port::FIFO_LIMIT as usize).div_ceil(CHUNK * TABLE);
 
 type Chunk = [Record; CHUNK];
 type Table = [AtomicPtr<Chunk>; TABLE];
 
 const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE && align_of::<Chunk>() <= PAGE_SIZE);
-const _: () = assert!(size_of::<Table>() <= PAGE_SIZE && TABLES * TABLE * CHUNK == Port::FIFO_LIMIT as usize);
+const _: () = assert!(size_of::<Table>() <= PAGE_SIZE && TABLES * TABLE * CHUNK >= Port::FIFO_LIMIT as usize);
 
 /// A record that is exchanged for another when a channel gets another port.
 #[derive(Debug)]

@@ -35,10 +35,22 @@ pub const FIRED: u64 = 1 << 8;
 pub const MISSED: u64 = 1 << 9;
 /// A task is leaving its waker.
 pub const POLLING: u64 = 1 << 10;
-/// A waker was left in the first place.
-pub const FIRST: u64 = 1 << 11;
-/// A waker was left in the second place.
-pub const SECOND: u64 = 1 << 12;
+/// In which of the places for wakers one was left: a bit for each. They are taken in order, so behind the first that is not
+/// set there is none.
+pub const LEFT: u64 = ((1 << PLACES) - 1) << LEFT_SHIFT;
+/// Places for wakers.
+pub const PLACES: usize = 4;
+const LEFT_SHIFT: usize = 11;
+
+/// The bit of a place in [`LEFT`].
+pub const fn left(place: usize) -> u64 {
+    (1 << (LEFT_SHIFT + place)) & LEFT
+}
+
+/// How many places, from the first on, may have a waker in them.
+pub const fn places_left(word: u64) -> usize {
+    (word & LEFT).count_ones() as usize
+}
 
 /// The least bit of the count of lives. The count goes round after 2^48 of them.
 const LIFE: u64 = 1 << 16;

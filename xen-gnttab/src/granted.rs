@@ -3,6 +3,7 @@
 
 use core::fmt;
 use core::mem::ManuallyDrop;
+use core::sync::atomic::Ordering;
 
 use xen_hypercall::{DomId, Gfn, Incarnation, PAGE_SIZE, Platform};
 use xen_ring::{Backing, OutOfRange, SharedMem};
@@ -148,6 +149,20 @@ impl<'g, P: Platform> GrantedPage<'g, P> {
     /// If `offset` and the length reach beyond the page.
     pub fn write_bytes(&mut self, offset: usize, data: &[u8]) -> Result<(), OutOfRange> {
         self.mem().write_bytes(offset, data)
+    }
+
+    /// Has a live migration take along what the peer has written to the page by a mapping that it keeps: a word of the page is
+    /// written as it is. Xen sees what the guest itself writes, and what a peer has written when its mapping ends. A page that
+    /// was sent before stays behind otherwise, and the guest finds what was there earlier.
+    ///
+    /// For a peer that has said that it is done with the page: what it writes at this moment may be lost.
+    #[inline]
+    pub fn mark_written(&mut self) {
+        let mem = self.mem();
+        if let Ok(word) = mem.load_u32(0, Ordering::Relaxed) {
+            // An atomic store is not left out because the value is there.
+            let _ = mem.store_u32(0, word, Ordering::Relaxed);
+        }
     }
 
     /// Whether the grant is in force: the domain has not been resumed in a new domain since it was made. A stale page is ours

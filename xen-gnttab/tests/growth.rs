@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use xen_gnttab::{Access, Error, GrantRef, GrantTable, Reference, Version, mock};
 use xen_hypercall::memory::{PhysmapSpace, add_to_physmap};
 use xen_hypercall::mock::{Chance, Dice, HypercallFaults, MockDomain, MockXen};
-use xen_hypercall::{DomId, Errno, HypercallNr, PageMemory, grant};
+use xen_hypercall::{DomId, Errno, HypercallNr, PageMemory, VcpuId, VcpuTime, grant};
 
 /// Pages of the domain's token: its own, and shared_info.
 const TOKEN: usize = 2;
@@ -225,7 +225,8 @@ fn a_frame_that_is_mapped_again_leaves_a_hole_or_is_refused_as_on_arm() {
     for arm in [false, true] {
         let (xen, guest) = machine(4);
         xen.refuse_second_mappings(arm);
-        let table = GrantTable::new(&guest.boot().unwrap()).unwrap();
+        let token = guest.boot().unwrap();
+        let table = GrantTable::new(&token).unwrap();
         let page = table.share(BACK, Access::ReadOnly).unwrap();
         let elsewhere = guest.gfn(guest.alloc_pages(1).unwrap());
         // SAFETY: the page is given for this; the table is not used afterwards where the frame has moved.
@@ -242,6 +243,10 @@ fn a_frame_that_is_mapped_again_leaves_a_hole_or_is_refused_as_on_arm() {
         // SAFETY: as above.
         let mapped = unsafe { add_to_physmap(&guest, PhysmapSpace::SHARED_INFO, 0, shared) };
         assert_eq!(mapped, if arm { Err(Errno::EBUSY) } else { Ok(()) });
+        // The page that was mapped first is a hole, where Xen writes nothing.
+        let time = VcpuTime::new(7, 7, 7, 7);
+        assert!(guest.set_time(VcpuId(0), time));
+        assert_eq!(token.shared_info().time(VcpuId(0)) == Some(time), arm);
     }
 }
 

@@ -94,6 +94,23 @@ fn a_page_is_granted_again_in_place_and_the_backend_sees_what_is_in_it() {
 }
 
 #[test]
+fn marking_a_page_leaves_what_is_in_it() {
+    let world = World::new(Version::V1);
+    let mut page = world.table.share(DOM0, Access::ReadWrite).unwrap();
+    let mut mapping = mock::map(&world.dom0, world.guest.id(), page.gref(), true).unwrap();
+    mapping.mem().write_bytes(0, b"written by the peer").unwrap();
+    let mut seen = [0; 19];
+    page.mark_written();
+    page.read_bytes(0, &mut seen).unwrap();
+    assert_eq!(&seen, b"written by the peer");
+    drop(mapping);
+    world.resume();
+    page.mark_written();
+    page.read_bytes(0, &mut seen).unwrap();
+    assert_eq!(&seen, b"written by the peer");
+}
+
+#[test]
 fn all_references_are_free_and_no_page_is_lost() {
     for version in VERSIONS {
         let world = World::new(version);

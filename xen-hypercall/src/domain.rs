@@ -303,14 +303,31 @@ impl<P: Platform> Domain<P> {
     /// writes to the domain's memory. After [`SuspendError::Lost`] the caller touches nothing that was made from the token,
     /// and ends the domain. In return, memory that safe code reaches through the token stays valid.
     pub unsafe fn suspend(&self) -> Result<Resumed, SuspendError> {
+        // SAFETY: the caller keeps the same promises to these calls.
+        unsafe { self.suspend_by(|platform| sched::suspend(platform)) }
+    }
+
+    /// The same, with another way to ask for it than `SCHEDOP_shutdown`, such as PSCI's `SYSTEM_SUSPEND` on arm64. `ask` suspends the
+    /// domain, and returns when it goes on, with where.
+    ///
+    /// # Errors
+    /// As [`suspend`](Self::suspend); an error of `ask` is [`SuspendError::Refused`].
+    ///
+    /// # Safety
+    /// As [`suspend`](Self::suspend). `ask` returns [`Resumed::InNewDomain`] if that is so, and an error only if the domain was not
+    /// suspended.
+    pub unsafe fn suspend_by(
+        &self,
+        ask: impl FnOnce(&P) -> Result<Resumed, Errno>,
+    ) -> Result<Resumed, SuspendError> {
         if self.incarnation().0 == u16::MAX {
             return Err(SuspendError::Refused(Errno::EOVERFLOW));
         }
         if self.is_held() {
             return Err(SuspendError::Refused(Errno::EBUSY));
         }
-        // SAFETY: the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
-        let resumed = unsafe { sched::suspend(self.platform()) }.map_err(SuspendError::Refused)?;
+        // By the caller's promises, and below all that was mapped of Xen's is mapped again or stale.
+        let resumed = ask(self.platform()).map_err(SuspendError::Refused)?;
         if resumed == Resumed::InNewDomain {
             self.0.state().incarnation.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the page is the one that was shared_info before, and is accessed as that alone. Nobody does so now.

@@ -72,6 +72,9 @@ pub unsafe trait SpecialPages {
 ///
 /// Only a domain that uses what others grant needs it: a backend, or one end of a shared ring between guests.
 ///
+/// A room is best near the guest's memory. Whoever saves or migrates the domain looks at every frame up to the highest that ever
+/// had a page: with one in the middle of 40 bits of addresses that takes minutes, and a gigabyte.
+///
 /// # Implementation safety
 /// The frames of a room hold no memory of the guest (nor a device), and the kernel gives them to nobody else until they
 /// come back by `release_room`. `room_address` returns an address at which the kernel's page tables lead to these frames,

@@ -2,7 +2,7 @@
 
 use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
-use xen_hypercall::{PAGE_SIZE, Platform, Wait};
+use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 use xen_xenstore::{Path, Transaction, Until, Xenstore, names, parse};
 
@@ -102,12 +102,12 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
         deadline: &mut Deadline,
     ) -> Result<NetFront<'x, P, QUEUES>, Error> {
         let Self { mut front, device } = self;
-        let state = device.frontend_path().join("state")?;
-        let device = device.wait_connected(xs, &mut *deadline).map_err(|error| give_up(xs, &state, error))?;
+        let device = device.wait_connected(xs, &mut *deadline)?;
         if front.config.follow_link {
             front.link = Link::new(xs, &device);
         }
-        (front.device, front.state) = (Some(device), State::Connected);
+        (front.backend, front.state) = (device.backend_id(), State::Connected);
+        front.device = Some(device);
         let started = front.publish().and_then(|()| front.service(xs).map(drop));
         match started {
             Ok(()) => Ok(front),
@@ -243,7 +243,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             stats: Stats::default(),
             connected: terms.queues,
             hashes: false,
-            peer: None,
+            backend: DomId::INVALID,
             lent: None,
         };
         Ok(Connecting { front, device })
@@ -327,12 +327,12 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         xs: &mut Xenstore<'x, P>,
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
-        let state = device.frontend_path().join("state")?;
-        let device = device.wait_connected(xs, &mut *deadline).map_err(|error| give_up(xs, &state, error))?;
+        let device = device.wait_connected(xs, &mut *deadline)?;
         if self.config.follow_link {
             self.link = Link::new(xs, &device);
         }
-        (self.device, self.state) = (Some(device), State::Connected);
+        (self.backend, self.state) = (device.backend_id(), State::Connected);
+        self.device = Some(device);
         self.stats.reconnects += 1;
         self.followup |= Followup::ANNOUNCE;
         self.publish()?;
@@ -352,7 +352,7 @@ fn offer<'x, P: Platform + Wait, const QUEUES: usize>(
     queues: &mut Queues<'x, P, QUEUES>,
     control: &mut Option<Control<'x, P>>,
 ) -> Result<Frontend<Published>, Error> {
-    publish(xs, device, |transaction, path| {
+    let told = device.publish(xs, XenbusState::CONNECTED, |transaction, path| {
         announce(transaction, path, config.receive, terms.left)?;
         let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
         put(transaction, path, "request-multicast-control", filter.into())?;
@@ -369,7 +369,8 @@ fn offer<'x, P: Platform + Wait, const QUEUES: usize>(
             tell(transaction, &below, queue)?;
         }
         Ok(())
-    })
+    });
+    Ok(told?)
 }
 
 /// What the backend, and the toolstack, say.
@@ -473,28 +474,7 @@ fn open<P: Platform + Wait>(
     } else {
         Frontend::open_present(xs, "vif", index, &mut *deadline)?
     };
-    let state = device.frontend_path().join("state")?;
-    device.wait_for_backend(xs, deadline).map_err(|error| give_up(xs, &state, error))
-}
-
-/// Tells the backend what it needs.
-fn publish<'x, P: Platform + Wait>(
-    xs: &mut Xenstore<'x, P>,
-    device: Frontend<BackendReady>,
-    tell: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), xen_xenstore::Error>,
-) -> Result<Frontend<Published>, Error> {
-    let state = device.frontend_path().join("state")?;
-    device.publish(xs, XenbusState::CONNECTED, tell).map_err(|error| give_up(xs, &state, error))
-}
-
-/// The backend must not go on with pages that are about to be taken away. The handshake has ended its watch.
-fn give_up<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, state: &Path, error: xen_xenstore::Error) -> Error {
-    // The device is given up whether this succeeds or not. To write into a directory that was removed would bring it back.
-    let _ = xs.transaction(|transaction| match transaction.read_parsed::<XenbusState>(state) {
-        Ok(said) if said != XenbusState::CLOSED => transaction.write_display(state, XenbusState::CLOSED.0),
-        _ => Ok(()),
-    });
-    error.into()
+    Ok(device.wait_for_backend(xs, deadline)?)
 }
 
 /// Zero is what a node that is not there says.

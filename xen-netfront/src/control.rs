@@ -56,7 +56,8 @@ const MAPPING: usize = 128;
 /// Questions to the backend, of one device: [`NetFront::control`]. Each waits for its answer.
 pub struct ControlRing<'f, 'x, P: Platform, const QUEUES: usize> {
     front: &'f mut NetFront<'x, P, QUEUES>,
-    deadline: Duration,
+    /// Of all questions: a pause of the guest in one of them is not counted in the next.
+    deadline: Deadline,
 }
 
 impl<P: Platform, const QUEUES: usize> fmt::Debug for ControlRing<'_, '_, P, QUEUES> {
@@ -89,11 +90,11 @@ impl<'x, P: Platform> Control<'x, P> {
     }
 
     /// Asks, and waits for the answer, until `deadline`.
-    fn ask(&mut self, kind: u16, data: [u32; 3], deadline: Duration) -> Result<u32, Error>
+    fn ask(&mut self, kind: u16, data: [u32; 3], deadline: &mut Deadline) -> Result<u32, Error>
     where
         P: Wait,
     {
-        self.settle(deadline)?;
+        self.settle(&mut *deadline)?;
         let request = CtrlRequest { id: self.next, kind, data };
         self.next = self.next.wrapping_add(1);
         self.ring.push(&request).map_err(broken)?;
@@ -112,7 +113,7 @@ impl<'x, P: Platform> Control<'x, P> {
     }
 
     /// Waits for the answer to what was asked, if anything was.
-    fn settle(&mut self, deadline: Duration) -> Result<Option<CtrlResponse>, Error>
+    fn settle(&mut self, deadline: &mut Deadline) -> Result<Option<CtrlResponse>, Error>
     where
         P: Wait,
     {
@@ -121,7 +122,6 @@ impl<'x, P: Platform> Control<'x, P> {
         }
         let Some(asked) = self.open else { return Ok(None) };
         let events = self.channel.event_channels();
-        let mut deadline = Deadline::new(deadline);
         loop {
             let seen = events.seq();
             if let Some(response) = self.ring.pop().map_err(broken)? {
@@ -148,9 +148,9 @@ impl<'x, P: Platform> Control<'x, P> {
 
 impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// The control ring; none unless [`Config::control_ring`](crate::Config::control_ring) asked for it and the backend
-    /// has one. Each question through it waits until `deadline` at most.
+    /// has one. The questions through it wait until `deadline` at most, pauses of the guest apart.
     pub fn control(&mut self, deadline: Duration) -> Option<ControlRing<'_, 'x, P, QUEUES>> {
-        self.control.is_some().then_some(ControlRing { front: self, deadline })
+        self.control.is_some().then_some(ControlRing { front: self, deadline: Deadline::new(deadline) })
     }
 }
 
@@ -160,8 +160,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     fn ask(&mut self, kind: u16, data: [u32; 3]) -> Result<u32, Error> {
         self.front.check()?;
-        let deadline = self.deadline;
-        self.front.control.as_mut().ok_or(Error::Closed)?.ask(kind, data, deadline)
+        self.front.control.as_mut().ok_or(Error::Closed)?.ask(kind, data, &mut self.deadline)
     }
 
     /// Notes what the backend was told.
@@ -228,9 +227,8 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
         data: impl FnOnce(u32) -> [u32; 3],
     ) -> Result<u32, Error> {
         self.front.check()?;
-        let deadline = self.deadline;
         let control = self.front.control.as_mut().ok_or(Error::Closed)?;
-        control.settle(deadline)?;
+        control.settle(&mut self.deadline)?;
         control.page.write_bytes(0, bytes).map_err(|_| Error::Length(bytes.len()))?;
         let gref = control.page.gref().0;
         self.ask(kind, data(gref))
@@ -239,14 +237,15 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
     /// Chooses how packets are hashed: [`HASH_ALGORITHM_TOEPLITZ`], or [`HASH_ALGORITHM_NONE`] for no more.
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn set_hash_algorithm(&mut self, algorithm: u32) -> Result<(), Error> {
-        self.ask(CTRL_SET_HASH_ALGORITHM, [algorithm, 0, 0])?;
         if algorithm != HASH_ALGORITHM_NONE {
-            // For ever: frames that were hashed may be under way.
+            // Before the backend is asked: a frame may be here before the answer, or though the answer came too late. And for
+            // ever: frames that were hashed may be under way.
             self.front.hashes = true;
             if let Some(lent) = &self.front.lent {
                 lent.expect_hashes();
             }
         }
+        self.ask(CTRL_SET_HASH_ALGORITHM, [algorithm, 0, 0])?;
         self.remember(|settings| settings.algorithm = Some(algorithm));
         Ok(())
     }
@@ -297,6 +296,9 @@ impl<P: Platform + Wait, const QUEUES: usize> ControlRing<'_, '_, P, QUEUES> {
 
     /// Lets the backend keep the device's pages mapped, as many as it can, so that it need not map or copy by grant for
     /// each frame. Returns how many those are. They come back when the backend has closed.
+    ///
+    /// A live migration does not see what is written by such a mapping: whoever has [received](NetFront::receive_pages) into pages of
+    /// his own [marks](xen_gnttab::GrantedPage::mark_written) those that are not looked at at once.
     #[allow(clippy::missing_errors_doc, reason = "told above")]
     pub fn map_pages(&mut self) -> Result<u32, Error> {
         let mapped = self.tell_pages()?;
@@ -350,7 +352,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let Some(control) = self.control.as_mut().filter(|control| control.changed) else { return };
         let settings = control.settings.take();
         let told = settings.as_ref().is_some_and(|settings| {
-            let mut ring = ControlRing { front: self, deadline };
+            let mut ring = ControlRing { front: self, deadline: Deadline::new(deadline) };
             ring.repeat(settings).is_ok() && !settings.incomplete
         });
         if !told {

@@ -95,8 +95,8 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     pub(crate) connected: usize,
     /// Frames may come with a hash.
     pub(crate) hashes: bool,
-    /// The backend's domain, of a queue that was taken.
-    pub(crate) peer: Option<DomId>,
+    /// The backend's domain, or [`DomId::INVALID`], to which no page is granted: compared with each page, so not looked for in the handshake's state.
+    pub(crate) backend: DomId,
     /// What those who took queues have to know.
     pub(crate) lent: Option<Lender<'x, P>>,
 }
@@ -146,7 +146,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     /// The domain that the backend is in; none when the device was ended.
     pub fn backend(&self) -> Option<DomId> {
-        self.device.as_ref().map(Frontend::backend_id).or(self.peer)
+        (self.backend != DomId::INVALID).then_some(self.backend)
     }
 
     /// How many queues there are, without those that were [taken](Self::take_queue).

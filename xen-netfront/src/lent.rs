@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
-use xen_evtchn::Channel;
+use xen_evtchn::{Channel, wake_all};
 use xen_hypercall::Platform;
 
 use crate::link::Link;
@@ -40,7 +40,7 @@ impl<P: Platform> Drop for Lender<'_, P> {
     fn drop(&mut self) {
         // A task that leaves its waker looks afterwards: it is woken, or sees this.
         self.0.ended.store(true, Ordering::SeqCst);
-        self.0.wakers.iter().for_each(AtomicWaker::wake);
+        wake_all(self.0.wakers.iter(), AtomicWaker::wake);
     }
 }
 
@@ -114,7 +114,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             stats: Stats::default(),
             connected: 1,
             hashes: self.hashes,
-            peer: self.backend(),
+            backend: self.backend,
             lent: None,
         };
         Ok(NetQueue { half, index, common })

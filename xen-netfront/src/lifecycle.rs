@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use xen_evtchn::Deadline;
-use xen_hypercall::{Platform, Wait};
+use xen_hypercall::{DomId, Platform, Wait};
 use xen_xenstore::xenbus::{BackendChange, XenbusState};
 use xen_xenstore::{Path, Until, Xenstore};
 
@@ -116,6 +116,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         // A backend that is not connected any more would be waited for in vain. An error comes again below.
         let _ = self.service(xs);
         self.link.end(xs);
+        self.backend = DomId::INVALID;
         let closed = match self.device.take() {
             None => Ok(()),
             Some(device) if self.state == State::Closed => device.abandon(xs),

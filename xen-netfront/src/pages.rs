@@ -46,7 +46,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         if let [part] = &mut *frame {
             let fits = (ETHERNET..=PAGE_SIZE).contains(&part.len) && part.offset <= PAGE_SIZE - part.len;
             let plain = meta.is_plain() && self.trusted && (QUEUES == 1 || self.queues() == 1);
-            if fits && plain && self.backend().is_some_and(|backend| part.page.is_granted_to(backend)) {
+            if fits && plain && part.page.is_granted_to(self.backend) {
                 let (offset, len) = (part.offset, part.len);
                 let queue = self.queues.first_mut().and_then(Option::as_deref_mut).ok_or(Error::Closed)?;
                 let sent = queue.tx.send_one(offset, len, &mut self.stats, |page| {
@@ -133,9 +133,8 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     #[inline(never)]
     fn exchange_pages(&mut self, spare: &mut [FramePage<'x, P>]) -> Result<Option<RxMeta>, Error> {
-        let backend = self.backend().ok_or(Error::Closed)?;
         let right = |part: &FramePage<'x, P>| {
-            part.page.is_granted_to(backend) && part.page.access() == Access::ReadWrite
+            part.page.is_granted_to(self.backend) && part.page.access() == Access::ReadWrite
         };
         // One is what most frames need.
         let all = if let [part] = &*spare { right(part) } else { spare.iter().all(right) };

@@ -115,7 +115,7 @@ impl<'g, P: Platform> Pool<'g, P> {
     }
 
     /// The first page of the frame, which stays here until [`sent_first`](Self::sent_first).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn first(&mut self) -> Option<(u16, &mut GrantedPage<'g, P>)> {
         let frame = self.frames.get(self.frame())?;
         let id = if frame.count == 0 { *self.here.get(self.count.checked_sub(1)?)? } else { frame.ids[0] };
@@ -123,7 +123,7 @@ impl<'g, P: Platform> Pool<'g, P> {
     }
 
     /// Notes that the backend has the [first page](Self::first) of the frame, the only one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn sent_first(&mut self, id: u16) {
         let frame = self.frame();
         if self.frames.get(frame).is_some_and(|frame| frame.count > 0) {

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use xen_hypercall::{Platform, Wait};
+use xen_hypercall::{DomId, Platform, Wait};
 use xen_xenstore::suspend::Device;
 use xen_xenstore::xenbus::{Frontend, Published};
 use xen_xenstore::{Until, Xenstore};
@@ -30,6 +30,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Device<'x, P> for NetFront<'x,
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {
         let was = self.state == State::Connected;
         self.link.end(xs);
+        self.backend = DomId::INVALID;
         if let Some(device) = self.device.take() {
             // If that fails the watch is ended later.
             let _ = device.forget(xs);
@@ -48,6 +49,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Device<'x, P> for NetFront<'x,
         let mut until = Until::from(deadline);
         let finished = begun.is_some_and(|device| self.finish_again(device, xs, until.deadline()).is_ok());
         if !finished {
+            self.backend = DomId::INVALID;
             if let Some(device) = self.device.take() {
                 let _ = device.close(xs, deadline);
             }

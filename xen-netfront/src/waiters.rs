@@ -2,6 +2,8 @@
 
 use core::task::Waker;
 
+use xen_evtchn::wake_all;
+
 /// Tasks that find a place at the same time.
 const PLACES: usize = 4;
 
@@ -30,7 +32,7 @@ impl Waiters {
     }
 
     pub(crate) fn wake_all(&mut self) {
-        self.list.iter_mut().filter_map(Option::take).for_each(Waker::wake);
+        wake_all(self.list.iter_mut().filter_map(Option::take), Waker::wake);
     }
 }
 

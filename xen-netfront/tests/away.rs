@@ -219,6 +219,31 @@ fn a_device_that_was_removed_by_force_is_not_brought_back() {
     }
 }
 
+/// The toolstack makes another device in the same place while the backend is waited for.
+#[test]
+fn a_device_that_is_made_anew_while_it_connects_keeps_its_nodes() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let begun = NetFront::<_, 1>::begin(
+        &mut xs,
+        &machine.events,
+        &machine.grants,
+        0,
+        machine.soon(),
+        Config::default(),
+    );
+    let begun = begun.unwrap();
+    back.stall(true);
+    back.force_detach();
+    back.come_back();
+    assert!(begun.finish(&mut xs, machine.soon()).is_err());
+    assert_eq!(back.front("state").as_deref(), Some("1"), "it is another device's");
+    back.stall(false);
+    let mut front = machine.connect(&mut xs).unwrap();
+    assert_passes(&machine, &mut front);
+}
+
 #[test]
 fn a_device_that_is_removed_while_its_backend_is_waited_for_is_not_brought_back() {
     let (machine, back) = machine_of_xapi();

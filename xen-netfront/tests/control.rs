@@ -223,6 +223,64 @@ fn a_control_ring_that_is_not_there_or_does_not_answer() {
     assert!(machine.switch.receive().is_some());
 }
 
+/// Guest and backend are paused for twenty minutes while the first of several questions is open.
+#[test]
+fn a_pause_is_not_counted_against_a_backend_that_is_asked() {
+    for what in 0..3 {
+        let machine = Machine::new();
+        let back = machine.vif(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let config = Config { control_ring: true, tx_pages: 20, rx_pages: 64, ..Config::default() };
+        let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+        back.stall(true);
+        let (handle, mut turn) = (back.clone(), 0);
+        machine.xen.add_actor("a pause", move |xen| {
+            turn += 1;
+            match turn {
+                2 => xen.advance(Duration::from_secs(1200)),
+                5 => handle.stall(false),
+                _ => {}
+            }
+            turn <= 5
+        });
+        let soon = machine.soon();
+        let mut control = front.control(soon).unwrap();
+        match what {
+            0 => control.set_hash_mapping(&[0; 128]).unwrap(),
+            1 => assert_eq!(control.map_pages(), Ok(84)),
+            _ => {
+                control.set_hash_algorithm(HASH_ALGORITHM_TOEPLITZ).unwrap();
+                control.set_hash_key(&KEY).unwrap();
+            }
+        }
+        assert!(machine.xen.now() >= Duration::from_secs(1200));
+    }
+}
+
+/// What was told to have timed out may be done later: then frames come with their hash, which breaks nothing.
+#[test]
+fn a_backend_that_answers_too_late_may_hash() {
+    let machine = Machine::new();
+    let back = machine.vif(Options::default());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { control_ring: true, ..Config::default() };
+    let mut front = machine.connect_with::<1>(&mut xs, config).unwrap();
+    back.stall(true);
+    let soon = machine.soon();
+    let late = front.control(soon).unwrap().set_hash_algorithm(HASH_ALGORITHM_TOEPLITZ);
+    assert_eq!(late, Err(Error::TimedOut));
+    back.stall(false);
+    let soon = machine.soon();
+    let mut control = front.control(soon).unwrap();
+    // As the backend has done what it was asked.
+    control.set_hash_types(HashTypes::IPV4_TCP).unwrap();
+    control.set_hash_key(&KEY).unwrap();
+    machine.switch.send(tcp(false, false, 1, &bytes(100)));
+    machine.run();
+    let meta = front.receive_with(&mut [0; 200]).unwrap().unwrap();
+    assert!(meta.hash.is_some());
+}
+
 #[test]
 fn there_is_room_before_frames() {
     for (offered, wanted, room) in [(true, 256, 256), (true, 9000, 2048), (true, 0, 0), (false, 256, 0)] {

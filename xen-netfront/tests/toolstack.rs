@@ -3,38 +3,31 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{GUEST, HOST, Machine, frame};
 use xen_hypercall::DomId;
 use xen_netfront::mock::{MockNetback, Options};
-use xen_netfront::{Config, Error, State};
+use xen_netfront::{Config, Error, NetFront, State};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::{Then, Toolstack};
-use xen_xenstore::wire::{Header, Operation};
+use xen_xenstore::wire::Operation;
 use xen_xenstore::xenbus::XenbusState;
 
 const FRONT: &str = "/local/domain/1/device/vif/0";
 const BACK: &str = "/local/domain/0/backend/vif/1/0";
-
-fn permit(machine: &Machine, directory: &str, list: &str) {
-    let within = format!("{directory}/");
-    for path in machine.store.paths() {
-        if path == directory || path.starts_with(&within) {
-            machine.store.set_permissions(&path, list);
-        }
-    }
-}
 
 #[test]
 fn a_directory_that_may_not_be_read_yet_is_waited_for() {
     for (directory, later) in [(BACK, "n0\0r1"), (FRONT, "n1\0r0")] {
         let machine = Machine::new();
         let back = machine.vif(Options::default());
-        permit(&machine, directory, "n0");
+        machine.store.permit(directory, "n0");
         let mut xs = Xenstore::new(&machine.events).unwrap();
         let start = machine.xen.now();
         // Not for ever.
         let refused = machine.connect(&mut xs).err();
-        assert!(machine.xen.now() - start >= std::time::Duration::from_secs(5), "{directory}");
+        assert!(machine.xen.now() - start >= Duration::from_secs(5), "{directory}");
         let expected = match directory {
             BACK => {
                 matches!(
@@ -51,11 +44,7 @@ fn a_directory_that_may_not_be_read_yet_is_waited_for() {
         machine.xen.add_actor("toolstack", move |_| {
             turn += 1;
             if turn == 60 {
-                for path in store.paths() {
-                    if path.starts_with(directory) {
-                        store.set_permissions(&path, later);
-                    }
-                }
+                store.permit(directory, later);
             }
             turn < 80
         });
@@ -76,23 +65,12 @@ fn passes(
     assert_eq!(back.complaints(), [""; 0]);
 }
 
-/// The daemon says of each watch that is to be ended that there is none.
-fn spoil_unwatch(machine: &Machine) {
-    machine.store.tamper(Some(|header: &mut Header, body: &mut Vec<u8>| {
-        if header.kind == Operation::UNWATCH.0 {
-            header.kind = Operation::ERROR.0;
-            *body = b"ENOENT\0".to_vec();
-            header.len = body.len() as u32;
-        }
-    }));
-}
-
 #[test]
 fn a_watch_that_is_gone_already_keeps_nothing_from_closing() {
     for follow_link in [false, true] {
         let machine = Machine::new();
         let back = machine.vif(Options::default());
-        spoil_unwatch(&machine);
+        machine.store.refuse(Operation::UNWATCH, "ENOENT");
         let mut xs = Xenstore::new(&machine.events).unwrap();
         let ports = xen_evtchn::mock::open_ports(&machine.guest);
         let config = Config { follow_link, ..Config::default() };
@@ -169,4 +147,62 @@ fn a_backend_whose_script_hangs_is_waited_for() {
     back.stall_hotplug(false);
     let mut front = machine.connect(&mut xs).unwrap();
     passes(&machine, &back, &mut front);
+}
+
+/// A backend writes its state again and again, and each look at it takes 10 ms.
+#[test]
+fn a_backend_that_rewrites_its_state_holds_nothing_beyond_its_deadline() {
+    let in_time = |machine: &Machine, start: Duration, what: &str| {
+        let took = machine.xen.now() - start;
+        assert!(took < Duration::from_secs(6), "{what}: {took:?}");
+    };
+    for state in ["1", "2", "4", "6"] {
+        let machine = Machine::new();
+        let back = machine.vif(Options::default());
+        back.stall(true);
+        machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let start = machine.xen.now();
+        let connected = machine.connect(&mut xs).is_ok();
+        in_time(&machine, start, "connect");
+        assert!(!connected, "{state}");
+        for closes in [false, true] {
+            let machine = Machine::new();
+            let back = machine.vif(Options::default());
+            let mut xs = Xenstore::new(&machine.events).unwrap();
+            let mut front = machine.connect(&mut xs).unwrap();
+            back.stall(true);
+            machine.store.flood(&machine.xen, &format!("{BACK}/state"), state);
+            let (start, soon) = (machine.xen.now(), machine.soon());
+            let outcome = if closes { front.close(&mut xs, soon) } else { front.reconnect(&mut xs, soon) };
+            in_time(&machine, start, if closes { "close" } else { "reconnect" });
+            // The end needs nobody if the backend says that it has closed.
+            assert!(outcome.is_err() || closes && state == "6", "{state}, closes {closes}");
+            assert_eq!(machine.store.watches(DomId(1)), 0);
+        }
+    }
+}
+
+#[test]
+fn many_cards_share_a_connection() {
+    let machine = Machine::new();
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let config = Config { tx_pages: 16, rx_pages: 16, follow_link: true, ..Config::default() };
+    let mut cards: Vec<_> = (0..16)
+        .map(|index| {
+            let back =
+                MockNetback::new(&machine.switch, &machine.store, &machine.guest, index, Options::default());
+            let (events, grants, soon) = (&machine.events, &machine.grants, machine.soon());
+            let front = NetFront::<_, 1>::connect_with(&mut xs, events, grants, index, soon, config);
+            (back, front.unwrap_or_else(|error| panic!("card {index}: {error}")))
+        })
+        .collect();
+    for (back, front) in &mut cards {
+        passes(&machine, back, front);
+        assert_eq!(front.service(&mut xs), Ok(State::Connected));
+    }
+    for (_, front) in cards {
+        front.close(&mut xs, machine.soon()).unwrap();
+    }
+    assert_eq!((machine.store.watches(DomId(1)), machine.grants.stats().in_use), (0, 0));
 }

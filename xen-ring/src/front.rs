@@ -274,8 +274,8 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         self.arm_after(0)
     }
 
-    /// Like [`arm`](Self::arm), but for the response that follows `skip` others: who needs no single one of them
-    /// is woken less often. Returns whether any response is there already.
+    /// Like [`arm`](Self::arm), but asks for the event of the response that follows `skip` others: one event for all of them.
+    /// Returns whether any response is there already.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).

@@ -222,6 +222,15 @@ impl<L: StreamLayout, M: Backing> ByteRing<L, M> {
         Ok(self.mem.mem().store_u32(offset, value, Ordering::Release)?)
     }
 
+    /// Has a live migration take along what the peer has written to the page so far: this end's own index is written once more. A
+    /// hypervisor does not see what is written by a mapping that a peer keeps, and may have sent the page before.
+    ///
+    /// # Errors
+    /// [`RingError::TooSmall`] when there is no such word.
+    pub fn mark_written(&mut self) -> Result<(), RingError> {
+        self.set_word(L::OUT_INDICES.1, self.written)
+    }
+
     /// Copies bytes that were written and that the peer has not read, from the one behind `skip` others on: what is to be
     /// written again when another peer takes this one's place. Returns how many bytes that was. The peer may have changed
     /// them.

@@ -247,6 +247,20 @@ fn words_beside_the_streams_are_reached_within_the_page_only() {
     assert!(!ring.is_broken());
 }
 
+#[test]
+fn marking_the_page_writes_the_own_index_and_nothing_else() {
+    let shared = started::<ConsoleLayout>(7, 0);
+    let mut ring = ByteRing::<ConsoleLayout, _>::new(shared.clone()).unwrap();
+    ring.write(b"said").unwrap();
+    let before = shared.snapshot();
+    ring.mark_written().unwrap();
+    assert!(shared.snapshot() == before);
+    // It is written, not left as it is.
+    HostilePeer::<ConsoleLayout, _>::new(shared.clone()).unwrap().set(Cursor::OutProd, 1234);
+    ring.mark_written().unwrap();
+    assert!(shared.snapshot() == before);
+}
+
 /// What is read of the peer is read once: an index that changes after it was checked changes nothing.
 #[test]
 fn an_index_that_changes_between_check_and_use_does_not_matter() {

@@ -98,6 +98,12 @@ pub fn stats() -> Stats {
     CONSOLE.with(|console| console.as_ref().map(Console::stats)).flatten().unwrap_or_default()
 }
 
+/// The console among the parts of the kernel that are set up again after a resume. None: it is in use further up on the stack.
+#[cfg(feature = "suspend")]
+pub(crate) fn with_part<R>(f: impl FnOnce(&mut Option<Console<'static, &'static Kernel>>) -> R) -> Option<R> {
+    CONSOLE.with(f)
+}
+
 /// Waits until the console's reader has everything, or has had ten seconds for it.
 pub fn drain() {
     if let Some(screen) = screen() {

@@ -17,6 +17,8 @@ mod arch;
 #[cfg(feature = "build")]
 pub mod build;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
+mod channels;
+#[cfg(any(feature = "hosted", not(feature = "build")))]
 pub mod console;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 mod entry;
@@ -34,8 +36,11 @@ mod metal;
 
 #[cfg(feature = "smp")]
 #[cfg(any(feature = "hosted", not(feature = "build")))]
-#[cfg_attr(feature = "hosted", allow(dead_code, reason = "a process has no second vCPU that lives"))]
 pub mod smp;
+
+#[cfg(feature = "suspend")]
+#[cfg(any(feature = "hosted", not(feature = "build")))]
+pub mod suspend;
 
 #[cfg(feature = "hosted")]
 use hosted::{self as machine, lock};

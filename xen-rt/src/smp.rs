@@ -32,9 +32,15 @@ use core::fmt;
 use xen_evtchn::{Channel, EventChannels};
 use xen_hypercall::{Errno, VcpuId};
 
-use crate::Guest;
 use crate::lock::Lock;
 use crate::machine::{self, Kernel, keep};
+use crate::{Guest, channels};
+
+mod rest;
+
+pub use rest::rest;
+#[cfg(feature = "suspend")]
+pub(crate) use rest::{go, stop};
 
 /// What a vCPU can be given.
 type Job = Box<dyn FnOnce() + Send>;
@@ -79,8 +85,33 @@ pub struct Vcpu(&'static Desk);
 struct Desk {
     id: VcpuId,
     events: &'static EventChannels<&'static Kernel>,
-    bell: Channel<'static, &'static Kernel>,
+    bell: &'static Channel<'static, &'static Kernel>,
     work: Lock<Work>,
+}
+
+/// Desks whose vCPUs Xen did not start. What is bound for them stays so, and cannot be bound twice.
+static UNUSED: Lock<Vec<&'static Desk>> = Lock::new(Vec::new());
+
+impl Desk {
+    /// That of a vCPU which is not up.
+    fn of(
+        id: VcpuId,
+        events: &'static EventChannels<&'static Kernel>,
+    ) -> Result<&'static Self, xen_evtchn::Error> {
+        let before = UNUSED.with(|unused| {
+            let place = unused.iter().position(|desk| desk.id == id)?;
+            Some(unused.swap_remove(place))
+        });
+        if let Some(desk) = before.flatten() {
+            return Ok(desk);
+        }
+        events.add_vcpu(id)?;
+        let bell = events.bind_ipi(id)?;
+        // The last, for it stays.
+        machine::bind_timer(events, id)?;
+        let bell = channels::keep(bell);
+        Ok(keep(Self { id, events, bell, work: Lock::new(Work::Idle) }))
+    }
 }
 
 enum Work {
@@ -96,7 +127,7 @@ impl fmt::Debug for Desk {
 }
 
 impl Vcpu {
-    /// Brings a vCPU up, with a stack of 128 KiB of its own.
+    /// Brings a vCPU up, with a stack of 128 KiB of its own. After an error it can be tried again.
     ///
     /// # Errors
     /// [`Error::Start`]: Xen's `ENOENT`, there is no such vCPU, or `EEXIST`, it is up already. [`Error::Events`]: its
@@ -106,11 +137,12 @@ impl Vcpu {
         if machine::is_up(id).map_err(Error::Start)? {
             return Err(Error::Start(Errno::EEXIST));
         }
-        events.add_vcpu(id).map_err(Error::Events)?;
-        let bell = events.bind_ipi(id).map_err(Error::Events)?;
-        let desk: &'static Desk = keep(Desk { id, events, bell, work: Lock::new(Work::Idle) });
-        machine::bind_timer(events, id).map_err(Error::Events)?;
-        machine::start_vcpu(id, desk).map_err(Error::Start)?;
+        let desk = Desk::of(id, events).map_err(Error::Events)?;
+        if let Err(error) = rest::begin(|| machine::start_vcpu(id, desk)) {
+            let _ = UNUSED.with(|unused| unused.push(desk));
+            return Err(Error::Start(error));
+        }
+        rest::know(Self(desk));
         Ok(Self(desk))
     }
 
@@ -163,14 +195,16 @@ pub fn start(id: VcpuId, run: impl Fn() + Send + Sync + 'static) -> Result<(), E
     impl<F: Fn() + Sync> Life for Alone<F> {
         fn live(&self) {
             (self.0)();
+            rest::end();
         }
     }
-    machine::start_vcpu(id, keep(Alone(run))).map_err(Error::Start)
+    rest::begin(|| machine::start_vcpu(id, keep(Alone(run)))).map_err(Error::Start)
 }
 
 impl Life for Desk {
     fn live(&self) {
         loop {
+            rest();
             // Whoever gives work rings the bell afterwards.
             let seen = self.events.seq();
             let given = self.work.with(|work| match core::mem::replace(work, Work::Running) {

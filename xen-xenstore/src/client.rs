@@ -27,6 +27,8 @@ const RECONNECT: u32 = 1;
 pub struct Xenstore<'x, P: Platform> {
     pub(crate) link: Link<'x, P>,
     patience: Duration,
+    /// Which requests of the toolstack the guest has said that it obeys.
+    pub(crate) obeys: Option<[bool; 3]>,
 }
 
 /// What passed since the connection was made.
@@ -89,7 +91,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         P: SpecialPages,
     {
         let (page, channel) = find(events, deadline)?;
-        let mut store = Self { link: Link::new(events, page, channel)?, patience: PATIENCE };
+        let mut store = Self { link: Link::new(events, page, channel)?, patience: PATIENCE, obeys: None };
         store.await_daemon(deadline)?;
         match store.ask(Operation::RESET_WATCHES, 0, &[b"\0"]) {
             // An old daemon does not know it, and one that is strict wants no argument.
@@ -100,11 +102,12 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
 
     /// Goes on after the domain was resumed in a new one, with another page and port, and a daemon that knows nothing of
     /// the one before. The event channels have to be [set up again](EventChannels::resume) by then. All watches are set again, and
-    /// fire as every new watch does. When nothing is to be done, nothing is.
+    /// fire as every new watch does; the requests that a [`ShutdownWatch`](crate::control::ShutdownWatch) obeys are announced. When nothing is to be done, nothing is.
     ///
     /// # Errors
     /// [`Error::NoStore`], and what Xen or the daemon returns; [`Error::NotReady`] when there is no daemon in time. There is
-    /// no connection then until another try succeeds. [`Error::Refused`] when the daemon refuses some of the watches: these
+    /// no connection then until another try succeeds. After [`Error::TimedOut`], [`Error::Disconnected`] and [`Error::Broken`],
+    /// which another try returns again, [`reconnect`](Self::reconnect) is the way on. [`Error::Refused`] when the daemon refuses some of the watches: these
     /// have ended ([`Error::Stale`]), the others are set, and the connection is there.
     pub fn resume(&mut self) -> Result<(), Error>
     where
@@ -117,11 +120,12 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
             let (page, channel) = find(self.link.events, &mut deadline)?;
             self.link.move_to(page, channel)?;
         } else if self.link.broken != Some(Error::NotReady) {
-            return Ok(());
+            return self.link.broken.map_or(Ok(()), Err);
         }
         self.await_daemon(&mut deadline)?;
         self.link.reset();
-        match self.watch_again() {
+        let watched = self.watch_again();
+        match watched.and_then(|refused| self.tell_what_is_obeyed().map(|()| refused)) {
             Ok(refused) => refused,
             Err(error) => {
                 self.link.fail(error);

@@ -65,13 +65,10 @@ impl ShutdownWatch {
                 watched = answer.map(drop);
             }
         };
+        xs.obeys = Some(FEATURES.map(|(request, _)| obeys.contains(&request)));
         xs.link.give_up();
-        let mut asked = xs.post_watch(watch, NODE, 0, sink);
-        for (request, feature) in FEATURES {
-            let value: &[u8] = if obeys.contains(&request) { b"1" } else { b"0" };
-            asked = asked.and_then(|()| xs.post(Operation::WRITE, 0, &[feature, b"\0", value], 1, sink));
-        }
-        let asked = asked.and_then(|()| xs.settle(sink));
+        let asked = xs.post_watch(watch, NODE, 0, sink);
+        let asked = asked.and_then(|()| xs.post_obeyed(sink)).and_then(|()| xs.settle(sink));
         if let Err(error) = asked.and(watched) {
             xs.give_watch_up(watch, error);
             return Err(error);
@@ -123,6 +120,24 @@ impl ShutdownWatch {
             xs.link.watches.mark(self.0);
         }
         accepted
+    }
+}
+
+impl<P: Platform + Wait> Xenstore<'_, P> {
+    /// Tells the toolstack which requests the guest obeys, if somebody watches for them. The answers have the tag 1.
+    fn post_obeyed(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
+        let Some(obeys) = self.obeys else { return Ok(()) };
+        FEATURES.iter().zip(obeys).try_for_each(|((_, feature), obeyed)| {
+            let value: &[u8] = if obeyed { b"1" } else { b"0" };
+            self.post(Operation::WRITE, 0, &[feature, b"\0", value], 1, sink)
+        })
+    }
+
+    /// The same in a new domain, whose nodes are others. One that refuses to be told is told nothing.
+    pub(crate) fn tell_what_is_obeyed(&mut self) -> Result<(), Error> {
+        let sink: &mut Sink<'_> = &mut |_, _| {};
+        self.post_obeyed(sink)?;
+        self.settle(sink)
     }
 }
 

@@ -5,14 +5,71 @@
 //! and all is set up again, in an order: the kernel's own ([`Kernel::renew`]), event channels, the [parts](Restore) (grants, console,
 //! VIRQs), xenstore, and then the [devices](Device), all of which begin before the first is waited for.
 //!
-//! [`Suspension`] does this. It needs nothing of a kernel but a [`Kernel`].
+//! [`Suspension`] does this. It needs nothing of a kernel but a [`Kernel`]. Here is one that has a domain with event channels, xenstore and no
+//! device, on the mock, whose toolstack migrates each domain that suspends itself:
+//!
+//! ```
+//! use core::time::Duration;
+//! use xen_evtchn::EventChannels;
+//! use xen_hypercall::sched::Resumed;
+//! use xen_hypercall::{DomId, RestoreError, mock::MockXen};
+//! use xen_xenstore::control::{Request, ShutdownWatch};
+//! use xen_xenstore::suspend::{Kernel, Suspension};
+//! use xen_xenstore::{Xenstore, mock::MockXenstored};
+//!
+//! struct OneVcpu;
+//!
+//! impl Kernel for OneVcpu {
+//!     fn stand_still(&self, suspend: &mut dyn FnMut()) {
+//!         // Interrupts are off, and there is no other vCPU to stop.
+//!         suspend();
+//!     }
+//!
+//!     fn renew(&self) -> Result<(), RestoreError> {
+//!         // A kernel on Xen: its clock, and where it is interrupted.
+//!         Ok(())
+//!     }
+//!
+//!     fn lost(&self, why: RestoreError) -> ! {
+//!         panic!("{why}")
+//!     }
+//! }
+//!
+//! let xen = MockXen::new();
+//! xen_evtchn::mock::install(&xen);
+//! let store = MockXenstored::new(&xen);
+//! let guest = xen.domain(DomId(1));
+//! store.connect(&guest);
+//! let domain = guest.boot()?;
+//! let events = EventChannels::new(&domain)?;
+//! let mut xs = Xenstore::new(&events)?;
+//! let requests = ShutdownWatch::new(&mut xs, &[Request::Suspend])?;
+//!
+//! // What `xl migrate` does first.
+//! store.write("/local/domain/1/control/shutdown", "suspend");
+//! xen.run_until_idle(100);
+//! assert_eq!(requests.poll(&mut xs)?, Some(Request::Suspend));
+//!
+//! let suspension = Suspension {
+//!     domain: &domain,
+//!     events: &events,
+//!     kernel: &OneVcpu,
+//!     parts: &mut [],
+//!     patience: Duration::from_secs(10),
+//! };
+//! // SAFETY: one thread, between two calls; no page of another domain is mapped, and no device writes to memory.
+//! let outcome = unsafe { suspension.run(&mut xs, Some(&requests), &mut ()) }?;
+//! assert_eq!((outcome.resumed, outcome.absent), (Resumed::InNewDomain, 0));
+//! assert_eq!(xs.read_str("name")?, "d2");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![allow(unsafe_code, reason = "suspends the domain")]
 
 use core::fmt;
 use core::time::Duration;
 
 use xen_evtchn::EventChannels;
-use xen_hypercall::sched::Resumed;
+use xen_hypercall::sched::{self, Resumed};
 use xen_hypercall::{Domain, Errno, Platform, Restore, RestoreError, SpecialPages, SuspendError, Wait};
 
 use crate::Xenstore;
@@ -24,6 +81,15 @@ pub trait Kernel {
     /// vCPU 0, has its interrupts off. What is stopped is stopped between two calls of what stands on the [`Domain`], and not
     /// within one.
     fn stand_still(&self, suspend: &mut dyn FnMut());
+
+    /// Suspends the domain in another way than by `SCHEDOP_shutdown`: on arm64 by PSCI's `SYSTEM_SUSPEND`, for those who have it. None:
+    /// there is no other way. Called within [`stand_still`](Self::stand_still).
+    ///
+    /// # Safety
+    /// What [`Domain::suspend`] asks for holds.
+    unsafe fn suspend(&self) -> Option<Result<Resumed, Errno>> {
+        None
+    }
 
     /// First of all in a new domain, within [`stand_still`](Self::stand_still): the clock
     /// ([`Clock::go_on`](xen_hypercall::Clock::go_on)), where each vCPU is interrupted, areas of vCPUs, assists, and whatever else
@@ -142,7 +208,11 @@ impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
                     let mut resumed = Err(Error::Refused(Errno::EINVAL));
                     kernel.stand_still(&mut || {
                         // SAFETY: the kernel lets everything stand still around this, and the rest is the caller's promise.
-                        let suspended = unsafe { domain.suspend() };
+                        let suspended = unsafe {
+                            domain.suspend_by(|platform| {
+                                kernel.suspend().unwrap_or_else(|| sched::suspend(platform))
+                            })
+                        };
                         resumed = match suspended {
                             Ok(Resumed::InNewDomain) => match set_up(events, kernel, parts) {
                                 Ok(()) => Ok(Resumed::InNewDomain),

@@ -2,6 +2,8 @@
 
 use core::task::Waker;
 
+use xen_evtchn::wake_all;
+
 use crate::{Path, Watch};
 
 /// What a daemon lets a guest have, unless its administrator sets another quota.
@@ -166,7 +168,7 @@ impl Watches {
 
     /// Wakes all tasks that wait.
     pub(crate) fn wake_all(&mut self) {
-        self.slots.iter_mut().for_each(Slot::wake);
+        wake_all(self.slots.iter_mut(), Slot::wake);
     }
 }
 

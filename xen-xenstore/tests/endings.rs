@@ -273,22 +273,11 @@ fn a_directory_that_may_not_be_read_yet_is_waited_for() {
     assert_eq!(machine.xen.now().as_secs(), 5);
 }
 
-/// Answers to UNWATCH are lost, or are refusals.
-fn spoil_unwatch(machine: &Machine) {
-    machine.store.tamper(Some(|header: &mut Header, body: &mut Vec<u8>| {
-        if header.kind == Operation::UNWATCH.0 {
-            header.kind = Operation::ERROR.0;
-            *body = b"ENOENT\0".to_vec();
-            header.len = body.len() as u32;
-        }
-    }));
-}
-
 #[test]
 fn a_watch_that_cannot_be_ended_skips_nothing() {
     let machine = Machine::new();
     let there = plugged(&machine, Toolstack::Xl);
-    spoil_unwatch(&machine);
+    machine.store.refuse(Operation::UNWATCH, "ENOENT");
     let mut xs = machine.client();
     machine.store.write("/local/domain/1/data/n", "7");
     assert_eq!(xs.wait_for("data/n", machine.after(5), |number: &u32| *number == 7), Ok(Some(7)));
@@ -342,6 +331,39 @@ fn a_write_whose_answer_was_lost_leaves_the_device_ours() {
         machine.store.remove(&there.back_path("stopped"));
         device.close(&mut xs, machine.after(5)).unwrap();
         assert_eq!(there.front("state").as_deref(), Some("6"), "{lost}");
+    }
+}
+
+/// The backend may have been told of rings although nobody said so: they are about to go, and it must not use them.
+#[test]
+fn a_device_whose_publication_may_have_been_done_is_closed() {
+    let machine = Machine::new();
+    let there = plugged(&machine, Toolstack::Xl);
+    let mut xs = machine.client();
+    xs.set_patience(std::time::Duration::from_secs(1));
+    // Begin, read, write twice, end.
+    for lost in 0..5 {
+        there.set_back("stopped", "");
+        there.set_state(XenbusState::INIT_WAIT);
+        let device = machine.open(&mut xs).unwrap();
+        let mut left = lost;
+        machine.store.tamper(Some(move |header: &mut Header, _: &mut Vec<u8>| {
+            let answers = header.kind != Operation::WATCH_EVENT.0;
+            if answers && left == 0 {
+                header.request_id = 0;
+            }
+            left -= i32::from(answers);
+        }));
+        let published = device.publish(&mut xs, XenbusState::INITIALISED, |transaction, path| {
+            transaction.write(&path.join("ring-ref")?, b"8")
+        });
+        assert!(matches!(published, Err(Error::TimedOut(_))), "{lost}: {published:?}");
+        machine.store.tamper(None::<fn(&mut Header, &mut Vec<u8>)>);
+        assert_eq!(there.front("state").as_deref(), Some("6"), "{lost}");
+        assert_eq!(machine.store.watches(ID), 0);
+        machine.store.remove(&there.back_path("stopped"));
+        let device = connect(&machine, &mut xs);
+        device.close(&mut xs, machine.after(5)).unwrap();
     }
 }
 

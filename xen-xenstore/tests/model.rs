@@ -1,14 +1,16 @@
 //! Random calls of a guest and of others, against random faults, with a model of the tree beside it.
 #![cfg(feature = "mock")]
+#![allow(unsafe_code, reason = "suspends a domain")]
 
 mod common;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{HOME, ID, Machine, names};
+use common::{Machine, names};
 use proptest::prelude::*;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
+use xen_hypercall::sched::Resumed;
 use xen_xenstore::mock::{Faults, Limits};
 use xen_xenstore::wire::{Header, Operation, Refusal};
 use xen_xenstore::{Error, Transaction, Xenstore};
@@ -35,6 +37,8 @@ enum Call {
     Transaction(Vec<Change>, bool, Option<Change>),
     Others(Change),
     Reconnect,
+    /// The guest goes on as a new domain, after it was brought to rest or not.
+    Migrate(bool),
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -61,6 +65,7 @@ fn call() -> impl Strategy<Value = Call> {
             .prop_map(|(changes, commits, others)| Call::Transaction(changes, commits, others)),
         2 => change().prop_map(Call::Others),
         1 => Just(Call::Reconnect),
+        1 => any::<bool>().prop_map(Call::Migrate),
     ]
 }
 
@@ -135,22 +140,39 @@ fn do_it_in(transaction: &mut Transaction<'_, '_, MockDomain>, change: &Change) 
     }
 }
 
+/// Where the guest's own directory is.
+fn below(machine: &Machine) -> String {
+    format!("/local/domain/{}/data/", machine.guest.id().0)
+}
+
 /// As domain 0, which the faults do not touch.
 fn others_do(machine: &Machine, change: &Change) {
+    let below = below(machine);
     match change {
-        Change::Write(place, value) => machine.store.write_bytes(&format!("{HOME}/data/{place}"), value),
+        Change::Write(place, value) => machine.store.write_bytes(&format!("{below}{place}"), value),
         Change::Make(place) => {
-            let path = format!("{HOME}/data/{place}");
+            let path = format!("{below}{place}");
             let value = machine.store.read_bytes(&path).unwrap_or_default();
             machine.store.write_bytes(&path, &value);
         }
-        Change::Remove(place) => machine.store.remove(&format!("{HOME}/data/{place}")),
+        Change::Remove(place) => machine.store.remove(&format!("{below}{place}")),
     }
+}
+
+/// The guest goes on as a new domain, whose connection is not made yet.
+fn migrate(machine: &Machine, xs: &mut Xenstore<'_, MockDomain>, quiesce: bool) {
+    if quiesce {
+        // A daemon that hangs is left as it is.
+        let _ = xs.quiesce();
+    }
+    // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+    assert_eq!(unsafe { machine.token.suspend() }, Ok(Resumed::InNewDomain));
+    machine.events.resume().expect("a Xen like the one before");
 }
 
 /// What the daemon has.
 fn actual(machine: &Machine) -> Model {
-    let below = format!("{HOME}/data/");
+    let below = below(machine);
     let paths = machine.store.paths();
     let found = paths.iter().filter_map(|path| Some((path.strip_prefix(&below)?, path)));
     found.map(|(place, path)| (place.to_owned(), machine.store.read_bytes(path).unwrap())).collect()
@@ -170,7 +192,8 @@ struct Run<'m> {
 impl Run<'_> {
     /// What was given up may still be on its way. Once the daemon has answered anything after it, it is not.
     fn let_pass(&self, xs: &mut Xenstore<'_, MockDomain>) {
-        let answered = (0..200).any(|_| !matches!(xs.is_introduced(ID), Err(Error::TimedOut(_))));
+        let answered =
+            (0..200).any(|_| !matches!(xs.is_introduced(self.machine.guest.id()), Err(Error::TimedOut(_))));
         assert!(answered, "no answer in 200 tries\n{}", self.machine.xen.trace_text());
     }
 
@@ -311,6 +334,18 @@ impl Run<'_> {
                 apply(&mut self.model, change);
             }
             Call::Reconnect => self.reconnect(xs),
+            Call::Migrate(quiesce) => {
+                migrate(self.machine, xs, *quiesce);
+                match xs.resume() {
+                    Ok(()) | Err(Error::Refused(_, Refusal::Busy)) => {}
+                    Err(error) => {
+                        assert!(is_uncertain(error), "{error}");
+                        assert_eq!(xs.resume(), Err(error), "no connection");
+                        self.reconnect(xs);
+                    }
+                }
+                self.settle_on(&[Model::new()], "a new domain");
+            }
         }
     }
 
@@ -391,8 +426,8 @@ proptest! {
         for (place, value) in &run.model {
             prop_assert_eq!(xs.read(&path(place)), Ok(&**value));
         }
-        prop_assert_eq!(machine.store.transactions(ID), 0);
-        prop_assert_eq!(machine.store.watches(ID), 1);
+        prop_assert_eq!(machine.store.transactions(machine.guest.id()), 0);
+        prop_assert_eq!(machine.store.watches(machine.guest.id()), 1);
     }
 
     #[test]
@@ -439,7 +474,7 @@ proptest! {
                 let offset = 2048 + 4 * dice.below(7) as usize;
                 let value = if dice.below(2) == 0 { dice.next_u64() } else { dice.below(4096) } as u32;
                 // It goes on offering what is needed at the end.
-                machine.store.poke(ID, offset, if offset == 2064 { value | 1 } else { value });
+                machine.store.poke(machine.guest.id(), offset, if offset == 2064 { value | 1 } else { value });
             }
             if dice.hit(poker) {
                 machine.store.stall(true);
@@ -459,6 +494,15 @@ proptest! {
                     xs.wait_fired(&watch, start + Duration::from_millis(10)).map(drop)
                 }
                 Call::Reconnect => xs.permissions("data", |_, _| ()),
+                Call::Migrate(quiesce) => {
+                    migrate(&machine, &mut xs, *quiesce);
+                    let resumed = xs.resume();
+                    prop_assert!(xs.now() - start <= Duration::from_secs(60));
+                    // What it is broken by then is what the next call says.
+                    prop_assert!(resumed.is_err() || xs.poll().is_ok() || liar != Chance::NEVER);
+                    machine.store.stall(false);
+                    continue;
+                }
             };
             // What is broken stays so, and says the same every time.
             if let Some(error) = broken {
@@ -474,6 +518,6 @@ proptest! {
         for (place, value) in actual(&machine) {
             prop_assert_eq!(xs.read(&path(&place)), Ok(&*value));
         }
-        prop_assert_eq!(xs.read(&format!("{HOME}/none")).err(), Some(Error::Refused(Operation::READ, Refusal::NotFound)));
+        prop_assert_eq!(xs.read(&format!("{}none", below(&machine))).err(), Some(Error::Refused(Operation::READ, Refusal::NotFound)));
     }
 }

@@ -333,6 +333,8 @@ fn everything_is_set_up_again_in_its_order() {
                  net:finish disk:finish serial:finish";
     assert_eq!(log.take(), format!("{BEFORE} {after}"));
     assert_eq!(watch.poll(&mut xs), Ok(None), "the watch is set, and nothing is asked for");
+    let feature = |name: &str| world.store.read(&world.home(&format!("control/feature-{name}")));
+    assert_eq!((feature("suspend").as_deref(), feature("reboot").as_deref()), (Some("1"), Some("0")));
     // And again, with a device that does not come back.
     fakes.devices[1].refuses.set(true);
     world.xen.set_toolstack(|domain| {
@@ -428,4 +430,52 @@ fn a_domain_that_cannot_be_set_up_again_is_lost_and_one_without_xenstore_is_told
     // SAFETY: nothing is suspended.
     let error = unsafe { suspension.run(&mut xs, None, &mut ()) };
     assert_eq!(error, Err(suspend::Error::Refused(Errno::EINVAL)));
+}
+
+/// A kernel with another way to be suspended, as PSCI's `SYSTEM_SUSPEND` is on arm64.
+struct Firmware<'w>(&'w World, Result<Resumed, Errno>);
+
+impl Kernel for Firmware<'_> {
+    fn stand_still(&self, suspend: &mut dyn FnMut()) {
+        suspend();
+    }
+
+    unsafe fn suspend(&self) -> Option<Result<Resumed, Errno>> {
+        if self.1 == Ok(Resumed::InNewDomain) {
+            self.0.xen.migrate(&self.0.guest);
+        }
+        Some(self.1)
+    }
+
+    fn renew(&self) -> Result<(), RestoreError> {
+        assert_eq!(self.1, Ok(Resumed::InNewDomain));
+        Ok(())
+    }
+
+    fn lost(&self, why: RestoreError) -> ! {
+        panic!("{why}")
+    }
+}
+
+#[test]
+fn a_kernel_may_have_another_way_to_be_suspended() {
+    let world = World::new();
+    let mut xs = world.client();
+    world.xen.set_toolstack(|_| panic!("Xen's own call was not to be made"));
+    let mut run = |how| {
+        let suspension = Suspension {
+            domain: &world.token,
+            events: &world.events,
+            kernel: &Firmware(&world, how),
+            parts: &mut [],
+            patience: SECOND,
+        };
+        // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.
+        let outcome = unsafe { suspension.run(&mut xs, None, &mut ()) };
+        (outcome.map(|outcome| outcome.resumed), xs.read_str("name").unwrap().to_string())
+    };
+    assert_eq!(run(Ok(Resumed::InPlace)), (Ok(Resumed::InPlace), "d1".into()));
+    assert_eq!(run(Err(Errno::EBUSY)), (Err(suspend::Error::Refused(Errno::EBUSY)), "d1".into()));
+    assert_eq!(run(Ok(Resumed::InNewDomain)), (Ok(Resumed::InNewDomain), "d2".into()));
+    assert_eq!(world.token.incarnation().number(), 1);
 }

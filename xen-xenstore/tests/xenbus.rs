@@ -411,14 +411,14 @@ fn publishing_is_one_step_and_is_tried_again() {
     device.unwrap();
     assert_eq!(runs, 6);
     assert_eq!((machine.front(), machine.store.read(&format!("{FRONT}/b"))), ("3".into(), Some("2".into())));
-    // What goes wrong inside leaves nothing.
+    // What goes wrong inside leaves nothing, and the device is given up.
     let device = machine.open(&mut xs).unwrap();
     let failed = device.publish(&mut xs, XenbusState::INITIALISED, |transaction, path| {
         transaction.write(&path.join("a")?, b"3")?;
         Err(Error::BadValue)
     });
     assert_eq!(failed.err(), Some(Error::BadValue));
-    assert_eq!((machine.front(), machine.store.read(&format!("{FRONT}/a"))), ("1".into(), Some("1".into())));
+    assert_eq!((machine.front(), machine.store.read(&format!("{FRONT}/a"))), ("6".into(), Some("1".into())));
 }
 
 #[test]

@@ -66,6 +66,16 @@ pub fn check(fetch: bool) -> Result<bool> {
     }
 }
 
+/// The folder of Xen's public headers: the caller's, this machine's, or that of Debian's package.
+pub(crate) fn headers() -> Result<PathBuf> {
+    const INSTALLED: &str = "/usr/include";
+    match std::env::var_os("XEN_INCLUDE_DIR") {
+        Some(named) => Ok(named.into()),
+        None if Path::new(INSTALLED).join("xen/xen.h").is_file() => Ok(INSTALLED.into()),
+        None => Ok(fetched()?.join("usr/include")),
+    }
+}
+
 fn start(environment: &[(&str, OsString)]) -> Result<Option<i32>> {
     let mut cargo = cargo();
     cargo.args(["run", "--quiet", "--package", "abi-check"]);

@@ -3,10 +3,12 @@
 mod block;
 mod figures;
 mod linux;
+mod migrate;
 mod peer;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,8 @@ enum What {
     Xen,
     /// The unikernel and a Linux guest with nginx in turns, on the same Xen, bridge and disk
     Linux,
+    /// The unikernel and a Linux guest are migrated, saved and restored in turns: how long nobody had an answer
+    Migrate,
     /// The driver of disks beside Linux' own, in turns, on the same Xen and disk
     Disk,
     /// Frames and requests per second through the drivers and their mocks, on this machine
@@ -76,12 +80,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             What::Size => sizes()?,
             What::Xen => unikernel(args)?,
             What::Linux => linux::compare(args.rounds)?,
+            What::Migrate => linux::compare_moves(args.rounds)?,
             What::Disk => linux::compare_disks(args.rounds)?,
             What::Mock => {
                 println!("the drivers and their mocks, one thread of this machine");
-                program(&["--package", "throughput"])?;
+                program(&["--package", "throughput"], &[])?;
             }
-            What::Ring => program(&["--package", "ring-bench"])?,
+            What::Ring => {
+                let headers = crate::abi::headers()?;
+                program(&["--package", "ring-bench"], &[("XEN_INCLUDE_DIR", &headers)])?;
+            }
             What::Fuzz => crate::fuzz::bench()?,
         }
     }
@@ -89,8 +97,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Runs a program of the workspace, compiled for speed, which prints its own figures.
-fn program(args: &[&str]) -> Result<()> {
+fn program(args: &[&str], environment: &[(&str, &Path)]) -> Result<()> {
     let mut cargo = image::cargo();
+    cargo.envs(environment.iter().copied());
     let status =
         cargo.args(["run", "--quiet", "--release"]).args(args).status().context("cannot start cargo")?;
     ensure!(status.success(), "{} failed: {status}", args.join(" "));

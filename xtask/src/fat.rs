@@ -51,7 +51,11 @@ fn fill(path: &Path, size: u64, files: &BTreeMap<String, Vec<u8>>, bar: &Progres
     let disk = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
     disk.set_len(size)?;
     let kind = if size > 1024 * MIB { FatType::Fat32 } else { FatType::Fat16 };
-    let options = FormatVolumeOptions::new().fat_type(kind).volume_label(*b"UNIKERNEL  ");
+    let mut options = FormatVolumeOptions::new().fat_type(kind).volume_label(*b"UNIKERNEL  ");
+    if kind == FatType::Fat16 {
+        // Large ones, of which a file has fewer; but so many that the disk is not taken for one of FAT12.
+        options = options.bytes_per_cluster((1 << (size / 8192).ilog2()).clamp(2048, 32768));
+    }
     let mut cached = fscommon::BufStream::new(disk);
     fatfs::format_volume(&mut cached, options)?;
     let system = fatfs::FileSystem::new(cached, FsOptions::new())?;

@@ -28,19 +28,19 @@ fn build(package: &str) -> Result<PathBuf> {
     Ok(target.join("release").join(package))
 }
 
-fn command(port: u16, disk: Option<&Path>, cmdline: &str) -> Result<Command> {
+fn command(port: u16, disk: Option<&Path>, more: &[&str], cmdline: &str) -> Result<Command> {
     let mut command = Command::new(build("unikernel")?);
     command.arg("--forward").arg(format!("{port}:80"));
     if let Some(disk) = disk {
         command.arg("--disk").arg(disk);
     }
-    command.arg("--").args(cmdline.split_ascii_whitespace());
+    command.args(more).arg("--").args(cmdline.split_ascii_whitespace());
     Ok(command)
 }
 
 /// Runs the application in the foreground, until it ends: this process becomes that one, which takes Ctrl-C as it likes.
 pub(crate) fn run(port: u16, disk: Option<&Path>, cmdline: &str) -> Result<ExitCode> {
-    let mut command = command(port, disk, cmdline)?;
+    let mut command = command(port, disk, &[], cmdline)?;
     let address = format!("http://127.0.0.1:{port}/");
     println!("\n    {address}          the files of its disk\n    {address}-/status  how it does\n");
     Err(command.exec()).context("cannot start the program")
@@ -57,16 +57,41 @@ impl Drop for Host {
     }
 }
 
-/// Runs the checks of the web server on the application on the mocks.
+/// Runs the checks of the web server on the application on the mocks, and again while it is migrated all the time.
 pub(crate) fn check() -> Result<Tally> {
     let disk = out_dir()?.join("host.img");
     let contents = web::contents();
     let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
     fat::image(&disk, 64, &files)?;
+    let mut tally = Tally::default();
+    {
+        let (_host, site) = start(&disk, &[])?;
+        for (name, check) in web::CHECKS {
+            report(&mut tally, name, || check(&site));
+        }
+        report(&mut tally, "times-of-files", || times_of_files(&site, &disk));
+    }
+    {
+        let (_host, site) = start(&disk, &["--migrate", "100"])?;
+        for (name, check) in web::CHECKS {
+            report(&mut tally, &format!("migrated-{name}"), || check(&site));
+        }
+        report(&mut tally, "migrated", || {
+            let times = site.metric("resumes_total")?;
+            ensure!(times > 3, "it was migrated {times} times");
+            Ok(())
+        });
+    }
+    report(&mut tally, "hello", || hello::as_a_process(&build("hello")?, "hello"));
+    Ok(tally)
+}
+
+/// Starts the application, and waits until it answers.
+fn start(disk: &Path, more: &[&str]) -> Result<(Host, Site)> {
     let port = qemu::free_port()?;
-    let mut command = command(port, Some(&disk), "ip=10.0.0.2/24 gw=10.0.0.1")?;
+    let mut command = command(port, Some(disk), more, "ip=10.0.0.2/24 gw=10.0.0.1")?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let _host = Host(command.spawn().context("cannot start the program")?);
+    let host = Host(command.spawn().context("cannot start the program")?);
     let site = Site::new(port);
     let end = Instant::now() + PATIENCE;
     while let Err(error) = site.get("/-/metrics") {
@@ -75,13 +100,7 @@ pub(crate) fn check() -> Result<Tally> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let mut tally = Tally::default();
-    for (name, check) in web::CHECKS {
-        report(&mut tally, name, || check(&site));
-    }
-    report(&mut tally, "hello", || hello::as_a_process(&build("hello")?, "hello"));
-    report(&mut tally, "times-of-files", || times_of_files(&site, &disk));
-    Ok(tally)
+    Ok((host, site))
 }
 
 /// A file has the time at which it was written, not that at which the disk was opened or the connection began.

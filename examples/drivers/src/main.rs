@@ -2,7 +2,8 @@
 //! about each.
 //!
 //! Words of its command line say what to do: `block` checks disks, `net` network cards, `bench` measures the disk `xvda`,
-//! whose content is lost. What dom0 has to do in between is asked for by lines that begin with `please`.
+//! whose content is lost. `block-lives=WORD,WORD` and `net-lives=WORD,WORD` have a disk, or two cards, at work while the domain
+//! is suspended, once for each word: a `migrate`, a `save` or a `checkpoint`. What dom0 has to do in between is asked for by lines that begin with `please`.
 #![no_std]
 #![no_main]
 
@@ -31,6 +32,12 @@ fn main(guest: Guest) -> Exit {
     }
     if words.has("net") {
         net::run(&mut place, &words, &mut report);
+    }
+    if let Some(plan) = words.get("block-lives") {
+        block::lives::run(&mut place, plan, &mut report);
+    }
+    if let Some(plan) = words.get("net-lives") {
+        net::lives::run(&mut place, plan, &mut report);
     }
     if words.has("bench") {
         let measured = bench::run(&mut place, &words, &report);

@@ -21,3 +21,8 @@ pub(crate) fn fill(lba: u64, round: u8, out: &mut [u8]) {
         }
     }
 }
+
+/// A sum of bytes in which their order counts.
+pub(crate) fn sum(bytes: &[u8], before: u64) -> u64 {
+    bytes.iter().fold(before, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}

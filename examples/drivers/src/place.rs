@@ -8,8 +8,10 @@ use xen_blkfront::BlkFront;
 use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
 use xen_hypercall::Wait;
+use xen_rt::suspend::{Device, Outcome};
 use xen_rt::{Guest, Kernel};
 use xen_xenstore::Xenstore;
+use xen_xenstore::control::{Request, ShutdownWatch};
 
 pub(crate) type Xen = &'static Kernel;
 pub(crate) type Events = &'static EventChannels<Xen>;
@@ -20,6 +22,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Place {
+    pub(crate) guest: Guest,
+    /// Made when it is needed.
+    requests: Option<ShutdownWatch>,
     pub(crate) kernel: Xen,
     pub(crate) events: Events,
     pub(crate) grants: Grants,
@@ -31,7 +36,8 @@ impl Place {
     pub(crate) fn new(guest: Guest) -> Result<Self, Failure> {
         let events = guest.events();
         let grants: Grants = Box::leak(Box::new(GrantTable::new(guest.domain())?));
-        Ok(Self { kernel: guest.kernel(), events, grants, xs: Xenstore::new(events)? })
+        let xs = Xenstore::new(events)?;
+        Ok(Self { guest, requests: None, kernel: guest.kernel(), events, grants, xs })
     }
 
     /// Takes a disk's responses; if there is none yet, waits for one more than `skip`.
@@ -49,6 +55,32 @@ impl Place {
                 self.events.wait_since(seen, until);
             }
         }
+    }
+
+    /// Whether dom0 asks for a suspend.
+    pub(crate) fn is_asked(&mut self) -> Result<bool, Failure> {
+        let Self { requests, xs, .. } = self;
+        let requests = match requests {
+            Some(requests) => requests,
+            None => requests.insert(ShutdownWatch::new(xs, &[Request::Suspend])?),
+        };
+        Ok(requests.poll(xs)? == Some(Request::Suspend))
+    }
+
+    /// Suspends the domain, as it was asked for, with these devices.
+    pub(crate) fn suspend<D: Device<'static, Xen>>(&mut self, devices: &mut D) -> Result<Outcome, Failure> {
+        let (mut grants, requests) = (self.grants, self.requests.as_ref());
+        Ok(self.guest.suspend(&mut self.xs, requests, &mut [&mut grants], devices, PATIENCE)?)
+    }
+
+    /// What time it is.
+    pub(crate) fn now(&self) -> Duration {
+        self.kernel.now()
+    }
+
+    /// A deadline for what takes dom0 longer.
+    pub(crate) fn later(&self) -> Duration {
+        self.kernel.now() + 10 * PATIENCE
     }
 
     /// A deadline from now on.

@@ -7,13 +7,18 @@
 //! load get ADDRESS PATH CONNECTIONS TIME       each connection by itself as fast as it can, once at least; bytes of bodies per second
 //! load put ADDRESS PATH CONNECTIONS TIME       the same the other way, in bodies of 8 MiB
 //! load sink PORT                               a server that takes what it is sent and says 204
+//! load traffic ADDRESS FILE CONNECTIONS WRITTEN TIMES COMMAND
+//!                                              runs a command of the shell so many times, while the connections read parts of a file, and
+//!                                              one more writes and reads another, "-": none; nothing may be lost; for each time how long
+//!                                              the command took, nobody had an answer, and no domain ran
 //! load block DEVICE                            reads and writes a disk, whose content is lost; a line for each kind
 //! ```
 //!
 //! An address without a port means port 80.
 
 mod disk;
-mod unpause;
+mod domains;
+mod traffic;
 
 use std::env;
 use std::io::{BufRead, BufReader, Error, Read, Result, Write};
@@ -22,7 +27,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use unpause::Paused;
+use domains::Xen;
 
 /// A server that is silent for so long is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,8 +52,14 @@ fn main() -> ExitCode {
             each(address, connections, time, |stream, end| put(stream, path, end))
         }
         ["sink", port] => sink(port),
+        ["traffic", address, file, readers, written, times, command] => {
+            let written = Some(written).filter(|path| *path != "-");
+            number(readers).and_then(|readers| {
+                traffic::run(&traffic::Site { address, file, readers, written }, number(times)?, command)
+            })
+        }
         ["block", device] => disk::run(device),
-        _ => Err(Error::other("boot, requests, get, put, sink or block; its source says with what")),
+        _ => Err(Error::other("boot, requests, get, put, sink, traffic or block; its source says with what")),
     };
     match result {
         Ok(line) => {
@@ -81,9 +92,9 @@ fn connect(address: &str, patience: Duration) -> Result<TcpStream> {
 }
 
 fn boot(domain: &str, address: &str, path: &str) -> Result<String> {
-    let paused = Paused::find(domain)?;
+    let (id, xen) = (domains::find(domain)?, Xen::open()?);
     let start = Instant::now();
-    paused.unpause()?;
+    xen.unpause(id)?;
     let stream = loop {
         match connect(address, TRY) {
             Ok(stream) => break stream,
@@ -106,6 +117,13 @@ fn head(method: &str, path: &str, more: &str) -> String {
 
 /// Reads one answer, and returns its body's length.
 fn answer(reader: &mut impl BufRead, body: &mut [u8]) -> Result<usize> {
+    let length = answer_head(reader)?;
+    take(reader, length, body)?;
+    Ok(length)
+}
+
+/// Reads the head of an answer, and returns its body's length.
+fn answer_head(reader: &mut impl BufRead) -> Result<usize> {
     let (mut line, mut length) = (String::new(), None);
     reader.read_line(&mut line)?;
     let status = line.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -123,13 +141,11 @@ fn answer(reader: &mut impl BufRead, body: &mut [u8]) -> Result<usize> {
             None => break,
         }
     }
-    let length = match length {
-        None if status == "204" => 0,
-        None => return Err(Error::other("an answer without a length")),
-        Some(length) => length,
-    };
-    take(reader, length, body)?;
-    Ok(length)
+    match length {
+        None if status == "204" => Ok(0),
+        None => Err(Error::other("an answer without a length")),
+        Some(length) => Ok(length),
+    }
 }
 
 /// Reads and forgets.

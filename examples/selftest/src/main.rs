@@ -5,6 +5,9 @@
 //! event channels and grants with a second domain of its own kind, too, whose number it is told by the node `data/peer`
 //! of its xenstore. `abi=fifo` and `grants=2` choose what the two of them use.
 //!
+//! With `resume=WORD,WORD` it checks what it can in each of several lives: before each it asks dom0 for what the word says, a
+//! `save` and a restore or a `checkpoint`, and afterwards it looks at what was made before, and checks all of it again.
+//!
 //! With `vcpus=COUNT` it has all its vCPUs at work, and checks nothing else; with `overflow`, too, one of them does nothing but
 //! to use more stack than it has, which ends the domain.
 #![no_std]
@@ -34,6 +37,12 @@ fn main(boot: Boot) -> Exit {
         .unwrap_or_else(|error| crash(format_args!("Xen does not say what it has: {error}")));
     let domain = Domain { kernel, token: boot.domain(), first: features.contains(Features::DOM0) };
     let mut report = Report::new(env!("CARGO_PKG_NAME"));
+    if let Some(plan) = words.get("resume") {
+        let guest = open(boot, checks::abi(&words));
+        checks::resume::run(guest, plan, checks::version(&words), &mut report);
+        report.end();
+        return Exit::PowerOff;
+    }
     if let Some(count) = words.get("vcpus").and_then(|count| count.parse().ok()) {
         let guest = open(boot, checks::abi(&words));
         if words.has("overflow") {

@@ -9,10 +9,10 @@ use webserver::report::Report;
 use webserver::{Machine, Request};
 use xen_evtchn::{EventChannels, EventSeq};
 use xen_hypercall::{Wait, version};
+use xen_rt::Guest;
 use xen_xenstore::{Path, Xenstore, control};
 
 use crate::devices::{self, Devices, Disk, Nic, Slot};
-use crate::platform::Owned;
 use crate::platform::{self, Kernel, console};
 
 pub(crate) type Events = &'static EventChannels<&'static Kernel>;
@@ -24,6 +24,8 @@ pub(crate) struct XenMachine {
     events: Events,
     control: Option<(Store, control::ShutdownWatch)>,
     slot: Option<&'static Slot>,
+    #[cfg(feature = "suspend")]
+    suspend: crate::suspend::Suspend,
     /// The last event before the round began.
     seen: EventSeq,
 }
@@ -36,9 +38,17 @@ impl fmt::Debug for XenMachine {
 
 impl XenMachine {
     /// Opens what the domain has. What is missing or broken is reported and left out.
-    pub(crate) fn new(domain: Owned, events: Events, mut config: Config) -> (Self, Devices, Config) {
-        let kernel = *domain.platform();
-        let mut machine = Self { kernel, events, seen: events.seq(), control: None, slot: None };
+    pub(crate) fn new(guest: Guest, mut config: Config) -> (Self, Devices, Config) {
+        let (kernel, events) = (guest.kernel(), guest.events());
+        let mut machine = Self {
+            kernel,
+            events,
+            seen: events.seq(),
+            control: None,
+            slot: None,
+            #[cfg(feature = "suspend")]
+            suspend: crate::suspend::Suspend::new(guest),
+        };
         let store = match Xenstore::new(events) {
             Ok(store) => leak(RefCell::new(store)),
             Err(error) => {
@@ -48,10 +58,7 @@ impl XenMachine {
         };
         {
             let mut xs = store.borrow_mut();
-            match control::ShutdownWatch::new(
-                &mut xs,
-                &[control::Request::PowerOff, control::Request::Reboot],
-            ) {
+            match control::ShutdownWatch::new(&mut xs, OBEYS) {
                 Ok(watch) => machine.control = Some((store, watch)),
                 Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
             }
@@ -59,11 +66,21 @@ impl XenMachine {
                 config.address = address_from_store(&mut xs);
             }
         }
-        let devices = devices::open(domain, store, events);
+        let devices = devices::open(guest.domain(), store, events);
         machine.slot = devices.slot;
+        #[cfg(feature = "suspend")]
+        let devices = Devices { part: machine.suspend.take_part(devices.part), ..devices };
         (machine, devices, config)
     }
 }
+
+/// What the toolstack may ask for.
+const OBEYS: &[control::Request] = &[
+    control::Request::PowerOff,
+    control::Request::Reboot,
+    #[cfg(feature = "suspend")]
+    control::Request::Suspend,
+];
 
 /// The address that the toolstack wrote down for the card, which xl does on the backend's side.
 fn address_from_store(xs: &mut Xenstore<'static, &'static Kernel>) -> Option<(core::net::Ipv4Addr, u8)> {
@@ -87,7 +104,7 @@ impl Machine for XenMachine {
         let (store, watch) = self.control.as_ref()?;
         let xs = &mut store.borrow_mut();
         let asked = watch.poll(xs).and_then(|asked| match asked {
-            // It stays there, and the toolstack sees that nothing comes of it.
+            // Accepted when it is done; by a kernel that cannot, never, which the toolstack sees.
             Some(control::Request::Suspend) => Ok(asked),
             Some(request) => Ok(watch.accept(xs, request)?.then_some(request)),
             None => Ok(None),
@@ -96,6 +113,8 @@ impl Machine for XenMachine {
             Ok(None) => None,
             Ok(Some(control::Request::PowerOff | control::Request::Halt)) => Some(Request::PowerOff),
             Ok(Some(control::Request::Reboot)) => Some(Request::Reboot),
+            #[cfg(feature = "suspend")]
+            Ok(Some(control::Request::Suspend)) => Some(Request::Suspend),
             Ok(Some(control::Request::Crash)) => panic!("the toolstack asked for a crash"),
             Ok(Some(request)) => {
                 log::warn!("the toolstack asked for {request:?}, which this kernel cannot do");
@@ -159,6 +178,17 @@ impl Machine for XenMachine {
         {
             to.figure("xenstore_requests_total", store.stats().requests);
         }
+        #[cfg(feature = "suspend")]
+        self.suspend.report(to);
+    }
+
+    fn suspend(&mut self, nic: Option<&mut Nic>, disk: Option<&Disk>) {
+        #[cfg(feature = "suspend")]
+        if let Some((store, watch)) = &self.control {
+            self.suspend.run(&mut store.borrow_mut(), watch, nic, disk);
+        }
+        #[cfg(not(feature = "suspend"))]
+        let (_, _) = (nic, disk);
     }
 }
 

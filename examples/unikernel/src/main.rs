@@ -10,6 +10,8 @@ extern crate alloc;
 mod devices;
 mod machine;
 mod platform;
+#[cfg(feature = "suspend")]
+mod suspend;
 
 use webserver::config::Config;
 use webserver::{App, Request};
@@ -28,11 +30,11 @@ fn main(guest: Guest) -> Exit {
         xen_rt::selftest(name);
         log::warn!("selftest: there is panic, null, stack, text, rodata, exec");
     }
-    let (machine, devices, config) = XenMachine::new(guest.domain(), guest.events(), config);
+    let (machine, devices, config) = XenMachine::new(guest, config);
     let (_, request) = App::new(machine, &config, devices.nic, devices.disk).run();
     match request {
-        Request::PowerOff => Exit::PowerOff,
         Request::Reboot => Exit::Reboot,
+        _ => Exit::PowerOff,
     }
 }
 

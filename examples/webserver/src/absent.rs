@@ -58,6 +58,9 @@ impl Nic for Absent {
     fn flush(&mut self) {
         match *self {}
     }
+    fn has_moved(&mut self) -> bool {
+        match *self {}
+    }
     fn report(&self, _: &mut dyn Report) {
         match *self {}
     }

@@ -90,7 +90,12 @@ impl<D: Disk> Files<D> {
 
     /// Whether the disk is there still.
     pub(crate) fn is_there(&self) -> bool {
-        self.volumes.device(|disk| disk.inner.is_there())
+        self.with_disk(D::is_there)
+    }
+
+    /// The disk itself.
+    pub(crate) fn with_disk<R>(&self, f: impl FnOnce(&D) -> R) -> R {
+        self.volumes.device(|disk| f(&disk.inner))
     }
 
     /// The disk, of which nothing more can be had.
@@ -105,7 +110,7 @@ impl<D: Disk> Files<D> {
 
     /// Whether writing is refused.
     pub(crate) fn read_only(&self) -> bool {
-        self.volumes.device(|disk| disk.inner.read_only())
+        self.with_disk(D::read_only)
     }
 
     /// The disk's size in bytes.
@@ -116,7 +121,7 @@ impl<D: Disk> Files<D> {
 
     /// Returns when all that was written is on stable storage.
     fn flush(&self) -> Result<(), Failure<D>> {
-        self.volumes.device(|disk| disk.inner.flush()).map_err(Error::DeviceError)
+        self.with_disk(D::flush).map_err(Error::DeviceError)
     }
 
     /// Opens a file, or finds a directory.

@@ -149,6 +149,11 @@ impl Connection {
         matches!(self.transfer, Transfer::Download(_) | Transfer::Upload(_))
     }
 
+    /// Time that does not count against the peer.
+    pub(crate) fn wait_longer(&mut self, time: Duration) {
+        self.since += time;
+    }
+
     /// When the peer's patience with us, or ours with it, ends.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         self.active.then(|| self.since + PATIENCE)

@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod absent;
+mod announce;
 pub mod clock;
 mod commands;
 pub mod config;
@@ -34,6 +35,8 @@ pub enum Request {
     PowerOff,
     /// Stop and start again.
     Reboot,
+    /// Be [suspended](Machine::suspend), and go on.
+    Suspend,
 }
 
 /// What the application needs of the machine it runs on.
@@ -61,6 +64,9 @@ pub trait Machine {
     fn console_write(&mut self, text: &str);
     /// Tells what the machine is and how it does.
     fn report(&self, to: &mut dyn Report);
+    /// Hands the machine to whoever asked for it, and returns when it goes on, here or elsewhere. Everything is as before, but
+    /// that a device may be gone.
+    fn suspend(&mut self, nic: Option<&mut Self::Nic>, disk: Option<&Self::Disk>);
 }
 
 /// A network card.
@@ -73,6 +79,8 @@ pub trait Nic: smoltcp::phy::Device {
     fn arm(&mut self) -> bool;
     /// Hands everything written so far to the other side.
     fn flush(&mut self);
+    /// True once after the card came to another place of the network, which may look for the machine at the old one.
+    fn has_moved(&mut self) -> bool;
     /// Tells its state and figures.
     fn report(&self, to: &mut dyn Report);
     /// Ends it in good order.
@@ -181,10 +189,19 @@ impl<M: Machine> App<M> {
             // The card comes first, for somebody waits for an answer. All else can wait until it is out.
             let busy = self.turn(now);
             let disk_changed = self.follow_disk();
+            if let Some(net) = &mut self.net {
+                net.forgive(self.machine.now().saturating_sub(now));
+            }
             let deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };
             let stop = self.machine.poll().or_else(|| self.commands());
-            if let Some(request) = stop {
-                break request;
+            match stop {
+                // The round is over, and nobody knows what time it is.
+                Some(Request::Suspend) => {
+                    self.suspend();
+                    continue;
+                }
+                Some(request) => break request,
+                None => {}
             }
             if deadline.is_none_or(|at| at > now) {
                 self.machine.sleep(deadline);
@@ -204,6 +221,20 @@ impl<M: Machine> App<M> {
         }
         strange.into_iter().for_each(Disk::close);
         (machine, request)
+    }
+
+    fn suspend(&mut self) {
+        let Self { machine, net, files, strange, .. } = self;
+        let times = (machine.unix_time(), machine.now());
+        let nic = net.as_mut().filter(|_| M::Nic::PRESENT).map(net::Net::nic);
+        match files {
+            Some(files) if M::Disk::PRESENT => files.with_disk(|disk| machine.suspend(nic, Some(disk))),
+            _ => machine.suspend(nic, strange.as_ref()),
+        }
+        let times_after = (machine.unix_time(), machine.now());
+        if let Some(net) = net {
+            net.resume(times, times_after);
+        }
     }
 
     /// One round of the network; true if there is more to do at once.

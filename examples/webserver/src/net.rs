@@ -12,11 +12,15 @@ use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
+use crate::announce;
 use crate::config::Config;
 use crate::http::{Connection, Figures, Server};
 use crate::report::Report;
 use crate::slots::{SERVED, Slots};
 use crate::{Context, Machine, Nic};
+
+/// No peer waits longer before it tries again: Linux' `TCP_RTO_MAX`.
+const LONGEST_RETRY: Duration = Duration::from_secs(120);
 
 /// The network interface and everything on it.
 pub(crate) struct Net<N> {
@@ -26,6 +30,8 @@ pub(crate) struct Net<N> {
     dhcp: Option<SocketHandle>,
     slots: Slots,
     figures: Figures,
+    /// The network has not been told yet where the machine is now.
+    moved: bool,
 }
 
 impl<N> fmt::Debug for Net<N> {
@@ -56,7 +62,29 @@ impl<N: Nic> Net<N> {
         let mut slots = Slots::default();
         slots.prepare(&mut sockets);
         slots.listen(&mut sockets);
-        Self { nic, iface, sockets, dhcp, slots, figures: Figures::default() }
+        Self { nic, iface, sockets, dhcp, slots, figures: Figures::default(), moved: false }
+    }
+
+    /// The card.
+    pub(crate) fn nic(&mut self) -> &mut N {
+        &mut self.nic
+    }
+
+    /// A round took so long, in which nobody looked at what peers have sent.
+    pub(crate) fn forgive(&mut self, time: Duration) {
+        // Less makes no difference, and is asked for in every round.
+        if time >= Duration::from_secs(1) {
+            self.slots.connections.iter_mut().for_each(|connection| connection.wait_longer(time));
+        }
+    }
+
+    /// The machine goes on after it did not run for a while, which the times of day and the clock at both ends of it tell.
+    ///
+    /// A peer that was not answered has waited longer each time before it tried again, the last time for about as long as the
+    /// machine was away; so long its connection is kept.
+    pub(crate) fn resume(&mut self, before: (Duration, Duration), after: (Duration, Duration)) {
+        let away = after.0.saturating_sub(before.0).saturating_sub(after.1.saturating_sub(before.1));
+        self.forgive(after.1.saturating_sub(before.1) + away.min(LONGEST_RETRY));
     }
 
     /// Moves packets and serves connections once; true if there is more to do at once.
@@ -76,7 +104,13 @@ impl<N: Nic> Net<N> {
 
     /// Asks the card for an event; returns when to come back at the latest (now: at once).
     pub(crate) fn rest(&mut self, now: Duration) -> Option<Duration> {
-        if self.nic.arm() {
+        let ready = self.nic.arm();
+        self.moved |= self.nic.has_moved();
+        if self.moved && announce::say_where_we_are(&mut self.nic, &self.iface, instant(now)) {
+            self.moved = false;
+            self.nic.flush();
+        }
+        if ready {
             return Some(now);
         }
         let stack = self.iface.poll_delay(instant(now), &self.sockets);

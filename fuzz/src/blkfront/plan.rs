@@ -65,11 +65,14 @@ input! {
         Poke { offset: u16, bytes: [u8; 4] },
         /// It writes a number to a word at the ring's beginning: an index.
         Index { word: u8, number: Number },
+        /// The guest is suspended, and goes on in a new domain or where it was: its next backend is in another domain, or offers
+        /// less.
+        Suspend { migrate: bool, elsewhere: bool, lean: bool },
     }
 
     /// What is wrong with a response.
     pub enum FaultInput {
-        Id { id: u64 },
+        Bit { bit: u8 },
         SmallId { id: u8 },
         Operation { operation: u8 },
         Status { status: i16 },
@@ -91,7 +94,7 @@ impl Range {
 impl FaultInput {
     pub(super) fn fault(&self) -> Fault {
         match *self {
-            Self::Id { id } => Fault::Id(id),
+            Self::Bit { bit } => Fault::Bit(bit),
             Self::SmallId { id } => Fault::Id(id.into()),
             Self::Operation { operation } => Fault::Operation(operation),
             Self::Status { status } => Fault::Status(status),

@@ -7,11 +7,13 @@ use xen_hypercall::mock::Chance;
 pub enum Fault {
     /// It names this request.
     Id(u64),
+    /// One bit of the request's name is another: with a high one it is that of an earlier request in the same place.
+    Bit(u8),
     /// It names this operation.
     Operation(u8),
     /// The request is not done, and this is the response's status.
     Status(i16),
-    /// It is there twice, if there is another request whose answer it takes the place of.
+    /// It is there twice: it takes the place of the next answer in its ring, whenever that is.
     Twice,
     /// After it the ring's producer index is ahead by so much more.
     Index(u32),

@@ -13,7 +13,7 @@ use xen_hypercall::{DomId, event};
 use xen_ring::{Back, RSP_PROD};
 
 use super::backend::Backend;
-use crate::abi::{ABI, Blkif, Request};
+use crate::abi::{ABI, Blkif, Request, Response};
 
 pub(super) struct Link {
     pub(super) queues: Vec<Queue>,
@@ -32,6 +32,8 @@ pub(super) struct Queue {
     pub(super) late: Vec<Request>,
     /// An event that is sent in the next step.
     pub(super) late_event: bool,
+    /// A response that takes the place of the next one.
+    pub(super) twice: Option<Response>,
 }
 
 /// The guest's pages that are mapped between requests.
@@ -145,7 +147,7 @@ impl Queue {
         let answered = page.mem().load_u32(RSP_PROD, SeqCst).map_err(|error| error.to_string())?;
         let ring = Back::attach_at(page, answered).map_err(|error| error.to_string())?;
         let port = event::bind_interdomain(&backend.dom0, guest, port).map_err(|errno| errno.to_string())?;
-        Ok(Self { ring, port, requests: Vec::new(), late: Vec::new(), late_event: false })
+        Ok(Self { ring, port, requests: Vec::new(), late: Vec::new(), late_event: false, twice: None })
     }
 
     /// Whether an event came since the last look.

@@ -48,7 +48,6 @@ impl Backend {
             // An event alone is no move: while the guest does not listen, time goes on.
             return taken;
         }
-        let mut last = None;
         for request in now {
             // A request is late once, so that the work ends; a barrier never, for others wait for it.
             if request.operation != OP_BARRIER && self.hit(false, |faults| faults.late) {
@@ -56,11 +55,11 @@ impl Backend {
                     queue.late.push(request);
                 }
             } else {
-                last = self.answer(index, request, last);
+                self.answer(index, request);
             }
         }
         for request in overdue {
-            last = self.answer(index, request, last);
+            self.answer(index, request);
         }
         self.notify(index);
         true
@@ -132,13 +131,8 @@ impl Backend {
         candidates.into_iter().find(|(lie, chance, _)| self.hit(*lie, chance)).map(|(.., fault)| fault)
     }
 
-    /// Does a request and writes its response, or `last` again when that one was to be there twice.
-    fn answer(
-        &mut self,
-        index: usize,
-        request: Request,
-        last: Option<(Response, bool)>,
-    ) -> Option<(Response, bool)> {
+    /// Does a request and writes its response, or an earlier one again that is to be there twice.
+    fn answer(&mut self, index: usize, request: Request) {
         let fault = self.draw(&request);
         let mut response = Response { id: request.id, operation: request.operation, ..Response::default() };
         if request.operation == OP_INDIRECT {
@@ -166,23 +160,30 @@ impl Backend {
             let fault = fault.map_or("no fault".to_string(), |fault| format!("{fault:?}"));
             format!("queue {index}: request {id:#x}, operation {operation}, sector {sector}, {segments} segments: status {status}, {fault}")
         });
-        match (fault, last) {
-            (Some(Fault::Lost), _) => return last,
+        if fault == Some(Fault::Lost) {
+            return;
+        }
+        let before = self.queue(index).and_then(|queue| queue.twice.take());
+        match (fault, before) {
             (Some(Fault::Id(id)), _) => response.id = id,
+            (Some(Fault::Bit(bit)), _) => response.id ^= 1_u64.rotate_left(bit.into()),
             (Some(Fault::Operation(operation)), _) => response.operation = operation,
-            (_, Some((before, true))) => response = before,
+            (_, Some(before)) => response = before,
             _ => {}
         }
         let credible = match fault {
             Some(Fault::Index(_) | Fault::Unwritten) => None,
-            _ => self.is_credible(index, &request, &response, last),
+            _ => self.is_credible(index, &request, &response, before),
         };
         if let Some(link) = &mut self.link {
             link.incredible =
                 link.incredible.zip(credible).map(|(count, credible)| count + u64::from(!credible));
         }
         let dom0 = self.dom0.clone();
-        let queue = self.queue(index)?;
+        let Some(queue) = self.queue(index) else { return };
+        if fault == Some(Fault::Twice) {
+            queue.twice = Some(response);
+        }
         let pushed = match fault {
             Some(Fault::Unwritten) => {
                 // What is in the slot takes part as if it were the response.
@@ -205,7 +206,6 @@ impl Backend {
         if let Err(error) = pushed {
             self.complaints.push(error.to_string());
         }
-        Some((response, fault == Some(Fault::Twice)))
     }
 
     /// Whether a guest that looks may take this for the response to a request.
@@ -214,10 +214,10 @@ impl Backend {
         index: usize,
         request: &Request,
         response: &Response,
-        last: Option<(Response, bool)>,
+        before: Option<Response>,
     ) -> Option<bool> {
-        if let Some((before, true)) = last {
-            return Some(before.id != response.id);
+        if before.is_some_and(|before| before.id == response.id) {
+            return Some(false);
         }
         let queue = self.queue(index)?;
         let mut open = queue.requests.iter().chain(&queue.late);

@@ -1,6 +1,9 @@
 //! A guest with a console.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+#[cfg(feature = "xenbus")]
+pub mod devices;
+
 use xen_console::Console;
 use xen_console::mock::{MockConsoled, guest};
 use xen_evtchn::EventChannels;

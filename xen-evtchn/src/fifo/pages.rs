@@ -87,8 +87,16 @@ impl Pages {
         unsafe { self.0.as_ref() }
     }
 
-    /// Gives Xen a vCPU's control block.
+    /// Gives Xen a vCPU's control block, if it does not have it.
     pub(crate) fn add_vcpu(&self, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
+        match self.has_vcpu(vcpu) {
+            // Xen takes it once, and what came after that may have failed.
+            Ok(()) => Ok(()),
+            Err(_) => self.give_control(platform, vcpu),
+        }
+    }
+
+    fn give_control(&self, platform: &dyn Platform, vcpu: VcpuId) -> Result<(), Error> {
         let (group, offset) = place(vcpu);
         let (Some(added), Some(control)) = (self.index().vcpus.get(group), self.index().control.get(group))
         else {
@@ -215,7 +223,7 @@ impl Pages {
             if let Some(gate) = self.gate(vcpu) {
                 gate.store(0, Ordering::Relaxed);
             }
-            self.add_vcpu(platform, vcpu)?;
+            self.give_control(platform, vcpu)?;
         }
         let pages = index.pages.swap(0, Ordering::AcqRel);
         for slot in index.array.iter().take(pages as usize) {

@@ -1,12 +1,11 @@
 //! A port whose owner closes it while another vCPU delivers to it, and who gets its number next.
 
-use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 use xen_evtchn::settle::settle;
-use xen_evtchn::state::{
-    self, FIRED, FIRST, FREE, HELD, LATE, MISSED, OWNED, POLLING, THROTTLED, UNFINISHED, Word,
-};
+use xen_evtchn::state::{self, FIRED, FREE, HELD, LATE, MISSED, OWNED, PLACES, THROTTLED, UNFINISHED, Word};
+use xen_evtchn::waiting::{Left, Places, leave};
 
 /// How an event is given to the owner.
 type Deliver = fn(&Port) -> u64;
@@ -18,9 +17,10 @@ struct Port {
     mask: AtomicBool,
     /// Events that Xen raised again when the port was unmasked.
     upcall: AtomicBool,
-    /// A waker of the first place, and how often it was called.
-    waker: AtomicBool,
-    woken: AtomicUsize,
+    /// The number of the task that waits in each place, and how often each task was woken.
+    wakers: [Mutex<Option<usize>>; PLACES],
+    turn: AtomicUsize,
+    woken: [AtomicUsize; PLACES + 1],
 }
 
 struct Model<'a>(&'a AtomicU64);
@@ -40,6 +40,23 @@ impl Word for Model<'_> {
     }
 }
 
+impl Places for Port {
+    type Waker = usize;
+
+    fn take(&self, place: usize) -> Option<usize> {
+        self.wakers[place].lock().unwrap().take()
+    }
+    fn put(&self, place: usize, task: &usize) {
+        *self.wakers[place].lock().unwrap() = Some(*task);
+    }
+    fn same(one: &usize, other: &usize) -> bool {
+        one == other
+    }
+    fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed) % PLACES
+    }
+}
+
 impl Port {
     /// A port whose owner has an event coming: Xen has set it pending, and nothing masks it.
     fn owned(late: u64) -> Arc<Self> {
@@ -48,8 +65,9 @@ impl Port {
             pending: AtomicBool::new(true),
             mask: AtomicBool::new(false),
             upcall: AtomicBool::new(false),
-            waker: AtomicBool::new(false),
-            woken: AtomicUsize::new(0),
+            wakers: core::array::from_fn(|_| Mutex::new(None)),
+            turn: AtomicUsize::new(0),
+            woken: core::array::from_fn(|_| AtomicUsize::new(0)),
         };
         assert!(state::claim(&port.word(), true));
         port.word().set(late);
@@ -84,11 +102,30 @@ impl Port {
             if word & (FREE | LATE) != 0 {
                 self.settle();
             }
-            if word & FIRST != 0 && self.waker.swap(false, Ordering::AcqRel) {
-                self.woken.fetch_add(1, Ordering::AcqRel);
+            for place in 0..state::places_left(word) {
+                self.take(place).into_iter().for_each(|task| self.wake(task));
             }
         }
         had
+    }
+
+    fn wake(&self, task: usize) {
+        self.woken[task].fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn is_woken(&self, task: usize) -> bool {
+        self.woken[task].load(Ordering::Acquire) > 0
+    }
+
+    /// A task that has found no event leaves its waker and looks again, unless it is one that does not. Returns whether it
+    /// took the event.
+    fn wait(&self, task: usize, looks_again: bool) -> bool {
+        match leave(&self.word(), self, &task) {
+            Left::Beside => {}
+            Left::InPlaceOf(other) => self.wake(other),
+            Left::Nowhere => self.wake(task),
+        }
+        looks_again && self.word().clear(FIRED) & FIRED != 0
     }
 
     /// The owner closes the port, and Xen gives the number out again, to one who does not end events late.
@@ -227,29 +264,62 @@ fn the_end_of_a_pause_and_the_owner_do_not_both_end_it() {
     });
 }
 
-fn a_task_goes_to_sleep(looks_again: bool) {
-    loom::model(move || {
+/// So many tasks sleep already. Others go to sleep while an event arrives.
+fn tasks_go_to_sleep(asleep: usize, others: usize, looks_again: bool) {
+    let mut model = loom::model::Builder::new();
+    // Of three threads all orders are too many.
+    model.preemption_bound = (others > 1).then_some(3);
+    model.check(move || {
         let port = Port::owned(0);
+        (0..asleep).for_each(|task| assert!(!port.wait(task, true)));
         let other = port.clone();
         let interrupt = thread::spawn(move || other.dispatch(at_once));
-        // As `Record::leave_waker`, then another look.
-        assert_eq!(port.word().set(POLLING) & POLLING, 0);
-        port.waker.store(true, Ordering::Release);
-        port.word().set(FIRST);
-        port.word().clear(POLLING);
-        let came = looks_again && port.word().load() & FIRED != 0;
+        let waiters: Vec<_> = (asleep + 1..asleep + others)
+            .map(|task| {
+                let port = port.clone();
+                thread::spawn(move || port.wait(task, looks_again))
+            })
+            .collect();
+        let mut came = port.wait(asleep, looks_again);
         interrupt.join().unwrap();
-        assert!(came || port.woken.load(Ordering::Acquire) == 1, "it sleeps over an event");
+        for waiter in waiters {
+            came |= waiter.join().unwrap();
+        }
+        // Who takes the event sees to what it is about. If nobody has, all look again.
+        let all_woken = (0..asleep + others).all(|task| port.is_woken(task));
+        assert!(came || all_woken, "it sleeps over an event");
     });
 }
 
 #[test]
 fn a_task_that_leaves_its_waker_and_looks_again_is_woken() {
-    a_task_goes_to_sleep(true);
+    tasks_go_to_sleep(0, 1, true);
 }
 
 #[test]
 #[should_panic(expected = "sleeps over an event")]
 fn one_that_does_not_look_again_may_sleep_over_it() {
-    a_task_goes_to_sleep(false);
+    tasks_go_to_sleep(0, 1, false);
+}
+
+#[test]
+fn of_two_that_leave_their_wakers_at_once_each_is_woken() {
+    tasks_go_to_sleep(0, 2, true);
+}
+
+#[test]
+fn whoever_leaves_its_waker_beside_those_of_others_takes_the_event_from_none() {
+    tasks_go_to_sleep(1, 1, true);
+    tasks_go_to_sleep(PLACES - 1, 1, true);
+}
+
+#[test]
+fn whose_place_is_taken_is_woken() {
+    tasks_go_to_sleep(PLACES, 1, true);
+}
+
+#[test]
+#[should_panic(expected = "sleeps over an event")]
+fn whose_waker_is_out_of_its_place_may_sleep_over_what_nobody_looks_for() {
+    tasks_go_to_sleep(1, 1, false);
 }

@@ -1,14 +1,44 @@
-//! A domain that is paused while the others go on.
+//! A domain that is paused while the others go on, and a machine that stands still.
 
 use core::time::Duration;
 use std::format;
 
-use super::MockDomain;
+use super::{ActorId, MockDomain, MockXen};
 
 /// How far time goes on between two looks at the far sides: at first, and at most once none of them does anything.
 const STEPS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 /// A pause that nobody ends by then, of all that have an end, is a mistake of the test.
 const FORGOTTEN: Duration = Duration::from_secs(24 * 3600);
+
+/// What a slow far side takes for a move, and what goes by in a step of the machine meanwhile.
+const MOVE: Duration = Duration::from_millis(1200);
+const LOOK: Duration = Duration::from_millis(15);
+/// How long the machine stands still.
+const STANDSTILL: Duration = Duration::from_secs(20 * 60);
+
+impl MockXen {
+    /// A far side that takes 1.2 s for each move; `stall` is to let it stand still, or move. In the step of number `standstill` from
+    /// now on the machine stands still as a whole, with all its far sides, for 20 minutes. So a guest that counts time in which
+    /// nothing ran gives up on a far side that moved as soon as it could.
+    pub fn slow_down(&self, standstill: u32, stall: impl Fn(bool) + Send + 'static) -> ActorId {
+        stall(true);
+        let (mut step, mut due) = (0, self.now() + MOVE);
+        self.add_actor("slow", move |xen| {
+            step += 1;
+            if step == standstill {
+                xen.advance(STANDSTILL);
+                due += STANDSTILL;
+            }
+            let moves = xen.now() >= due;
+            stall(!moves);
+            if moves {
+                due = xen.now() + MOVE;
+            }
+            xen.advance(LOOK);
+            true
+        })
+    }
+}
 
 impl MockDomain {
     /// Pauses the domain until [`unpause`](Self::unpause): time goes on and the far sides act, while its kernel does not run.

@@ -8,7 +8,8 @@
 //! - [`room`]: the first of 4096 frames at which nothing is;
 //! - [`enter`]: the first vCPU's first step; with feature `smp` also [`this`]: what the vCPU has for itself,
 //!   [`is_up`] and [`start_vcpu`]: another vCPU;
-//! - [`install`]: what becomes of faults and of the upcall; [`enable_upcall`]: Xen is told how to make it;
+//! - [`install`]: what becomes of faults and of the upcall; [`enable_upcall`]: Xen is told how to make it, and with feature
+//!   `suspend` [`enable_upcall_again`] in a new domain, and [`suspend_by_firmware`];
 //! - [`idle`], [`halt`]: the two ways to stop;
 //! - [`selftest`]: breaks what the tables and the traps guard.
 //!

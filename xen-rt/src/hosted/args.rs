@@ -11,6 +11,9 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 /// The address of the guest, where nothing says another.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
+/// Most vCPUs: as many as xl gives a guest of the kind.
+const MOST_VCPUS: i64 = 128;
+
 const ENDS: &str = "\
 What the guest writes to its console goes to the standard output, and each line of the standard input is typed there.
 Ctrl-C asks the guest to power off, as `xl shutdown` does; a second one ends the process at once.
@@ -28,6 +31,9 @@ pub(super) struct Args {
     /// Memory for the pages of the guest's drivers, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) memory: u32,
+    /// The guest's vCPUs
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MOST_VCPUS))]
+    pub(super) vcpus: u32,
     /// A raw disk image, which the guest may write to; the first is xvda, the next xvdb, and so on
     #[arg(long = "disk", value_name = "FILE")]
     pub(super) disks: Vec<PathBuf>,
@@ -44,6 +50,9 @@ pub(super) struct Args {
     /// Write what passes the network card to FILE when the guest ends, for Wireshark
     #[arg(long, value_name = "FILE")]
     pub(super) pcap: Option<PathBuf>,
+    /// Migrate the guest again and again, so many milliseconds after the last time, if it says that it can be suspended
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) migrate: Option<u64>,
     /// The guest's command line
     #[arg(value_name = "COMMAND LINE")]
     words: Vec<String>,
@@ -136,6 +145,7 @@ mod tests {
             ("hello --forward 80800:80", "a port is a number up to 65535, as in 8080:80"),
             ("hello --forward 80:0", "the guest has no port 0"),
             ("hello --memory 0", "0 is not in 1.."),
+            ("hello --vcpus 0", "0 is not in 1..=128"),
             ("hello --no-vif --forward 8080:80", "cannot be used with"),
             ("hello --dsik x", "--disk"),
         ] {

@@ -9,16 +9,20 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Instant, SystemTime};
 
 use xen_hypercall::mock::MockDomain;
+use xen_hypercall::sched::ShutdownCode;
 use xen_hypercall::{
-    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages, Wait,
+    DomId, Errno, Gfn, GrantRoom, Hypercall, HypercallNr, PAGE_SIZE, Page, PageMemory, SpecialPages, VcpuId,
+    Wait,
 };
 
+use super::vcpus::{self, Others};
 use super::world::World;
 
 /// The kernel's side of what the crates ask for.
 pub struct Kernel {
     domain: MockDomain,
     world: Mutex<World>,
+    others: Others,
     began: Instant,
     hypercalls: AtomicU64,
     /// In bytes.
@@ -35,8 +39,18 @@ impl fmt::Debug for Kernel {
 impl Kernel {
     /// `memory` in bytes.
     pub(super) fn new(world: World, memory: u64, command_line: &'static str) -> Self {
-        let (domain, began) = (world.guest(), Instant::now());
-        Self { domain, world: Mutex::new(world), began, hypercalls: AtomicU64::new(0), memory, command_line }
+        let (domain, began, others) = (world.guest(), Instant::now(), Others::new(world.waker()));
+        let (world, hypercalls) = (Mutex::new(world), AtomicU64::new(0));
+        Self { domain, world, others, began, hypercalls, memory, command_line }
+    }
+
+    /// The mock's domain needs nothing.
+    #[cfg(feature = "suspend")]
+    pub(crate) fn renew(
+        &self,
+        _: &xen_hypercall::Domain<&'static Self>,
+    ) -> Result<(), xen_hypercall::RestoreError> {
+        Ok(())
     }
 
     /// What the toolstack wants the kernel to know.
@@ -85,8 +99,17 @@ impl Kernel {
         }
     }
 
+    fn is_down(&self) -> bool {
+        self.domain.shutdown_reason().is_some_and(|reason| reason != ShutdownCode::SUSPEND)
+    }
+
+    /// How its vCPUs hear of one another.
+    pub(super) fn others(&self) -> &Others {
+        &self.others
+    }
+
     fn upcall_pending(&self) -> bool {
-        let area = self.domain.vcpu_area(self.domain.vcpu());
+        let area = self.domain.vcpu_area(vcpus::this());
         area.is_some_and(|area| area.info().upcall_pending.load(Ordering::Acquire) != 0)
     }
 }
@@ -96,13 +119,22 @@ impl Kernel {
 unsafe impl Hypercall for Kernel {
     unsafe fn hypercall(&self, nr: HypercallNr, args: [usize; 5]) -> isize {
         self.hypercalls.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the same promises to this call.
-        let result = unsafe { self.domain.hypercall(nr, args) };
+        let result = match vcpus::this() {
+            // SAFETY: the caller keeps the same promises to this call.
+            VcpuId(0) => unsafe { self.domain.hypercall(nr, args) },
+            // SAFETY: as above.
+            vcpu => unsafe { self.domain.on_vcpu(vcpu).hypercall(nr, args) },
+        };
+        // It may be what another vCPU waits for.
+        self.others.tell();
         // Who yields to others lets them act; and a domain that has shut down does not go on.
         if nr == HypercallNr::SCHED_OP {
             self.now();
-            if let Some(mut world) = self.world() {
-                world.turn();
+            match self.world() {
+                Some(mut world) => drop(world.turn()),
+                // Who is at the world has been told, and ends the process.
+                None if self.others.are_there() && self.is_down() => vcpus::stop(),
+                None => {}
             }
         }
         result
@@ -164,16 +196,58 @@ impl Wait for Kernel {
     }
 
     fn wait(&self, deadline: Option<Duration>, is_due: &dyn Fn() -> bool) {
-        let Some(mut world) = self.world() else { return };
+        let is_over =
+            |now: Duration| is_due() || self.upcall_pending() || deadline.is_some_and(|at| at <= now);
         loop {
-            let now = self.now();
+            let since = self.others.moves();
+            match self.world() {
+                Some(world) => {
+                    self.wait_at(world, deadline, &is_over);
+                    // Another of those that wait takes the place.
+                    return self.others.tell();
+                }
+                None if !self.others.are_there() => return,
+                None => {
+                    let now = self.now();
+                    if is_over(now) {
+                        return;
+                    }
+                    self.others.wait(since, deadline.map(|at| at.saturating_sub(now)));
+                }
+            }
+        }
+    }
+
+    fn vcpu(&self) -> VcpuId {
+        vcpus::this()
+    }
+}
+
+impl Kernel {
+    /// Lets the world act, and sleeps when it has nothing to do, until a wait is over.
+    fn wait_at(
+        &self,
+        mut world: MutexGuard<'_, World>,
+        deadline: Option<Duration>,
+        is_over: &dyn Fn(Duration) -> bool,
+    ) {
+        loop {
+            let (since, now) = (self.others.moves(), self.now());
             let moved = world.turn();
-            if is_due() || self.upcall_pending() || deadline.is_some_and(|at| at <= now) {
+            if moved {
+                self.others.tell();
+            }
+            if is_over(now) {
                 return;
+            }
+            if self.others.is_ending() {
+                drop(world);
+                vcpus::stop();
             }
             if !moved {
                 let next = deadline.into_iter().chain(self.domain.xen().next_timer()).min();
-                world.sleep(next.map(|at| at.saturating_sub(now)));
+                let time = next.map(|at| at.saturating_sub(now));
+                self.others.sleep(since, || world.sleep(time));
             }
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! What is a machine elsewhere is here a [`world`] around one domain of the mock: a store, a console on the terminal, disks in
 //! files, a network card whose other side is a stack that carries connections from ports of this machine. Nothing in it runs by
-//! itself: it acts while the kernel waits, see [`kernel`].
+//! itself: it acts while the kernel waits, see [`kernel`]. A vCPU is a [thread](vcpus).
 
 mod args;
 mod forward;
 mod kernel;
 pub(crate) mod lock;
 mod outside;
+mod vcpus;
 mod world;
 
 use std::boxed::Box;
@@ -21,8 +22,11 @@ use std::vec::Vec;
 
 use anyhow::{Context, Result, ensure};
 use xen_evtchn::{Error, EventChannels, Virq};
+#[cfg(feature = "smp")]
+use xen_hypercall::Errno;
 use xen_hypercall::{Domain, PAGE_SIZE, VcpuId, sched};
 
+use crate::channels;
 use crate::entry::{self, Boot, Exit};
 use args::Args;
 use world::World;
@@ -78,8 +82,10 @@ fn show_what_was_written_before_a_panic(kernel: &'static Kernel) {
         // Not in this thread, which may have panicked in the middle of the mock with its locks held.
         let (done, wait) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            if let Some(mut world) = kernel.world() {
-                world.finish();
+            kernel.others().end();
+            while let (None, true) = (finish(kernel), kernel.others().are_there()) {
+                // Another vCPU is at the world, and about to leave it.
+                std::thread::yield_now();
             }
             done.send(())
         });
@@ -87,6 +93,11 @@ fn show_what_was_written_before_a_panic(kernel: &'static Kernel) {
         tell(info);
         process::exit(world::CRASHED)
     }));
+}
+
+/// Shows what is left, unless somebody is at the world.
+fn finish(kernel: &Kernel) -> Option<()> {
+    kernel.world().map(|mut world| world.finish())
 }
 
 /// What time it is; zero before the kernel is there.
@@ -113,19 +124,52 @@ pub(crate) fn end(exit: Exit) -> ! {
 
 /// Has the event channels tell when the timer ends a wait.
 pub(crate) fn bind_timer(events: &'static EventChannels<&'static Kernel>, vcpu: VcpuId) -> Result<(), Error> {
-    keep(events.bind_virq(Virq::TIMER, vcpu)?);
+    channels::keep(events.bind_virq(Virq::TIMER, vcpu)?);
     Ok(())
 }
 
-/// Whether a vCPU is up. A process has the first alone.
-#[cfg(feature = "smp")]
-pub(crate) fn is_up(id: VcpuId) -> Result<bool, xen_hypercall::Errno> {
-    if id == VcpuId(0) { Ok(true) } else { Err(xen_hypercall::Errno::ENOENT) }
+/// The mock has no firmware.
+///
+/// # Safety
+/// As of [`Domain::suspend`].
+#[cfg(feature = "suspend")]
+#[allow(unsafe_code, reason = "is as unsafe as the machine's")]
+pub(crate) unsafe fn suspend_by_firmware() -> Option<Result<sched::Resumed, xen_hypercall::Errno>> {
+    None
 }
 
+/// A process has no timer that it remembers to have set.
+#[cfg(feature = "suspend")]
+pub(crate) fn forget_timer() {}
+
+/// Whether a vCPU is up.
 #[cfg(feature = "smp")]
-pub(crate) fn start_vcpu(_: VcpuId, _: &'static dyn crate::smp::Life) -> Result<(), xen_hypercall::Errno> {
-    Err(xen_hypercall::Errno::ENOENT)
+pub(crate) fn is_up(id: VcpuId) -> Result<bool, Errno> {
+    let kernel = KERNEL.get().ok_or(Errno::ENOENT)?;
+    xen_hypercall::vcpu::is_up(&kernel, id)
+}
+
+/// Starts another vCPU, as a thread.
+#[cfg(feature = "smp")]
+#[allow(unsafe_code, reason = "the mock runs nothing")]
+pub(crate) fn start_vcpu(id: VcpuId, life: &'static dyn crate::smp::Life) -> Result<(), Errno> {
+    use xen_hypercall::abi::VcpuHvmX8664;
+    use xen_hypercall::vcpu;
+
+    // Paging, in long mode.
+    let (cr0, cr4, efer) = (1 << 31 | 1, 1 << 5, 1 << 10 | 1 << 8);
+    let context = VcpuHvmX8664 { cr0, cr4, efer, ..VcpuHvmX8664::default() };
+    let kernel = KERNEL.get().ok_or(Errno::ENOENT)?;
+    kernel.others().join();
+    // SAFETY: the mock takes note of the state, and runs nothing from it: the thread does what the vCPU is to do.
+    unsafe { vcpu::initialise(&kernel, id, &context.into()) }?;
+    vcpu::up(&kernel, id)?;
+    let thread = std::thread::Builder::new().name(std::format!("vcpu{}", id.0));
+    let started = thread.spawn(move || {
+        vcpus::become_vcpu(id);
+        life.live();
+    });
+    started.map(drop).map_err(|_| Errno::ENOMEM)
 }
 
 /// Keeps a thing for as long as the process lives.

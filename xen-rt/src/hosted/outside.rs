@@ -15,6 +15,7 @@ pub(super) const INTERRUPTED: i32 = 130;
 pub(super) struct Outside {
     lines: Receiver<String>,
     wish: Arc<AtomicBool>,
+    waker: Arc<Waker>,
 }
 
 impl Outside {
@@ -23,6 +24,7 @@ impl Outside {
         let waker = Arc::new(waker);
         let wish = Arc::new(AtomicBool::new(false));
         let (set, wake, mut asked) = (Arc::clone(&wish), Arc::clone(&waker), false);
+        let wakes = Arc::clone(&waker);
         ctrlc::set_handler(move || {
             if core::mem::replace(&mut asked, true) {
                 eprintln!("the guest is ended");
@@ -38,7 +40,12 @@ impl Outside {
             .name("terminal".into())
             .spawn(move || read(&sender, &waker))
             .context("cannot read what is typed")?;
-        Ok(Self { lines, wish })
+        Ok(Self { lines, wish, waker: wakes })
+    }
+
+    /// What wakes who sleeps.
+    pub(super) fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
     }
 
     /// The next line that was typed, as a terminal sends it.

@@ -4,11 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::prelude::rust_2024::*;
+use std::sync::Arc;
 use std::time::Duration;
 use std::{eprintln, format};
 
 use anyhow::{Context, Result, bail};
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll, Token, Waker};
 use xen_blkfront::mock::{MockBlkback, Options as DiskOptions};
 use xen_console::mock::MockConsoled;
 use xen_hypercall::DomId;
@@ -50,9 +51,18 @@ pub(super) struct World {
     poll: Poll,
     outside: Outside,
     pcap: Option<PathBuf>,
+    migrations: Option<Migrations>,
     /// The backends act by themselves, as the mock's actors, for as long as they exist.
     _disks: Vec<MockBlkback>,
     _nic: Option<MockNetback>,
+}
+
+/// When the guest is migrated.
+struct Migrations {
+    each: Duration,
+    next: Duration,
+    /// The domain that was asked, and has not been suspended yet.
+    asked: Option<DomId>,
 }
 
 impl World {
@@ -63,8 +73,9 @@ impl World {
         xen_gnttab::mock::install(&xen);
         let store = MockXenstored::new(&xen);
         let guest = xen.domain(GUEST);
+        guest.set_vcpus(args.vcpus as usize);
         store.connect(&guest);
-        store.write(&node("name"), args.name());
+        store.write(&node(GUEST, "name"), args.name());
         let consoled = MockConsoled::connect(&xen, &guest);
         if args.disks.len() > DISKS {
             bail!("{} disks are more than the {DISKS} that a guest can have", args.disks.len());
@@ -88,7 +99,26 @@ impl World {
         let waker = mio::Waker::new(poll.registry(), OUTSIDE).context("cannot wait for the terminal")?;
         let outside = Outside::new(waker)?;
         let pcap = args.pcap.clone();
-        Ok(Self { guest, store, consoled, switch, forwarder, poll, outside, pcap, _disks: disks, _nic: nic })
+        let migrations = args.migrate.map(Duration::from_millis);
+        let migrations = migrations.map(|each| Migrations { each, next: xen.now() + each, asked: None });
+        Ok(Self {
+            guest,
+            store,
+            consoled,
+            switch,
+            forwarder,
+            poll,
+            outside,
+            pcap,
+            migrations,
+            _disks: disks,
+            _nic: nic,
+        })
+    }
+
+    /// What ends a [sleep](Self::sleep).
+    pub(super) fn waker(&self) -> Arc<Waker> {
+        self.outside.waker()
     }
 
     pub(super) fn guest(&self) -> MockDomain {
@@ -102,7 +132,7 @@ impl World {
             self.consoled.type_in(line.as_bytes());
             moved = true;
         }
-        moved |= self.show();
+        moved |= self.show() | self.migrate();
         if self.outside.asks_to_end() {
             self.power_off();
             moved = true;
@@ -131,16 +161,43 @@ impl World {
     /// Sleeps until something moves outside, or for a time.
     pub(super) fn sleep(&mut self, time: Option<Duration>) {
         let mut events = Events::with_capacity(64);
-        let delay = self.forwarder.delay(self.guest.xen().now());
+        let now = self.guest.xen().now();
+        let next = self.migrations.as_ref().filter(|migrations| migrations.asked.is_none());
+        let next = next.map(|migrations| migrations.next.saturating_sub(now));
+        // A guest that cannot be suspended, or not yet, is asked after each sleep.
+        let next = next.filter(|next| !next.is_zero());
+        let delay = self.forwarder.delay(now);
         // Interrupted by a signal it returns early, which is allowed.
-        let _ = self.poll.poll(&mut events, time.into_iter().chain(delay).min());
+        let _ = self.poll.poll(&mut events, time.into_iter().chain(delay).chain(next).min());
+    }
+
+    fn node(&self, name: &str) -> String {
+        node(self.guest.id(), name)
+    }
+
+    /// Does as `xl migrate`, when it is time. The guest is another domain once it has suspended itself. Returns whether it was asked to.
+    fn migrate(&mut self) -> bool {
+        let (now, id) = (self.guest.xen().now(), self.guest.id());
+        let Some(migrations) = &mut self.migrations else { return false };
+        if migrations.asked.is_some_and(|asked| asked != id) {
+            (migrations.asked, migrations.next) = (None, now + migrations.each);
+        }
+        if migrations.asked.is_some() || now < migrations.next {
+            return false;
+        }
+        if self.store.read(&node(id, "control/feature-suspend")).as_deref() != Some("1") {
+            return false;
+        }
+        migrations.asked = Some(id);
+        self.store.write(&node(id, "control/shutdown"), "suspend");
+        true
     }
 
     /// Does as `xl shutdown`.
     fn power_off(&mut self) {
-        if self.store.read(&node("control/feature-poweroff")).as_deref() == Some("1") {
+        if self.store.read(&self.node("control/feature-poweroff")).as_deref() == Some("1") {
             eprintln!("the guest is asked to power off");
-            self.store.write(&node("control/shutdown"), "poweroff");
+            self.store.write(&self.node("control/shutdown"), "poweroff");
         } else {
             self.finish();
             eprintln!("the guest does not watch for requests to power off, so it is ended");
@@ -177,9 +234,9 @@ impl World {
     }
 }
 
-/// One of the guest's own nodes.
-fn node(name: &str) -> String {
-    format!("/local/domain/{}/{name}", GUEST.0)
+/// One of a domain's own nodes.
+fn node(domain: DomId, name: &str) -> String {
+    format!("/local/domain/{}/{name}", domain.0)
 }
 
 /// Gives the guest a disk in a file.

@@ -43,6 +43,19 @@ impl Kernel {
         self.started.store(self.now().as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// Sets up in a new domain, on the first vCPU, what the kernel had set up in the old one by itself.
+    #[cfg(feature = "suspend")]
+    pub(crate) fn renew(
+        &self,
+        domain: &xen_hypercall::Domain<&'static Self>,
+    ) -> Result<(), xen_hypercall::RestoreError> {
+        self.clock.go_on();
+        arch::enable_upcall_again(domain).map_err(|errno| xen_hypercall::RestoreError {
+            operation: "HVMOP_set_param of CALLBACK_IRQ",
+            errno,
+        })
+    }
+
     /// What the toolstack wants the kernel to know.
     pub(crate) fn command_line(&self) -> &'static str {
         self.info.cmdline()
@@ -115,7 +128,7 @@ unsafe impl SpecialPages for Kernel {
 // the page tables lead there.
 unsafe impl GrantRoom for Kernel {
     fn reserve_room(&self, count: usize) -> Option<Gfn> {
-        room::reserve(count, || arch::room(self.info))
+        room::reserve(count, || arch::room(&self, self.info))
     }
 
     unsafe fn release_room(&self, first: Gfn, count: usize) {
@@ -142,7 +155,7 @@ impl Wait for Kernel {
             let now = self.now().as_nanos() as u64;
             if !(now..=wanted).contains(&set) || wanted - set > (wanted - now) / 2 {
                 vcpu.timer.store(wanted, Ordering::Relaxed);
-                if arch::set_timer(self, vcpu.id, at).is_err() {
+                if arch::set_timer(self, &self.clock, vcpu.id, at).is_err() {
                     return;
                 }
             }

@@ -23,11 +23,13 @@ pub use kernel::Kernel;
 pub use memory::{Memory, memory};
 
 pub(crate) use arch::bind_timer;
+#[cfg(feature = "suspend")]
+pub(crate) use arch::suspend_by_firmware;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use memory::alloc_pages;
 pub(crate) use memory::{keep, keep_pages};
 pub(crate) use place::Place;
-#[cfg(any(feature = "smp", target_arch = "aarch64"))]
+#[cfg(any(feature = "smp", feature = "suspend", target_arch = "aarch64"))]
 pub(crate) use vcpu::this;
 #[cfg(feature = "smp")]
 pub(crate) use {
@@ -82,6 +84,12 @@ pub(crate) fn is_up(id: VcpuId) -> Result<bool, Errno> {
 pub(crate) fn start_vcpu(id: VcpuId, life: &'static dyn crate::smp::Life) -> Result<(), Errno> {
     let kernel = KERNEL.get().ok_or(Errno::ENOENT)?;
     arch::start_vcpu(kernel, keep(Own::new(id)), life)
+}
+
+/// The timer of the vCPU that asks is not set, whatever it was set to: the domain was suspended.
+#[cfg(feature = "suspend")]
+pub(crate) fn forget_timer() {
+    this().timer.store(0, core::sync::atomic::Ordering::Relaxed);
 }
 
 /// What time it is; zero before the kernel is there.

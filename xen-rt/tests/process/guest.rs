@@ -54,8 +54,78 @@ pub(crate) fn play(guest: Guest, role: &str) -> Exit {
         }
         "serve" => serve(guest, &[7, 8]),
         "once" => serve(guest, &[9]),
+        #[cfg(feature = "smp")]
+        "vcpus" => vcpus(guest),
+        #[cfg(feature = "smp")]
+        "vcpu-reboot" => on_another(guest, || xen_rt::exit(Exit::Reboot)),
+        #[cfg(feature = "smp")]
+        "vcpu-panic" => on_another(guest, || panic!("on purpose")),
         _ => panic!("no such role"),
     }
+}
+
+/// All vCPUs at work, after one did not come up for want of ports.
+#[cfg(feature = "smp")]
+fn vcpus(guest: Guest) -> Exit {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use xen_hypercall::{VcpuId, Wait};
+    use xen_rt::smp::{Error, Vcpu, Vcpus};
+
+    let events = guest.events();
+    let all: Vec<_> = std::iter::from_fn(|| events.bind_ipi(VcpuId(0)).ok()).collect();
+    assert!(matches!(Vcpu::start(guest, VcpuId(1)), Err(Error::Events(_))));
+    drop(all);
+    let vcpus = Vcpus::start(guest).expect("vCPUs");
+    assert!(matches!(Vcpu::start(guest, VcpuId(1)), Err(Error::Start(_))));
+    // Each rings for the next, which sleeps until then; the last one for the first.
+    static TURN: AtomicU32 = AtomicU32::new(1);
+    let bells: Vec<_> =
+        (0..=vcpus.len() as u32).map(|id| events.bind_ipi(VcpuId(id)).expect("a bell")).collect();
+    let bells: &'static [_] = bells.leak();
+    let wait = move |me: u32| {
+        while TURN.load(Ordering::SeqCst) != me {
+            let seen = events.seq();
+            if TURN.load(Ordering::SeqCst) != me {
+                events.wait_since(seen, None);
+            }
+        }
+    };
+    let pass = move |me: u32| {
+        let next = (me + 1) % bells.len() as u32;
+        TURN.store(next, Ordering::SeqCst);
+        bells[next as usize].notify().expect("an event");
+    };
+    for round in 0..50 {
+        for vcpu in &vcpus {
+            let given = vcpu.run(move || {
+                let me = guest.kernel().vcpu().0;
+                wait(me);
+                println!("round {round} vCPU {me}");
+                pass(me);
+            });
+            given.expect("it is idle");
+        }
+        wait(0);
+        // Who rang last is about to be idle.
+        while !vcpus.iter().all(|vcpu| vcpu.is_idle()) {
+            std::thread::yield_now();
+        }
+        TURN.store(1, Ordering::SeqCst);
+        bells[1].notify().expect("an event");
+    }
+    Exit::PowerOff
+}
+
+/// The first vCPU sleeps while another does this.
+#[cfg(feature = "smp")]
+fn on_another(guest: Guest, act: fn() -> !) -> ! {
+    let vcpus = xen_rt::smp::Vcpus::start(guest).expect("vCPUs");
+    let given = vcpus[0].run(move || {
+        println!("another vCPU");
+        act()
+    });
+    given.expect("it is idle");
+    sleep_for_ever(guest)
 }
 
 fn sleep_for_ever(guest: Guest) -> ! {

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 type Check = (&'static str, fn());
 
-const CHECKS: [Check; 11] = [
+const CHECKS: &[Check] = &[
     ("statuses", each_end_has_its_status),
     ("refusals", what_cannot_be_is_told_with_the_way_out),
     ("terminal", what_is_typed_arrives),
@@ -41,6 +41,10 @@ const CHECKS: [Check; 11] = [
     ("twice", a_second_ctrl_c_ends_a_guest_that_hangs),
     ("ports", ports_lead_to_the_guest_both_ways),
     ("late", what_a_guest_says_last_arrives),
+    #[cfg(feature = "smp")]
+    ("vcpus", vcpus_are_threads_which_wait_for_each_other),
+    #[cfg(feature = "smp")]
+    ("vcpus-end", any_vcpu_ends_the_process),
 ];
 
 /// A check that fails panics, which ends this process as a crash.
@@ -178,6 +182,27 @@ fn each_end_has_its_status() {
     let crash = output(&["as=crash"]);
     let all = text(&crash.stdout) + &text(&crash.stderr);
     assert_eq!(all.matches("because it was told so").count(), 1, "told once: {all}");
+}
+
+#[cfg(feature = "smp")]
+fn vcpus_are_threads_which_wait_for_each_other() {
+    let ended = output(&["--vcpus", "4", "as=vcpus"]);
+    assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+    let wanted = (0..50).flat_map(|round| (1..4).map(move |vcpu| format!("round {round} vCPU {vcpu}\n")));
+    assert_eq!(text(&ended.stdout), wanted.fold(String::from("begins as=vcpus\n"), |all, line| all + &line));
+}
+
+#[cfg(feature = "smp")]
+fn any_vcpu_ends_the_process() {
+    for (role, status, said) in
+        [("as=vcpu-reboot", 3, "the guest wants to be started again"), ("as=vcpu-panic", 101, "on purpose")]
+    {
+        let ended = output(&["--vcpus", "2", role]);
+        assert_eq!(ended.status.code(), Some(status), "{role}: {}", text(&ended.stderr));
+        assert!(text(&ended.stderr).contains(said), "{role}: {}", text(&ended.stderr));
+        // What was written before is not lost.
+        assert_eq!(text(&ended.stdout), format!("begins {role}\nanother vCPU\n"));
+    }
 }
 
 fn what_cannot_be_is_told_with_the_way_out() {

@@ -22,6 +22,7 @@
 //! assert_eq!(store.read("/local/domain/1/data/greeting").as_deref(), Some("hello"));
 //! ```
 
+mod acts;
 mod changes;
 mod connection;
 mod device;

@@ -39,7 +39,8 @@ pub struct Frontend<S> {
 
 impl Frontend<BackendReady> {
     /// Tells the backend what it needs, and goes to state `next`, all in one transaction. `f` gets the transaction
-    /// and the device's directory; it may run more than once.
+    /// and the device's directory; it may run more than once. When it comes to nothing the device is Closed: the backend may have
+    /// been told although nobody said so.
     ///
     /// # Errors
     /// What `f` returns, or the transaction; [`Error::BackendGone`] when the device was taken away, and nothing is written then.
@@ -53,7 +54,11 @@ impl Frontend<BackendReady> {
             match self.device.enter(xs, next, &mut |transaction| f(transaction, &self.device.frontend)) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
-                Err(error) => Err(error),
+                Err(error) => {
+                    // The backend must not begin to use what the driver is about to take away.
+                    let _ = self.device.switch(xs, XenbusState::CLOSED);
+                    Err(error)
+                }
             };
         self.go_on(xs, published)
     }

@@ -6,8 +6,8 @@ pub mod device;
 use std::time::Duration;
 
 use xen_evtchn::EventChannels;
-use xen_hypercall::DomId;
 use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::{DomId, Domain};
 use xen_xenstore::mock::MockXenstored;
 use xen_xenstore::wire::{Operation, Refusal};
 use xen_xenstore::{Error, Xenstore};
@@ -22,6 +22,7 @@ pub struct Machine {
     pub xen: MockXen,
     pub guest: MockDomain,
     pub store: MockXenstored,
+    pub token: Domain<MockDomain>,
     pub events: EventChannels<MockDomain>,
 }
 
@@ -34,7 +35,7 @@ impl Machine {
         store.connect(&guest);
         let token = guest.boot().unwrap();
         let events = EventChannels::new(&token).unwrap();
-        Self { xen, guest, store, events }
+        Self { xen, guest, store, token, events }
     }
 
     /// The guest's client.
@@ -58,17 +59,9 @@ impl Machine {
         });
     }
 
-    /// Somebody writes a node each time that the daemon may act, and 10 ms go by: for [`FLOOD`], which is longer than any wait.
+    /// Somebody writes a node all the time.
     pub fn flood(&self, path: &str, value: &str) {
-        let (store, path, value) = (self.store.clone(), path.to_owned(), value.to_owned());
-        self.xen.add_actor("flood", move |xen| {
-            if xen.now() > FLOOD {
-                return false;
-            }
-            store.write(&path, &value);
-            xen.advance(Duration::from_millis(10));
-            true
-        });
+        self.store.flood(&self.xen, path, value);
     }
 
     /// Lets the daemon do all that it can.

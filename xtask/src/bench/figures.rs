@@ -15,6 +15,16 @@ pub(super) enum Figure {
     BulkDom0 { out: bool, streams: u32 },
     BulkGuest { out: bool, streams: u32 },
     Block(Job, u32),
+    Took(Move),
+    Gap(Move),
+    Own(Move),
+}
+
+/// How a guest becomes another domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Move {
+    Migrate,
+    Restore,
 }
 
 /// What is done with a disk.
@@ -81,6 +91,9 @@ impl Figure {
                 };
                 format!("disk, {what}, {depth} at once, {unit}")
             }
+            Self::Took(way) => format!("{}, the toolstack's time, ms", way.name()),
+            Self::Gap(way) => format!("{}, longest time without an answer, ms", way.name()),
+            Self::Own(way) => format!("{}, the part of that while the guest ran, ms", way.name()),
         }
     }
 
@@ -90,7 +103,17 @@ impl Figure {
             Self::Ping => Some(Goal::AtMost(0.8)),
             Self::Small(_) => Some(Goal::AtLeast(1.5)),
             Self::Bulk { .. } | Self::Block(..) => Some(Goal::AtLeast(1.0)),
+            Self::Own(_) => Some(Goal::AtMost(0.25)),
             _ => None,
+        }
+    }
+}
+
+impl Move {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Migrate => "live migration",
+            Self::Restore => "save and restore",
         }
     }
 }

@@ -34,20 +34,20 @@ const COUNTERS: [&str; 6] = [
 ];
 
 /// One of the two guests.
-struct Subject {
-    name: &'static str,
-    address: &'static str,
+pub(super) struct Subject {
+    pub(super) name: &'static str,
+    pub(super) address: &'static str,
     /// Where it gives 8 MiB that are on no disk, and where it takes what nobody wants.
     made: &'static str,
     sink: (&'static str, &'static str),
     last: u8,
     boot: &'static str,
-    memory: u32,
+    pub(super) memory: u32,
     /// Less memory to try, in MiB, from much to little.
     less: &'static [u32],
 }
 
-const SUBJECTS: [Subject; 2] = [
+pub(super) const SUBJECTS: [Subject; 2] = [
     Subject {
         name: "unikernel",
         address: "10.0.0.2",
@@ -81,13 +81,13 @@ impl Subject {
 }
 
 /// Everything that dom0 is given.
-struct Given {
+pub(super) struct Given {
     disk: PathBuf,
     files: [(&'static str, Vec<u8>); 5],
 }
 
 impl Given {
-    fn boot(&self) -> Result<Dom0> {
+    pub(super) fn boot(&self) -> Result<Dom0> {
         let dom0 = Dom0::boot(&Options {
             disk: Some(self.disk.clone()),
             dom0_memory: Some(1024),
@@ -123,8 +123,13 @@ pub(super) fn compare_disks(rounds: u32) -> Result<()> {
     })
 }
 
+/// How both move to another domain.
+pub(super) fn compare_moves(rounds: u32) -> Result<()> {
+    tell(|given, figures| super::migrate::measure(given, rounds, figures))
+}
+
 fn tell(measure: impl FnOnce(&Given, &mut Figures) -> Result<()>) -> Result<()> {
-    let load = load()?;
+    let load = crate::image::load()?;
     let peer = peer::build(&load)?;
     let image = image::build(&image::Options { quiet: true, ..image::Options::default() })?;
     let disk = image::out_dir()?.join("bench-linux.img");
@@ -150,21 +155,6 @@ fn tell(measure: impl FnOnce(&Given, &mut Figures) -> Result<()>) -> Result<()> 
     let end = measure(&given, &mut figures);
     figures.print(SUBJECTS.map(|subject| subject.name));
     end
-}
-
-/// The load generator, linked with all it needs, for it runs where there may be an older C library or none.
-fn load() -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let target = image::workspace().join("target/load");
-    let mut cargo = image::cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "load", "--target", TARGET, "--target-dir"]);
-    let status = cargo
-        .arg(&target)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(status.success(), "the load generator does not build");
-    Ok(target.join(TARGET).join("release/load"))
 }
 
 /// Tries a few times.
@@ -221,7 +211,12 @@ fn measure_all(given: &Given, rounds: u32, figures: &mut Figures) -> Result<()> 
 }
 
 /// Starts one of the guests, does something with it, and ends it.
-fn with_guest<T>(dom0: &Dom0, subject: &Subject, memory: u32, f: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn with_guest<T>(
+    dom0: &Dom0,
+    subject: &Subject,
+    memory: u32,
+    f: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     let name = subject.name;
     dom0.put(&format!("/{name}.cfg"), subject.config(memory).as_bytes())?;
     // What a try before this one left behind goes first.

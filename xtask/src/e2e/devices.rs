@@ -96,7 +96,7 @@ fn under_load<R>(site: &Site, f: impl FnOnce() -> Result<R>) -> Result<R> {
 }
 
 /// Waits until a file is served, which is to be this one.
-fn comes_back(site: &Site, path: &str, body: &[u8]) -> Result<()> {
+pub(super) fn comes_back(site: &Site, path: &str, body: &[u8]) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         match site.get(path) {

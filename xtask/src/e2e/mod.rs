@@ -11,6 +11,7 @@ mod new_project;
 mod own_kernel;
 mod seal;
 mod selftest;
+mod suspend;
 mod web;
 
 use std::process::ExitCode;
@@ -90,8 +91,17 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         ("drivers-block", drivers::disks),
         ("drivers-net", drivers::cards),
     ];
-    // Its kernel does without the runtime, and has an entry for PVH alone.
-    let x86_64: &[(&str, Plain)] = &[("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0)];
+    let x86_64: &[(&str, Plain)] = &[
+        // Its kernel does without the runtime, and has an entry for PVH alone.
+        ("own-kernel", own_kernel::its_heart_beats_for_a_monitor_in_dom0),
+        // This Xen saves no domain of Arm's.
+        ("save", suspend::it_goes_on_where_it_was),
+        ("save-loaded", suspend::nothing_is_lost_when_it_is_saved_under_load),
+        ("migrate", suspend::twenty_migrations_lose_nothing),
+        ("drivers-block-migrate", drivers::disks_in_several_lives),
+        ("drivers-net-migrate", drivers::cards_in_several_lives),
+        ("selftest-resume", selftest::in_several_lives),
+    ];
     let more = match arch {
         Arch::X86_64 => x86_64,
         Arch::Arm64 => &[],

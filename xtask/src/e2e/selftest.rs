@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::alone;
 use super::lab::{CHECKED, Lab, build, judge_checks};
+use super::suspend::{checkpoint, save_and_restore};
 use crate::guest::{Listed, PATIENCE, Spec};
 use crate::image::Options;
 use crate::platform::Arch;
@@ -99,6 +100,43 @@ pub(super) fn on_several_vcpus(lab: &mut Lab) -> Result<()> {
             ensure!(count == 1, "{wanted:?} is there {count} times:\n{text}");
         }
         ensure!(lines.len() == 120, "{} lines in place of 120:\n{text}", lines.len());
+        guest.wait("end", |listed| listed.is_none())?;
+    }
+    Ok(())
+}
+
+/// With both event ABIs and both versions of the grant table, on one vCPU and on two.
+pub(super) fn in_several_lives(lab: &mut Lab) -> Result<()> {
+    lab.put("/selftest", options())?;
+    for (words, vcpus, plan) in [
+        ("abi=2-level grants=1", 2, "checkpoint,save,save"),
+        ("abi=fifo grants=2", 2, "checkpoint,save,save"),
+        ("abi=2-level grants=2", 1, "save"),
+        ("abi=fifo grants=1", 1, "save"),
+    ] {
+        let spec = Spec {
+            name: format!("{}-{}", lab.spec().name, words.replace([' ', '='], "-")),
+            kernel: "/selftest".into(),
+            vcpus,
+            cmdline: format!("resume={plan} {words}"),
+            vif: None,
+            disk: None,
+            ..Spec::default()
+        };
+        let (guest, mut console) = lab.start(&spec)?;
+        let name = guest.name();
+        let mut lives = 1;
+        for (number, how) in (1..).zip(plan.split(',')) {
+            console.wait_for(&format!("please {how} {number}"), 3 * PATIENCE)?;
+            let command = if how == "save" { save_and_restore(name) } else { checkpoint(name) };
+            lab.dom0.run(&command, PATIENCE)?;
+            console.wait_for(&format!("please tell the time {number}"), PATIENCE)?;
+            let node = format!("/local/domain/$(xl domid {name})/data/time");
+            lab.dom0.run(&format!("xenstore-write {node} $(date +%s)"), PATIENCE)?;
+            lives += 1;
+        }
+        let text = console.wait_for(CHECKED, 3 * PATIENCE)?;
+        judge_checks("selftest", 30 * lives, words, &text)?;
         guest.wait("end", |listed| listed.is_none())?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::elf;
 use crate::platform::{Arch, Format, Platform};
@@ -175,4 +175,18 @@ pub fn size(path: &Path) -> Result<u64> {
 /// Bytes for people.
 pub fn kib(bytes: u64) -> String {
     format!("{:.1} KiB", bytes as f64 / 1024.0)
+}
+/// The load generator, linked with all it needs, for it runs where there may be an older C library or none.
+pub fn load() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let target = workspace().join("target/load");
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--release", "--package", "load", "--target", TARGET, "--target-dir"]);
+    let status = cargo
+        .arg(&target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "the load generator does not build");
+    Ok(target.join(TARGET).join("release/load"))
 }

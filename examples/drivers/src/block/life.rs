@@ -6,14 +6,14 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use check_report::{Failure, Report, ensure};
-use xen_blkfront::{Error, Piece, State, Ticket};
+use xen_blkfront::{BlkQueue, Error, Piece, State, Ticket};
 use xen_gnttab::Access;
 use xen_hypercall::Wait;
 
 use super::model::Model;
 use super::{Disk, EVERYTHING, XVDB, XVDC, open};
 use crate::pattern::{SECTOR, fill};
-use crate::place::Place;
+use crate::place::{Place, Xen};
 
 /// What dom0 writes when a backend was started again.
 const RESTARTED: &str = "data/restarted";
@@ -111,6 +111,7 @@ type Open = (Ticket, u64, bool);
 /// Works until the backend goes, waits until there is one again, and looks whether anything was lost.
 ///
 /// Linux' backend that was only started again may also take up the rings where they are; then dom0 says when it is over (`told`).
+/// When it goes for certain a queue is away meanwhile, if there are several.
 fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool) -> Result<(), Failure> {
     const DEPTH: usize = 24;
     const PLACES: u64 = 512;
@@ -118,6 +119,7 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
     let mut open: Vec<Open> = Vec::new();
     let deadline = place.soon();
     let mut count = 0;
+    let mut away = if told || disk.queues() == 1 { None } else { Some(Away::new(disk.take_queue(1)?)) };
     while disk.service(&mut place.xs)? == State::Connected && !(told && place.xs.read(RESTARTED).is_ok()) {
         ensure!(place.kernel.now() < deadline, "the backend stays");
         let seen = place.events.seq();
@@ -133,9 +135,15 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
         disk.publish()?;
         disk.poll()?;
         take(disk, model, &mut open)?;
+        if let Some(away) = &mut away {
+            away.turn()?;
+        }
         if open.len() >= DEPTH && !disk.arm()? {
             place.events.wait_since(seen, Some(place.kernel.now() + TURN));
         }
+    }
+    if let Some(away) = away {
+        away.put_back(place, disk)?;
     }
     let deadline = place.soon();
     while disk.state() != State::Connected {
@@ -158,6 +166,52 @@ fn interrupted(place: &mut Place, disk: &mut Disk, model: &mut Model, told: bool
     match disk.flush() {
         Err(Error::Lost) if disk.stats().reconnects > reconnects => Ok(disk.flush()?),
         flushed => Ok(flushed?),
+    }
+}
+
+/// A queue that is read from by itself.
+struct Away {
+    queue: BlkQueue<'static, Xen>,
+    open: Option<Ticket>,
+    answered: u32,
+}
+
+impl Away {
+    fn new(queue: BlkQueue<'static, Xen>) -> Self {
+        Self { queue, open: None, answered: 0 }
+    }
+
+    /// A read after the other, as far as the backend answers.
+    fn turn(&mut self) -> Result<(), Failure> {
+        self.queue.poll()?;
+        if let Some(ticket) = self.open {
+            match self.queue.take(ticket, &mut [0; 8 * SECTOR]) {
+                None => return Ok(()),
+                Some(result) => result?,
+            }
+            self.answered += 1;
+        }
+        self.open = Some(self.queue.submit_read(0, 8)?);
+        Ok(self.queue.publish()?)
+    }
+
+    /// The disk is not connected anew without it, and it takes nothing any more.
+    fn put_back(self, place: &mut Place, disk: &mut Disk) -> Result<(), Failure> {
+        let Self { mut queue, answered, .. } = self;
+        ensure!(answered > 0, "nothing was read by the queue");
+        let read = queue.submit_read(0, 8);
+        ensure!(read == Err(Error::Closed), "the queue goes on: {read:?}");
+        let deadline = place.soon();
+        let again = disk.reconnect(&mut place.xs, deadline);
+        ensure!(again == Err(Error::QueuesTaken), "without the queue: {again:?}");
+        while let Err(rejected) = disk.put_queue(queue) {
+            ensure!(place.kernel.now() < deadline, "the queue is not put back: {rejected}");
+            let seen = place.events.seq();
+            queue = rejected.queue;
+            disk.service(&mut place.xs)?;
+            place.events.wait_since(seen, Some(place.kernel.now() + TURN));
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,10 @@
 mod bad;
 mod data;
 mod life;
+pub(crate) mod lives;
 mod model;
+#[cfg(target_arch = "x86_64")]
+mod vcpus;
 
 use alloc::format;
 use alloc::string::String;
@@ -49,6 +52,8 @@ pub(crate) fn run(place: &mut Place, report: &mut Report) {
     let Some(mut disk) = connect(place, report, "block/connect", EVERYTHING) else { return };
     negotiated(place, &disk, report);
     data::run(place, &mut disk, &mut model, report);
+    #[cfg(target_arch = "x86_64")]
+    vcpus::run(place, &mut disk, report);
     life::close(place, disk, report, "block/close");
     let Some(mut disk) = connect(place, report, "block/open-again", LITTLE) else { return };
     report.check("block/one-ring-of-one-page", || {

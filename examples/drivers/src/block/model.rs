@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use check_report::{Failure, ensure};
 
 use super::Disk;
-use crate::pattern::{SECTOR, fill};
+use crate::pattern::{SECTOR, fill, sum};
 
 /// Sectors that are looked after.
 pub(super) const SECTORS: u64 = 16384;
@@ -36,6 +36,15 @@ impl Model {
     /// These hold zeroes again.
     pub(super) fn discarded(&mut self, lba: u64, sectors: u64) {
         self.rounds(lba, sectors).fill(0);
+    }
+
+    /// A sum of all that stands there.
+    pub(super) fn sum(&self) -> u64 {
+        let mut bytes = [0; SECTOR];
+        (0..).zip(&self.0).fold(0, |before, (sector, round)| {
+            fill(sector, *round, &mut bytes);
+            sum(&bytes, before)
+        })
     }
 
     fn rounds(&mut self, lba: u64, sectors: u64) -> &mut [u8] {

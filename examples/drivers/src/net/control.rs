@@ -21,29 +21,31 @@ fn refused<T: core::fmt::Debug>(result: Result<T, Error>, status: u32) -> Result
     Ok(())
 }
 
-pub(super) fn run(place: &Place, first: &mut First, second: &mut Second, report: &mut Report) {
-    let mut mapping = [0; 128];
-    let queues = first.queues() as u32;
-    (0..).zip(&mut mapping).for_each(|(index, queue)| *queue = index * 7 % queues);
-    report.check("net/control-refuses-nonsense", || {
-        let Some(mut ring) = first.control(place.soon()) else { return Err(Failure("there is none".into())) };
-        refused(ring.set_hash_algorithm(77), CTRL_INVALID_PARAMETER)?;
-        refused(ring.set_hash_types(HashTypes::from_bits_retain(1 << 20)), CTRL_INVALID_PARAMETER)?;
-        refused(ring.set_hash_key(&[1; 41]), CTRL_INVALID_PARAMETER)?;
-        refused(ring.set_hash_mapping(&[0; 129]), CTRL_INVALID_PARAMETER)
-    });
-    let mut offered = HashTypes::empty();
-    report.check("net/control-hash", || {
+/// How the backend hashes, and which queue a hash leads to.
+pub(super) struct Hash {
+    types: HashTypes,
+    mapping: [u32; 128],
+}
+
+impl Hash {
+    /// Has the backend hash all that it can.
+    pub(super) fn set(place: &Place, first: &mut First) -> Result<Self, Failure> {
+        let mut mapping = [0; 128];
+        let queues = first.queues() as u32;
+        (0..).zip(&mut mapping).for_each(|(index, queue)| *queue = index * 7 % queues);
         let Some(mut ring) = first.control(place.soon()) else { return Err(Failure("there is none".into())) };
         ring.set_hash_algorithm(HASH_ALGORITHM_TOEPLITZ)?;
-        offered = ring.hash_types()?;
-        ensure!(!offered.is_empty(), "it hashes nothing");
-        ring.set_hash_types(offered)?;
+        let types = ring.hash_types()?;
+        ensure!(!types.is_empty(), "it hashes nothing");
+        ring.set_hash_types(types)?;
         ring.set_hash_key(&KEY)?;
         ensure!(ring.hash_mapping_size()? >= 128, "a table of {}", ring.hash_mapping_size()?);
-        Ok(ring.set_hash_mapping(&mapping)?)
-    });
-    report.check("net/packets-go-by-their-hash", || {
+        ring.set_hash_mapping(&mapping)?;
+        Ok(Self { types, mapping })
+    }
+
+    /// Whether packets come with their hashes, by the queues that these lead to.
+    pub(super) fn check(&self, place: &Place, first: &mut First, second: &mut Second) -> Result<(), Failure> {
         let mut seen = [false; 3];
         for (_, kind) in KINDS {
             for port in 2000..2016 {
@@ -52,12 +54,12 @@ pub(super) fn run(place: &Place, first: &mut First, second: &mut Second, report:
                 let (frame, meta) = receive(place, first, second.mac()).map_err(|Failure(why)| {
                     Failure(alloc::format!("{kind:?} from port {port}: {why}, {:?}", first.stats()))
                 })?;
-                let Some((types, value)) = hash::of_frame(&KEY, offered, &frame) else {
+                let Some((types, value)) = hash::of_frame(&KEY, self.types, &frame) else {
                     return Err(Failure("it is not of those that are hashed".into()));
                 };
                 let told = meta.hash.ok_or("no hash came with it")?;
                 ensure!(told.value == value && told.types == types, "{told:?} in place of {value:#x}");
-                let queue = mapping.get(value as usize % mapping.len()).copied().unwrap_or(0);
+                let queue = self.mapping.get(value as usize % self.mapping.len()).copied().unwrap_or(0);
                 ensure!(meta.queue as u32 == queue, "it came by queue {}, not {queue}", meta.queue);
                 if let Some(seen) = seen.get_mut(meta.queue) {
                     *seen = true;
@@ -66,6 +68,25 @@ pub(super) fn run(place: &Place, first: &mut First, second: &mut Second, report:
         }
         ensure!(seen.iter().filter(|seen| **seen).count() > 1, "all came by one queue");
         Ok(())
+    }
+}
+
+pub(super) fn run(place: &Place, first: &mut First, second: &mut Second, report: &mut Report) {
+    report.check("net/control-refuses-nonsense", || {
+        let Some(mut ring) = first.control(place.soon()) else { return Err(Failure("there is none".into())) };
+        refused(ring.set_hash_algorithm(77), CTRL_INVALID_PARAMETER)?;
+        refused(ring.set_hash_types(HashTypes::from_bits_retain(1 << 20)), CTRL_INVALID_PARAMETER)?;
+        refused(ring.set_hash_key(&[1; 41]), CTRL_INVALID_PARAMETER)?;
+        refused(ring.set_hash_mapping(&[0; 129]), CTRL_INVALID_PARAMETER)
+    });
+    let mut set = None;
+    report.check("net/control-hash", || {
+        set = Some(Hash::set(place, first)?);
+        Ok(())
+    });
+    report.check("net/packets-go-by-their-hash", || {
+        let set = set.ok_or("it is not set")?;
+        set.check(place, first, second)
     });
     report.check("net/control-hash-no-more", || {
         let Some(mut ring) = first.control(place.soon()) else { return Err(Failure("there is none".into())) };

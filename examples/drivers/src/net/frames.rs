@@ -207,9 +207,12 @@ fn own_pages(place: &Place, first: &mut First, second: &mut Second) -> Result<()
     Ok(())
 }
 
+/// A multicast address.
+pub(super) const GROUP: Mac = Mac([0x01, 0x00, 0x5e, 0x01, 0x02, 0x03]);
+
 /// What the first card wants to hear, which began with nothing.
 pub(super) fn multicast(place: &mut Place, first: &mut First, second: &mut Second, report: &mut Report) {
-    let group = Mac([0x01, 0x00, 0x5e, 0x01, 0x02, 0x03]);
+    let group = GROUP;
     report.check("net/multicast-not-wanted", || {
         ensure!(!hears(place, first, second, group)?, "it came");
         Ok(())
@@ -233,7 +236,7 @@ pub(super) fn multicast(place: &mut Place, first: &mut First, second: &mut Secon
 }
 
 /// Waits until the backend has done as asked.
-fn settled(
+pub(super) fn settled(
     place: &Place,
     first: &mut First,
     second: &mut Second,

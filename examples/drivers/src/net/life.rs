@@ -171,7 +171,7 @@ fn passes<const M: usize, const N: usize>(
 }
 
 /// Frames pass again, after the second card was connected anew where need be.
-fn again(place: &mut Place, first: &mut First, second: &mut Second) -> Result<(), Failure> {
+pub(super) fn again(place: &mut Place, first: &mut First, second: &mut Second) -> Result<(), Failure> {
     let deadline = place.soon();
     loop {
         if second.service(&mut place.xs)? == State::Closed {

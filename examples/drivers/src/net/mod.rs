@@ -4,6 +4,7 @@
 mod control;
 mod frames;
 mod life;
+pub(crate) mod lives;
 mod stream;
 mod wire;
 
@@ -43,6 +44,8 @@ const EVERYTHING: Config = Config {
     follow_link: true,
     split_channels: true,
 };
+/// The same, but hears all.
+const UNFILTERED: Config = Config { multicast_filter: false, ..EVERYTHING };
 /// What the first cards could do.
 const LITTLE: Config = Config {
     send: Features::empty(),
@@ -65,8 +68,7 @@ pub(crate) fn run(place: &mut Place, words: &Words, report: &mut Report) {
     let Some(mut second) = connect::<1>(place, report, "net/connect-with-nothing", 1, LITTLE) else { return };
     frames::plain(place, &mut first, &mut second, report);
     life::close(place, second, report, "net/close");
-    let plain = Config { multicast_filter: false, ..EVERYTHING };
-    let Some(mut second) = connect::<1>(place, report, "net/open-again", 1, plain) else { return };
+    let Some(mut second) = connect::<1>(place, report, "net/open-again", 1, UNFILTERED) else { return };
     frames::all(place, &mut first, &mut second, report);
     control::run(place, &mut first, &mut second, report);
     frames::multicast(place, &mut first, &mut second, report);

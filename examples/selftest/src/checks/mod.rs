@@ -7,6 +7,7 @@ mod loopback;
 mod memory;
 mod own;
 mod pair;
+pub(crate) mod resume;
 pub(crate) mod smp;
 mod vcpus;
 
@@ -94,6 +95,11 @@ pub(crate) fn abi(words: &Words) -> Abi {
     if words.get("abi") == Some("fifo") { Abi::Fifo } else { Abi::TwoLevel }
 }
 
+/// The version of the grant table that the command line chooses.
+pub(crate) fn version(words: &Words) -> Version {
+    if words.get("grants") == Some("2") { Version::V2 } else { Version::V1 }
+}
+
 /// Runs everything that this domain can do.
 pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
     let abi = abi(words);
@@ -105,7 +111,7 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
             if abi == Abi::TwoLevel {
                 everything_but_events(domain, &events, report);
             }
-            events::run(domain, &events, &timer, report);
+            events::run(domain, &events, Some(&timer), report);
             drop(timer);
             report.check("evtchn/reset", || {
                 events.reset()?;
@@ -127,10 +133,9 @@ pub(crate) fn run(domain: &Domain, words: &Words, report: &mut Report) {
     let Some(events) = events else { return };
     let Some(timer) = timer(events, report) else { return };
     everything_but_events(domain, events, report);
-    events::run(domain, events, &timer, report);
+    events::run(domain, events, Some(&timer), report);
     if let Some(role) = words.get("role") {
-        let version = if words.get("grants") == Some("2") { Version::V2 } else { Version::V1 };
-        pair::run(domain, role, version, events, report);
+        pair::run(domain, role, version(words), events, report);
     }
     // The last line's way to its reader is waited for, too, and that with a deadline.
     core::mem::forget(timer);

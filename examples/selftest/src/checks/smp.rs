@@ -20,6 +20,7 @@ const LINES: usize = 40;
 const ROOM: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(guest: Guest, count: usize, report: &mut Report) {
+    report.check("smp/start-without-events", || without_events(guest));
     let mut started = None;
     report.check("smp/start", || {
         let vcpus = Vcpus::start(guest)?;
@@ -27,25 +28,45 @@ pub(crate) fn run(guest: Guest, count: usize, report: &mut Report) {
         started = Some(vcpus);
         Ok(())
     });
-    let Some(vcpus) = started else { return };
+    if let Some(vcpus) = started {
+        at_work(guest, &vcpus, report);
+    }
+}
+
+/// What vCPUs that are up can do.
+pub(super) fn at_work(guest: Guest, vcpus: &Vcpus, report: &mut Report) {
     report.check("smp/start-again", || match Vcpu::start(guest, VcpuId(1)) {
         Err(smp::Error::Start(_)) => Ok(()),
         other => Err(Failure(format!("{other:?}"))),
     });
-    report.check("smp/run", || runs(guest, &vcpus));
-    report.check("smp/busy", || busy(guest, &vcpus));
-    report.check("smp/own-events", || own_events(guest, &vcpus));
-    report.check("smp/own-timer", || own_timer(guest, &vcpus));
-    report.check("smp/heap", || heap(guest, &vcpus));
-    report.check("smp/console", || lines(guest, &vcpus));
+    report.check("smp/run", || runs(guest, vcpus));
+    report.check("smp/busy", || busy(guest, vcpus));
+    report.check("smp/own-events", || own_events(guest, vcpus));
+    report.check("smp/own-timer", || own_timer(guest, vcpus));
+    report.check("smp/heap", || heap(guest, vcpus));
+    report.check("smp/console", || lines(guest, vcpus));
+}
+
+/// A vCPU for whose events there are no ports does not come up, and is none the worse for it.
+fn without_events(guest: Guest) -> Result<(), Failure> {
+    let mut all: Vec<_> = core::iter::from_fn(|| guest.events().bind_ipi(VcpuId(0)).ok()).collect();
+    // Without any, and with too few.
+    for free in 0..2 {
+        all.truncate(all.len() - free);
+        match Vcpu::start(guest, VcpuId(1)) {
+            Err(smp::Error::Events(_)) => {}
+            other => return Err(Failure(format!("with {free} ports free: {other:?}"))),
+        }
+    }
+    Ok(())
 }
 
 /// Waits until all have done what they were given.
-fn all_idle(guest: Guest, vcpus: &Vcpus) -> Result<(), Failure> {
+pub(super) fn all_idle(guest: Guest, vcpus: &Vcpus) -> Result<(), Failure> {
     until(guest, "the end of what they were given", || vcpus.iter().all(|vcpu| vcpu.is_idle()))
 }
 
-fn until(guest: Guest, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
+pub(super) fn until(guest: Guest, what: &str, holds: impl Fn() -> bool) -> Result<(), Failure> {
     let end = guest.now() + PATIENCE;
     while !holds() {
         ensure!(guest.now() < end, "{what} did not happen within {PATIENCE:?}");
@@ -75,6 +96,7 @@ fn runs(guest: Guest, vcpus: &Vcpus) -> Result<(), Failure> {
 fn busy(guest: Guest, vcpus: &Vcpus) -> Result<(), Failure> {
     static GO: AtomicU32 = AtomicU32::new(0);
     let Some(vcpu) = vcpus.first() else { return Ok(()) };
+    GO.store(0, Ordering::Relaxed);
     vcpu.run(|| {
         while GO.load(Ordering::Relaxed) == 0 {
             core::hint::spin_loop();

@@ -183,3 +183,39 @@ impl webserver::Disk for Disk {
         }
     }
 }
+
+#[cfg(feature = "suspend")]
+mod suspend {
+    use core::time::Duration;
+
+    use xen_blkfront::BlkFront;
+    use xen_xenstore::Xenstore;
+    use xen_xenstore::suspend::Device;
+
+    use super::Disk;
+    use crate::platform::Kernel;
+
+    type Front = BlkFront<'static, &'static Kernel>;
+    type Xs = Xenstore<'static, &'static Kernel>;
+
+    /// The disk that the file system has, through its adapter.
+    impl Device<'static, &'static Kernel> for &Disk {
+        type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
+
+        fn quiesce(&mut self, xs: &mut Xs) {
+            self.disk.with_mut(|front| front.quiesce(xs));
+        }
+
+        fn begin(&mut self, xs: &mut Xs, deadline: Duration) -> Self::Begun {
+            self.disk.with_mut(|front| front.begin(xs, deadline))
+        }
+
+        fn finish(&mut self, begun: Self::Begun, xs: &mut Xs, deadline: Duration) -> usize {
+            self.disk.with_mut(|front| front.finish(begun, xs, deadline))
+        }
+
+        fn go_on(&mut self) {
+            self.disk.with_mut(Front::go_on);
+        }
+    }
+}

@@ -24,8 +24,8 @@ pub(crate) type Slot = webserver::Absent;
 type Grants = &'static xen_gnttab::GrantTable<&'static crate::platform::Kernel>;
 
 /// How long a device may take to connect.
-#[cfg(any(feature = "net", feature = "disk"))]
-const PATIENCE: core::time::Duration = core::time::Duration::from_secs(10);
+#[cfg(any(feature = "net", feature = "disk", feature = "suspend"))]
+pub(crate) const PATIENCE: core::time::Duration = core::time::Duration::from_secs(10);
 /// How long a backend may take to let a device go.
 #[cfg(any(feature = "net", feature = "disk"))]
 const CLOSING: core::time::Duration = core::time::Duration::from_secs(5);
@@ -37,6 +37,9 @@ pub(crate) struct Devices {
     pub(crate) disk: Option<Disk>,
     /// Where another disk may come.
     pub(crate) slot: Option<&'static Slot>,
+    /// What the devices stand on, and a new domain has to have again.
+    #[cfg(feature = "suspend")]
+    pub(crate) part: Option<alloc::boxed::Box<dyn xen_hypercall::Restore>>,
 }
 
 /// Connects the devices that the domain has. What is missing or broken is reported and left out.
@@ -53,6 +56,10 @@ pub(crate) fn open(domain: Owned, store: Store, events: Events) -> Devices {
             return devices;
         }
     };
+    #[cfg(feature = "suspend")]
+    {
+        devices.part = Some(alloc::boxed::Box::new(grants));
+    }
     let deadline = kernel.now() + PATIENCE;
     // While its backend connects, so does the disk's.
     #[cfg(feature = "net")]

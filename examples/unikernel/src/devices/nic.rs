@@ -10,7 +10,7 @@ use smoltcp::time::Instant;
 use webserver::report::Report;
 use xen_hypercall::DomId;
 use xen_netfront::adapters::smoltcp::SmoltcpDevice;
-use xen_netfront::{Config, Connecting, Error, FRAME_MAX, Features, NetFront, State, packet};
+use xen_netfront::{Config, Connecting, Error, FRAME_MAX, Features, Followup, NetFront, State, packet};
 
 use super::Grants;
 use crate::machine::{Events, Store};
@@ -108,6 +108,10 @@ impl webserver::Nic for Nic {
         let _ = self.device.publish();
     }
 
+    fn has_moved(&mut self) -> bool {
+        self.device.front_mut().take_followup().contains(Followup::ANNOUNCE)
+    }
+
     fn report(&self, to: &mut dyn Report) {
         let (front, stats) = (self.device.front(), self.device.front().stats());
         to.section("Network");
@@ -135,5 +139,13 @@ impl webserver::Nic for Nic {
         if let Err(error) = device.into_inner().close(&mut xs, deadline) {
             log::warn!("net: {error}");
         }
+    }
+}
+
+#[cfg(feature = "suspend")]
+impl Nic {
+    /// The card, for a suspend.
+    pub(crate) fn front(&mut self) -> &mut NetFront<'static, &'static Kernel> {
+        self.device.front_mut()
     }
 }

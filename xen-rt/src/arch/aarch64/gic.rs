@@ -5,7 +5,7 @@ use arm_gic::gicv2::GicV2;
 use arm_gic::gicv3::registers::GicrSgi;
 use arm_gic::gicv3::{GicCpuInterface, GicV3};
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
-#[cfg(feature = "smp")]
+#[cfg(any(feature = "smp", feature = "suspend"))]
 use xen_hypercall::VcpuId;
 
 use super::MACHINE;
@@ -19,8 +19,8 @@ const ALL: u8 = 0xFF;
 
 /// Version 2 is asked by memory that is ours alone.
 static V2: Lock<Option<GicV2<'static>>> = Lock::new(None);
-/// Version 3 is asked by system registers; its memory is used again when another vCPU comes up.
-#[cfg(feature = "smp")]
+/// Version 3 is asked by system registers; its memory is used again when another vCPU comes up, or the first goes on.
+#[cfg(any(feature = "smp", feature = "suspend"))]
 static V3: Lock<Option<GicV3<'static>>> = Lock::new(None);
 
 /// Lets the interrupts for events and of the timer come to the first vCPU.
@@ -47,15 +47,15 @@ pub(super) fn enable() -> Result<(), &'static str> {
             let mut gic = gic.map_err(|_| "has a layout that is not known")?;
             gic.setup(0);
             join_v3(&mut gic, 0)?;
-            #[cfg(feature = "smp")]
+            #[cfg(any(feature = "smp", feature = "suspend"))]
             V3.with(|place| *place = Some(gic));
         }
     }
     Ok(())
 }
 
-/// Lets them come to another vCPU, which runs this.
-#[cfg(feature = "smp")]
+/// Lets them come to the vCPU that runs this: another one, or the first after a suspend.
+#[cfg(any(feature = "smp", feature = "suspend"))]
 pub(super) fn enable_here(vcpu: VcpuId) -> Result<(), &'static str> {
     let found = match MACHINE.get().map(|machine| machine.controller) {
         // Each vCPU has registers of its own for its own interrupts, at the same address.

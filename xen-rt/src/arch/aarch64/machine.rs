@@ -18,7 +18,7 @@ pub(crate) fn call() -> Option<Call> {
 }
 
 /// Where pages of other domains can be mapped: where Xen says that nothing is, or above all memory.
-pub(crate) fn room(info: &BootInfo) -> u64 {
+pub(crate) fn room(_: &impl Hypercall, info: &BootInfo) -> u64 {
     let end = info.end();
     let room = MACHINE.get().and_then(|machine| machine.room);
     room.map_or(end.next_multiple_of(1 << 30), |room| room.start).div_ceil(PAGE_SIZE as u64)
@@ -30,6 +30,12 @@ static DOMAIN: Place<&'static Domain<&'static Kernel>> = Place::new();
 /// that nobody has looked at.
 pub(crate) fn enable_upcall(domain: &'static Domain<&'static Kernel>) -> Result<(), Errno> {
     DOMAIN.put(domain);
+    Ok(())
+}
+
+/// In a new domain it is the same interrupt.
+#[cfg(feature = "suspend")]
+pub(crate) fn enable_upcall_again(_: &Domain<&'static Kernel>) -> Result<(), Errno> {
     Ok(())
 }
 

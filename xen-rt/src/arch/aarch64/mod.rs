@@ -9,6 +9,8 @@ mod gic;
 mod machine;
 #[cfg(not(test))]
 mod paging;
+#[cfg(all(feature = "suspend", not(test)))]
+mod suspend;
 mod tables;
 #[cfg(not(test))]
 mod time;
@@ -20,6 +22,8 @@ mod vcpus;
 
 #[cfg(not(test))]
 pub(crate) use machine::*;
+#[cfg(all(feature = "suspend", not(test)))]
+pub(crate) use suspend::suspend_by_firmware;
 #[cfg(all(feature = "smp", not(test)))]
 pub(crate) use vcpus::{is_up, start_vcpu, this};
 #[cfg(not(test))]

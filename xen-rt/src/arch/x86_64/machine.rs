@@ -6,11 +6,13 @@ use core::time::Duration;
 use xen_evtchn::{EventChannels, Virq};
 use xen_hypercall::arch::x86_64::cpuid;
 use xen_hypercall::hvm::{HvmParam, Vector, callback_vector, set_param};
+use xen_hypercall::version::{self, Features};
 use xen_hypercall::{Domain, Errno, Hypercall, PAGE_SIZE, SharedInfo, VcpuId, vcpu};
 
 use super::traps;
 #[cfg(feature = "smp")]
 use super::vcpus;
+use crate::channels;
 use crate::machine::{Kernel, keep};
 use crate::memory_map::BootInfo;
 
@@ -50,7 +52,7 @@ impl Clock {
         self.0.start(shared);
     }
 
-    /// Time since Xen started; zero before the start.
+    /// Time since Xen started, or what goes on from it in a new domain; zero before the start.
     pub(crate) fn now(&self, vcpu: VcpuId) -> Duration {
         self.0.now(vcpu, counter)
     }
@@ -58,6 +60,17 @@ impl Clock {
     /// Time since 1970-01-01 00:00 UTC, by a reading of this clock.
     pub(crate) fn unix_time(&self, now: Duration) -> Duration {
         self.0.unix_time(now)
+    }
+
+    /// What Xen's system time is when this clock shows `at`.
+    pub(crate) fn system_time(&self, at: Duration) -> Duration {
+        self.0.system_time(at)
+    }
+
+    /// Goes on in a new domain, on the first vCPU.
+    #[cfg(feature = "suspend")]
+    pub(crate) fn go_on(&self) {
+        self.0.go_on(VcpuId(0), counter);
     }
 }
 
@@ -71,8 +84,13 @@ fn counter() -> u64 {
 }
 
 /// Lets a sleep end at `at` of the clock.
-pub(crate) fn set_timer(xen: &impl Hypercall, vcpu: VcpuId, at: Duration) -> Result<(), Errno> {
-    vcpu::set_singleshot_timer(&xen, vcpu, at)
+pub(crate) fn set_timer(
+    xen: &impl Hypercall,
+    clock: &Clock,
+    vcpu: VcpuId,
+    at: Duration,
+) -> Result<(), Errno> {
+    vcpu::set_singleshot_timer(&xen, vcpu, clock.system_time(at))
 }
 
 /// The timer's event has nothing to tell but that it is time to look around, so its channel is kept and never looked at.
@@ -80,24 +98,44 @@ pub(crate) fn bind_timer(
     events: &'static EventChannels<&'static Kernel>,
     vcpu: VcpuId,
 ) -> Result<(), xen_evtchn::Error> {
-    keep(events.bind_virq(Virq::TIMER, vcpu)?);
+    channels::keep(events.bind_virq(Virq::TIMER, vcpu)?);
     Ok(())
 }
 
-/// Where pages of other domains can be mapped: in the middle of what the processor can address, or above all memory if
-/// that reaches so far.
-pub(crate) fn room(info: &BootInfo) -> u64 {
+/// Where pages of other domains can be mapped: right above all memory, for whoever saves the domain looks at every frame up to the
+/// highest that ever had a page. The first domain has the machine's devices there, and is never saved: in the middle of what the
+/// processor can address, or above all memory if that reaches so far.
+pub(crate) fn room(xen: &impl Hypercall, info: &BootInfo) -> u64 {
     const WIDTHS: u32 = 0x8000_0008;
-    let [widths, ..] = cpuid(WIDTHS, 0);
-    // Addresses of memory are those that the kernel uses, of which stacks have those above 46 bits.
-    let bits = (widths & 0xFF).clamp(36, 46);
-    info.end().next_multiple_of(1 << 30).max(1 << (bits - 1)) / PAGE_SIZE as u64
+    let mut first = info.end().next_multiple_of(1 << 30);
+    if version::features(&xen).is_ok_and(|features| features.contains(Features::DOM0)) {
+        let [widths, ..] = cpuid(WIDTHS, 0);
+        // Addresses of memory are those that the kernel uses, of which stacks have those above 46 bits.
+        let bits = (widths & 0xFF).clamp(36, 46);
+        first = first.max(1 << (bits - 1));
+    }
+    first / PAGE_SIZE as u64
 }
 
 /// Tells Xen by which interrupt to tell of events.
 pub(crate) fn enable_upcall(domain: &Domain<&'static Kernel>) -> Result<(), Errno> {
     const VECTOR: Vector = Vector::new(traps::UPCALL_VECTOR).expect("an exception's vector");
     set_param(domain.platform(), HvmParam::CALLBACK_IRQ, callback_vector(VECTOR))
+}
+
+/// The same again, in a new domain.
+#[cfg(feature = "suspend")]
+pub(crate) fn enable_upcall_again(domain: &Domain<&'static Kernel>) -> Result<(), Errno> {
+    enable_upcall(domain)
+}
+
+/// There is no other way than Xen's own call.
+///
+/// # Safety
+/// As of [`Domain::suspend`].
+#[cfg(feature = "suspend")]
+pub(crate) unsafe fn suspend_by_firmware() -> Option<Result<xen_hypercall::sched::Resumed, Errno>> {
+    None
 }
 
 /// Words to Xen's log: by the port that Xen watches in every HVM and PVH domain. Works before anything else does.

@@ -1,0 +1,270 @@
+//! Requests without end while something else is done with the server, which may not lose one of them.
+
+use std::io::{BufReader, Error, Read, Result, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::domains::Xen;
+use crate::{BODY, head};
+
+/// A server that stands still for so long has lost its connections.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes that are asked for at once.
+const PART: usize = 64 << 10;
+/// Bytes that are written at once.
+const PIECE: usize = 32 << 10;
+
+/// What is asked for.
+pub(crate) struct Site<'s> {
+    pub(crate) address: &'s str,
+    /// A file of more than [`PART`] bytes, of which parts are read.
+    pub(crate) file: &'s str,
+    /// Connections that read.
+    pub(crate) readers: usize,
+    /// A file that another connection writes, reads and writes anew.
+    pub(crate) written: Option<&'s str>,
+}
+
+struct Traffic {
+    over: AtomicBool,
+    /// Answers, or pieces of the file that is written, of each connection.
+    steps: Vec<AtomicU64>,
+    /// Nobody had an answer.
+    gap: Mutex<Gap>,
+    /// No domain ran.
+    stop: Mutex<Gap>,
+}
+
+/// The longest time between two events.
+struct Gap {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Gap {
+    fn new() -> Mutex<Self> {
+        Mutex::new(Self { last: Instant::now(), longest: Duration::ZERO })
+    }
+
+    fn look(&mut self) {
+        let now = Instant::now();
+        self.longest = self.longest.max(now - self.last);
+        self.last = now;
+    }
+}
+
+/// Runs `command` so many times under traffic. After each time every connection has to go on. A wrong answer and a connection
+/// that ends are errors.
+pub(crate) fn run(site: &Site<'_>, times: usize, command: &str) -> Result<String> {
+    let connections = site.readers + usize::from(site.written.is_some());
+    let traffic = &Traffic {
+        over: AtomicBool::new(false),
+        steps: (0..connections).map(|_| AtomicU64::new(0)).collect(),
+        gap: Gap::new(),
+        stop: Gap::new(),
+    };
+    let content = &Connection::open(site.address)?.ask("GET", site.file, "", b"")?;
+    if content.len() <= PART {
+        return Err(Error::other("the file is too small"));
+    }
+    thread::scope(|scope| {
+        let mut workers: Vec<_> = (0..site.readers)
+            .map(|number| {
+                scope.spawn(move || traffic.until_over(number, &mut Reader::new(site, content, number)?))
+            })
+            .collect();
+        workers.extend(site.written.map(|path| {
+            scope.spawn(move || traffic.until_over(site.readers, &mut Writer::new(site, path)?))
+        }));
+        workers.push(scope.spawn(move || traffic.watch_domains()));
+        let done = (1..=times).try_for_each(|time| traffic.round(time, command));
+        traffic.over.store(true, Ordering::Relaxed);
+        let ended = workers.into_iter().enumerate().try_for_each(|(number, worker)| {
+            let ended = worker.join().map_err(|_| Error::other("a thread panicked"))?;
+            ended.map_err(|error| Error::other(format!("connection {number}: {error}")))
+        });
+        ended.and(done)
+    })?;
+    let steps: u64 = traffic.seen().iter().sum();
+    Ok(format!("traffic: {steps} steps of {connections} connections, {times} times, nothing lost"))
+}
+
+impl Traffic {
+    fn seen(&self) -> Vec<u64> {
+        self.steps.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Runs the command, and waits until every connection has asked, and been answered, since.
+    fn round(&self, time: usize, command: &str) -> Result<()> {
+        self.all_go_on()?;
+        with(&self.gap, |gap| gap.longest = Duration::ZERO);
+        with(&self.stop, |stop| stop.longest = Duration::ZERO);
+        let start = Instant::now();
+        let output = Command::new("/bin/bash").args(["-c", command]).output()?;
+        let took = start.elapsed();
+        if !output.status.success() {
+            let said = [output.stdout, output.stderr].concat();
+            return Err(Error::other(format!(
+                "{command}: {}\n{}",
+                output.status,
+                String::from_utf8_lossy(&said)
+            )));
+        }
+        self.all_go_on()?;
+        let [gap, stop] = [&self.gap, &self.stop].map(|gap| with(gap, |gap| gap.longest).as_millis());
+        println!("time {time} command_ms={} gap_ms={gap} stop_ms={stop}", took.as_millis());
+        Ok(())
+    }
+
+    /// Looks whether a domain runs, until all is over.
+    fn watch_domains(&self) -> Result<()> {
+        let xen = Xen::open()?;
+        while !self.over.load(Ordering::Relaxed) {
+            if xen.any_runs()? {
+                with(&self.stop, Gap::look);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn all_go_on(&self) -> Result<()> {
+        let (before, end) = (self.seen(), Instant::now() + PATIENCE);
+        // The next answer may be to a question of before.
+        while !self.seen().iter().zip(&before).all(|(now, before)| *now >= before + 2) {
+            if self.over.load(Ordering::Relaxed) {
+                return Err(Error::other("the traffic has ended"));
+            }
+            if Instant::now() > end {
+                let now = self.seen();
+                return Err(Error::other(format!(
+                    "not every connection goes on: {before:?} steps before, {now:?} now"
+                )));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Runs until all is over; after an error, that is now.
+    fn until_over(&self, number: usize, work: &mut dyn Work) -> Result<()> {
+        let step = &mut || {
+            self.steps.get(number).map(|count| count.fetch_add(1, Ordering::Relaxed));
+            with(&self.gap, Gap::look);
+        };
+        while !self.over.load(Ordering::Relaxed) {
+            if let Err(error) = work.once(step) {
+                self.over.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        work.end()
+    }
+}
+
+fn with<R>(gap: &Mutex<Gap>, f: impl FnOnce(&mut Gap) -> R) -> R {
+    f(&mut gap.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+/// What a connection does again and again.
+trait Work {
+    fn once(&mut self, step: &mut dyn FnMut()) -> Result<()>;
+
+    fn end(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct Reader<'s> {
+    connection: Connection,
+    site: &'s Site<'s>,
+    content: &'s [u8],
+    at: usize,
+}
+
+impl<'s> Reader<'s> {
+    fn new(site: &'s Site<'s>, content: &'s [u8], number: usize) -> Result<Self> {
+        let at = number * PART % (content.len() - PART);
+        Ok(Self { connection: Connection::open(site.address)?, site, content, at })
+    }
+}
+
+impl Work for Reader<'_> {
+    fn once(&mut self, step: &mut dyn FnMut()) -> Result<()> {
+        let range = self.at..self.at + PART;
+        let more = format!("Range: bytes={}-{}\r\n", range.start, range.end - 1);
+        if self.content.get(range) != Some(&*self.connection.ask("GET", self.site.file, &more, b"")?) {
+            return Err(Error::other(format!("another part of {} at {}", self.site.file, self.at)));
+        }
+        self.at = (self.at + 17 * PART) % (self.content.len() - PART);
+        step();
+        Ok(())
+    }
+}
+
+struct Writer<'s> {
+    connection: Connection,
+    path: &'s str,
+    body: Vec<u8>,
+}
+
+impl<'s> Writer<'s> {
+    fn new(site: &Site<'_>, path: &'s str) -> Result<Self> {
+        let body = (0..BODY as u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 23) as u8).collect();
+        Ok(Self { connection: Connection::open(site.address)?, path, body })
+    }
+}
+
+impl Work for Writer<'_> {
+    fn once(&mut self, step: &mut dyn FnMut()) -> Result<()> {
+        let head = head("PUT", self.path, &format!("Content-Length: {}\r\n", self.body.len()));
+        let stream = &mut self.connection.0.get_ref();
+        stream.write_all(head.as_bytes())?;
+        for piece in self.body.chunks(PIECE) {
+            stream.write_all(piece)?;
+            step();
+        }
+        self.connection.answer()?;
+        if self.connection.ask("GET", self.path, "", b"")? != self.body {
+            return Err(Error::other(format!("{} is not what was written", self.path)));
+        }
+        // Another file each time.
+        self.body.rotate_left(1);
+        step();
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.connection.ask("DELETE", self.path, "", b"").map(drop)
+    }
+}
+
+struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    fn open(address: &str) -> Result<Self> {
+        let stream = crate::connect(address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    fn ask(&mut self, method: &str, path: &str, more: &str, body: &[u8]) -> Result<Vec<u8>> {
+        let stream = &mut self.0.get_ref();
+        stream.write_all(head(method, path, more).as_bytes())?;
+        stream.write_all(body)?;
+        self.answer()
+    }
+
+    /// The body of an answer.
+    fn answer(&mut self) -> Result<Vec<u8>> {
+        let length = crate::answer_head(&mut self.0)?;
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        Ok(body)
+    }
+}
