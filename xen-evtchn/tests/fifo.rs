@@ -214,8 +214,8 @@ fn pages_are_added_as_ports_need_them_and_a_failure_closes_the_port() {
     let guest = start(&xen, GUEST, Abi::Fifo).unwrap();
     let domain = guest.platform();
     let mut channels: Vec<_> = (1..1024).map(|_| guest.alloc_unbound(DOM0).unwrap()).collect();
-    // Of port 1024, the records can be had, the words cannot.
-    domain.fail_allocs_after(Some(1));
+    // Of port 1024 the record is there, with those of the 24 before it; the words cannot be had.
+    domain.fail_allocs_after(Some(0));
     assert_eq!(guest.alloc_unbound(DOM0).unwrap_err(), Error::OutOfMemory);
     domain.fail_allocs_after(None);
     let no =
@@ -229,8 +229,11 @@ fn pages_are_added_as_ports_need_them_and_a_failure_closes_the_port() {
         assert_eq!((domain.pages_in_use(), mock::open_ports(domain)), (before + 1, 1023));
     }
     xen.set_faults(Dice::new(1), HypercallFaults::new());
-    channels.extend((0..2).map(|_| guest.alloc_unbound(DOM0).unwrap()));
+    channels.push(guest.alloc_unbound(DOM0).unwrap());
     assert_eq!(domain.pages_in_use(), before + 1);
+    // The next one needs a page for its record.
+    channels.push(guest.alloc_unbound(DOM0).unwrap());
+    assert_eq!(domain.pages_in_use(), before + 2);
     let last = channels.last().unwrap();
     assert_eq!(last.port(), Port(1025));
     assert!(mock::inject(domain, last.port()));

@@ -17,6 +17,10 @@ mod arch;
 #[cfg(feature = "build")]
 pub mod build;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
+#[cfg_attr(
+    all(target_arch = "aarch64", not(feature = "smp")),
+    allow(dead_code, reason = "its timer needs no channel")
+)]
 mod channels;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 pub mod console;

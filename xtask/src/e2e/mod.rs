@@ -138,8 +138,18 @@ pub(crate) enum Choice<'a> {
     Few,
 }
 
-/// The few: each kind of device, what ends a guest, no toolstack.
-const FEW: [&str; 7] = ["boot", "shutdown", "panic", "replug", "web-file", "web-put", "dom0less"];
+/// The few: each kind of device, what ends a guest, all of Xen that the crates know, several vCPUs, no toolstack.
+const FEW: [&str; 9] = [
+    "boot",
+    "shutdown",
+    "panic",
+    "replug",
+    "selftest-pair",
+    "selftest-smp",
+    "web-file",
+    "web-put",
+    "dom0less",
+];
 
 impl Choice<'_> {
     fn has(self, test: &str) -> bool {

@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
-use xen_hypercall::{Domain, Errno, PAGE_SIZE};
+use xen_hypercall::{Domain, Errno, Hypercall, PAGE_SIZE};
 
 use super::{MACHINE, gic, traps};
 use crate::machine::{Kernel, Place, keep, keep_pages, this};

@@ -7,6 +7,7 @@ use smccc::Hvc;
 use smccc::psci::{self, AffinityState, LowestAffinityLevel};
 use xen_hypercall::{Errno, Hypercall, VcpuId};
 
+use super::tree::affinity;
 use super::{MACHINE, gic, halt, paging, traps};
 use crate::machine::{FIRST, Own, keep};
 use crate::smp::Life;
@@ -99,11 +100,6 @@ extern "C" fn begin(begin: &'static Begin) -> ! {
     halt()
 }
 
-/// How the processor's own number tells a vCPU: by fours of bits, for interrupts go to sixteen at a time (Xen's `vaffinity`).
-fn affinity(vcpu: VcpuId) -> u64 {
-    u64::from(vcpu.0 & 0xF | vcpu.0 >> 4 << 8)
-}
-
 fn errno(error: psci::Error) -> Errno {
     match error {
         psci::Error::AlreadyOn | psci::Error::OnPending => Errno::EEXIST,
@@ -120,7 +116,7 @@ pub(crate) fn is_up(_: &impl Hypercall, vcpu: VcpuId) -> Result<bool, Errno> {
     if vcpu.0 as usize >= MACHINE.get().map_or(1, |machine| machine.vcpus) {
         return Err(Errno::ENOENT);
     }
-    let state = psci::affinity_info::<Hvc>(affinity(vcpu), LowestAffinityLevel::All).map_err(errno)?;
+    let state = psci::affinity_info::<Hvc>(affinity(vcpu.0), LowestAffinityLevel::All).map_err(errno)?;
     Ok(state != AffinityState::Off)
 }
 
@@ -151,7 +147,7 @@ pub(crate) fn start_vcpu(
     write_back(begins);
     let context = core::ptr::from_ref(begins).expose_provenance() as u64;
     let entry = (&raw const another_vcpu).expose_provenance() as u64;
-    psci::cpu_on::<Hvc>(affinity(own.id), entry, context).map_err(errno)
+    psci::cpu_on::<Hvc>(affinity(own.id.0), entry, context).map_err(errno)
 }
 
 /// Writes what caches have of a thing to memory, where it is read by who has none.

@@ -146,6 +146,13 @@ fn the_older_controller_and_other_interrupts() {
 }
 
 #[test]
+fn the_name_of_a_vcpu_has_its_low_four_bits_apart() {
+    for (vcpu, name) in [(0, 0), (1, 1), (15, 15), (16, 0x100), (35, 0x203), (127, 0x70F)] {
+        assert_eq!(affinity(vcpu), name);
+    }
+}
+
+#[test]
 fn memory_in_several_places_and_parts_of_it_in_use() {
     let guest = Guest {
         memory: Vec::from([[0x4000_0000, 0x8000_0000], [0x2_0000_0000, 0x1000_0000]]),
