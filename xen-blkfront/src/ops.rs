@@ -439,6 +439,20 @@ impl<'x, P: Platform> Ops<'x, P> {
         pages
     }
 
+    /// Takes the page of an operation that has one alone and is done as it was to be, and gives its place back.
+    #[inline]
+    pub(crate) fn take_piece(&mut self, ticket: Ticket) -> Option<Piece<'x, P>> {
+        let op = self.ops.get_mut(usize::from(ticket.place()))?;
+        if op.id != ticket.id || op.stage != Stage::Done || op.result.is_err() {
+            return None;
+        }
+        let piece = op.piece.take()?;
+        op.stage = Stage::Free;
+        op.next = core::mem::replace(&mut self.free, ticket.place());
+        self.free_count += 1;
+        Some(piece)
+    }
+
     /// Gives a place back that has no pages any more.
     #[inline]
     pub(crate) fn vacate(&mut self, index: u16) {

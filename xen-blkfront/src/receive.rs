@@ -37,7 +37,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             }
         }
         self.stats.responses += count as u64;
-        if count > 0 && self.ops.head().is_some() {
+        if count > 0 && !self.ops.is_empty() && self.ops.head().is_some() {
             self.push_out()?;
         }
         Ok(count)
@@ -87,19 +87,16 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         ticket: Ticket,
         places: &mut [Option<Piece<'x, P>>],
     ) -> Option<Result<(), Error>> {
-        match (self.ops.settled(ticket), places) {
-            // With tasks that wait for room, and queues that were taken, it takes longer.
-            (Some(op), [place]) if op.result.is_ok() && op.piece.is_some() && self.alone => {
-                *place = op.piece.take();
-                if let (Kind::Read, Some(piece), true) = (op.kind, place, self.features.persistent) {
-                    // The backend has it mapped still.
-                    piece.page.mark_written();
-                }
-                self.ops.vacate(ticket.place());
-                Some(Ok(()))
+        // With tasks that wait for room, and queues that were taken, it takes longer.
+        if let ([place], true) = (&mut *places, self.alone) {
+            if let Some(mut piece) = self.ops.take_piece(ticket) {
+                // A backend may have it mapped still. To mark each costs less than to find out.
+                piece.page.mark_written();
+                *place = Some(piece);
+                return Some(Ok(()));
             }
-            (_, places) => self.take_several(ticket, places),
         }
+        self.take_several(ticket, places)
     }
 
     /// [`take_pages`](Self::take_pages) of more pages than one, and of what failed.
@@ -121,12 +118,9 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             return Some(result);
         }
         let pages = core::mem::replace(&mut op.pages, Chain::EMPTY);
-        let read = op.kind == Kind::Read;
         let mut places = places.iter_mut();
         let mut each = |mut piece: Piece<'x, P>| {
-            if read {
-                piece.page.mark_written();
-            }
+            piece.page.mark_written();
             if let Some(place) = places.next() {
                 *place = Some(piece);
             }
