@@ -3,8 +3,8 @@
 use std::io::{BufReader, Error, Read, Result, Write};
 use std::net::TcpStream;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,9 @@ struct Traffic {
     over: AtomicBool,
     /// Answers, or pieces of the file that is written, of each connection.
     steps: Vec<AtomicU64>,
+    /// Those of them that are open, so that no one waits when another has failed; and why the first one has.
+    streams: Mutex<Vec<TcpStream>>,
+    failed: Mutex<Option<String>>,
     /// Nobody had an answer.
     gap: Mutex<Gap>,
     /// No domain ran.
@@ -64,30 +67,35 @@ pub(crate) fn run(site: &Site<'_>, times: usize, command: &str) -> Result<String
     let traffic = &Traffic {
         over: AtomicBool::new(false),
         steps: (0..connections).map(|_| AtomicU64::new(0)).collect(),
+        streams: Mutex::default(),
+        failed: Mutex::default(),
         gap: Gap::new(),
         stop: Gap::new(),
     };
-    let content = &Connection::open(site.address)?.ask("GET", site.file, "", b"")?;
+    let content: Arc<[u8]> = Connection::open(site.address)?.ask("GET", site.file, "", b"")?.into();
     if content.len() <= PART {
         return Err(Error::other("the file is too small"));
     }
     thread::scope(|scope| {
-        let mut workers: Vec<_> = (0..site.readers)
-            .map(|number| {
-                scope.spawn(move || traffic.until_over(number, &mut Reader::new(site, content, number)?))
-            })
-            .collect();
+        let mut workers = Vec::new();
+        for number in 0..site.readers {
+            let content = Arc::clone(&content);
+            workers.push(scope.spawn(move || {
+                traffic.until_over(number, || Ok(Box::new(Reader::new(site, content, number)?)));
+            }));
+        }
         workers.extend(site.written.map(|path| {
-            scope.spawn(move || traffic.until_over(site.readers, &mut Writer::new(site, path)?))
+            scope.spawn(move || traffic.until_over(site.readers, || Ok(Box::new(Writer::new(site, path)?))))
         }));
-        workers.push(scope.spawn(move || traffic.watch_domains()));
+        let domains = scope.spawn(move || traffic.watch_domains());
         let done = (1..=times).try_for_each(|time| traffic.round(time, command));
         traffic.over.store(true, Ordering::Relaxed);
-        let ended = workers.into_iter().enumerate().try_for_each(|(number, worker)| {
-            let ended = worker.join().map_err(|_| Error::other("a thread panicked"))?;
-            ended.map_err(|error| Error::other(format!("connection {number}: {error}")))
-        });
-        ended.and(done)
+        workers.into_iter().for_each(|worker| _ = worker.join());
+        let watched = domains.join().unwrap_or_else(|_| Err(Error::other("a thread panicked")));
+        match with(&traffic.failed, |failed| failed.take()) {
+            Some(why) => Err(Error::other(why)),
+            None => done.and(watched),
+        }
     })?;
     let steps: u64 = traffic.seen().iter().sum();
     Ok(format!("traffic: {steps} steps of {connections} connections, {times} times, nothing lost"))
@@ -151,54 +159,70 @@ impl Traffic {
     }
 
     /// Runs until all is over; after an error, that is now.
-    fn until_over(&self, number: usize, work: &mut dyn Work) -> Result<()> {
+    fn until_over(&self, number: usize, work: impl FnOnce() -> Result<Box<dyn Work>>) {
         let step = &mut || {
             self.steps.get(number).map(|count| count.fetch_add(1, Ordering::Relaxed));
             with(&self.gap, Gap::look);
         };
-        while !self.over.load(Ordering::Relaxed) {
-            if let Err(error) = work.once(step) {
-                self.over.store(true, Ordering::Relaxed);
-                return Err(error);
+        let done = work().and_then(|mut work| {
+            let stream = work.stream().try_clone()?;
+            with(&self.streams, |streams| streams.push(stream));
+            while !self.over.load(Ordering::Relaxed) {
+                work.once(step)?;
             }
-        }
-        work.end()
+            work.end()
+        });
+        let Err(error) = done else { return };
+        with(&self.failed, |failed| {
+            _ = failed.get_or_insert_with(|| format!("connection {number}: {error}"))
+        });
+        self.over.store(true, Ordering::Relaxed);
+        with(&self.streams, |streams| {
+            // One that is closed already is.
+            streams.iter().for_each(|stream| _ = stream.shutdown(std::net::Shutdown::Both));
+        });
     }
 }
 
-fn with<R>(gap: &Mutex<Gap>, f: impl FnOnce(&mut Gap) -> R) -> R {
-    f(&mut gap.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+fn with<T, R>(place: &Mutex<T>, f: impl FnOnce(&mut T) -> R) -> R {
+    f(&mut place.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 /// What a connection does again and again.
 trait Work {
     fn once(&mut self, step: &mut dyn FnMut()) -> Result<()>;
 
+    fn stream(&self) -> &TcpStream;
+
     fn end(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-struct Reader<'s> {
+struct Reader {
     connection: Connection,
-    site: &'s Site<'s>,
-    content: &'s [u8],
+    file: String,
+    content: Arc<[u8]>,
     at: usize,
 }
 
-impl<'s> Reader<'s> {
-    fn new(site: &'s Site<'s>, content: &'s [u8], number: usize) -> Result<Self> {
+impl Reader {
+    fn new(site: &Site<'_>, content: Arc<[u8]>, number: usize) -> Result<Self> {
         let at = number * PART % (content.len() - PART);
-        Ok(Self { connection: Connection::open(site.address)?, site, content, at })
+        Ok(Self { connection: Connection::open(site.address)?, file: site.file.to_owned(), content, at })
     }
 }
 
-impl Work for Reader<'_> {
+impl Work for Reader {
+    fn stream(&self) -> &TcpStream {
+        self.connection.0.get_ref()
+    }
+
     fn once(&mut self, step: &mut dyn FnMut()) -> Result<()> {
         let range = self.at..self.at + PART;
         let more = format!("Range: bytes={}-{}\r\n", range.start, range.end - 1);
-        if self.content.get(range) != Some(&*self.connection.ask("GET", self.site.file, &more, b"")?) {
-            return Err(Error::other(format!("another part of {} at {}", self.site.file, self.at)));
+        if self.content.get(range) != Some(&*self.connection.ask("GET", &self.file, &more, b"")?) {
+            return Err(Error::other(format!("another part of {} at {}", &self.file, self.at)));
         }
         self.at = (self.at + 17 * PART) % (self.content.len() - PART);
         step();
@@ -206,22 +230,26 @@ impl Work for Reader<'_> {
     }
 }
 
-struct Writer<'s> {
+struct Writer {
     connection: Connection,
-    path: &'s str,
+    path: String,
     body: Vec<u8>,
 }
 
-impl<'s> Writer<'s> {
-    fn new(site: &Site<'_>, path: &'s str) -> Result<Self> {
+impl Writer {
+    fn new(site: &Site<'_>, path: &str) -> Result<Self> {
         let body = (0..BODY as u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 23) as u8).collect();
-        Ok(Self { connection: Connection::open(site.address)?, path, body })
+        Ok(Self { connection: Connection::open(site.address)?, path: path.to_owned(), body })
     }
 }
 
-impl Work for Writer<'_> {
+impl Work for Writer {
+    fn stream(&self) -> &TcpStream {
+        self.connection.0.get_ref()
+    }
+
     fn once(&mut self, step: &mut dyn FnMut()) -> Result<()> {
-        let head = head("PUT", self.path, &format!("Content-Length: {}\r\n", self.body.len()));
+        let head = head("PUT", &self.path, &format!("Content-Length: {}\r\n", self.body.len()));
         let stream = &mut self.connection.0.get_ref();
         stream.write_all(head.as_bytes())?;
         for piece in self.body.chunks(PIECE) {
@@ -229,7 +257,7 @@ impl Work for Writer<'_> {
             step();
         }
         self.connection.answer()?;
-        if self.connection.ask("GET", self.path, "", b"")? != self.body {
+        if self.connection.ask("GET", &self.path, "", b"")? != self.body {
             return Err(Error::other(format!("{} is not what was written", self.path)));
         }
         // Another file each time.
@@ -239,7 +267,7 @@ impl Work for Writer<'_> {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.connection.ask("DELETE", self.path, "", b"").map(drop)
+        self.connection.ask("DELETE", &self.path, "", b"").map(drop)
     }
 }
 

@@ -192,10 +192,7 @@ pub(crate) fn run_some(arch: Arch, choice: Choice<'_>) -> Result<Tally> {
         }
         let mut lab = Lab::new(arch, store)?;
         for (name, test) in tests {
-            report(&mut tally, name, || {
-                lab.enter(name)?;
-                test(&mut lab).map_err(|error| lab.explain(error))
-            });
+            report(&mut tally, name, || lab.run(name, &test));
         }
     }
     for (name, test) in alone(arch).iter().filter(|(name, _)| choice.has(name)) {
