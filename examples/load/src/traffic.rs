@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const PART: usize = 64 << 10;
 /// Bytes that are written at once.
 const PIECE: usize = 32 << 10;
+/// How long a reader looks at what it got. Sixteen that do not would be all that one processor does, and the toolstack has the same.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What is asked for.
 pub(crate) struct Site<'s> {
@@ -164,6 +166,7 @@ impl Traffic {
             self.steps.get(number).map(|count| count.fetch_add(1, Ordering::Relaxed));
             with(&self.gap, Gap::look);
         };
+        crate::domains::step_back();
         let done = work().and_then(|mut work| {
             let stream = work.stream().try_clone()?;
             with(&self.streams, |streams| streams.push(stream));
@@ -226,6 +229,7 @@ impl Work for Reader {
         }
         self.at = (self.at + 17 * PART) % (self.content.len() - PART);
         step();
+        thread::sleep(LOOK);
         Ok(())
     }
 }

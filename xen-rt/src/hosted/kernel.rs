@@ -73,6 +73,11 @@ impl Kernel {
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
     }
 
+    /// What the mock's system time is when [`now`](Wait::now) is `at`: the same.
+    pub fn system_time(&self, at: Duration) -> Duration {
+        at
+    }
+
     /// When this kernel started, on its clock.
     pub fn started(&self) -> Duration {
         Duration::ZERO

@@ -71,6 +71,13 @@ impl Kernel {
         self.clock.unix_time(self.now())
     }
 
+    /// What Xen's system time is when [`now`](Wait::now) is `at`: for deadlines that Xen keeps, such as that of
+    /// [`sched::poll`](xen_hypercall::sched::poll). The two are the same until the domain is resumed in a new one. On arm64, where
+    /// Xen does not tell a guest its time, `at`.
+    pub fn system_time(&self, at: Duration) -> Duration {
+        self.clock.system_time(at)
+    }
+
     /// What its clock showed when it started.
     pub fn started(&self) -> Duration {
         Duration::from_nanos(self.started.load(Ordering::Relaxed))

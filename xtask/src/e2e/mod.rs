@@ -97,7 +97,8 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         // This Xen saves no domain of Arm's.
         ("save", suspend::it_goes_on_where_it_was),
         ("save-loaded", suspend::nothing_is_lost_when_it_is_saved_under_load),
-        ("migrate", suspend::twenty_migrations_lose_nothing),
+        ("migrate", suspend::three_migrations_lose_nothing),
+        ("migrate-20", suspend::twenty_migrations_lose_nothing),
         ("drivers-block-migrate", drivers::disks_in_several_lives),
         ("drivers-net-migrate", drivers::cards_in_several_lives),
         ("selftest-resume", selftest::in_several_lives),
@@ -132,11 +133,16 @@ fn alone(arch: Arch) -> &'static [(&'static str, Alone)] {
 pub(crate) enum Choice<'a> {
     /// All.
     All,
+    /// All but the longest.
+    Most,
     /// Those whose names contain one of these.
     Named(&'a [String]),
     /// Few, which together show that everything works.
     Few,
 }
+
+/// What takes as long as half of the others together.
+const LONGEST: [&str; 1] = ["migrate-20"];
 
 /// The few: each kind of device, what ends a guest, all of Xen that the crates know, several vCPUs, no toolstack.
 const FEW: [&str; 9] = [
@@ -155,6 +161,7 @@ impl Choice<'_> {
     fn has(self, test: &str) -> bool {
         match self {
             Self::All => true,
+            Self::Most => !LONGEST.contains(&test),
             Self::Named(names) => names.iter().any(|name| test.contains(name)),
             Self::Few => FEW.contains(&test),
         }
@@ -226,5 +233,6 @@ mod tests {
         let choice = Choice::Named(&names);
         assert!(choice.has("web-put") && choice.has("boot") && !choice.has("ping"));
         assert!(Choice::All.has("ping") && !Choice::Few.has("ping"));
+        assert!(Choice::Most.has("migrate") && !Choice::Most.has("migrate-20"));
     }
 }

@@ -111,11 +111,19 @@ pub(super) fn nothing_is_lost_when_it_is_saved_under_load(lab: &mut Lab) -> Resu
     Ok(())
 }
 
+pub(super) fn three_migrations_lose_nothing(lab: &mut Lab) -> Result<()> {
+    migrations(lab, 3)
+}
+
 pub(super) fn twenty_migrations_lose_nothing(lab: &mut Lab) -> Result<()> {
-    let (guest, _console) = lab.start(&Spec { memory: 24, ..lab.spec() })?;
+    migrations(lab, 20)
+}
+
+fn migrations(lab: &Lab, times: u32) -> Result<()> {
+    let (guest, _console) = lab.start(&Spec { memory: 16, ..lab.spec() })?;
     let (name, site) = (guest.name(), lab.site()?);
-    under_traffic(lab, 20, &migrate(lab, name)?)?;
+    under_traffic(lab, times, &migrate(lab, name)?)?;
     let resumes = site.metric("resumes_total")?;
-    ensure!(resumes == 20, "{resumes} resumes");
+    ensure!(resumes == u64::from(times), "{resumes} resumes");
     Ok(())
 }

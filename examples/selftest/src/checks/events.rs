@@ -124,7 +124,8 @@ pub(super) fn run(domain: &Domain, events: &Events, timer: Option<&Own<'_>>, rep
         near.notify()?;
         let until = domain.kernel.now() + PATIENCE;
         // A guest on Arm does not know the time of which the deadline is.
-        sched::poll(domain.kernel, &[far.port().0], (!ARM).then_some(until))?;
+        let deadline = (!ARM).then(|| domain.kernel.system_time(until));
+        sched::poll(domain.kernel, &[far.port().0], deadline)?;
         ensure!(domain.kernel.now() < until, "the event did not end the sleep");
         far.unmask();
         ensure!(came(events, &far), "the event is gone");

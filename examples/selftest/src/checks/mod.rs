@@ -59,7 +59,7 @@ pub(crate) fn sleep(events: &Events, time: Duration) {
     let kernel = *events.platform();
     let until = kernel.now() + time;
     while kernel.now() < until {
-        if ARM || sched::poll(kernel, &[], Some(until)).is_err() {
+        if ARM || sched::poll(kernel, &[], Some(kernel.system_time(until))).is_err() {
             events.wait_since(events.seq(), Some(until));
         }
     }
@@ -73,7 +73,7 @@ fn poll_sleeps(xen: &Kernel, ports: &[u32]) -> Result<(), Failure> {
         let until = xen.now() + Duration::from_millis(5);
         // The console's events end it, too, but not often.
         while xen.now() < until {
-            sched::poll(xen, ports, Some(until))?;
+            sched::poll(xen, ports, Some(xen.system_time(until)))?;
             sleeps += 1;
             ensure!(sleeps < 50, "awake {sleeps} times without an event");
         }
