@@ -33,6 +33,7 @@
 //! ```
 #![allow(unsafe_code, reason = "suspends the domain")]
 
+use core::cell::Cell;
 use core::time::Duration;
 
 use xen_hypercall::sched::Resumed;
@@ -76,12 +77,13 @@ impl Guest {
         devices: &mut D,
         patience: Duration,
     ) -> Result<Outcome, Error> {
-        let kernel = Runtime(self.domain());
+        let stopped = Cell::new(false);
+        let kernel = Runtime { domain: self.domain(), stopped: &stopped };
         let suspension = Suspension {
             domain: self.domain(),
             events: self.events(),
             kernel: &kernel,
-            parts: &mut [&mut Own(self.kernel()), &mut All(parts)],
+            parts: &mut [&mut Own { kernel: self.kernel(), stopped: &stopped }, &mut All(parts)],
             patience,
         };
         // SAFETY: interrupts are off everywhere but in a sleep, and their handler uses nothing of the domain. `Own` lets this
@@ -94,13 +96,15 @@ impl Guest {
 }
 
 /// The kernel, as the coordinator sees it.
-struct Runtime(&'static Domain<&'static Kernel>);
+struct Runtime<'s> {
+    domain: &'static Domain<&'static Kernel>,
+    stopped: &'s Cell<bool>,
+}
 
-impl xen_xenstore::suspend::Kernel for Runtime {
+impl xen_xenstore::suspend::Kernel for Runtime<'_> {
     fn stand_still(&self, suspend: &mut dyn FnMut()) {
         suspend();
-        #[cfg(feature = "smp")]
-        crate::smp::go();
+        go(self.stopped);
     }
 
     unsafe fn suspend(&self) -> Option<Result<Resumed, Errno>> {
@@ -110,7 +114,7 @@ impl xen_xenstore::suspend::Kernel for Runtime {
 
     fn renew(&self) -> Result<(), RestoreError> {
         machine::forget_timer();
-        self.0.platform().renew(self.0)
+        self.domain.platform().renew(self.domain)
     }
 
     fn lost(&self, why: RestoreError) -> ! {
@@ -122,22 +126,34 @@ impl xen_xenstore::suspend::Kernel for Runtime {
     }
 }
 
-/// What the runtime itself has set up on the event channels.
-struct Own(&'static Kernel);
+/// Lets the other vCPUs go on, if this suspend has stopped them.
+fn go(stopped: &Cell<bool>) {
+    if stopped.take() {
+        #[cfg(feature = "smp")]
+        crate::smp::go();
+    }
+}
 
-impl Restore for Own {
+/// What the runtime itself has set up on the event channels, and the other vCPUs.
+struct Own<'s> {
+    kernel: &'static Kernel,
+    stopped: &'s Cell<bool>,
+}
+
+impl Restore for Own<'_> {
     fn prepare(&mut self) -> Result<(), RestoreError> {
-        if self.0.vcpu() != VcpuId(0) {
+        if self.kernel.vcpu() != VcpuId(0) {
             return Err(RestoreError {
                 operation: "a suspend by another vCPU than the first",
                 errno: Errno::EINVAL,
             });
         }
         #[cfg(feature = "smp")]
-        if !crate::smp::stop(self.0, REST) {
+        if !crate::smp::stop(self.kernel, REST) {
             let operation = "bringing all vCPUs to rest";
             return Err(RestoreError { operation, errno: Errno::EBUSY });
         }
+        self.stopped.set(true);
         let prepared = console::with_part(|console| console.as_mut().map_or(Ok(()), Restore::prepare));
         prepared
             .unwrap_or(Err(RestoreError { operation: "the console, which is in use,", errno: Errno::EBUSY }))
@@ -149,8 +165,7 @@ impl Restore for Own {
     }
 
     fn go_on(&mut self) {
-        #[cfg(feature = "smp")]
-        crate::smp::go();
+        go(self.stopped);
         machine::forget_timer();
         console::with_part(|console| console.as_mut().map(Restore::go_on));
     }

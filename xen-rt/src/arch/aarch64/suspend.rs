@@ -73,6 +73,7 @@ resume_system:
     msr     daifset, #0xf
     mov     x1, #(3 << 20)
     msr     cpacr_el1, x1
+    msr     fpcr, xzr       // as compiled code has it
     ldp     x1, x2, [x0, #176]
     ldp     x3, x4, [x0, #192]
     msr     mair_el1, x1
@@ -128,7 +129,11 @@ pub(crate) unsafe fn suspend_by_firmware() -> Option<Result<Resumed, Errno>> {
     let result = unsafe { suspend_system(&raw mut saved) };
     Some(match result {
         // The controller's registers of the vCPU may be as they are at its start.
-        0 => gic::enable_here(VcpuId(0)).map(|()| Resumed::InPlace).map_err(|_| Errno::EIO),
+        0 => match gic::enable_here(VcpuId(0)) {
+            Ok(()) => Ok(Resumed::InPlace),
+            // An error would say that the domain was not suspended.
+            Err(what) => crate::crash(format_args!("after a suspend the interrupt controller {what}")),
+        },
         // NOT_SUPPORTED, INVALID_PARAMETERS, DENIED: another vCPU is up.
         -1 => return None,
         -3 => Err(Errno::EBUSY),
