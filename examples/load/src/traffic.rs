@@ -33,10 +33,11 @@ pub(crate) struct Site<'s> {
 
 struct Traffic {
     over: AtomicBool,
-    /// Answers, or pieces of the file that is written, of each connection.
+    /// How many responses each reader has received, and how many pieces of a file the writer has sent.
     steps: Vec<AtomicU64>,
-    /// Those of them that are open, so that no one waits when another has failed; and why the first one has.
+    /// The connections, which are all closed when one fails, so that no thread waits for its response any longer.
     streams: Mutex<Vec<TcpStream>>,
+    /// Why the first connection failed.
     failed: Mutex<Option<String>>,
     /// Nobody had an answer.
     gap: Mutex<Gap>,

@@ -46,10 +46,10 @@ impl Lab {
             let before = self.confused()?;
             self.enter(name)?;
             match test(self) {
-                Err(error) if tries < TRIES && self.confused()? > before => {
+                Err(error) if tries < TRIES && self.confused().is_ok_and(|now| now > before) => {
                     println!("\n{error:#}\nThe emulator has run Xen's own code as a guest's; once more");
                     self.dom0.run(
-                        "for d in $(xl list | tail -n +3 | cut -d' ' -f1); do xl destroy $d; done",
+                        "for d in $(xl list | tail -n +3 | cut -d' ' -f1); do xl destroy $d; done; true",
                         PATIENCE,
                     )?;
                     self.site = None;
@@ -61,8 +61,8 @@ impl Lab {
     }
 
     /// How often a guest was ended by a triple fault with the processor in Xen's code segment, at an address of Xen's. No guest can
-    /// bring itself there: QEMU 7.2's emulation of SVM has kept Xen's registers for the guest's. Seen now and then while a domain is
-    /// migrated live on a busy machine.
+    /// bring itself there: QEMU 7.2's emulation of SVM has kept Xen's registers for the guest's. Seen once, while a domain was
+    /// migrated live.
     fn confused(&self) -> Result<usize> {
         let script = "grep -a -A 5 'Triple fault' /var/log/xen/hypervisor.log | grep -ac 'RIP: *e008:'; true";
         let said = self.dom0.run(script, PATIENCE)?;
