@@ -225,15 +225,15 @@ impl<M: Machine> App<M> {
 
     fn suspend(&mut self) {
         let Self { machine, net, files, strange, .. } = self;
-        let times = (machine.unix_time(), machine.now());
+        let (began, since) = (machine.unix_time(), machine.now());
         let nic = net.as_mut().filter(|_| M::Nic::PRESENT).map(net::Net::nic);
         match files {
             Some(files) if M::Disk::PRESENT => files.with_disk(|disk| machine.suspend(nic, Some(disk))),
             _ => machine.suspend(nic, strange.as_ref()),
         }
-        let times_after = (machine.unix_time(), machine.now());
+        let (passed, ran) = (machine.unix_time().saturating_sub(began), machine.now().saturating_sub(since));
         if let Some(net) = net {
-            net.resume(times, times_after);
+            net.resume(ran, passed.saturating_sub(ran));
         }
     }
 

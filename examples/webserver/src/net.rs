@@ -78,13 +78,12 @@ impl<N: Nic> Net<N> {
         }
     }
 
-    /// The machine goes on after it did not run for a while, which the times of day and the clock at both ends of it tell.
+    /// The machine goes on after a suspend. It was busy with that for the time `ran`, and did not run for the time `away`.
     ///
-    /// A peer that was not answered has waited longer each time before it tried again, the last time for about as long as the
-    /// machine was away; so long its connection is kept.
-    pub(crate) fn resume(&mut self, before: (Duration, Duration), after: (Duration, Duration)) {
-        let away = after.0.saturating_sub(before.0).saturating_sub(after.1.saturating_sub(before.1));
-        self.forgive(after.1.saturating_sub(before.1) + away.min(LONGEST_RETRY));
+    /// A peer without an answer has waited longer before each retry, the last time for about as long as the machine was away. Its
+    /// connection is kept for as long.
+    pub(crate) fn resume(&mut self, ran: Duration, away: Duration) {
+        self.forgive(ran + away.min(LONGEST_RETRY));
     }
 
     /// Moves packets and serves connections once; true if there is more to do at once.
