@@ -110,7 +110,7 @@ impl<P: Platform> Shared<'_, P> {
     }
 
     fn wake(&self) {
-        self.common.wakers.iter().for_each(AtomicWaker::wake);
+        xen_evtchn::wake_all(self.common.wakers.iter(), AtomicWaker::wake);
     }
 
     /// Leaves the waker of a queue's tasks, for what becomes of the disk. The disk's own are told by the disk.

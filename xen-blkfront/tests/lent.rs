@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
@@ -394,6 +395,35 @@ impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, SeqCst);
     }
+}
+
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_at_one_queue_keeps_no_other_from_hearing_of_the_end() {
+    let machine = Machine::new();
+    let back = machine.disk(options());
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let mut disk = connect(&machine, &mut xs);
+    let mut queues = [1, 2].map(|index| disk.take_queue(index).unwrap());
+    back.stall(true);
+    let woken: Arc<Woken> = Arc::default();
+    for (queue, waker) in queues.iter_mut().zip([Waker::from(Arc::new(Panics)), woken.clone().into()]) {
+        let ticket = queue.submit_write(0, &pattern(512, 1)).unwrap();
+        queue.publish().unwrap();
+        assert_eq!(queue.poll_take(ticket, &mut [], &mut Context::from_waker(&waker)), Poll::Pending);
+    }
+    back.drop_out();
+    run(&machine);
+    let before = woken.0.load(SeqCst);
+    assert!(catch_unwind(AssertUnwindSafe(|| disk.service(&mut xs))).is_err());
+    assert!(woken.0.load(SeqCst) > before);
 }
 
 #[test]
