@@ -71,6 +71,8 @@ impl ShutdownWatch {
         let asked = asked.and_then(|()| xs.post_obeyed(sink)).and_then(|()| xs.settle(sink));
         if let Err(error) = asked.and(watched) {
             xs.give_watch_up(watch, error);
+            // Nobody will see a request, so that none is announced in another domain.
+            xs.obeys = None;
             return Err(error);
         }
         Ok(Self(watch))

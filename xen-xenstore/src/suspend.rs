@@ -83,7 +83,8 @@ pub trait Kernel {
     fn stand_still(&self, suspend: &mut dyn FnMut());
 
     /// Suspends the domain in another way than by `SCHEDOP_shutdown`: on arm64 by PSCI's `SYSTEM_SUSPEND`, for those who have it. None:
-    /// there is no other way. Called within [`stand_still`](Self::stand_still).
+    /// there is no other way. Called within [`stand_still`](Self::stand_still). Returns where the domain goes on, and an error, Xen's or the
+    /// firmware's as an `Errno`, only if the domain was not suspended.
     ///
     /// # Safety
     /// What [`Domain::suspend`] asks for holds.
@@ -189,7 +190,7 @@ impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
     /// See [`Error`].
     ///
     /// # Safety
-    /// The kernel does in [`Kernel::stand_still`] what is asked there, and the rest of what [`Domain::suspend`] asks for holds
+    /// The kernel does in [`Kernel::stand_still`] and in [`Kernel::suspend`] what is asked there, and the rest of what [`Domain::suspend`] asks for holds
     /// meanwhile: no device writes to the domain's memory, and nobody uses what is of Xen's in it but by what is made from
     /// the token.
     pub unsafe fn run<D: Device<'x, P>>(
@@ -207,7 +208,8 @@ impl<'x, P: Platform + Wait + SpecialPages> Suspension<'_, 'x, P> {
                 Ok(()) => {
                     let mut resumed = Err(Error::Refused(Errno::EINVAL));
                     kernel.stand_still(&mut || {
-                        // SAFETY: the kernel lets everything stand still around this, and the rest is the caller's promise.
+                        // SAFETY: the kernel lets everything stand still around this, tells truly where the domain goes on, and the
+                        // rest is the caller's promise.
                         let suspended = unsafe {
                             domain.suspend_by(|platform| {
                                 kernel.suspend().unwrap_or_else(|| sched::suspend(platform))

@@ -479,3 +479,19 @@ fn a_kernel_may_have_another_way_to_be_suspended() {
     assert_eq!(run(Ok(Resumed::InNewDomain)), (Ok(Resumed::InNewDomain), "d2".into()));
     assert_eq!(world.token.incarnation().number(), 1);
 }
+
+#[test]
+fn what_nobody_watches_for_is_not_announced_in_a_new_domain() {
+    let world = World::new();
+    let mut xs = world.client();
+    let mut limits = Limits::default();
+    limits.watches = 0;
+    world.store.set_limits(limits);
+    assert!(ShutdownWatch::new(&mut xs, &[Request::Suspend]).is_err());
+    world.store.set_limits(Limits::default());
+    world.migrate();
+    world.events.resume().unwrap();
+    xs.resume().unwrap();
+    // As the toolstack made it.
+    assert_eq!(world.store.read(&world.home("control/feature-suspend")).as_deref(), Some(""));
+}
