@@ -168,7 +168,7 @@ pub fn ensure(_lock: &Lock, bed: &Bed) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     let key = bed.dir.join("initramfs.key");
     let stamp = fs::read_to_string(bed.root.join("stamp")).unwrap_or_default();
-    (INIT, SERVE, &stamp, modules::WANTED, include_str!("initramfs.rs")).hash(&mut hasher);
+    (INIT, SERVE, &stamp, bed.platform.xl, modules::WANTED, include_str!("initramfs.rs")).hash(&mut hasher);
     let wanted = format!("{:016x}", hasher.finish());
     let known = fs::read_to_string(&key).unwrap_or_default();
     let name = known.trim().split_once(' ').filter(|(found, _)| *found == wanted).map(|(_, name)| name);
@@ -218,7 +218,7 @@ fn collect(bed: &Bed) -> Result<Tree> {
     tree.file("etc/group", 0o644, "root:x:0:\n");
     tree.file("etc/hosts", 0o644, "127.0.0.1 localhost\n10.0.0.1 dom0\n");
     programs(&mut tree, platform, root)?;
-    configuration(&mut tree, root)?;
+    configuration(&mut tree, platform, root)?;
     kernel_modules(&mut tree, root)?;
     Ok(tree)
 }
@@ -271,7 +271,7 @@ pub(crate) fn add_libraries(tree: &mut Tree, platform: &Platform, root: &Path, p
 }
 
 /// Xen's configuration files and the scripts that plug devices.
-fn configuration(tree: &mut Tree, root: &Path) -> Result<()> {
+fn configuration(tree: &mut Tree, platform: &Platform, root: &Path) -> Result<()> {
     let scripts = root.join("etc/xen/scripts");
     for entry in fs::read_dir(&scripts).with_context(|| format!("cannot list {}", scripts.display()))? {
         let path = entry?.path();
@@ -279,8 +279,10 @@ fn configuration(tree: &mut Tree, root: &Path) -> Result<()> {
             tree.file(&format!("etc/xen/scripts/{}", name.to_string_lossy()), 0o755, read(&path)?);
         }
     }
-    for name in ["etc/xen/xl.conf", "etc/xen/oxenstored.conf"] {
-        tree.file(name, 0o644, read(&root.join(name))?);
+    for (name, more) in [("etc/xen/xl.conf", platform.xl), ("etc/xen/oxenstored.conf", "")] {
+        let mut text = read(&root.join(name))?;
+        text.extend_from_slice(more.as_bytes());
+        tree.file(name, 0o644, text);
     }
     Ok(())
 }

@@ -37,36 +37,10 @@ impl Lab {
         self.dom0.put(path, &build(self.arch, options)?)
     }
 
-    /// Runs a test. One that fails is run again, a few times, when the emulator has run Xen's own code in the place of a guest's
-    /// meanwhile, see [`confused`](Self::confused): that says nothing of the guest.
+    /// Runs a test, whose error then has with it what the guest and Xen said.
     pub(super) fn run(&mut self, name: &str, test: &dyn Fn(&mut Self) -> Result<()>) -> Result<()> {
-        const TRIES: u32 = 3;
-        let mut tries = 1;
-        loop {
-            let before = self.confused()?;
-            self.enter(name)?;
-            match test(self) {
-                Err(error) if tries < TRIES && self.confused().is_ok_and(|now| now > before) => {
-                    println!("\n{error:#}\nThe emulator has run Xen's own code as a guest's; once more");
-                    self.dom0.run(
-                        "for d in $(xl list | tail -n +3 | cut -d' ' -f1); do xl destroy $d; done; true",
-                        PATIENCE,
-                    )?;
-                    self.site = None;
-                    tries += 1;
-                }
-                result => return result.map_err(|error| self.explain(error)),
-            }
-        }
-    }
-
-    /// How often a guest was ended by a triple fault with the processor in Xen's code segment, at an address of Xen's. No guest can
-    /// bring itself there: QEMU 7.2's emulation of SVM has kept Xen's registers for the guest's. Seen once, while a domain was
-    /// migrated live.
-    fn confused(&self) -> Result<usize> {
-        let script = "grep -a -A 5 'Triple fault' /var/log/xen/hypervisor.log | grep -ac 'RIP: *e008:'; true";
-        let said = self.dom0.run(script, PATIENCE)?;
-        said.trim().parse().with_context(|| format!("how many triple faults: {said}"))
+        self.enter(name)?;
+        test(self).map_err(|error| self.explain(error))
     }
 
     /// A test begins. The guest of the tests before it goes, unless this one looks at the same site.

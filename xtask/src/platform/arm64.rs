@@ -21,6 +21,7 @@ pub(super) static BED: Platform = Platform {
     },
     target: Some("aarch64-unknown-none"),
     format: Format::Raw,
+    xl: "",
     emulator: Emulator {
         program: "qemu-system-aarch64",
         package: "qemu-system-arm",

@@ -57,6 +57,8 @@ pub struct Platform {
     pub(crate) target: Option<&'static str>,
     /// What Xen loads.
     pub(crate) format: Format,
+    /// More lines of xl's own configuration, `xl.conf`.
+    pub(crate) xl: &'static str,
     /// The QEMU.
     pub(crate) emulator: Emulator,
     /// What it takes to boot.

@@ -22,6 +22,11 @@ pub(super) static BED: Platform = Platform {
     },
     target: None,
     format: Format::Elf,
+    // Guests keep off the first processor, in whose state QEMU 7.2 to 10.0 keep the flag of IGNNE#. Each `fxrstor` and `xrstor` of
+    // another processor clears that bit there, and not at once: it reads the word, which says whether nested page tables are in use, too,
+    // and writes it back. A VMRUN or #VMEXIT between the two is undone in part: Xen's registers become the guest's, the guest uses
+    // Xen's memory as its own, or no interrupt comes any more.
+    xl: "vm.hvm.cpumask=\"1\"\n",
     emulator: Emulator {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
