@@ -93,10 +93,9 @@ pub fn sum(bytes: &[u8]) -> u16 {
     let rest = chunks.remainder();
     last[..rest.len()].copy_from_slice(rest);
     // The sum does not care about the order of the bytes in its words, as long as it is the same in all.
-    let total = chunks
-        .filter_map(|chunk| chunk.try_into().ok())
-        .chain([last])
-        .fold(0u64, |total, word| total + u64::from(u32::from_ne_bytes(word)));
+    let word = |chunk: &[u8]| u64::from(chunk.try_into().map_or(0, u32::from_ne_bytes));
+    // There are fewer than 2^32 words.
+    let total = chunks.fold(word(&last), |total, chunk| total.wrapping_add(word(chunk)));
     let total = (total >> 32) + (total & 0xffff_ffff);
     let total = (total >> 32) + (total & 0xffff_ffff);
     u16::from_be(fold((total >> 16) as u32 + (total & 0xffff) as u32))

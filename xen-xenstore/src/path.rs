@@ -52,10 +52,13 @@ impl Path {
 
 /// Whether text is a path that the protocol allows (special names begin with `@`).
 pub(crate) fn is_valid(path: &str) -> bool {
-    !path.is_empty()
-        && (path == "/" || !path.ends_with('/'))
-        && !path.contains("//")
-        && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte))
+    let mut before = 0;
+    let valid = path.bytes().all(|byte| {
+        let doubled = byte == b'/' && before == b'/';
+        before = byte;
+        !doubled && (byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@'))
+    });
+    valid && !path.is_empty() && (path == "/" || before != b'/')
 }
 
 impl Deref for Path {

@@ -137,7 +137,7 @@ impl Backend {
     }
 
     fn publish(&self, node: &str, value: &str) {
-        let path = format!("{}/{node}", self.back_path);
+        let path = [&*self.back_path, "/", node].concat();
         match self.lies.iter().rev().find(|(name, _)| name == node) {
             None => self.store.write(&path, value),
             Some((_, Some(lie))) => self.store.write(&path, lie),
@@ -152,7 +152,7 @@ impl Backend {
 
     /// A value of the guest's directory.
     pub(super) fn front<T: core::str::FromStr>(&self, node: &str) -> Option<T> {
-        self.store.read(&format!("{}/{node}", self.front_path))?.parse().ok()
+        self.store.read(&[&*self.front_path, "/", node].concat())?.parse().ok()
     }
 
     /// One move: in the handshake, or in the rings.

@@ -10,6 +10,7 @@ use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::Xenstore;
+use zerocopy::IntoBytes;
 
 use super::MockBlkback;
 use crate::abi::{OP_BARRIER, OP_FLUSH};
@@ -26,13 +27,8 @@ const ERASED: u32 = u32::MAX - 1;
 pub fn encode(at: u64, count: u64, tag: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(count as usize * 512);
     for at in at..at + count {
-        let word = (tag ^ place(at)).to_le_bytes();
-        let start = bytes.len();
-        bytes.extend_from_slice(&word);
-        // Doubled until it is a sector.
-        while bytes.len() - start < 512 {
-            bytes.extend_from_within(start..);
-        }
+        let sector = [(tag ^ place(at)).to_le(); 512 / size_of::<u32>()];
+        bytes.extend_from_slice(sector.as_bytes());
     }
     bytes
 }
@@ -55,55 +51,73 @@ pub fn decode(at: u64, bytes: &[u8]) -> Option<u32> {
     (rest == before).then(|| u32::from_le_bytes(*word) ^ place(at))
 }
 
-/// Some tags, each once. Almost always a few, which need no memory of their own: there are many sets.
+/// Some tags, each once: a bit for each of the lowest, and for what a discard leaves. There are many sets, and almost always no
+/// other tags, so that a set needs no memory of its own.
 #[derive(Clone, Default)]
 struct Tags {
-    few: [u32; 3],
-    len: usize,
-    more: BTreeSet<u32>,
+    bits: u128,
+    /// The others, in order.
+    more: Vec<u32>,
 }
 
 impl Tags {
+    /// How many of the bits are tags'.
+    const LOW: u32 = 126;
+
+    /// What a discard leaves, and its bit.
+    const LEFT: [(u32, u32); 2] = [(ERASED, Self::LOW), (DISCARDED, Self::LOW + 1)];
+
     fn of(tag: u32) -> Self {
-        Self { few: [tag, 0, 0], len: 1, more: BTreeSet::new() }
+        let mut tags = Self::default();
+        tags.insert(tag);
+        tags
     }
 
-    fn few(&self) -> &[u32] {
-        &self.few[..self.len]
+    fn bit(tag: u32) -> Option<u128> {
+        let left = Self::LEFT.into_iter().find(|(left, _)| *left == tag);
+        let bit = left.map_or(tag, |(_, bit)| bit);
+        (left.is_some() || tag < Self::LOW).then(|| 1 << bit)
     }
 
     fn iter(&self) -> impl Iterator<Item = u32> {
-        self.few().iter().chain(&self.more).copied()
+        let bits = (0..128).filter(|bit| self.bits & 1 << bit != 0);
+        let tag = |bit| Self::LEFT.into_iter().find(|(_, left)| *left == bit).map_or(bit, |(left, _)| left);
+        bits.map(tag).chain(self.more.iter().copied())
     }
 
     fn contains(&self, tag: u32) -> bool {
-        self.few().contains(&tag) || self.more.contains(&tag)
+        match Self::bit(tag) {
+            Some(bit) => self.bits & bit != 0,
+            None => self.more.binary_search(&tag).is_ok(),
+        }
     }
 
     fn insert(&mut self, tag: u32) {
-        if self.contains(tag) {
-            return;
-        }
-        match self.few.get_mut(self.len) {
-            Some(place) => {
-                *place = tag;
-                self.len += 1;
+        match Self::bit(tag) {
+            Some(bit) => self.bits |= bit,
+            None => {
+                if let Err(at) = self.more.binary_search(&tag) {
+                    self.more.insert(at, tag);
+                }
             }
-            None => drop(self.more.insert(tag)),
         }
     }
 
     fn add(&mut self, other: &Self) {
-        other.iter().for_each(|tag| self.insert(tag));
+        self.bits |= other.bits;
+        other.more.iter().for_each(|tag| self.insert(*tag));
     }
 
     fn clear(&mut self) {
-        (self.len, self.more) = (0, BTreeSet::new());
+        (self.bits, self.more) = (0, Vec::new());
     }
 
-    fn retain(&mut self, keep: impl Fn(u32) -> bool) {
-        let before = core::mem::take(self);
-        before.iter().filter(|tag| keep(*tag)).for_each(|tag| self.insert(tag));
+    /// Only those of later operations stay, and what a discard leaves.
+    fn forget_until(&mut self, id: u32) {
+        let tags = (1_u128 << Self::LOW) - 1;
+        let later = tags.checked_shl(id.saturating_add(1)).unwrap_or(0);
+        self.bits &= later & tags | !tags;
+        self.more.retain(|tag| *tag > id);
     }
 }
 
@@ -301,7 +315,7 @@ impl Model {
                 self.flushed = flush.id;
                 for (sector, durable) in flush.durable.into_iter().enumerate() {
                     self.durable[sector] = durable;
-                    self.since[sector].retain(|tag| tag > flush.id);
+                    self.since[sector].forget_until(flush.id);
                 }
                 for flying in self.flying.values() {
                     for sector in flying.at..flying.at + flying.others.len() {
@@ -377,7 +391,7 @@ impl Model {
 
 /// How many flushes a backend has served: a barrier is one, too.
 fn flushes_served(back: &MockBlkback) -> usize {
-    back.served().iter().filter(|request| matches!(request.operation, OP_FLUSH | OP_BARRIER)).count()
+    back.state().served.iter().filter(|request| matches!(request.operation, OP_FLUSH | OP_BARRIER)).count()
 }
 
 /// What a run knows of its backend.
@@ -450,4 +464,24 @@ pub fn check_broken<'x, P: Platform + Wait>(disk: &mut BlkFront<'x, P>, xs: &mut
     assert_eq!(disk.state(), State::Broken(violation));
     // And nothing of that reached the backend, or took a place.
     assert_eq!((disk.pending(), disk.stats().requests, disk.free_requests()), (pending, requests, free));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_a_set_whatever_place_each_has() {
+        let all = [0, 1, 7, 125, 126, 127, 128, 300, ERASED, DISCARDED];
+        for until in [0, 6, 7, 124, 125, 126, 127, 200, 300, 900] {
+            let (mut tags, mut other) = (Tags::default(), Tags::of(1));
+            all.iter().rev().chain(&all).for_each(|tag| tags.insert(*tag));
+            other.add(&tags);
+            let set = |tags: &Tags| tags.iter().collect::<BTreeSet<_>>();
+            assert_eq!((set(&other), tags.iter().count()), (all.into(), all.len()));
+            tags.forget_until(until);
+            assert_eq!(set(&tags), all.into_iter().filter(|tag| *tag > until).collect());
+            assert!(all.iter().all(|tag| tags.contains(*tag) == (*tag > until)));
+        }
+    }
 }

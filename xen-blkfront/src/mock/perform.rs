@@ -124,6 +124,7 @@ impl Backend {
         if at % each != 0 {
             return Err(format!("sector {sector} is not aligned"));
         }
+        let mut bytes = [0; PAGE];
         for segment in segments {
             let (first, last) = (usize::from(segment.first), usize::from(segment.last));
             if first > last || last >= PAGE / SECTOR {
@@ -144,13 +145,13 @@ impl Backend {
             let gref = GrantRef(segment.gref);
             let mut page =
                 self.mapped.take(&self.dom0, self.guest.id(), gref, self.maps_writable(operation))?;
-            let mut data = vec![0; len];
+            let data = &mut bytes[..len];
             if operation == OP_READ {
-                self.storage.read(at, &mut data).map_err(|error| error.to_string())?;
-                page.mem().write_bytes(first * SECTOR, &data).map_err(|error| error.to_string())?;
+                self.storage.read(at, data).map_err(|error| error.to_string())?;
+                page.mem().write_bytes(first * SECTOR, data).map_err(|error| error.to_string())?;
             } else {
-                page.mem().read_bytes(first * SECTOR, &mut data).map_err(|error| error.to_string())?;
-                self.storage.write(at, &data).map_err(|error| error.to_string())?;
+                page.mem().read_bytes(first * SECTOR, data).map_err(|error| error.to_string())?;
+                self.storage.write(at, data).map_err(|error| error.to_string())?;
             }
             self.done_with(page);
             at += len as u64;

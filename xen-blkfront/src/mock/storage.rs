@@ -1,9 +1,9 @@
 //! Where the mock keeps its disk's bytes: in memory or in a file, with a cache in front that a loss of power empties.
 
-use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
 use std::vec;
 use std::vec::Vec;
 
@@ -11,7 +11,8 @@ use xen_hypercall::mock::Dice;
 
 use crate::abi::SECTOR;
 
-type Sector = Box<[u8; SECTOR]>;
+/// Both lists of a [`Cache`] have it.
+type Sector = Arc<[u8]>;
 
 /// A disk's bytes. Addresses are bytes, multiples of 512.
 pub(super) struct Storage {
@@ -105,7 +106,7 @@ impl Storage {
         let Some(cache) = &self.cache else { return Ok(()) };
         for (at, out) in (at..).step_by(SECTOR).zip(out.chunks_exact_mut(SECTOR)) {
             if let Some(sector) = cache.current.get(&at) {
-                out.copy_from_slice(&**sector);
+                out.copy_from_slice(sector);
             }
         }
         Ok(())
@@ -117,9 +118,8 @@ impl Storage {
         }
         let Some(cache) = &mut self.cache else { return self.medium.write(at, data) };
         for (at, data) in (at..).step_by(SECTOR).zip(data.chunks_exact(SECTOR)) {
-            let mut sector = Box::new([0; SECTOR]);
-            sector.copy_from_slice(data);
-            cache.current.insert(at, sector.clone());
+            let sector: Sector = Arc::from(data);
+            cache.current.insert(at, Arc::clone(&sector));
             cache.log.push((at, sector));
         }
         Ok(())
@@ -136,7 +136,7 @@ impl Storage {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         if let Some(cache) = &mut self.cache {
             for (at, sector) in core::mem::take(&mut cache.current) {
-                self.medium.write(at, &*sector)?;
+                self.medium.write(at, &sector)?;
             }
             cache.log.clear();
         }
@@ -157,7 +157,7 @@ impl Storage {
             if dice.below(2) == 0 {
                 lost += 1;
             } else {
-                self.medium.write(at, &*sector)?;
+                self.medium.write(at, &sector)?;
             }
         }
         Ok(lost)

@@ -1,6 +1,5 @@
 //! What a backend told the guest, which it keeps to.
 
-use std::format;
 use std::string::String;
 
 use super::backend::Backend;
@@ -11,7 +10,7 @@ impl Backend {
     /// The backend's [options](Options) as its nodes tell them, [lies](super::MockBlkback::lie) included: what the guest may rely
     /// on. A node that is not there, or makes no sense, offers nothing; a size that makes no sense is not believed by any guest.
     pub(super) fn given_word(&self) -> Options {
-        let text = |node: &str| self.store.read(&format!("{}/{node}", self.back_path));
+        let text = |node: &str| self.store.read(&[&*self.back_path, "/", node].concat());
         let large = |node: &str| text(node)?.trim().parse::<u64>().ok();
         let number = |node: &str| large(node).and_then(|number| u32::try_from(number).ok());
         let says = |node: &str| number(node).unwrap_or(0) != 0;

@@ -294,8 +294,9 @@ impl MockDomain {
 
     /// The domain's `shared_info`, once it has asked for it.
     pub fn shared_info(&self) -> Option<SharedInfo<'_>> {
-        let gfn = self.state().shared_info?;
-        let page = self.page_at(gfn)?;
+        let state = self.state();
+        let page = state.find(state.shared_info?)?;
+        drop(state);
         // SAFETY: the domain made this page its shared_info; its memory lives as long as its handles, and both sides access it
         // by atomics.
         Some(unsafe { SharedInfo::from_page(page) })

@@ -92,7 +92,7 @@ impl Backend {
 
     /// What the guest may rely on: what the nodes say, lies included.
     fn given_word(&self) -> super::Options {
-        let read = |node: &str| self.store.read(&format!("{}/{node}", self.back_path))?.parse::<u32>().ok();
+        let read = |node: &str| self.store.read(&[&*self.back_path, "/", node].concat())?.parse::<u32>().ok();
         let says = |node: &str| read(node).unwrap_or(0) != 0;
         super::Options {
             sg: says("feature-sg"),

@@ -358,7 +358,7 @@ impl Backend {
         for (node, value) in
             [("backend", &**back), ("backend-id", &*own), ("handle", index), ("mac", &*mac), ("state", "1")]
         {
-            self.store.write(&format!("{front}/{node}"), value);
+            self.store.write(&[&**front, "/", node].concat(), value);
         }
         if let Some(mtu) = self.options.mtu {
             self.store.write(&format!("{front}/mtu"), &mtu.to_string());
@@ -370,7 +370,7 @@ impl Backend {
             ("mac", &*mac),
             ("state", "1"),
         ] {
-            self.store.write(&format!("{back}/{node}"), value);
+            self.store.write(&[&**back, "/", node].concat(), value);
         }
     }
 
@@ -445,7 +445,7 @@ impl Backend {
     }
 
     fn publish(&self, node: &str, value: &str) {
-        let path = format!("{}/{node}", self.back_path);
+        let path = [&*self.back_path, "/", node].concat();
         match self.lies.iter().rev().find(|(name, _)| name == node) {
             None => self.store.write(&path, value),
             Some((_, Some(lie))) => self.store.write(&path, lie),
@@ -454,7 +454,7 @@ impl Backend {
     }
 
     fn front<T: core::str::FromStr>(&self, node: &str) -> Option<T> {
-        self.store.read(&format!("{}/{node}", self.front_path))?.parse().ok()
+        self.store.read(&[&*self.front_path, "/", node].concat())?.parse().ok()
     }
 
     fn says(&self, node: &str) -> bool {

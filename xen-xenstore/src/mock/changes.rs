@@ -1,9 +1,11 @@
 //! Transactions: a copy of the tree, and what it was used for.
 
-use std::collections::BTreeSet;
-use std::string::{String, ToString};
+use std::boxed::Box;
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::vec::Vec;
 
+use super::hash::PathHash;
 use super::tree::{Change, Reach, Tree, parent};
 use crate::wire::Refusal;
 
@@ -12,19 +14,21 @@ pub(super) struct Changes {
     /// The tree as this transaction sees it.
     pub(super) tree: Tree,
     base: Tree,
-    looked_at: BTreeSet<String>,
+    looked_at: HashSet<Box<str>, PathHash>,
     /// What changed, and who is to be told.
-    changed: Vec<(String, Reach)>,
+    changed: Vec<(Arc<str>, Reach)>,
 }
 
 impl Changes {
     pub(super) fn new(tree: &Tree) -> Self {
-        Self { tree: tree.clone(), base: tree.clone(), looked_at: BTreeSet::new(), changed: Vec::new() }
+        Self { tree: tree.clone(), base: tree.clone(), looked_at: HashSet::default(), changed: Vec::new() }
     }
 
     /// Notes that an answer depended on a node, or on its not being there.
     pub(super) fn look_at(&mut self, path: &str) {
-        self.looked_at.insert(path.to_string());
+        if !self.looked_at.contains(path) {
+            self.looked_at.insert(path.into());
+        }
     }
 
     /// Notes a change. That to a list of children is one to the node above.
@@ -38,7 +42,7 @@ impl Changes {
             }
             let known = self.changed.iter().position(|(path, _)| *path == change.path);
             let reach = known.map_or(Reach::Nobody, |at| self.changed.remove(at).1).max(change.reach);
-            self.changed.push((change.path.clone(), reach));
+            self.changed.push((Arc::clone(&change.path), reach));
         }
     }
 

@@ -251,7 +251,8 @@ impl Connection {
                 if let Some(tamper) = &mut tamper {
                     tamper(&mut header, &mut payload);
                 }
-                self.sending = [header.as_bytes(), &payload].concat();
+                self.sending.extend_from_slice(header.as_bytes());
+                self.sending.append(&mut payload);
             }
             let piece = &self.sending[..self.sending.len().min(at_most)];
             let Ok(count) = self.ring.write(piece) else {
@@ -271,33 +272,26 @@ impl Connection {
 
     /// The events that a change makes for this guest.
     pub(super) fn events_of(&self, change: &Change) -> Vec<Watch> {
-        if !change.is_visible_to(self.id()) {
+        if self.watches.is_empty() || change.reach == Reach::Nobody || !change.is_visible_to(self.id()) {
             return Vec::new();
         }
         let home = self.home() + "/";
-        let concerned = self.watches.iter().filter(|watch| {
-            let watched = absolute(&home, &watch.path);
-            let below = if watched == "/" { watched.clone() } else { format!("{watched}/") };
-            match change.reach {
-                Reach::Nobody => false,
-                Reach::Exact => change.path == watched,
-                Reach::All => change.path == watched || change.path.starts_with(&below),
-            }
-        });
-        concerned
-            .map(|watch| {
-                let relative = !watch.path.starts_with(['/', '@']);
-                let path = change.path.strip_prefix(&home).filter(|_| relative).unwrap_or(&change.path);
+        let concerned = self.watches.iter().filter_map(|watch| {
+            let relative = !watch.path.starts_with(['/', '@']);
+            let home = if relative { &*home } else { "" };
+            concerns(watch, home, change).then(|| {
+                let path = change.path.strip_prefix(home).unwrap_or(&change.path);
                 Watch { path: path.to_string(), token: watch.token.clone() }
             })
-            .collect()
+        });
+        concerned.collect()
     }
 
     pub(super) fn watch_event(&mut self, Watch { path, token }: &Watch) {
         let header = Header { kind: Operation::WATCH_EVENT.0, request_id: 0, transaction_id: 0, len: 0 };
         let id = self.id();
         self.guest.xen().trace(|| format!("xenstored to {id}: event {path} ({token})"));
-        self.answer(header, format!("{path}\0{token}\0").into_bytes());
+        self.answer(header, [path.as_bytes(), b"\0", token.as_bytes(), b"\0"].concat());
     }
 
     pub(super) fn trace(&self, line: impl FnOnce() -> String) {
@@ -310,6 +304,15 @@ impl Connection {
     }
 }
 
-fn absolute(home: &str, path: &str) -> String {
-    if path.starts_with(['/', '@']) { path.into() } else { format!("{home}{path}") }
+/// Whether a change is one to what is watched, which is below `home` unless that is empty, or below it and told of.
+fn concerns(watch: &Watch, home: &str, change: &Change) -> bool {
+    if watch.path == "/" {
+        return change.path.starts_with('/') && (change.reach == Reach::All || *change.path == *watch.path);
+    }
+    let end = home.len() + watch.path.len();
+    let fits = match change.path.as_bytes().get(end) {
+        None => change.path.len() == end,
+        Some(next) => *next == b'/' && change.reach == Reach::All,
+    };
+    fits && change.path.strip_prefix(home).is_some_and(|path| path.starts_with(&watch.path))
 }

@@ -27,6 +27,7 @@ mod changes;
 mod connection;
 mod device;
 mod faults;
+mod hash;
 mod requests;
 mod still;
 mod tree;

@@ -1,6 +1,6 @@
 //! What each operation does.
 
-use std::borrow::ToOwned;
+use std::borrow::{Cow, ToOwned};
 use std::format;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -85,7 +85,6 @@ impl State {
 
     fn answer(&mut self, index: usize, header: Header, payload: &[u8]) -> Result<Vec<u8>, Refusal> {
         let id = self.connections[index].id();
-        let home = self.connections[index].home();
         let operation = Operation(header.kind);
         let mut arguments = payload.splitn(2, |byte| *byte == 0);
         let first = text(arguments.next().unwrap_or_default())?;
@@ -142,7 +141,11 @@ impl State {
         {
             return Err(Refusal::Invalid);
         }
-        let path = if relative && !special { format!("{home}/{first}") } else { first.to_owned() };
+        let path = if relative && !special {
+            Cow::Owned([&*self.connections[index].home(), "/", first].concat())
+        } else {
+            Cow::Borrowed(first)
+        };
         if header.transaction_id == 0 {
             let (answer, changes) = on_tree(&mut self.tree, operation, &path, rest, id)?;
             self.tell(&changes);

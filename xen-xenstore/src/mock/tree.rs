@@ -10,6 +10,7 @@ use std::vec::Vec;
 use xen_hypercall::DomId;
 
 use super::Limits;
+use super::hash::PathHash;
 use crate::wire::Refusal;
 
 const ROOT: &str = "/";
@@ -21,6 +22,8 @@ pub(super) struct Permissions(Arc<Vec<(char, u16)>>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
+    /// What it is found by, which changes to it share.
+    path: Arc<str>,
     pub(super) value: Vec<u8>,
     pub(super) permissions: Permissions,
     /// Of the last change to the value, the permissions, or the list of children.
@@ -31,10 +34,10 @@ pub(super) struct Node {
 /// own.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
-    pub(super) path: String,
+    pub(super) path: Arc<str>,
     pub(super) reach: Reach,
-    /// Who could see it, before and after.
-    permissions: Vec<Permissions>,
+    /// Who can see it: those of the node, those it had before, and those of the one above it.
+    permissions: [Option<Permissions>; 3],
 }
 
 /// Whose watches a change fires.
@@ -53,7 +56,7 @@ pub(super) enum Reach {
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     /// By their paths. These are long and begin alike, so that an ordered map would do little but compare them.
-    nodes: Arc<HashMap<Arc<str>, Arc<Node>>>,
+    nodes: Arc<HashMap<Arc<str>, Arc<Node>, PathHash>>,
     generation: u64,
     pub(super) limits: Limits,
 }
@@ -61,6 +64,17 @@ pub(super) struct Tree {
 pub(super) fn parent(path: &str) -> Option<&str> {
     let (above, _) = path.rsplit_once('/').filter(|_| path != ROOT)?;
     Some(if above.is_empty() { ROOT } else { above })
+}
+
+/// What of a path follows `below`, which ends in a slash. Whether there is one tells most paths apart before anything is compared.
+fn below_of<'p>(path: &'p str, below: &str) -> Option<&'p str> {
+    let slash = path.as_bytes().get(below.len() - 1) == Some(&b'/');
+    if slash { path.strip_prefix(below) } else { None }
+}
+
+/// Puts paths in order that begin alike for so many bytes. Byte by byte: most differ soon.
+fn sort(paths: &mut [Arc<str>], alike: usize) {
+    paths.sort_unstable_by(|a, b| a.bytes().skip(alike).cmp(b.bytes().skip(alike)));
 }
 
 /// Nobody's but the daemon's.
@@ -101,9 +115,15 @@ impl std::fmt::Display for Permissions {
 }
 
 impl Change {
+    /// The node has other permissions from now on; who could see it before sees this, too.
+    fn becomes(&mut self, permissions: Permissions) {
+        let [own, before, _] = &mut self.permissions;
+        *before = own.replace(permissions);
+    }
+
     /// Whether a domain may know of it.
     pub(super) fn is_visible_to(&self, domain: DomId) -> bool {
-        self.permissions.iter().any(|permissions| permissions.allow(domain, 'r'))
+        self.permissions.iter().flatten().any(|permissions| permissions.allow(domain, 'r'))
     }
 }
 
@@ -111,10 +131,12 @@ impl Default for Tree {
     fn default() -> Self {
         let permissions = Permissions::default();
         let nodes = [ROOT, "@introduceDomain", "@releaseDomain"].map(|path| {
-            let node = Node { value: Vec::new(), permissions: permissions.clone(), generation: 0 };
-            (Arc::from(path), Arc::new(node))
+            let path: Arc<str> = Arc::from(path);
+            let permissions = permissions.clone();
+            let node = Node { path: Arc::clone(&path), value: Vec::new(), permissions, generation: 0 };
+            (path, Arc::new(node))
         });
-        Self { nodes: Arc::new(nodes.into()), generation: 0, limits: Limits::default() }
+        Self { nodes: Arc::new(nodes.into_iter().collect()), generation: 0, limits: Limits::default() }
     }
 }
 
@@ -145,11 +167,13 @@ impl Tree {
         self.check_size(path, value.len(), by)?;
         let mut changes = self.make(path, by)?;
         if let Some(node) = self.touch(path) {
-            node.value = value.to_vec();
+            node.value.clear();
+            node.value.extend_from_slice(value);
         }
-        let node = self.change(path);
-        changes.retain(|change| change.path != path);
-        changes.push(node);
+        // The last change is its own if it was made just now.
+        if changes.is_empty() {
+            changes.push(self.change(path));
+        }
         Ok(changes)
     }
 
@@ -163,24 +187,28 @@ impl Tree {
         for change in &mut changes {
             change.reach = Reach::Nobody;
         }
-        if by != DomId(0) {
+        // There is no need to count while all together are fewer.
+        if by != DomId(0) && self.nodes.len() >= self.limits.nodes {
             let owned = self.nodes.values().filter(|node| node.permissions.owner() == by.0).count();
             if owned >= self.limits.nodes {
                 return Err(Refusal::NoSpace);
             }
         }
         self.check_size(path, 0, by)?;
-        let inherited = self.nodes.get(above).map(|node| node.permissions.clone());
-        let mut permissions = inherited.unwrap_or_default();
+        let inherited = self.touch(above).map(|node| node.permissions.clone());
+        let mut permissions = inherited.clone().unwrap_or_default();
         if by != DomId(0) && permissions.owner() != by.0 {
             if let Some(owner) = Arc::make_mut(&mut permissions.0).first_mut() {
                 owner.1 = by.0;
             }
         }
-        self.insert(path, Node { value: Vec::new(), permissions, generation: 0 });
-        self.touch(path);
-        self.touch(above);
-        changes.push(self.change(path));
+        self.generation += 1;
+        let path: Arc<str> = Arc::from(path);
+        let permissions_now = [Some(permissions.clone()), None, inherited];
+        let generation = self.generation;
+        let node = Node { path: Arc::clone(&path), value: Vec::new(), permissions, generation };
+        Arc::make_mut(&mut self.nodes).insert(Arc::clone(&path), Arc::new(node));
+        changes.push(Change { path, reach: Reach::All, permissions: permissions_now });
         Ok(changes)
     }
 
@@ -189,18 +217,21 @@ impl Tree {
         if path == ROOT || !self.nodes.contains_key(path) {
             return Vec::new();
         }
+        let above = parent(path).and_then(|above| self.touch(above)).map(|node| node.permissions.clone());
         let below = format!("{path}/");
-        let gone = self.sorted(|path| path.starts_with(&below));
-        let mut changes = Vec::new();
-        for (path, reach) in core::iter::once((path.to_string(), Reach::All))
-            .chain(gone.into_iter().map(|path| (path, Reach::Exact)))
-        {
-            let change = self.change(&path);
-            Arc::make_mut(&mut self.nodes).remove(path.as_str());
-            changes.push(Change { reach, ..change });
+        let mut gone: Vec<Arc<str>> =
+            self.nodes.keys().filter(|name| below_of(name, &below).is_some()).cloned().collect();
+        sort(&mut gone, below.len());
+        let nodes = Arc::make_mut(&mut self.nodes);
+        let mut changes = Vec::with_capacity(1 + gone.len());
+        if let Some(node) = nodes.remove(path) {
+            let permissions = [Some(node.permissions.clone()), None, above];
+            changes.push(Change { path: Arc::clone(&node.path), reach: Reach::All, permissions });
         }
-        if let Some(above) = parent(path) {
-            self.touch(above);
+        for path in gone {
+            // What is above it has gone before.
+            let permissions = [nodes.remove(&path).map(|node| node.permissions.clone()), None, None];
+            changes.push(Change { path, reach: Reach::Exact, permissions });
         }
         changes
     }
@@ -211,7 +242,7 @@ impl Tree {
         permissions: Permissions,
         by: DomId,
     ) -> Result<Vec<Change>, Refusal> {
-        let before = self.change(path);
+        let mut change = self.change(path);
         let limit = self.limits.permissions;
         let node = self.nodes.get(path).ok_or(Refusal::NotFound)?;
         if by != DomId(0) {
@@ -227,16 +258,15 @@ impl Tree {
             }
         }
         if let Some(node) = self.touch(path) {
-            node.permissions = permissions;
+            node.permissions = permissions.clone();
         }
-        let mut change = self.change(path);
-        change.permissions.extend(before.permissions);
+        change.becomes(permissions);
         Ok(vec![change])
     }
 
     pub(super) fn children(&self, path: &str) -> Vec<String> {
         let below = if path == ROOT { ROOT.to_string() } else { format!("{path}/") };
-        let names = self.nodes.keys().filter_map(|name| name.strip_prefix(&below));
+        let names = self.nodes.keys().filter_map(|name| below_of(name, &below));
         let mut names: Vec<String> =
             names.filter(|name| !name.is_empty() && !name.contains('/')).map(ToString::to_string).collect();
         names.sort_unstable();
@@ -245,12 +275,8 @@ impl Tree {
 
     /// Every path, in order.
     pub(super) fn paths(&self) -> Vec<String> {
-        self.sorted(|path| path.starts_with('/'))
-    }
-
-    fn sorted(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let mut paths: Vec<String> =
-            self.nodes.keys().filter(|path| wanted(path)).map(ToString::to_string).collect();
+        let paths = self.nodes.keys().filter(|path| path.starts_with('/'));
+        let mut paths: Vec<String> = paths.map(ToString::to_string).collect();
         paths.sort_unstable();
         paths
     }
@@ -263,18 +289,15 @@ impl Tree {
     /// Takes a node over from another tree, as it is there; returns what changed.
     pub(super) fn adopt(&mut self, path: &str, node: &Node) -> Vec<Change> {
         let mut changes = self.make(path, DomId(0)).unwrap_or_default();
-        changes.retain(|change| change.path != path);
-        let before = self.change(path);
-        self.insert(path, node.clone());
-        self.touch(path);
-        let mut change = self.change(path);
-        change.permissions.extend(before.permissions);
+        // The last change is its own if it was made just now.
+        let mut change = changes.pop().unwrap_or_else(|| self.change(path));
+        if let Some(own) = self.touch(path) {
+            own.value.clone_from(&node.value);
+            own.permissions.clone_from(&node.permissions);
+            change.becomes(node.permissions.clone());
+        }
         changes.push(change);
         changes
-    }
-
-    fn insert(&mut self, path: &str, node: Node) {
-        Arc::make_mut(&mut self.nodes).insert(Arc::from(path), Arc::new(node));
     }
 
     /// Notes that a node changes, and returns it.
@@ -287,9 +310,11 @@ impl Tree {
 
     /// A change to a node, with who can see it now: whoever may read it, or the one above it.
     pub(super) fn change(&self, path: &str) -> Change {
-        let nodes = [Some(path), parent(path)].into_iter().flatten();
-        let permissions = nodes.filter_map(|path| self.nodes.get(path)).map(|node| node.permissions.clone());
-        Change { path: path.to_string(), reach: Reach::All, permissions: permissions.collect() }
+        let node = self.get(path);
+        let above = parent(path).and_then(|above| self.get(above));
+        let permissions = [node, None, above].map(|node| node.map(|node| node.permissions.clone()));
+        let path = node.map_or_else(|| Arc::from(path), |node| Arc::clone(&node.path));
+        Change { path, reach: Reach::All, permissions }
     }
 
     /// The daemon limits what it stores for one node.
