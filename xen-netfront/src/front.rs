@@ -461,10 +461,20 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     #[cold]
     fn failed(&mut self, error: Error) -> Error {
-        if let Error::Broken(violation) = error {
-            self.state = State::Broken(violation);
+        let Error::Broken(violation) = error else { return error };
+        if self.is_of_another_life() {
+            // The domain was resumed in a new one meanwhile: what its last backend wrote may not have come along.
+            self.state = State::Closed;
+            return Error::Closed;
         }
+        self.state = State::Broken(violation);
         error
+    }
+
+    /// Whether the domain was resumed in a new one, and the queues are not made anew yet.
+    #[inline]
+    pub(crate) fn is_of_another_life(&self) -> bool {
+        self.channel(0).is_some_and(|channel| !channel.is_current())
     }
 }
 

@@ -47,7 +47,7 @@ impl<P: Platform> Drop for Lender<'_, P> {
 /// A queue of a network device, for another task or vCPU than that which has the device: [`NetFront::take_queue`]. It sends and
 /// receives by itself, with the terms of the device.
 ///
-/// When the device ends, or begins anew, all calls return [`Error::Closed`], and a task that
+/// When the device ends, or begins anew, or the domain is resumed in a new one, all calls return [`Error::Closed`], and a task that
 /// [waits](Self::poll_receivable) is woken. The owner may [put it back](NetFront::put_queue) then, or drop it: its pages go as
 /// soon as the backend has let go of them. A device that begins anew has all of its queues anew.
 ///
@@ -142,7 +142,9 @@ impl<'x, P: Platform> NetQueue<'x, P> {
     /// What is driven, after a look at what became of the device.
     #[inline]
     fn half(&mut self) -> &mut NetFront<'x, P, 1> {
-        if self.common.ended.load(Ordering::SeqCst) && self.half.state == State::Connected {
+        // After a resume in a new domain the rings are nobody's, whether the device has been told yet or not.
+        let over = || self.common.ended.load(Ordering::SeqCst) || self.half.is_of_another_life();
+        if self.half.state == State::Connected && over() {
             self.half.state = State::Closed;
         }
         self.half.hashes |= self.common.hashes.load(Ordering::Acquire);

@@ -7,14 +7,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use common::{GUEST, HOST, Machine, frame, udp};
 use xen_evtchn::EventChannels;
-use xen_hypercall::VcpuId;
+use xen_gnttab::GrantRef;
 use xen_hypercall::mock::MockDomain;
+use xen_hypercall::sched::Resumed;
+use xen_hypercall::{DomId, VcpuId};
 use xen_netfront::mock::{Fault, Options};
 use xen_netfront::{Config, Error, NetFront, NetQueue, RxMeta, State, Stats};
 use xen_xenstore::Xenstore;
+use xen_xenstore::suspend::Device;
 
 const CONFIG: fn() -> Config = || Config { tx_pages: 32, rx_pages: 32, ..Config::default() };
 /// Frames that each thread sends.
@@ -281,6 +285,75 @@ fn a_queue_outlives_a_device_that_is_dropped_and_is_told() {
     let mut queue = front.take_queue(3).unwrap();
     drop(front);
     assert_eq!((queue.state(), queue.publish()), (State::Closed, Err(Error::Closed)));
+}
+
+/// A device, and a queue of it that somebody drives between the domain's resume and the device's.
+struct Between<'d, 'x> {
+    front: &'d mut NetFront<'x, MockDomain, 4>,
+    queue: &'d mut NetQueue<'x, MockDomain>,
+    drive: fn(&mut NetQueue<'x, MockDomain>) -> Result<(), Error>,
+    driven: Option<(Result<(), Error>, State)>,
+}
+
+impl<'x> Device<'x, MockDomain> for Between<'_, 'x> {
+    type Begun = <NetFront<'x, MockDomain, 4> as Device<'x, MockDomain>>::Begun;
+
+    fn quiesce(&mut self, xs: &mut Xenstore<'x, MockDomain>) {
+        self.front.quiesce(xs);
+    }
+
+    fn begin(&mut self, xs: &mut Xenstore<'x, MockDomain>, deadline: Duration) -> Self::Begun {
+        self.driven = Some(((self.drive)(self.queue), self.queue.state()));
+        self.front.begin(xs, deadline)
+    }
+
+    fn finish(&mut self, begun: Self::Begun, xs: &mut Xenstore<'x, MockDomain>, deadline: Duration) -> usize {
+        self.front.finish(begun, xs, deadline)
+    }
+
+    fn go_on(&mut self) {
+        self.front.go_on();
+    }
+}
+
+#[test]
+fn a_queue_of_the_life_before_is_closed_before_its_device_is_told() {
+    const RSP_PROD: usize = 8;
+    let drives: [fn(&mut NetQueue<'_, MockDomain>) -> Result<(), Error>; 5] = [
+        |queue| queue.receive_with(&mut [0; 2048]).map(drop),
+        |queue| queue.can_transmit().map(drop),
+        |queue| queue.transmit_all(),
+        |queue| queue.publish(),
+        |queue| queue.arm().map(drop),
+    ];
+    for drive in drives {
+        let machine = Machine::new();
+        let _back = machine.vif(Options::default());
+        let mut xs = Xenstore::new(&machine.events).unwrap();
+        let mut front = connect(&machine, &mut xs);
+        let mut queue = front.take_queue(1).unwrap();
+        for sequence in 0..32 {
+            queue.transmit(&numbered(true, 1, sequence)).unwrap();
+            machine.switch.send(numbered(false, 1, sequence));
+        }
+        queue.publish().unwrap();
+        machine.run();
+        queue.can_transmit().unwrap();
+        while queue.receive_with(&mut [0; 2048]).unwrap().is_some() {}
+        assert!(queue.stats().rx_frames > 0, "what is to go back goes on first");
+        // A live migration leaves behind what a backend writes to the guest's pages: the rings are as they were earlier.
+        for node in ["tx-ring-ref", "rx-ring-ref"] {
+            let path = format!("/local/domain/1/device/vif/0/queue-1/{node}");
+            let gref = GrantRef(machine.store.read(&path).unwrap().parse().unwrap());
+            let (back, guest) = (machine.xen.domain(DomId(0)), machine.guest.id());
+            xen_gnttab::mock::copy_to(&back, guest, gref, RSP_PROD, &[0; 4]).unwrap();
+        }
+        let mut between = Between { front: &mut front, queue: &mut queue, drive, driven: None };
+        assert_eq!(machine.suspend(&mut xs, &mut between), (Resumed::InNewDomain, 0));
+        assert_eq!(between.driven, Some((Err(Error::Closed), State::Closed)));
+        front.put_queue(queue);
+        assert_eq!((front.queues(), front.state()), (4, State::Connected));
+    }
 }
 
 #[test]
