@@ -14,10 +14,11 @@ use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{Dice, MockDomain};
 use xen_ring::ConsoleLayout;
 use xen_ring::mock::{HostilePeer, PeerOp};
+use xen_xenstore::Xenstore;
 
 use crate::byte_ring::Hostile;
 use crate::input::{Input, Number, Ops, Value, chance, input};
-use crate::machine::{GUEST, SpecialPage, Xen, attempt};
+use crate::machine::{Machine, SpecialPage, attempt};
 
 input! {
     /// What is tried.
@@ -73,6 +74,8 @@ input! {
         Anew,
         /// A node of the backend's says this, or goes.
         Say { node: u8, value: Value },
+        /// The guest is suspended, and goes on in a new domain or where it was.
+        Suspend { migrate: bool },
     }
 }
 
@@ -123,6 +126,7 @@ struct Run<'m> {
     daemon: &'m MockConsoled,
     /// A daemon that hangs is asked for room very many times by last words: once is enough.
     emergency: bool,
+    suspensions: u8,
     /// Does something in the page as its peer.
     peer: &'m dyn Fn(PeerOp),
 }
@@ -134,7 +138,14 @@ impl<'m> Run<'m> {
         if faults.index_jump != Faults::new().index_jump {
             model.lies();
         }
-        Self { model, daemon, emergency: false, peer }
+        Self { model, daemon, emergency: false, suspensions: 0, peer }
+    }
+
+    /// Whether the guest is to be suspended once more: that takes longer than anything else, and one time does not differ much from
+    /// the next.
+    fn suspends(&mut self) -> bool {
+        self.suspensions += 1;
+        self.suspensions <= 4
     }
 
     fn step(&mut self, console: &mut Console<'m, MockDomain>, op: &Op) {
@@ -167,18 +178,30 @@ fn attempt_plan(plan: &Plan) {
 }
 
 fn first(plan: &Plan) {
-    let xen = Xen::new();
-    let (guest, events) = xen_console::mock::guest(&xen, GUEST);
-    let daemon = MockConsoled::connect(&xen, &guest);
+    let machine = Machine::new();
+    let Machine { guest, events, xen, .. } = &machine;
+    let daemon = MockConsoled::connect(xen, guest);
     let peer = |act| {
-        let page = SpecialPage::of(&guest, HvmParam::CONSOLE_PFN);
+        let page = SpecialPage::of(guest, HvmParam::CONSOLE_PFN);
         HostilePeer::<ConsoleLayout, _>::new(page).expect("a page is enough").apply(act);
     };
-    let mut console = Console::new(&events).expect("a console");
-    let mut run = Run::new(plan, &daemon, Model::new(&guest, &events, &daemon), &peer);
+    let mut xs = None;
+    let mut console = Console::new(events).expect("a console");
+    let mut run = Run::new(plan, &daemon, Model::new(guest, events, &daemon), &peer);
     for op in &plan.ops.0 {
         xen.trace(|| format!("-- {op:?}"));
-        run.step(&mut console, op);
+        match *op {
+            Op::Suspend { migrate } => {
+                if run.suspends() {
+                    let xs = xs.get_or_insert_with(|| Xenstore::new(events).expect("a connection"));
+                    machine.suspend_with(xs, &mut [&mut &machine.grants, &mut console], &mut (), migrate);
+                    if migrate {
+                        run.model.resumed(&mut console);
+                    }
+                }
+            }
+            _ => run.step(&mut console, op),
+        }
     }
     run.settle(&mut console);
 }
@@ -203,6 +226,14 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             Op::Text { len: 90, ends: true, patience: 2 },
             Op::Print { len: 20 },
         ]
+    };
+    let suspended = || {
+        let before = || [Op::Text { len: 30, ends: false, patience: 1 }, Op::Type { len: 20 }];
+        let suspend = |migrate| before().into_iter().chain([Op::Suspend { migrate }, Op::Run, Op::Dispatch]);
+        let unread = [Op::StallReader { on: true }].into_iter().chain(suspend(true));
+        let hangs = [Op::StallReader { on: false }, Op::Stall { on: true }].into_iter().chain(suspend(true));
+        let ops = suspend(true).chain(suspend(false)).chain(unread).chain(hangs);
+        ops.chain([Op::Stall { on: false }, Op::Reconnect]).collect()
     };
     let plan = Plan { second: false, seed: 1, faults: [0; 5], ops: Ops(Vec::new()) };
     let with = |more: Vec<Op>| Plan { ops: Ops([session(), more, session()].concat()), ..plan.clone() };
@@ -250,6 +281,8 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             let act = Hostile::Advance { cursor: 3, by: Number::Power { bit: 10, more: 1 } };
             with(vec![Op::Raw { act }]).bytes()
         }),
+        ("suspended", with(suspended()).bytes()),
+        ("second-suspended", Plan { second: true, ..with(suspended()) }.bytes()),
         ("second", Plan { second: true, ..with(vec![Op::Service, Op::Anew]) }.bytes()),
         (
             "second-detached",

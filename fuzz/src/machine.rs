@@ -12,7 +12,7 @@ use xen_gnttab::{GrantRef, GrantTable};
 use xen_hypercall::hvm::HvmParam;
 use xen_hypercall::mock::{MockDomain, MockXen, TraceOnPanic};
 use xen_hypercall::sched::Resumed;
-use xen_hypercall::{DomId, Domain, Gfn, PAGE_SIZE, Page, VcpuId};
+use xen_hypercall::{DomId, Domain, Gfn, PAGE_SIZE, Page, Restore, VcpuId};
 use xen_ring::{Backing, SharedMem};
 use xen_xenstore::Xenstore;
 use xen_xenstore::mock::{MockXenstored, Still};
@@ -22,6 +22,8 @@ use crate::input::Input;
 
 /// The guest, as long as it is not migrated.
 pub const GUEST: DomId = DomId(1);
+/// How long its devices wait for their backends after a resume.
+pub const PATIENCE: Duration = Duration::from_secs(1);
 /// Who serves its devices.
 pub const BACK: DomId = DomId(0);
 
@@ -134,6 +136,20 @@ impl Machine {
         devices: &mut impl Device<'x, MockDomain>,
         migrate: bool,
     ) -> usize {
+        self.suspend_with(xs, &mut [&mut &self.grants], devices, migrate)
+    }
+
+    /// [`suspend`](Self::suspend) of a guest with other parts that are set up again, after the event channels and before the devices.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn suspend_with<'x: 's, 's>(
+        &'x self,
+        xs: &mut Xenstore<'x, MockDomain>,
+        parts: &'s mut [&'s mut dyn Restore],
+        devices: &mut impl Device<'x, MockDomain>,
+        migrate: bool,
+    ) -> usize {
         self.xen.set_toolstack(move |domain| match migrate {
             true => {
                 domain.xen().migrate(domain);
@@ -145,8 +161,8 @@ impl Machine {
             domain: &self.token,
             events: &self.events,
             kernel: &Still,
-            parts: &mut [&mut &self.grants],
-            patience: Duration::from_secs(1),
+            parts,
+            patience: PATIENCE,
         };
         let before = self.guest.id();
         // SAFETY: one thread, which is between two calls, and no page of another domain is mapped.

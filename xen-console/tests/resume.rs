@@ -2,15 +2,20 @@
 #![cfg(all(feature = "mock", feature = "xenbus"))]
 #![allow(unsafe_code, reason = "suspends a domain")]
 
+mod common;
+
 use core::fmt::Write;
 use std::time::Duration;
 
-use xen_console::mock::MockConsoled;
+use common::acts::{act, faults};
+use proptest::prelude::*;
+use xen_console::mock::model::Model;
+use xen_console::mock::{Faults, MockConsoled};
 use xen_console::{Console, Error, SecondaryConsole, State};
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::hvm::HvmParam;
-use xen_hypercall::mock::{MockDomain, MockXen};
+use xen_hypercall::mock::{Chance, Dice, MockDomain, MockXen};
 use xen_hypercall::sched::Resumed;
 use xen_hypercall::{DomId, Domain};
 use xen_xenstore::Xenstore;
@@ -171,4 +176,77 @@ fn consoles_with_a_number_shake_hands_again() {
     serial[1].console().unwrap().write(b", again").unwrap();
     world.xen.run_until_idle(100);
     assert_eq!(two.output(), b"two, again");
+}
+
+/// Lets the domain go on in a new one when it is suspended, or where it was.
+fn goes_on(world: &World, migrate: bool) {
+    world.xen.set_toolstack(move |domain| match migrate {
+        true => {
+            domain.xen().migrate(domain);
+            Resumed::InNewDomain
+        }
+        false => Resumed::InPlace,
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn streams_go_on_whenever_the_domain_is_suspended(
+        lives in prop::collection::vec((prop::collection::vec(act(), 0..20), any::<bool>()), 1..4),
+        second in any::<bool>(),
+        faults in faults(),
+        seed in any::<u64>(),
+    ) {
+        let world = World::new();
+        let mut xs = Xenstore::new(&world.events).unwrap();
+        let first = MockConsoled::connect(&world.xen, &world.guest);
+        let mut console = Console::new(&world.events).unwrap();
+        let daemon = if second { MockConsoled::attach(&world.store, &world.guest, 1) } else { first };
+        let until = world.xen.now() + SECOND;
+        let mut serial = second.then(|| {
+            SecondaryConsole::connect(&mut xs, &world.events, &world.grants, 1, until).unwrap()
+        });
+        daemon.set_faults(Dice::new(seed), faults);
+        let mut model = Model::new(&world.guest, &world.events, &daemon);
+        if faults.index_jump != Chance::NEVER {
+            model.lies();
+        }
+        for (acts, migrate) in &lives {
+            for act in acts {
+                match &mut serial {
+                    None => model.act(&mut console, act),
+                    Some(serial) => {
+                        if let Ok(console) = serial.console() {
+                            model.act(console, act);
+                        }
+                    }
+                }
+            }
+            goes_on(&world, *migrate);
+            let before = serial.as_ref().map(SecondaryConsole::stats);
+            let (resumed, absent) = world.suspend(&mut xs, &mut console, &mut serial);
+            prop_assert_eq!(resumed == Resumed::InNewDomain, *migrate);
+            match (&mut serial, before) {
+                _ if !*migrate => prop_assert_eq!(absent, 0),
+                (Some(serial), Some(before)) => {
+                    if let Ok(console) = serial.console() {
+                        model.reconnected(console, before);
+                    }
+                }
+                _ => model.resumed(&mut console),
+            }
+        }
+        daemon.set_faults(Dice::new(0), Faults::new());
+        daemon.stall(false);
+        match &mut serial {
+            None => model.settle(&mut console),
+            Some(serial) => {
+                if let Ok(console) = serial.console() {
+                    model.settle(console);
+                }
+            }
+        }
+    }
 }

@@ -12,12 +12,15 @@ use xen_ring::mock::HostilePeer;
 use xen_xenstore::Xenstore;
 
 use super::{Op, Plan, Run};
-use crate::machine::{BACK, GUEST, Machine};
+use crate::machine::{BACK, Machine, PATIENCE};
 
-const FRONT_PATH: &str = "/local/domain/1/device/console/1";
-const BACK_PATH: &str = "/local/domain/0/backend/console/1/1";
 /// What a handshake may take, up or down, in milliseconds.
 const HANDSHAKE: u64 = 50;
+
+/// Where the device is in xenstore, in the guest's life of now.
+fn front_path(machine: &Machine) -> String {
+    format!("/local/domain/{}/device/console/1", machine.guest.id().0)
+}
 
 type Device<'m> = SecondaryConsole<'m, MockDomain>;
 
@@ -55,10 +58,22 @@ fn step<'m>(
         }
         Op::Say { node, ref value } => {
             let node = ["state", "frontend", "frontend-id"][usize::from(node) % 3];
-            let path = format!("{BACK_PATH}/{node}");
+            let path = format!("/local/domain/0/backend/console/{}/1/{node}", machine.guest.id().0);
             match value.text() {
                 Some(text) => machine.store.write(&path, &text),
                 None => machine.store.remove(&path),
+            }
+        }
+        Op::Suspend { migrate } => {
+            if run.suspends() {
+                let before = device.as_ref().map(Device::stats);
+                let absent = machine.suspend(xs, device, migrate);
+                assert!(absent == 0 || (migrate && absent == 1));
+                if let (true, Some(device), Some(before)) = (migrate, device, before)
+                    && let Ok(console) = device.console()
+                {
+                    run.model.reconnected(console, before);
+                }
             }
         }
         Op::Anew => {
@@ -72,7 +87,8 @@ fn step<'m>(
         _ => return false,
     }
     let took = machine.xen.now() - before;
-    assert!(took <= 2 * Duration::from_millis(HANDSHAKE), "{op:?} took {took:?}");
+    let most = if let Op::Suspend { .. } = op { PATIENCE } else { 2 * Duration::from_millis(HANDSHAKE) };
+    assert!(took <= most, "{op:?} took {took:?}");
     true
 }
 
@@ -80,9 +96,10 @@ pub(super) fn attempt_plan(plan: &Plan) {
     let machine = Machine::new();
     let daemon = MockConsoled::attach(&machine.store, &machine.guest, 1);
     let peer = |act| {
-        let gref = machine.store.read(&format!("{FRONT_PATH}/ring-ref")).and_then(|text| text.parse().ok());
+        let ring = machine.store.read(&format!("{}/ring-ref", front_path(&machine)));
+        let gref = ring.and_then(|text| text.parse().ok());
         let back = machine.xen.domain(BACK);
-        let page = gref.map(|gref| xen_gnttab::mock::map(&back, GUEST, GrantRef(gref), true));
+        let page = gref.map(|gref| xen_gnttab::mock::map(&back, machine.guest.id(), GrantRef(gref), true));
         if let Some(Ok(page)) = page {
             HostilePeer::<ConsoleLayout, _>::new(page).expect("a page is enough").apply(act);
         }
@@ -116,12 +133,12 @@ pub(super) fn attempt_plan(plan: &Plan) {
         let _ = device.close(&mut xs, machine.after(HANDSHAKE));
     }
     // Whatever the backend said: when it has let go, everything is back.
-    machine.store.remove(FRONT_PATH);
+    machine.store.remove(&front_path(&machine));
     machine.run();
     machine.grants.reclaim();
     let stats = machine.grants.stats();
     assert_eq!((stats.in_use, stats.quarantined), (0, 0));
-    assert_eq!(xen_gnttab::mock::mappings_of(&machine.xen, GUEST), 0);
+    assert_eq!(xen_gnttab::mock::mappings_of(&machine.xen, machine.guest.id()), 0);
     assert_eq!(xen_evtchn::mock::open_ports(&machine.guest), ports);
-    assert_eq!(machine.store.watches(GUEST), 0);
+    assert_eq!(machine.store.watches(machine.guest.id()), 0);
 }

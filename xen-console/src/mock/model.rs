@@ -152,12 +152,37 @@ impl<'m> Model<'m> {
     /// The console was connected anew, and its [`Stats`](crate::Stats) were `before` until then: what the last daemon did not
     /// take is written to the next one, and what it typed is lost.
     pub fn reconnected(&mut self, console: &mut Console<'_, MockDomain>, before: crate::Stats) {
-        self.broken = None;
-        // The next one may have typed already.
-        self.read = self.typed - self.daemon.untyped() - console.readable().unwrap_or(0);
+        self.forget_typed(console);
         let mark = self.mark();
         self.marked(console.stats().written - before.written, mark);
         self.collect();
+    }
+
+    /// The domain was resumed in a new one, and its first console [set up again](Console::resume): what was typed and not read is
+    /// lost. The daemon has taken what was written, or that is lost, too, if it hung or had no reader.
+    ///
+    /// # Panics
+    /// When something is missing that the daemon was there to take.
+    pub fn resumed(&mut self, console: &mut Console<'_, MockDomain>) {
+        self.forget_typed(console);
+        self.collect();
+        let hung = {
+            let daemon = self.daemon.state();
+            daemon.stalled || daemon.unread
+        };
+        let all = self.out.iter().any(Vec::is_empty);
+        assert!(all || hung || self.lies, "what was written before comes out: {:?}", self.out);
+        self.out = vec![Vec::new()];
+    }
+
+    /// The page is another one.
+    fn forget_typed(&mut self, console: &mut Console<'_, MockDomain>) {
+        self.broken = None;
+        // The next daemon may have typed already.
+        self.read = self.typed - self.daemon.untyped();
+        if !self.lies {
+            self.read -= console.readable().unwrap_or(0);
+        }
     }
 
     /// Does something, and looks that the console did what it has to do.

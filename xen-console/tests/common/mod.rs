@@ -1,6 +1,7 @@
 //! A guest with a console.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+pub mod acts;
 #[cfg(feature = "xenbus")]
 pub mod devices;
 
