@@ -162,8 +162,7 @@ impl<'m> Run<'m> {
     fn poke(&mut self, offset: u16, bytes: [u8; 4]) {
         let front = format!("/local/domain/{}/device/vbd/{VBD}", self.machine.guest.id().0);
         for node in ["ring-ref", "ring-ref0", "queue-0/ring-ref", "queue-0/ring-ref0"] {
-            self.meddled |=
-                self.machine.poke(self.disk.backend_id(), format!("{front}/{node}"), offset, &bytes);
+            self.meddled |= self.machine.poke(self.disk.backend_id(), format!("{front}/{node}"), offset, &bytes);
             self.tampered |= self.meddled;
         }
     }
@@ -515,8 +514,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 under_way.into_iter().chain(after)
             };
             let all = [(true, false, false), (false, true, false), (true, true, false), (true, false, true)];
-            let ops =
-                all.into_iter().flat_map(|(migrate, elsewhere, lean)| suspend(migrate, elsewhere, lean));
+            let ops = all.into_iter().flat_map(|(migrate, elsewhere, lean)| suspend(migrate, elsewhere, lean));
             Plan { offers: 0x7bf, ops: with(ops.collect()), ..plan.clone() }.bytes()
         }),
         ("index", {

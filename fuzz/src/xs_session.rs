@@ -339,9 +339,7 @@ impl<'m> Run<'m> {
                 (limits.nodes, limits.watches) = (nodes.into(), watches.into());
                 store.set_limits(limits);
             }
-            Op::Offer { features } => {
-                store.offer(self.machine.guest.id(), ServerFeatures::from_bits_retain(features.into()))
-            }
+            Op::Offer { features } => store.offer(self.machine.guest.id(), ServerFeatures::from_bits_retain(features.into())),
             Op::GiveUp { reason } => {
                 self.lie();
                 store.give_up(self.machine.guest.id(), reason.into());

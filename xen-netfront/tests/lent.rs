@@ -287,11 +287,14 @@ fn a_queue_outlives_a_device_that_is_dropped_and_is_told() {
     assert_eq!((queue.state(), queue.publish()), (State::Closed, Err(Error::Closed)));
 }
 
+/// Something done with a queue.
+type Drive = fn(&mut NetQueue<'_, MockDomain>) -> Result<(), Error>;
+
 /// A device, and a queue of it that somebody drives between the domain's resume and the device's.
 struct Between<'d, 'x> {
     front: &'d mut NetFront<'x, MockDomain, 4>,
     queue: &'d mut NetQueue<'x, MockDomain>,
-    drive: fn(&mut NetQueue<'x, MockDomain>) -> Result<(), Error>,
+    drive: Drive,
     driven: Option<(Result<(), Error>, State)>,
 }
 
@@ -319,7 +322,7 @@ impl<'x> Device<'x, MockDomain> for Between<'_, 'x> {
 #[test]
 fn a_queue_of_the_life_before_is_closed_before_its_device_is_told() {
     const RSP_PROD: usize = 8;
-    let drives: [fn(&mut NetQueue<'_, MockDomain>) -> Result<(), Error>; 5] = [
+    let drives: [Drive; 5] = [
         |queue| queue.receive_with(&mut [0; 2048]).map(drop),
         |queue| queue.can_transmit().map(drop),
         |queue| queue.transmit_all(),
