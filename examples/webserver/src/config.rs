@@ -30,7 +30,7 @@ impl Config {
             let understood = match key {
                 "ip" | "gw" if !NET => true,
                 "ip" => assign(&mut config.address, address(value)),
-                "gw" => assign(&mut config.gateway, value.parse().ok()),
+                "gw" => assign(&mut config.gateway, numbers(value)),
                 "log" => assign(&mut config.log, value.parse().ok()),
                 "selftest" => assign(&mut config.selftest, Some(value)),
                 _ => false,
@@ -55,5 +55,18 @@ fn assign<T>(to: &mut Option<T>, value: Option<T>) -> bool {
 pub fn address(text: &str) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = text.trim_ascii().split_once('/').unwrap_or((text.trim_ascii(), "24"));
     let prefix = prefix.parse().ok().filter(|bits| *bits <= 32)?;
-    Some((address.parse().ok()?, prefix))
+    Some((numbers(address)?, prefix))
+}
+
+/// `10.0.0.2`. The parser of `core` is one for addresses of all kinds, and larger.
+fn numbers(text: &str) -> Option<Ipv4Addr> {
+    // A number that begins with a zero is an octal one to some, and so is none.
+    let number = |text: &str| match text.as_bytes() {
+        [b'0'] | [b'1'..=b'9', ..] => text.parse().ok(),
+        _ => None,
+    };
+    let mut parts = text.split('.').map(number);
+    let mut next = || parts.next().flatten();
+    let address = Ipv4Addr::new(next()?, next()?, next()?, next()?);
+    parts.next().is_none().then_some(address)
 }

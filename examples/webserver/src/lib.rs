@@ -189,7 +189,9 @@ impl<M: Machine> App<M> {
             // The card comes first, for somebody waits for an answer. All else can wait until it is out.
             let busy = self.turn(now);
             let disk_changed = self.follow_disk();
-            if let Some(net) = &mut self.net {
+            if M::Nic::PRESENT
+                && let Some(net) = &mut self.net
+            {
                 net.forgive(self.machine.now().saturating_sub(now));
             }
             let deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };

@@ -40,8 +40,8 @@ impl Html {
         Self { text: String::from(HEAD), open: false }
     }
 
-    fn row(&mut self, name: &str, value: &dyn Display) {
-        let _ = write!(self.text, "<tr><td>{}</td><td>{}</td></tr>", Escaped(name), Escaped(value));
+    fn row(&mut self, name: &dyn Display, value: &dyn Display) {
+        let _ = write!(self.text, "<tr><td>{}</td><td>{}</td></tr>", escaped(name), escaped(value));
     }
 
     pub(crate) fn finish(mut self) -> String {
@@ -57,37 +57,43 @@ impl Report for Html {
     }
 
     fn fact(&mut self, name: &str, value: &dyn Display) {
-        self.row(name, value);
+        self.row(&name, value);
     }
 
     fn figure(&mut self, name: &str, value: u64) {
-        self.row(&name.trim_end_matches("_total").replace('_', " "), &value);
+        let name = name.strip_suffix("_total").unwrap_or(name);
+        self.row(&Replaced(&name, |c| (c == '_').then_some(" ")), &value);
+    }
+}
+
+/// Shows something with some of its characters replaced.
+struct Replaced<'a>(&'a dyn Display, fn(char) -> Option<&'static str>);
+
+impl Display for Replaced<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        struct Through<'a, 'b>(&'a mut core::fmt::Formatter<'b>, fn(char) -> Option<&'static str>);
+        impl Write for Through<'_, '_> {
+            fn write_str(&mut self, s: &str) -> core::fmt::Result {
+                s.chars().try_for_each(|c| match (self.1)(c) {
+                    Some(other) => self.0.write_str(other),
+                    None => self.0.write_char(c),
+                })
+            }
+        }
+        write!(Through(f, self.1), "{}", self.0)
     }
 }
 
 /// Text with what HTML gives a meaning replaced.
-pub(crate) struct Escaped<T>(pub(crate) T);
-
-impl<T: Display> Display for Escaped<T> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        struct Escape<'a, 'b>(&'a mut core::fmt::Formatter<'b>);
-        impl Write for Escape<'_, '_> {
-            fn write_str(&mut self, s: &str) -> core::fmt::Result {
-                for c in s.chars() {
-                    match c {
-                        '<' => self.0.write_str("&lt;")?,
-                        '>' => self.0.write_str("&gt;")?,
-                        '&' => self.0.write_str("&amp;")?,
-                        '"' => self.0.write_str("&quot;")?,
-                        '\'' => self.0.write_str("&#39;")?,
-                        c => self.0.write_char(c)?,
-                    }
-                }
-                Ok(())
-            }
-        }
-        write!(Escape(f), "{}", self.0)
-    }
+pub(crate) fn escaped<'a>(text: &'a dyn Display) -> impl Display + 'a {
+    Replaced(text, |c| match c {
+        '<' => Some("&lt;"),
+        '>' => Some("&gt;"),
+        '&' => Some("&amp;"),
+        '"' => Some("&quot;"),
+        '\'' => Some("&#39;"),
+        _ => None,
+    })
 }
 
 /// The Prometheus text format, version 0.0.4.
@@ -98,10 +104,14 @@ impl Report for Metrics {
     fn section(&mut self, _title: &str) {}
 
     fn fact(&mut self, name: &str, value: &dyn Display) {
-        let mut quoted = String::new();
-        let _ = write!(quoted, "{value}");
-        let quoted = quoted.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let name = name.to_ascii_lowercase().replace([' ', '-'], "_");
+        let quoted = Replaced(value, |c| match c {
+            '\\' => Some("\\\\"),
+            '"' => Some("\\\""),
+            '\n' => Some("\\n"),
+            _ => None,
+        });
+        let name = name.to_ascii_lowercase();
+        let name = Replaced(&name, |c| matches!(c, ' ' | '-').then_some("_"));
         let _ = writeln!(self.0, "unikernel_info{{{name}=\"{quoted}\"}} 1");
     }
 

@@ -8,7 +8,7 @@ use embedded_sdmmc::{Error, RawFile};
 
 use crate::files::{Failure, Files, Node, Upload};
 use crate::http::{Answer, Request};
-use crate::report::Escaped;
+use crate::report::escaped;
 use crate::site::Body;
 use crate::{Context, Disk, Machine};
 
@@ -181,7 +181,7 @@ fn parse_range(text: &str, size: u32) -> Option<Result<(u32, u32), ()>> {
 
 fn listing<D: Disk>(path: &str, files: &Files<D>) -> Result<Answer, Failure<D>> {
     let mut page = String::new();
-    let title = Escaped(path);
+    let title = escaped(&path);
     let _ = write!(
         page,
         "<!DOCTYPE html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
@@ -194,7 +194,7 @@ fn listing<D: Disk>(path: &str, files: &Files<D>) -> Result<Answer, Failure<D>> 
     files.list(path, |name, directory, size| {
         let slash = if directory { "/" } else { "" };
         let _ =
-            write!(page, "<tr><td><a href=\"./{}{slash}\">{}{slash}</a><td>", Quoted(name), Escaped(name));
+            write!(page, "<tr><td><a href=\"./{}{slash}\">{}{slash}</a><td>", Quoted(name), escaped(&name));
         if !directory {
             let _ = write!(page, "{size}");
         }
