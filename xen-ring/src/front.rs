@@ -9,7 +9,7 @@ use crate::header::{
     InSlot, Protocol, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, known, read_slots, slot_units, slots_in,
     too_small, write_slots,
 };
-use crate::mem::Backing;
+use crate::mem::{Backing, SharedMem};
 use crate::responses::Responses;
 use crate::word::{SharedWord, arm, publish};
 
@@ -84,15 +84,7 @@ impl<P: Protocol, M: Backing> Front<P, M> {
         if slots == 0 {
             return Err(too_small::<P>(view.len()));
         }
-        view.fill(0, view.len(), 0)?;
-        for (offset, value) in [
-            (REQ_PROD, index),
-            (RSP_PROD, index),
-            (REQ_EVENT, index.wrapping_add(1)),
-            (RSP_EVENT, index.wrapping_add(1)),
-        ] {
-            view.store_u32(offset, value, Ordering::Release)?;
-        }
+        clear(view, index)?;
         Ok(slots)
     }
 
@@ -353,6 +345,21 @@ impl<P: Protocol, M: Backing> Front<P, M> {
     fn check(&self) -> Result<(), RingError> {
         self.broken.map_or(Ok(()), |violation| Err(RingError::Broken(violation)))
     }
+}
+
+/// Clears memory for an empty ring whose indices begin at `index`. Once, not for each protocol and kind of memory.
+#[inline(never)]
+fn clear(mem: SharedMem<'_>, index: u32) -> Result<(), RingError> {
+    mem.fill(0, mem.len(), 0)?;
+    for (offset, value) in [
+        (REQ_PROD, index),
+        (RSP_PROD, index),
+        (REQ_EVENT, index.wrapping_add(1)),
+        (RSP_EVENT, index.wrapping_add(1)),
+    ] {
+        mem.store_u32(offset, value, Ordering::Release)?;
+    }
+    Ok(())
 }
 
 impl<P, M> fmt::Debug for Front<P, M> {

@@ -130,7 +130,9 @@ impl Watches {
     pub(crate) fn fire(&mut self, token: &[u8]) -> bool {
         let parsed = core::str::from_utf8(token).ok().and_then(|token| {
             let (slot, generation) = token.split_once('-')?;
-            Some(Watch { slot: slot.parse().ok()?, generation: generation.parse().ok()? })
+            // Both of one type, for which there is one parser.
+            let (slot, generation): (u32, u32) = (slot.parse().ok()?, generation.parse().ok()?);
+            Some(Watch { slot: slot as usize, generation })
         });
         let Some(slot) = parsed.and_then(|watch| self.get(watch)) else { return false };
         slot.fired = true;

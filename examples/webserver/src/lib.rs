@@ -211,14 +211,15 @@ impl<M: Machine> App<M> {
         };
         log::info!("stopping: {request:?}");
         let Self { machine, net, files, strange, .. } = self;
-        if M::Nic::PRESENT
-            && let Some(net) = net
-        {
+        // What is never there needs nothing to end it, nor to drop it.
+        if !M::Nic::PRESENT {
+            core::mem::forget(net);
+        } else if let Some(net) = net {
             net.shut(&Context { machine: &machine, files: files.as_ref() });
         }
-        if M::Disk::PRESENT
-            && let Some(files) = files
-        {
+        if !M::Disk::PRESENT {
+            core::mem::forget(files);
+        } else if let Some(files) = files {
             files.close();
         }
         strange.into_iter().for_each(Disk::close);
