@@ -168,7 +168,7 @@ impl<D: Disk> Files<D> {
     /// Calls `each` with name, whether it is a directory, and size of every entry of a directory.
     pub(crate) fn list(&self, path: &str, mut each: impl FnMut(&str, bool, u32)) -> Result<(), Failure<D>> {
         self.within(&format!("{path}/."), |dir, _| {
-            self.scan(dir, |entry, name| {
+            self.scan(dir, &mut |entry, name| {
                 if !name.starts_with('.') {
                     each(name, entry.attributes.is_directory(), entry.size);
                 }
@@ -285,31 +285,31 @@ impl<D: Disk> Files<D> {
         if self.read_only() { Err(Error::ReadOnly) } else { Ok(()) }
     }
 
-    /// Walks to the directory that holds the last name of `path`.
+    /// Does something with the last name of `path` in the directory that holds it.
     fn within<R>(
         &self,
         path: &str,
         f: impl FnOnce(RawDirectory, &str) -> Result<R, Failure<D>>,
     ) -> Result<R, Failure<D>> {
-        let mut dir = self.volumes.open_root_dir(self.volume)?;
-        let mut names = path.split('/').filter(|name| !name.is_empty()).peekable();
-        let result = loop {
-            let Some(name) = names.next() else {
-                break f(dir, ".");
-            };
-            if names.peek().is_none() {
-                break f(dir, name);
-            }
-            let inner = self
-                .entry(dir, name)
-                .and_then(|entry| self.volumes.open_dir(dir, entry.ok_or(Error::NotFound)?.name));
-            match inner {
-                Ok(inner) => self.ended(self.volumes.close_dir(core::mem::replace(&mut dir, inner))),
-                Err(e) => break Err(e),
-            }
-        };
+        let (dir, name) = self.walk(path)?;
+        let result = f(dir, name);
         self.ended(self.volumes.close_dir(dir));
         result
+    }
+
+    /// Walks to the directory that holds the last name of `path`, which is to be closed. Returns it and the name.
+    fn walk<'p>(&self, path: &'p str) -> Result<(RawDirectory, &'p str), Failure<D>> {
+        let mut dir = self.volumes.open_root_dir(self.volume)?;
+        let mut names = path.split('/').filter(|name| !name.is_empty());
+        let mut last = names.next().unwrap_or(".");
+        for next in names {
+            let inner = self
+                .entry(dir, last)
+                .and_then(|entry| self.volumes.open_dir(dir, entry.ok_or(Error::NotFound)?.name));
+            self.ended(self.volumes.close_dir(dir));
+            (dir, last) = (inner?, next);
+        }
+        Ok((dir, last))
     }
 
     /// The entry of a name, long or short, in any case; none for "." (the directory itself).
@@ -318,7 +318,7 @@ impl<D: Disk> Files<D> {
             return Ok(None);
         }
         let mut found = None;
-        self.scan(dir, |entry, other| {
+        self.scan(dir, &mut |entry, other| {
             if !other.eq_ignore_ascii_case(name) {
                 return ControlFlow::Continue(());
             }
@@ -331,7 +331,7 @@ impl<D: Disk> Files<D> {
     fn scan(
         &self,
         dir: RawDirectory,
-        mut each: impl FnMut(&DirEntry, &str) -> ControlFlow<()>,
+        each: &mut dyn FnMut(&DirEntry, &str) -> ControlFlow<()>,
     ) -> Result<(), Failure<D>> {
         let mut storage = [0; 780];
         let mut long = LfnBuffer::new(&mut storage);

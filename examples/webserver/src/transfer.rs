@@ -244,7 +244,8 @@ fn failure<D: Disk>(files: &Files<D>, error: Failure<D>) -> Answer {
 }
 
 fn content_type(path: &str) -> &'static str {
-    let ending = path.rsplit('/').next().and_then(|name| name.rsplit_once('.')).map_or("", |(_, e)| e);
+    let last = path.bytes().rposition(|byte| matches!(byte, b'.' | b'/'));
+    let ending = last.and_then(|at| path.get(at..)?.strip_prefix('.')).unwrap_or_default();
     const TYPES: [(&str, &str); 20] = [
         ("html", "text/html; charset=utf-8"),
         ("htm", "text/html; charset=utf-8"),
