@@ -4,9 +4,8 @@ use core::fmt;
 use core::task::{Context, Poll};
 
 use xen_evtchn::Channel;
-use xen_hypercall::{DomId, Platform, Wait};
+use xen_hypercall::{DomId, PageBox, Platform, Wait};
 
-use crate::table::PageBox;
 use crate::{BlkFront, Discard, Error, Piece, State, Stats, Ticket};
 
 /// A queue of a disk, for another task or vCPU than that which has the disk: [`BlkFront::take_queue`]. It is driven as the disk is,

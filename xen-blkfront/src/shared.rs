@@ -4,13 +4,13 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize
 use core::task::Waker;
 
 use atomic_waker::AtomicWaker;
-use xen_hypercall::Platform;
+use xen_hypercall::{PageArc, PageBox, Platform};
 
 use crate::connect::Link;
 use crate::lent::{BlkQueue, Rejected};
 use crate::ops::Ops;
 use crate::pool::Pool;
-use crate::table::{PageArc, PageBox, Table};
+use crate::table::{NO_MEMORY, Table};
 use crate::transport::MAX_QUEUES;
 use crate::{BlkFront, Error, State, Stats};
 
@@ -161,31 +161,29 @@ impl<'x, P: Platform> BlkFront<'x, P> {
             return Err(Error::Busy);
         }
         let platform = self.grants.platform();
-        let mut half = PageBox::new(
-            platform,
-            Self {
-                link: Some(Link {
-                    device: None,
-                    queues: Table::new(platform, 1)?,
-                    connected: link.connected,
-                }),
-                events: self.events,
-                grants: self.grants,
-                index: self.index,
-                ops: Ops::new(platform, self.config.requests)?,
-                pool: Pool::new(self.grants, self.backend_id(), self.config.pages)?,
-                features: self.features,
-                config: self.config,
-                state: State::Connected,
-                stats: Stats::default(),
-                lost: false,
-                waiters: None,
-                alone: true,
-                base: 0,
-                times: 0,
-                shared: None,
-            },
-        )?;
+        let half = Self {
+            link: Some(Link {
+                device: None,
+                queues: Table::new(platform, 1)?,
+                connected: link.connected,
+            }),
+            events: self.events,
+            grants: self.grants,
+            index: self.index,
+            ops: Ops::new(platform, self.config.requests)?,
+            pool: Pool::new(self.grants, self.backend_id(), self.config.pages)?,
+            features: self.features,
+            config: self.config,
+            state: State::Connected,
+            stats: Stats::default(),
+            lost: false,
+            waiters: None,
+            alone: true,
+            base: 0,
+            times: 0,
+            shared: None,
+        };
+        let mut half = PageBox::new(platform, || half).ok_or(NO_MEMORY)?;
         let shared = match &self.shared {
             Some(shared) => shared,
             None => {
@@ -200,7 +198,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
                     pauses: AtomicU32::new(0),
                     wakers: [const { AtomicWaker::new() }; MAX_QUEUES],
                 };
-                let common = PageArc::new(platform, common)?;
+                let common = PageArc::new(platform, common).ok_or(NO_MEMORY)?;
                 (self.lost, self.alone) = (false, false);
                 self.shared.insert(Shared { common, place: 0, pauses: 0 })
             }

@@ -26,6 +26,7 @@ pub mod memory;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod multicall;
+mod page_box;
 pub mod physdev;
 mod platform;
 mod restore;
@@ -39,6 +40,7 @@ pub mod version;
 pub use clock::{Clock, Monotonic};
 pub use domain::{AtomicIncarnation, Claim, Domain, Incarnation, Part, SuspendError};
 pub use errno::Errno;
+pub use page_box::{PageArc, PageBox};
 pub use platform::{GrantRoom, Hypercall, PageMemory, Platform, SpecialPages, Wait};
 pub use restore::{Restore, RestoreError};
 pub use shared_info::{SharedInfo, VcpuArea, VcpuInfo};

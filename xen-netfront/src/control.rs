@@ -5,13 +5,12 @@ use core::time::Duration;
 
 use xen_evtchn::{Channel, Deadline, EventChannels, Progress};
 use xen_gnttab::{Access, GrantTable, GrantedPage};
-use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
+use xen_hypercall::{DomId, PAGE_SIZE, PageBox, Platform, Wait};
 use xen_ring::Front;
 use zerocopy::IntoBytes;
 
 use crate::abi::*;
 use crate::error::Violation;
-use crate::page_box::PageBox;
 use crate::queue::share_ring;
 use crate::tx::broken;
 use crate::{Error, Followup, NetFront};

@@ -4,7 +4,7 @@ use core::fmt;
 
 use xen_evtchn::{Channel, EventChannels};
 use xen_gnttab::{GrantTable, GrantedPage};
-use xen_hypercall::{DomId, PAGE_SIZE, Platform};
+use xen_hypercall::{DomId, PAGE_SIZE, PageBox, Platform};
 use xen_xenstore::xenbus::{Connected, Frontend};
 
 use crate::abi::RxResponse;
@@ -14,7 +14,6 @@ use crate::lent::Lender;
 use crate::link::Link;
 use crate::multicast::{Groups, Multicast};
 use crate::packet::{self, Packet};
-use crate::page_box::PageBox;
 use crate::queue::Queue;
 use crate::rx::{Also, Sink};
 use crate::segment::Segments;

@@ -6,11 +6,10 @@ use core::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
 use xen_evtchn::{Channel, wake_all};
-use xen_hypercall::Platform;
+use xen_hypercall::{PageArc, Platform};
 
 use crate::link::Link;
 use crate::multicast::Multicast;
-use crate::page_box::PageArc;
 use crate::waiters::Waiters;
 use crate::{Error, Followup, FramePage, NetFront, RxMeta, State, Stats, TxMeta};
 

@@ -24,7 +24,6 @@ mod meta;
 pub mod mock;
 mod multicast;
 pub mod packet;
-mod page_box;
 mod pages;
 mod pool;
 mod queue;

@@ -1,10 +1,9 @@
 //! Which multicast frames are wanted (`feature-multicast-control`).
 
-use xen_hypercall::{Platform, Wait};
+use xen_hypercall::{PageBox, Platform, Wait};
 use xen_xenstore::Xenstore;
 
 use crate::abi::{EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, ExtraInfo};
-use crate::page_box::PageBox;
 use crate::tx::{Plan, Slot};
 use crate::{Error, Mac, NetFront};
 

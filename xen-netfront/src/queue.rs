@@ -4,10 +4,9 @@ use core::task::{Context, Poll};
 
 use xen_evtchn::{Channel, EventChannels, Progress};
 use xen_gnttab::{Access, GrantTable, GrantedPage};
-use xen_hypercall::{DomId, Platform};
+use xen_hypercall::{DomId, PageBox, Platform};
 use xen_ring::{Front, Protocol};
 
-use crate::page_box::PageBox;
 use crate::rx::RxQueue;
 use crate::tx::{TxQueue, broken};
 use crate::{Config, Error, Stats};

@@ -11,6 +11,7 @@ use xen_hypercall::{PAGE_SIZE, Page, Platform, Wait};
 use xen_xenstore::Xenstore;
 
 use crate::abi::SECTOR;
+use crate::table::NO_MEMORY;
 use crate::{BlkFront, Error, State, Ticket};
 
 /// How many windows there are. A file system goes to and fro between its tables, a directory and some files.
@@ -80,8 +81,7 @@ impl<'x, P: Platform + Wait> SdmmcDisk<'x, P> {
     /// [`Error::Grant`] when there is no memory.
     pub fn new(front: BlkFront<'x, P>) -> Result<Self, Error> {
         let platform = front.grants().platform();
-        let first =
-            platform.alloc_pages(WINDOWS * PAGES).ok_or(Error::Grant(xen_gnttab::Error::OutOfMemory))?;
+        let first = platform.alloc_pages(WINDOWS * PAGES).ok_or(NO_MEMORY)?;
         let memory = Memory { platform, first };
         Ok(Self {
             inner: RefCell::new(Inner { front, memory, windows: Default::default(), uses: 0, ahead: None }),
