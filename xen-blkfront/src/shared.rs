@@ -162,11 +162,7 @@ impl<'x, P: Platform> BlkFront<'x, P> {
         }
         let platform = self.grants.platform();
         let half = Self {
-            link: Some(Link {
-                device: None,
-                queues: Table::new(platform, 1)?,
-                connected: link.connected,
-            }),
+            link: Some(Link { device: None, queues: Table::new(platform, 1)?, connected: link.connected }),
             events: self.events,
             grants: self.grants,
             index: self.index,

@@ -35,7 +35,8 @@ impl Body {
 
 /// Decides on a request: a body to receive, or the answer.
 pub(super) fn handle<M: Machine>(request: &Request, server: &Server<'_, M>) -> Result<Transfer, Answer> {
-    let path = ['?', '#'].iter().fold(&*request.target, |path, end| path.split(*end).next().unwrap_or_default());
+    let path =
+        ['?', '#'].iter().fold(&*request.target, |path, end| path.split(*end).next().unwrap_or_default());
     let Some(path) = decode(path).filter(|path| is_clean(path)) else {
         return Err(Answer::plain(400, "the path is not one of this server"));
     };
