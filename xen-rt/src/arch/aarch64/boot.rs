@@ -33,10 +33,7 @@ image_start:
     .long   0
 
 entry:
-    msr     daifset, #0xf
     mov     x20, x0
-    mov     x0, #(3 << 20)
-    msr     cpacr_el1, x0   // compiled code uses the registers of floating point
 
     adrp    x1, boot_tables
     add     x2, x1, #4096
@@ -70,25 +67,17 @@ entry:
     b.lo    2b
     dsb     sy
 
-    mov     x3, #0xff00
-    msr     mair_el1, x3
+    mov     x3, x1
+    mov     x1, #0xff00
     mrs     x4, id_aa64mmfr0_el1
     and     x4, x4, #0xf    // how many bits of physical address there are
     mov     x5, #5          // no more than 48 without other tables
     cmp     x4, x5
     csel    x4, x4, x5, lo
-    ldr     x3, ={tcr}
-    bfi     x3, x4, #32, #3
-    msr     tcr_el1, x3
-    msr     ttbr0_el1, x1
-    isb
-    tlbi    vmalle1
-    ic      iallu
-    dsb     nsh
-    isb
-    ldr     x3, ={sctlr}
-    msr     sctlr_el1, x3
-    isb
+    ldr     x2, ={tcr}
+    bfi     x2, x4, #32, #3
+    ldr     x4, ={sctlr}
+    bl      mmu_on
 
     adrp    x1, bss_start
     add     x1, x1, :lo12:bss_start
@@ -145,6 +134,26 @@ map_gigabyte:
     orr     x7, x7, #0x4    // attribute 1
     orr     x7, x7, #0x1    // a block
     str     x7, [x2, x6, lsl #3]
+    ret
+
+    // How every vCPU begins, and goes on after a suspend: x1 into MAIR, x2 into TCR, x3 into TTBR0, and x4, with which the MMU and
+    // the caches are on, into SCTLR. Interrupts stay off, and compiled code may use the registers of floating point. Changes x5.
+    .global mmu_on
+    .hidden mmu_on
+mmu_on:
+    msr     daifset, #0xf
+    mov     x5, #(3 << 20)
+    msr     cpacr_el1, x5
+    msr     mair_el1, x1
+    msr     tcr_el1, x2
+    msr     ttbr0_el1, x3
+    isb
+    tlbi    vmalle1
+    ic      iallu
+    dsb     nsh
+    isb
+    msr     sctlr_el1, x4
+    isb
     ret
     .ltorg
     .popsection

@@ -9,6 +9,8 @@ mod gic;
 mod machine;
 #[cfg(not(test))]
 mod paging;
+#[cfg(all(any(feature = "smp", feature = "suspend"), not(test)))]
+mod space;
 #[cfg(all(feature = "suspend", not(test)))]
 mod suspend;
 mod tables;

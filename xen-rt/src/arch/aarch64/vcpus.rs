@@ -7,18 +7,16 @@ use smccc::Hvc;
 use smccc::psci::{self, AffinityState, LowestAffinityLevel};
 use xen_hypercall::{Errno, Hypercall, VcpuId};
 
+use super::space::{Space, write_back};
 use super::tree::affinity;
 use super::{MACHINE, gic, halt, paging, traps};
 use crate::machine::{FIRST, Own, keep};
 use crate::smp::Life;
 
-/// What a vCPU begins with. The first part is read with the MMU and the caches off.
+/// What a vCPU begins with. The space is read with the MMU and the caches off.
 #[repr(C)]
 struct Begin {
-    mair: u64,
-    tcr: u64,
-    ttbr0: u64,
-    sctlr: u64,
+    space: Space,
     /// The upper end of its stack.
     stack: u64,
     /// The upper end of its stack for exceptions.
@@ -36,34 +34,17 @@ global_asm!(
     r#"
     .pushsection .text.vcpus, "ax", @progbits
 another_vcpu:
-    msr     daifset, #0xf
-    mov     x1, #(3 << 20)
-    msr     cpacr_el1, x1
-    ldr     x1, [x0, #{mair}]
-    ldr     x2, [x0, #{tcr}]
-    ldr     x3, [x0, #{ttbr0}]
-    ldr     x4, [x0, #{sctlr}]
-    ldr     x5, [x0, #{stack}]
-    msr     mair_el1, x1
-    msr     tcr_el1, x2
-    msr     ttbr0_el1, x3
-    isb
-    tlbi    vmalle1
-    ic      iallu
-    dsb     nsh
-    isb
-    msr     sctlr_el1, x4
-    isb
-    mov     sp, x5
+    ldp     x1, x2, [x0, #{space}]
+    ldp     x3, x4, [x0, #{space} + 16]
+    bl      mmu_on
+    ldr     x1, [x0, #{stack}]
+    mov     sp, x1
     mov     x29, xzr
     mov     x30, xzr
     b       {begin}
     .popsection
     "#,
-    mair = const offset_of!(Begin, mair),
-    tcr = const offset_of!(Begin, tcr),
-    ttbr0 = const offset_of!(Begin, ttbr0),
-    sctlr = const offset_of!(Begin, sctlr),
+    space = const offset_of!(Begin, space),
     stack = const offset_of!(Begin, stack),
     begin = sym begin,
 );
@@ -133,35 +114,10 @@ pub(crate) fn start_vcpu(
     if is_up(xen, own.id)? {
         return Err(Errno::EEXIST);
     }
-    let (mair, tcr, ttbr0, sctlr);
-    // SAFETY: reading these registers has no effect.
-    unsafe {
-        asm!(
-            "mrs {}, mair_el1", "mrs {}, tcr_el1", "mrs {}, ttbr0_el1", "mrs {}, sctlr_el1",
-            out(reg) mair, out(reg) tcr, out(reg) ttbr0, out(reg) sctlr,
-            options(nomem, nostack, preserves_flags),
-        );
-    }
     let (stack, exceptions) = (paging::stack(STACK), paging::stack(traps::STACK));
-    let begins: &'static Begin = keep(Begin { mair, tcr, ttbr0, sctlr, stack, exceptions, own, life });
+    let begins: &'static Begin = keep(Begin { space: Space::current(), stack, exceptions, own, life });
     write_back(begins);
     let context = core::ptr::from_ref(begins).expose_provenance() as u64;
     let entry = (&raw const another_vcpu).expose_provenance() as u64;
     psci::cpu_on::<Hvc>(affinity(own.id.0), entry, context).map_err(errno)
-}
-
-/// Writes what caches have of a thing to memory, where it is read by who has none.
-fn write_back<T>(thing: &'static T) {
-    let caches: u64;
-    // SAFETY: reading the register has no effect.
-    unsafe { asm!("mrs {}, ctr_el0", out(reg) caches, options(nomem, nostack, preserves_flags)) };
-    // The size of the smallest line, as a power of two of words.
-    let line = 4 << (caches >> 16 & 0xF);
-    let start = core::ptr::from_ref(thing).expose_provenance();
-    for at in (start & !(line - 1)..start + size_of::<T>()).step_by(line) {
-        // SAFETY: memory keeps its contents.
-        unsafe { asm!("dc cvac, {}", in(reg) at, options(nostack, preserves_flags)) };
-    }
-    // SAFETY: a barrier has no other effect.
-    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
