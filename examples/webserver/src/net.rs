@@ -21,6 +21,9 @@ use crate::{Context, Machine, Nic};
 
 /// No peer waits longer before it tries again: Linux' `TCP_RTO_MAX`.
 const LONGEST_RETRY: Duration = Duration::from_secs(120);
+/// As far as the stack's clock is set forward at once: beyond all of its timers but those that have been put off for minutes, and not so
+/// far that it forgets where its neighbours are, of whom it has heard within the last twenty seconds.
+const AHEAD: Duration = Duration::from_secs(40);
 
 /// The network interface and everything on it.
 pub(crate) struct Net<N> {
@@ -32,6 +35,8 @@ pub(crate) struct Net<N> {
     figures: Figures,
     /// The network has not been told yet where the machine is now.
     moved: bool,
+    /// The stack's clock is ahead of the machine's by so much.
+    ahead: Duration,
 }
 
 impl<N> fmt::Debug for Net<N> {
@@ -62,7 +67,16 @@ impl<N: Nic> Net<N> {
         let mut slots = Slots::default();
         slots.prepare(&mut sockets);
         slots.listen(&mut sockets);
-        Self { nic, iface, sockets, dhcp, slots, figures: Figures::default(), moved: false }
+        Self {
+            nic,
+            iface,
+            sockets,
+            dhcp,
+            slots,
+            figures: Figures::default(),
+            moved: false,
+            ahead: Duration::ZERO,
+        }
     }
 
     /// The card.
@@ -88,13 +102,14 @@ impl<N: Nic> Net<N> {
 
     /// Moves packets and serves connections once; true if there is more to do at once.
     pub(crate) fn turn<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
-        self.receive(instant(now));
+        let time = self.time(now);
+        self.receive(time);
         self.lease();
         let busy = self.serve(now, context);
         // What the connections said goes out in the same round, and the other side is told once.
-        let delay = self.iface.poll_delay(instant(now), &self.sockets);
+        let delay = self.iface.poll_delay(time, &self.sockets);
         if busy || delay == Some(smoltcp::time::Duration::ZERO) {
-            self.send(instant(now));
+            self.send(time);
         }
         self.nic.flush();
         self.slots.prepare(&mut self.sockets);
@@ -104,21 +119,42 @@ impl<N: Nic> Net<N> {
     /// Asks the card for an event; returns when to come back at the latest (now: at once).
     pub(crate) fn rest(&mut self, now: Duration) -> Option<Duration> {
         let ready = self.nic.arm();
-        self.moved |= self.nic.has_moved();
-        if self.moved && announce::say_where_we_are(&mut self.nic, &self.iface, instant(now)) {
+        if self.nic.has_moved() {
+            self.moved = true;
+            self.repeat();
+        }
+        let time = self.time(now);
+        if self.moved && announce::say_where_we_are(&mut self.nic, &self.iface, time) {
             self.moved = false;
             self.nic.flush();
         }
         if ready {
             return Some(now);
         }
-        let stack = self.iface.poll_delay(instant(now), &self.sockets);
+        let stack = self.iface.poll_delay(time, &self.sockets);
         // What is due and was not sent found no room. The card has an event when there is some.
-        let full = self.nic.transmit(instant(now)).is_none();
+        let full = self.nic.transmit(time).is_none();
         let stack = stack.filter(|delay| !full || *delay > smoltcp::time::Duration::ZERO);
         let stack = stack.map(|d| now + Duration::from_micros(d.total_micros()));
         let stalled = self.slots.connections.iter().filter_map(Connection::deadline).min();
         stack.into_iter().chain(stalled).min()
+    }
+
+    /// Lets every connection say at once where it is: what was under way is lost, and peers ask more and more rarely.
+    fn repeat(&mut self) {
+        // What is not acknowledged is due again.
+        self.ahead += AHEAD;
+        for connection in self.slots.connections.iter().filter(|connection| connection.is_active()) {
+            // One that waits for nothing acknowledges once more what it has.
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
+            socket.set_keep_alive(Some(AHEAD.into()));
+            socket.set_keep_alive(None);
+        }
+    }
+
+    /// The time by the stack's clock.
+    fn time(&self, now: Duration) -> Instant {
+        instant(now + self.ahead)
     }
 
     /// Takes in what has arrived, and sends what that asks for. A connection that comes leaves the next one a place.
@@ -153,12 +189,12 @@ impl<N: Nic> Net<N> {
 
     /// Ends all connections, for nobody is to wait for a machine that is gone, and the card.
     pub(crate) fn shut<M: Machine<Nic = N>>(mut self, context: &Context<'_, M>) {
-        let now = context.machine.now();
+        let time = self.time(context.machine.now());
         for connection in &mut self.slots.connections {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
             connection.cut(socket, context);
         }
-        self.iface.poll(instant(now), &mut self.nic, &mut self.sockets);
+        self.iface.poll(time, &mut self.nic, &mut self.sockets);
         self.nic.flush();
         self.nic.close();
     }
