@@ -124,8 +124,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         }
         self.await_daemon(&mut deadline)?;
         self.link.reset();
-        let watched = self.watch_again();
-        match watched.and_then(|refused| self.tell_what_is_obeyed().map(|()| refused)) {
+        match self.watch_again(true) {
             Ok(refused) => refused,
             Err(error) => {
                 self.link.fail(error);
@@ -191,7 +190,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         self.await_connection(&mut deadline, Error::ReconnectTimedOut)?;
         self.link.reset();
         self.link.stats.reconnects += 1;
-        match self.watch_again() {
+        match self.watch_again(false) {
             Ok(refused) => refused,
             Err(error) => {
                 // Whoever waits for a watch that is not set would wait for ever.

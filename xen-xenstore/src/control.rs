@@ -126,20 +126,13 @@ impl ShutdownWatch {
 }
 
 impl<P: Platform + Wait> Xenstore<'_, P> {
-    /// Tells the toolstack which requests the guest obeys, if somebody watches for them. The answers have the tag 1.
-    fn post_obeyed(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
+    /// Tells the toolstack which requests the guest obeys, if somebody watches for them. Their answers have a tag that nothing else has.
+    pub(crate) fn post_obeyed(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
         let Some(obeys) = self.obeys else { return Ok(()) };
         FEATURES.iter().zip(obeys).try_for_each(|((_, feature), obeyed)| {
             let value: &[u8] = if obeyed { b"1" } else { b"0" };
-            self.post(Operation::WRITE, 0, &[feature, b"\0", value], 1, sink)
+            self.post(Operation::WRITE, 0, &[feature, b"\0", value], usize::MAX, sink)
         })
-    }
-
-    /// The same in a new domain, whose nodes are others. One that refuses to be told is told nothing.
-    pub(crate) fn tell_what_is_obeyed(&mut self) -> Result<(), Error> {
-        let sink: &mut Sink<'_> = &mut |_, _| {};
-        self.post_obeyed(sink)?;
-        self.settle(sink)
     }
 }
 

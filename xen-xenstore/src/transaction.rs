@@ -6,7 +6,7 @@ use core::str::FromStr;
 use xen_hypercall::{DomId, Platform, Wait};
 
 use crate::ask::check_path;
-use crate::link::number;
+use crate::link::{Sink, number};
 use crate::nodes::{optional, parse, text};
 use crate::text::Text;
 use crate::wire::Operation;
@@ -28,6 +28,8 @@ pub struct Transaction<'s, 'x, P: Platform> {
     id: u32,
     /// Why it comes to nothing.
     failed: Option<Error>,
+    /// Gets the answers to [looks](Self::look).
+    looks: Option<&'s mut Sink<'s>>,
 }
 
 impl<'x, P: Platform + Wait> Xenstore<'x, P> {
@@ -40,11 +42,24 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     /// [`Error::TimedOut`] with [`Operation::TRANSACTION_END`] when it is not known whether it happened.
     pub fn transaction<R>(
         &mut self,
+        f: impl FnMut(&mut Transaction<'_, 'x, P>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.transaction_with(None, f)
+    }
+
+    /// The same, with [looks](Transaction::look).
+    pub(crate) fn transaction_with<R>(
+        &mut self,
+        mut looks: Option<&mut Sink<'_>>,
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>) -> Result<R, Error>,
     ) -> Result<R, Error> {
         for _ in 0..TRIES {
             let id = self.begin()?;
-            let mut transaction = Transaction { store: self, id, failed: None };
+            let looks: Option<&mut Sink<'_>> = match &mut looks {
+                Some(looks) => Some(&mut **looks),
+                None => None,
+            };
+            let mut transaction = Transaction { store: self, id, failed: None, looks };
             let result = f(&mut transaction);
             let settled = transaction.settle();
             let result = result.and_then(|value| settled.map(|()| value));
@@ -172,12 +187,21 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
         self.change(Operation::SET_PERMS, path, [list.as_bytes(), b"\0"])
     }
 
+    /// Asks for a node's value, and does not wait for it: so it takes no time of its own beside changes. The answer is there after
+    /// [`settle`](Self::settle), with the tag, which is not 0.
+    pub(crate) fn look(&mut self, tag: usize, path: &str) -> Result<(), Error> {
+        let sink = &mut sorting(&mut self.failed, &mut self.looks);
+        self.store.post(Operation::READ, self.id, &[path.as_bytes(), b"\0"], tag, sink)
+    }
+
     /// Sends a change.
     fn change(&mut self, operation: Operation, path: &str, rest: [&[u8]; 2]) -> Result<(), Error> {
         self.check()?;
         check_path("", path)?;
         let parts = [path.as_bytes(), b"\0", rest[0], rest[1]];
-        let posted = self.store.post(operation, self.id, &parts, 0, &mut noting(&mut self.failed));
+        let mut sink = sorting(&mut self.failed, &mut self.looks);
+        let posted = self.store.post(operation, self.id, &parts, 0, &mut sink);
+        drop(sink);
         match posted {
             // It was not sent.
             Err(Error::TooLong) => Err(Error::TooLong),
@@ -186,9 +210,9 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
         }
     }
 
-    /// Waits for the answers to all changes.
-    fn settle(&mut self) -> Result<(), Error> {
-        let settled = self.store.settle(&mut noting(&mut self.failed));
+    /// Waits for the answers to all changes and looks.
+    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+        let settled = self.store.settle(&mut sorting(&mut self.failed, &mut self.looks));
         if let Err(error) = settled {
             self.failed.get_or_insert(error);
         }
@@ -200,12 +224,15 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     }
 }
 
-/// Keeps the first refusal.
-fn noting(failed: &mut Option<Error>) -> impl FnMut(usize, Result<&[u8], Error>) {
-    |_, answer| {
-        if let Err(error) = answer {
-            failed.get_or_insert(error);
-        }
+/// Keeps the first refusal of a change, and passes on the answers to looks.
+fn sorting<'f, 's>(
+    failed: &'f mut Option<Error>,
+    looks: &'f mut Option<&'s mut Sink<'s>>,
+) -> impl FnMut(usize, Result<&[u8], Error>) + use<'f, 's> {
+    |tag, answer| match (tag, looks.as_mut(), answer) {
+        (1.., Some(looks), answer) => looks(tag, answer),
+        (_, _, Err(error)) => _ = failed.get_or_insert(error),
+        _ => {}
     }
 }
 

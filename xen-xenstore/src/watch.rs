@@ -234,8 +234,9 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     }
 
     /// Sets all watches again, at a daemon that knows none of them: all are asked for at once. One that is refused ends, and
-    /// the others are set all the same. Returns the first refusal.
-    pub(crate) fn watch_again(&mut self) -> Result<Result<(), Error>, Error> {
+    /// the others are set all the same. Returns the first refusal. In a new domain, whose nodes are others, the toolstack is told
+    /// which requests are obeyed; one that refuses to be told is told nothing.
+    pub(crate) fn watch_again(&mut self, new_domain: bool) -> Result<Result<(), Error>, Error> {
         let mut refused = [false; WATCHES];
         let mut first = Ok(());
         let sink: &mut Sink<'_> = &mut |slot, answer| {
@@ -249,6 +250,9 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             if let Some((watch, path)) = self.link.watches.at(slot) {
                 self.post_watch(watch, &path, slot, sink)?;
             }
+        }
+        if new_domain {
+            self.post_obeyed(sink)?;
         }
         self.settle(sink)?;
         for (slot, _) in refused.iter().enumerate().filter(|(_, refused)| **refused) {

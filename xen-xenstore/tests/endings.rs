@@ -341,8 +341,8 @@ fn a_device_whose_publication_may_have_been_done_is_closed() {
     let there = plugged(&machine, Toolstack::Xl);
     let mut xs = machine.client();
     xs.set_patience(std::time::Duration::from_secs(1));
-    // Begin, read, write twice, end.
-    for lost in 0..5 {
+    // Begin, read twice, write twice, end.
+    for lost in 0..6 {
         there.set_back("stopped", "");
         there.set_state(XenbusState::INIT_WAIT);
         let device = machine.open(&mut xs).unwrap();

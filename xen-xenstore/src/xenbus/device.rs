@@ -6,6 +6,7 @@ use xen_evtchn::Deadline;
 use xen_hypercall::{DomId, Platform, Wait};
 
 use super::{BackendChange, XenbusState};
+use crate::link::Sink;
 use crate::nodes::parse;
 use crate::{Error, Path, Transaction, Watch, Xenstore};
 
@@ -74,7 +75,8 @@ impl Device {
         })
     }
 
-    /// Goes to a state, with what `f` writes, unless the device is not ours any more.
+    /// Goes to a state, with what `f` writes, unless the device is not ours any more. Whose it is is asked together with what is
+    /// written: if it is another's, that comes to nothing.
     #[inline(never)]
     pub(super) fn enter<'x, P: Platform + Wait>(
         &self,
@@ -82,28 +84,50 @@ impl Device {
         next: XenbusState,
         f: &mut dyn FnMut(&mut Transaction<'_, 'x, P>) -> Result<(), Error>,
     ) -> Result<bool, Error> {
-        let state = self.frontend.join("state")?;
-        let entered = xs.transaction(|transaction| {
-            let is_ours = if next == XenbusState::INITIALISING {
-                // It is about to be ours.
-                match transaction.read(&self.frontend.join("backend")?) {
-                    Ok(backend) => backend == self.backend.as_bytes(),
-                    Err(error) if error.is_absent() => false,
-                    Err(error) => return Err(error),
-                }
+        let (state, backend) = (self.frontend.join("state")?, self.frontend.join("backend")?);
+        // As long as we have told the backend nothing, a device that was made anew may be in the same state, with another backend.
+        let begins =
+            next == XenbusState::INITIALISING || self.ours.get().contains(&XenbusState::INITIALISING);
+        // Owner and backend, as far as they were told.
+        let (owner, has_backend, lost) = (Cell::new(None), Cell::new(None), Cell::new(false));
+        let looks: &mut Sink<'_> = &mut |tag, answer| match tag {
+            1 => owner.set(Some(self.owner(answer))),
+            _ => has_backend.set(Some(match answer {
+                Err(error) if !error.is_absent() => Err(error),
+                backend => Ok(backend == Ok(self.backend.as_bytes())),
+            })),
+        };
+        let entered = xs.transaction_with(Some(looks), |transaction| {
+            lost.set(false);
+            transaction.look(1, &state)?;
+            if begins {
+                transaction.look(2, &backend)?;
             } else {
-                let owner = self.owner(transaction.read(&state))?;
-                if let Owner::Us(found) = owner {
-                    self.ours.set([found, next]);
-                }
-                matches!(owner, Owner::Us(_))
-            };
-            if is_ours {
-                f(transaction)?;
-                transaction.write_display(&state, next.0)?;
+                has_backend.set(Some(Ok(true)));
             }
-            Ok(is_ours)
-        })?;
+            let written = f(transaction).and_then(|()| transaction.write_display(&state, next.0));
+            let written = written.and(transaction.settle());
+            let (Some(owner), Some(has_backend)) = (owner.take(), has_backend.take()) else {
+                return written;
+            };
+            if let Owner::Us(found) = owner? {
+                self.ours.set([found, next]);
+            } else if next != XenbusState::INITIALISING {
+                lost.set(true);
+            }
+            // Or it is about to be ours.
+            if !has_backend? {
+                lost.set(true);
+            }
+            if lost.get() { Err(Error::BackendGone(XenbusState::UNKNOWN)) } else { written }
+        });
+        let entered = match entered {
+            Err(_) if lost.get() => false,
+            entered => {
+                entered?;
+                true
+            }
+        };
         if entered {
             self.ours.set([next; 2]);
         }

@@ -264,9 +264,11 @@ impl<S> Frontend<S> {
     /// of that name is another device's.
     ///
     /// # Errors
-    /// When xenstore cannot be asked, or refuses.
+    /// [`Error::Broken`] when the connection to xenstore is of no use any more.
     pub fn forget<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        xs.unwatch(self.device.watch)
+        // Nobody waits for the daemon to end it.
+        xs.link.watches.give_up(self.device.watch);
+        xs.poll()
     }
 
     /// The device in its next state, or its end.

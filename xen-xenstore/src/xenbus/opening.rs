@@ -116,27 +116,31 @@ impl Frontend<Initialising> {
 }
 
 impl Device {
-    /// Begins to watch the backend's state, and notes our own.
+    /// Begins to watch the backend's state, and notes both sides'.
     fn watch_and_look<P: Platform + Wait>(
-        &self,
+        &mut self,
         xs: &mut Xenstore<'_, P>,
         state: &Path,
     ) -> Result<(), Error> {
-        let (mut watched, mut ours) = (Ok(()), Ok(XenbusState::UNKNOWN));
+        let (mut watched, mut ours, mut theirs) = (Ok(()), Ok(XenbusState::UNKNOWN), Err(Error::NotReady));
         let sink: &mut Sink<'_> = &mut |tag, answer| match tag {
             0 => watched = answer.map(drop),
-            _ => ours = state_of(answer),
+            1 => ours = state_of(answer),
+            _ => theirs = state_of(answer),
         };
         xs.link.give_up();
         let asked = xs
             .post_watch(self.watch, state, 0, sink)
             .and_then(|()| xs.post_read(&self.frontend, "state", 1, sink))
+            .and_then(|()| xs.post_read(&self.backend, "state", 2, sink))
             .and_then(|()| xs.settle(sink));
         if let Err(error) = asked.and(watched) {
             xs.give_watch_up(self.watch, error);
             return Err(error);
         }
         self.ours.set([ours?; 2]);
+        // The first event of a watch is that it was set, before that answer was given. With a second one the state may be another.
+        self.seen = Some((theirs?, 1));
         Ok(())
     }
 
@@ -147,6 +151,10 @@ impl Device {
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
         let [ours, _] = self.ours.get();
+        if let (XenbusState::INITIALISING, Some((XenbusState::INIT_WAIT, _))) = (ours, self.seen) {
+            // The toolstack has written it, and the backend has seen it.
+            return Ok(());
+        }
         if ![XenbusState::UNKNOWN, XenbusState::INITIALISING].contains(&ours) {
             let theirs = self.backend_state(xs)?;
             // A backend that still works for that kernel would take our start for nothing, or be taken for one that is
