@@ -292,6 +292,11 @@ impl<'x, P: Platform + Wait> Begun<'x, P> {
         Ok(Self { device, queues, trusted: transport.trusted })
     }
 
+    /// Whether the rest has nothing to wait for. A xenstore that cannot be asked is an error of the rest.
+    pub(crate) fn is_decided(&mut self, xs: &mut Xenstore<'x, P>) -> bool {
+        self.device.is_decided(xs).unwrap_or(true)
+    }
+
     /// The rest, to a disk at work. After an error the backend was told not to go on with pages that are taken away.
     pub(crate) fn finish(
         self,

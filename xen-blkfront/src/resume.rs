@@ -22,6 +22,14 @@ pub struct Resuming<'x, P: Platform> {
     begun: Option<Begun<'x, P>>,
 }
 
+impl<'x, P: Platform + Wait> Resuming<'x, P> {
+    /// Whether [`finish`](Device::finish) has nothing to wait for any more: the backend has connected, or does not come. A kernel that has
+    /// other things to do meanwhile asks when xenstore has an event. Asks xenstore only if something has happened.
+    pub fn is_decided(&mut self, xs: &mut Xenstore<'x, P>) -> bool {
+        self.begun.as_mut().is_none_or(|begun| begun.is_decided(xs))
+    }
+}
+
 impl<P: Platform> fmt::Debug for Resuming<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resuming").field("begun", &self.begun.is_some()).finish_non_exhaustive()

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use webserver::config::{self, Config};
 use webserver::report::Report;
-use webserver::{Machine, Request};
+use webserver::{Machine, Network, Request};
 use xen_evtchn::{EventChannels, EventSeq};
 use xen_hypercall::{Wait, version};
 use xen_rt::Guest;
@@ -182,13 +182,13 @@ impl Machine for XenMachine {
         self.suspend.report(to);
     }
 
-    fn suspend(&mut self, nic: Option<&mut Nic>, disk: Option<&Disk>) {
+    fn suspend(&mut self, net: Option<&mut dyn Network<Nic>>, disk: Option<&Disk>) {
         #[cfg(feature = "suspend")]
         if let Some((store, watch)) = &self.control {
-            self.suspend.run(&mut store.borrow_mut(), watch, nic, disk);
+            self.suspend.run(&mut store.borrow_mut(), watch, net, disk);
         }
         #[cfg(not(feature = "suspend"))]
-        let (_, _) = (nic, disk);
+        let (_, _) = (net, disk);
     }
 }
 

@@ -1,13 +1,16 @@
 //! The domain is saved, restored, migrated.
 
 use alloc::boxed::Box;
+use core::time::Duration;
 
+use webserver::Network;
 use webserver::report::Report;
 use xen_hypercall::Restore;
 use xen_hypercall::sched::Resumed;
 use xen_rt::Guest;
 use xen_xenstore::Xenstore;
 use xen_xenstore::control::ShutdownWatch;
+use xen_xenstore::suspend::Device;
 
 use crate::devices::{Disk, Nic, PATIENCE};
 use crate::platform::Kernel;
@@ -38,10 +41,10 @@ impl Suspend {
         &mut self,
         xs: &mut Xenstore<'static, &'static Kernel>,
         request: &ShutdownWatch,
-        nic: Option<&mut Nic>,
+        net: Option<&mut dyn Network<Nic>>,
         disk: Option<&Disk>,
     ) {
-        let devices = &mut (nic_of(nic), disk_of(disk));
+        let devices = &mut Both(net_of(net, self.guest), disk_of(disk));
         let outcome = match &mut self.part {
             Some(part) => self.guest.suspend(xs, Some(request), &mut [&mut **part], devices, PATIENCE),
             None => self.guest.suspend(xs, Some(request), &mut [], devices, PATIENCE),
@@ -70,13 +73,73 @@ impl Suspend {
     }
 }
 
+/// Card and disk. The card comes last, as long as the domain runs, for what arrives then is not lost, and first afterwards.
+struct Both<C, D>(C, D);
+
+type Xs = Xenstore<'static, &'static Kernel>;
+
+impl<C, D> Device<'static, &'static Kernel> for Both<C, D>
+where
+    C: Device<'static, &'static Kernel>,
+    D: Device<'static, &'static Kernel>,
+{
+    type Begun = (C::Begun, D::Begun);
+
+    fn quiesce(&mut self, xs: &mut Xs) {
+        self.1.quiesce(xs);
+        self.0.quiesce(xs);
+    }
+
+    fn begin(&mut self, xs: &mut Xs, deadline: Duration) -> Self::Begun {
+        (self.0.begin(xs, deadline), self.1.begin(xs, deadline))
+    }
+
+    fn finish(&mut self, (card, disk): Self::Begun, xs: &mut Xs, deadline: Duration) -> usize {
+        self.0.finish(card, xs, deadline) + self.1.finish(disk, xs, deadline)
+    }
+
+    fn go_on(&mut self) {
+        self.0.go_on();
+        self.1.go_on();
+    }
+}
+
+/// The card, and who takes in what it has received.
 #[cfg(feature = "net")]
-fn nic_of(nic: Option<&mut Nic>) -> Option<&mut xen_netfront::NetFront<'static, &'static Kernel>> {
-    nic.map(Nic::front)
+struct Card<'n>(&'n mut dyn Network<Nic>, Guest);
+
+#[cfg(feature = "net")]
+type Front = xen_netfront::NetFront<'static, &'static Kernel>;
+
+#[cfg(feature = "net")]
+impl Device<'static, &'static Kernel> for Card<'_> {
+    type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
+
+    fn quiesce(&mut self, xs: &mut Xs) {
+        self.0.take_in(self.1.now());
+        self.0.nic().front().quiesce(xs);
+    }
+
+    fn begin(&mut self, xs: &mut Xs, deadline: Duration) -> Self::Begun {
+        self.0.nic().front().begin(xs, deadline)
+    }
+
+    fn finish(&mut self, begun: Self::Begun, xs: &mut Xs, deadline: Duration) -> usize {
+        self.0.nic().front().finish(begun, xs, deadline)
+    }
+
+    fn go_on(&mut self) {
+        self.0.nic().front().go_on();
+    }
+}
+
+#[cfg(feature = "net")]
+fn net_of(net: Option<&mut dyn Network<Nic>>, guest: Guest) -> Option<Card<'_>> {
+    net.map(|net| Card(net, guest))
 }
 
 #[cfg(not(feature = "net"))]
-fn nic_of(_: Option<&mut Nic>) {}
+fn net_of(_: Option<&mut dyn Network<Nic>>, _: Guest) {}
 
 #[cfg(feature = "disk")]
 fn disk_of(disk: Option<&Disk>) -> Option<&Disk> {

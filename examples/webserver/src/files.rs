@@ -93,6 +93,11 @@ impl<D: Disk> Files<D> {
         self.with_disk(D::is_there)
     }
 
+    /// Whether the disk is on its way back.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.with_disk(D::is_awaited)
+    }
+
     /// The disk itself.
     pub(crate) fn with_disk<R>(&self, f: impl FnOnce(&D) -> R) -> R {
         self.volumes.device(|disk| f(&disk.inner))

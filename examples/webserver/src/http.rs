@@ -175,6 +175,10 @@ impl Connection {
 
     /// Does what can be done now; true when there is more to do without waiting.
     pub(crate) fn serve<M: Machine>(&mut self, socket: &mut Socket<'_>, server: &Server<'_, M>) -> bool {
+        if self.moves_file() && server.context.awaits_files() {
+            self.since = server.now;
+            return false;
+        }
         if self.deadline().is_some_and(|at| at <= server.now) {
             self.cut(socket, server.context);
             // The stack has to tell the peer before the slot can be used again.
@@ -244,6 +248,10 @@ impl Connection {
             }
             Err(e) => return self.refuse(400, e, server),
         };
+        if server.context.awaits_files() && !request.target.starts_with("/-/") {
+            self.since = server.now;
+            return false;
+        }
         self.input.drain(..used);
         add(&server.figures.requests, 1);
         let left = request.length.unwrap_or(0);

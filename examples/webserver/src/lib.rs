@@ -66,7 +66,16 @@ pub trait Machine {
     fn report(&self, to: &mut dyn Report);
     /// Hands the machine to whoever asked for it, and returns when it goes on, here or elsewhere. Everything is as before, but
     /// that a device may be gone.
-    fn suspend(&mut self, nic: Option<&mut Self::Nic>, disk: Option<&Self::Disk>);
+    fn suspend(&mut self, net: Option<&mut dyn Network<Self::Nic>>, disk: Option<&Self::Disk>);
+}
+
+/// What uses the card, while the machine is suspended.
+pub trait Network<N> {
+    /// The card.
+    fn nic(&mut self) -> &mut N;
+    /// Takes in what has arrived, and answers none of it: the last thing before the machine stops. What is taken in is answered by the
+    /// machine when it goes on; what is not is asked again by the peer, the more rarely the longer the machine is away.
+    fn take_in(&mut self, now: Duration);
 }
 
 /// A network card.
@@ -94,6 +103,10 @@ pub trait Disk: embedded_sdmmc::BlockDevice {
     /// Follows what becomes of it outside. One that is not there is to be closed; it, or another in its place, comes by
     /// [`Machine::disk`].
     fn is_there(&self) -> bool;
+    /// Whether it is on its way back after a suspend. Nobody is to ask anything of it until it is there, or would wait.
+    fn is_awaited(&self) -> bool {
+        false
+    }
     /// Whether writing is refused.
     fn read_only(&self) -> bool;
     /// Returns when all that was written is on stable storage.
@@ -122,6 +135,11 @@ pub(crate) struct Context<'a, M: Machine> {
 }
 
 impl<M: Machine> Context<'_, M> {
+    /// Whether nobody is to ask anything of the files now.
+    pub(crate) fn awaits_files(&self) -> bool {
+        M::Disk::PRESENT && self.files.is_some_and(files::Files::is_awaited)
+    }
+
     /// Files that are written from here on get the time that it is.
     pub(crate) fn set_time(&self) {
         if M::Disk::PRESENT
@@ -154,17 +172,23 @@ impl<M: Machine> App<M> {
         }
     }
 
+    fn files_are_awaited(&self) -> bool {
+        M::Disk::PRESENT && self.files.as_ref().is_some_and(files::Files::is_awaited)
+    }
+
     /// Lets go of a disk that is gone, and takes one that has come; true if there was any.
     fn follow_disk(&mut self) -> bool {
         if !M::Disk::PRESENT {
             return false;
         }
+        let awaited = self.files_are_awaited();
         let there = match (&self.files, &self.strange) {
             (Some(files), _) => Some(files.is_there()),
             (None, strange) => strange.as_ref().map(Disk::is_there),
         };
         match there {
-            Some(true) => false,
+            // Those who wait for it are served again.
+            Some(true) => awaited && !self.files_are_awaited(),
             Some(false) => {
                 log::warn!("disk: gone");
                 if let Some(net) = &mut self.net {
@@ -194,7 +218,12 @@ impl<M: Machine> App<M> {
             {
                 net.forgive(self.machine.now().saturating_sub(now));
             }
-            let deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };
+            let mut deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };
+            if self.files_are_awaited() {
+                // Not for ever.
+                let look = now + Duration::from_secs(1);
+                deadline = Some(deadline.map_or(look, |at| at.min(look)));
+            }
             let stop = self.machine.poll().or_else(|| self.commands());
             match stop {
                 // The round is over, and nobody knows what time it is.
@@ -229,10 +258,10 @@ impl<M: Machine> App<M> {
     fn suspend(&mut self) {
         let Self { machine, net, files, strange, .. } = self;
         let (began, since) = (machine.unix_time(), machine.now());
-        let nic = net.as_mut().filter(|_| M::Nic::PRESENT).map(net::Net::nic);
+        let user = net.as_mut().filter(|_| M::Nic::PRESENT).map(|net| net as &mut dyn Network<M::Nic>);
         match files {
-            Some(files) if M::Disk::PRESENT => files.with_disk(|disk| machine.suspend(nic, Some(disk))),
-            _ => machine.suspend(nic, strange.as_ref()),
+            Some(files) if M::Disk::PRESENT => files.with_disk(|disk| machine.suspend(user, Some(disk))),
+            _ => machine.suspend(user, strange.as_ref()),
         }
         let (passed, ran) = (machine.unix_time().saturating_sub(began), machine.now().saturating_sub(since));
         if let Some(net) = net {

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::http::{Connection, Figures, Server};
 use crate::report::Report;
 use crate::slots::{SERVED, Slots};
-use crate::{Context, Machine, Nic};
+use crate::{Context, Machine, Network, Nic};
 
 /// No peer waits longer before it tries again: Linux' `TCP_RTO_MAX`.
 const LONGEST_RETRY: Duration = Duration::from_secs(120);
@@ -42,6 +42,17 @@ pub(crate) struct Net<N> {
 impl<N> fmt::Debug for Net<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Net").field("addresses", &self.iface.ip_addrs()).finish_non_exhaustive()
+    }
+}
+
+impl<N: Nic> Network<N> for Net<N> {
+    fn nic(&mut self) -> &mut N {
+        &mut self.nic
+    }
+
+    fn take_in(&mut self, now: Duration) {
+        let time = self.time(now);
+        self.receive(time);
     }
 }
 
@@ -77,11 +88,6 @@ impl<N: Nic> Net<N> {
             moved: false,
             ahead: Duration::ZERO,
         }
-    }
-
-    /// The card.
-    pub(crate) fn nic(&mut self) -> &mut N {
-        &mut self.nic
     }
 
     /// A round took so long, in which nobody looked at what peers have sent.

@@ -177,6 +177,18 @@ impl Device {
         }
     }
 
+    /// The backend's state. Asks only if something has happened since it was asked for last.
+    pub(super) fn see<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
+        xs.poll()?;
+        let events = xs.link.watches.events(self.watch);
+        let state = match self.seen.filter(|(_, at)| *at == events) {
+            Some((state, _)) => state,
+            None => self.backend_state(xs)?,
+        };
+        self.seen = Some((state, events));
+        Ok(state)
+    }
+
     #[inline(never)]
     pub(super) fn wait_for<P: Platform + Wait>(
         &mut self,
@@ -186,14 +198,7 @@ impl Device {
     ) -> Result<(), Error> {
         let mut outcome = None;
         xs.watch_until(self.watch, deadline, &mut |xs| {
-            xs.poll()?;
-            let events = xs.link.watches.events(self.watch);
-            let state = match self.seen.filter(|(_, at)| *at == events) {
-                Some((state, _)) => state,
-                None => self.backend_state(xs)?,
-            };
-            self.seen = Some((state, events));
-            outcome = decide(state);
+            outcome = decide(self.see(xs)?);
             Ok(outcome.is_some())
         })?;
         let late = || Err(Error::BackendTimedOut(self.seen.map_or(XenbusState::UNKNOWN, |(state, _)| state)));

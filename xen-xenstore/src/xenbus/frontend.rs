@@ -65,6 +65,16 @@ impl Frontend<BackendReady> {
 }
 
 impl Frontend<Published> {
+    /// Whether [`wait_connected`](Frontend::wait_connected) has nothing to wait for any more: the backend is connected, or closes instead.
+    /// For who does something else meanwhile. Asks xenstore only if something has happened.
+    ///
+    /// # Errors
+    /// When xenstore cannot be asked.
+    pub fn is_decided<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
+        let state = self.device.see(xs)?;
+        Ok(state == XenbusState::CONNECTED || state.is_gone())
+    }
+
     /// Waits until the backend is connected. Our own state is to be [switched](Frontend::switch) to Connected
     /// by the driver, before or after, as its protocol wants. When it comes to nothing the device is Closed.
     ///

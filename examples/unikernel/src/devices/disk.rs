@@ -100,7 +100,13 @@ impl Slot {
             let (size, sector) = (front.capacity() / 2048, front.sector_size());
             let access = if front.is_read_only() { "read-only" } else { "read and write" };
             log::info!("disk: vbd/{index} connected, {size} MiB, sectors of {sector} bytes, {access}");
-            Ok(Disk { disk: SdmmcDisk::new(front)?, slot: self, silent: Cell::default() })
+            Ok(Disk {
+                disk: SdmmcDisk::new(front)?,
+                slot: self,
+                silent: Cell::default(),
+                #[cfg(feature = "suspend")]
+                begun: RefCell::default(),
+            })
         });
         connected.inspect_err(|error| log::error!("disk: {error}; carrying on without")).ok()
     }
@@ -115,6 +121,9 @@ pub(crate) struct Disk {
     slot: &'static Slot,
     /// Whether an answer did not come in time.
     silent: Cell<bool>,
+    /// Its backend in a new domain connects, and how long that may take.
+    #[cfg(feature = "suspend")]
+    begun: RefCell<Option<(suspend::Begun, Duration)>>,
 }
 
 impl Disk {
@@ -127,14 +136,25 @@ impl Disk {
     }
 }
 
+#[cfg(not(feature = "suspend"))]
+impl Disk {
+    fn comes(&self) -> bool {
+        false
+    }
+
+    fn arrive(&self) {}
+}
+
 impl BlockDevice for Disk {
     type Error = Error;
 
     fn read(&self, blocks: &mut [Block], start: BlockIdx) -> Result<(), Error> {
+        self.arrive();
         self.heard(self.disk.read(blocks, start))
     }
 
     fn write(&self, blocks: &[Block], start: BlockIdx) -> Result<(), Error> {
+        self.arrive();
         self.heard(self.disk.write(blocks, start))
     }
 
@@ -145,10 +165,18 @@ impl BlockDevice for Disk {
 
 impl webserver::Disk for Disk {
     fn is_there(&self) -> bool {
+        if self.comes() {
+            return true;
+        }
         if let Err(error) = self.disk.service(&mut self.slot.store.borrow_mut()) {
             log::debug!("disk: {error}");
         }
         !self.silent.get() && self.disk.with(|front| front.state()) == State::Connected
+    }
+
+    #[cfg(feature = "suspend")]
+    fn is_awaited(&self) -> bool {
+        self.begun.borrow().is_some()
     }
 
     fn read_only(&self) -> bool {
@@ -156,6 +184,7 @@ impl webserver::Disk for Disk {
     }
 
     fn flush(&self) -> Result<(), Error> {
+        self.arrive();
         self.heard(self.disk.flush())
     }
 
@@ -171,6 +200,7 @@ impl webserver::Disk for Disk {
     }
 
     fn close(self) {
+        self.arrive();
         let Self { disk, slot, .. } = self;
         let front = disk.into_inner();
         if let State::Broken(_) = front.state() {
@@ -198,11 +228,43 @@ mod suspend {
     type Front = BlkFront<'static, &'static Kernel>;
     type Xs = Xenstore<'static, &'static Kernel>;
 
-    /// The disk that the file system has, through its adapter.
+    pub(super) type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
+
+    impl Disk {
+        /// Whether its backend has still to connect. Does not wait for that.
+        pub(super) fn comes(&self) -> bool {
+            let mut begun = self.begun.borrow_mut();
+            let Some((waits, deadline)) = &mut *begun else { return false };
+            let xs = &mut self.slot.store.borrow_mut();
+            if xs.now() < *deadline && !waits.is_decided(xs) {
+                return true;
+            }
+            drop(begun);
+            self.finish_by(xs);
+            false
+        }
+
+        /// Waits until its backend has connected.
+        pub(super) fn arrive(&self) {
+            if self.begun.borrow().is_some() {
+                self.finish_by(&mut self.slot.store.borrow_mut());
+            }
+        }
+
+        fn finish_by(&self, xs: &mut Xs) {
+            let Some((begun, deadline)) = self.begun.take() else { return };
+            if self.disk.with_mut(|front| front.finish(begun, xs, deadline)) > 0 {
+                log::warn!("disk: it did not come along");
+            }
+        }
+    }
+
+    /// The disk that the file system has, through its adapter. While its backend connects others are served.
     impl Device<'static, &'static Kernel> for &Disk {
-        type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
+        type Begun = Begun;
 
         fn quiesce(&mut self, xs: &mut Xs) {
+            self.finish_by(xs);
             self.disk.with_mut(|front| front.quiesce(xs));
         }
 
@@ -210,8 +272,9 @@ mod suspend {
             self.disk.with_mut(|front| front.begin(xs, deadline))
         }
 
-        fn finish(&mut self, begun: Self::Begun, xs: &mut Xs, deadline: Duration) -> usize {
-            self.disk.with_mut(|front| front.finish(begun, xs, deadline))
+        fn finish(&mut self, begun: Self::Begun, _: &mut Xs, deadline: Duration) -> usize {
+            self.begun.replace(Some((begun, deadline)));
+            0
         }
 
         fn go_on(&mut self) {
