@@ -1,5 +1,6 @@
 //! Several changes that happen together or not at all.
 
+use core::cell::Cell;
 use core::fmt;
 use core::str::FromStr;
 
@@ -27,9 +28,9 @@ pub struct Transaction<'s, 'x, P: Platform> {
     store: &'s mut Xenstore<'x, P>,
     id: u32,
     /// Why it comes to nothing.
-    failed: Option<Error>,
-    /// Gets the answers to [looks](Self::look).
-    looks: Option<&'s mut Sink<'s>>,
+    failed: &'s Cell<Option<Error>>,
+    /// Keeps the first refusal there, and takes what else was asked for.
+    sink: &'s mut Sink<'s>,
 }
 
 impl<'x, P: Platform + Wait> Xenstore<'x, P> {
@@ -44,22 +45,21 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         &mut self,
         f: impl FnMut(&mut Transaction<'_, 'x, P>) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.transaction_with(None, f)
+        let failed = Cell::new(None);
+        self.transaction_with(&failed, &mut |_, answer| note(&failed, answer), f)
     }
 
-    /// The same, with [looks](Transaction::look).
+    /// The same, with [looks](Transaction::look). `sink` [notes](note) in `failed` what has the tag 0.
     pub(crate) fn transaction_with<R>(
         &mut self,
-        mut looks: Option<&mut Sink<'_>>,
+        failed: &Cell<Option<Error>>,
+        sink: &mut Sink<'_>,
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>) -> Result<R, Error>,
     ) -> Result<R, Error> {
         for _ in 0..TRIES {
             let id = self.begin()?;
-            let looks: Option<&mut Sink<'_>> = match &mut looks {
-                Some(looks) => Some(&mut **looks),
-                None => None,
-            };
-            let mut transaction = Transaction { store: self, id, failed: None, looks };
+            failed.set(None);
+            let mut transaction = Transaction { store: self, id, failed, sink: &mut *sink };
             let result = f(&mut transaction);
             let settled = transaction.settle();
             let result = result.and_then(|value| settled.map(|()| value));
@@ -190,8 +190,7 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     /// Asks for a node's value, and does not wait for it: so it takes no time of its own beside changes. The answer is there after
     /// [`settle`](Self::settle), with the tag, which is not 0.
     pub(crate) fn look(&mut self, tag: usize, path: &str) -> Result<(), Error> {
-        let sink = &mut sorting(&mut self.failed, &mut self.looks);
-        self.store.post(Operation::READ, self.id, &[path.as_bytes(), b"\0"], tag, sink)
+        self.store.post(Operation::READ, self.id, &[path.as_bytes(), b"\0"], tag, self.sink)
     }
 
     /// Sends a change.
@@ -199,40 +198,35 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
         self.check()?;
         check_path("", path)?;
         let parts = [path.as_bytes(), b"\0", rest[0], rest[1]];
-        let mut sink = sorting(&mut self.failed, &mut self.looks);
-        let posted = self.store.post(operation, self.id, &parts, 0, &mut sink);
-        drop(sink);
-        match posted {
+        match self.store.post(operation, self.id, &parts, 0, self.sink) {
+            Ok(()) => Ok(()),
             // It was not sent.
             Err(Error::TooLong) => Err(Error::TooLong),
-            Err(error) => Err(*self.failed.get_or_insert(error)),
-            Ok(()) => Ok(()),
+            Err(error) => {
+                note(self.failed, Err(error));
+                self.check()
+            }
         }
     }
 
     /// Waits for the answers to all changes and looks.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
-        let settled = self.store.settle(&mut sorting(&mut self.failed, &mut self.looks));
-        if let Err(error) = settled {
-            self.failed.get_or_insert(error);
+        if let Err(error) = self.store.settle(self.sink) {
+            note(self.failed, Err(error));
         }
         self.check()
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.failed.map_or(Ok(()), Err)
+        self.failed.get().map_or(Ok(()), Err)
     }
 }
 
-/// Keeps the first refusal of a change, and passes on the answers to looks.
-fn sorting<'f, 's>(
-    failed: &'f mut Option<Error>,
-    looks: &'f mut Option<&'s mut Sink<'s>>,
-) -> impl FnMut(usize, Result<&[u8], Error>) + use<'f, 's> {
-    |tag, answer| match (tag, looks.as_mut(), answer) {
-        (1.., Some(looks), answer) => looks(tag, answer),
-        (_, _, Err(error)) => _ = failed.get_or_insert(error),
-        _ => {}
+/// Keeps the first refusal of a change.
+#[inline(never)]
+pub(crate) fn note(failed: &Cell<Option<Error>>, answer: Result<&[u8], Error>) {
+    if let (None, Err(error)) = (failed.get(), answer) {
+        failed.set(Some(error));
     }
 }
 

@@ -60,7 +60,7 @@ impl XenMachine {
             let mut xs = store.borrow_mut();
             match control::ShutdownWatch::new(&mut xs, OBEYS) {
                 Ok(watch) => machine.control = Some((store, watch)),
-                Err(error) => log::error!("requests of the toolstack will not be seen: {error}"),
+                Err(error) => log::error!("{error}; requests of the toolstack are not seen"),
             }
             if <Nic as webserver::Nic>::PRESENT && config.address.is_none() {
                 config.address = address_from_store(&mut xs);
@@ -121,7 +121,7 @@ impl Machine for XenMachine {
                 None
             }
             Err(error) => {
-                log::error!("{error}; requests of the toolstack will not be seen any more");
+                log::error!("{error}; requests of the toolstack are not seen");
                 self.control = None;
                 None
             }
@@ -182,7 +182,7 @@ impl Machine for XenMachine {
         self.suspend.report(to);
     }
 
-    fn suspend(&mut self, net: Option<&mut dyn Network<Nic>>, disk: Option<&Disk>) {
+    fn suspend<N: Network<Nic>>(&mut self, net: Option<&mut N>, disk: Option<&Disk>) {
         #[cfg(feature = "suspend")]
         if let Some((store, watch)) = &self.control {
             self.suspend.run(&mut store.borrow_mut(), watch, net, disk);

@@ -37,11 +37,11 @@ impl Suspend {
     }
 
     /// Suspends the domain as it was asked for, and returns when it goes on.
-    pub(crate) fn run(
+    pub(crate) fn run<N: Network<Nic>>(
         &mut self,
         xs: &mut Xenstore<'static, &'static Kernel>,
         request: &ShutdownWatch,
-        net: Option<&mut dyn Network<Nic>>,
+        net: Option<&mut N>,
         disk: Option<&Disk>,
     ) {
         let devices = &mut Both(net_of(net, self.guest), disk_of(disk));
@@ -106,13 +106,13 @@ where
 
 /// The card, and who takes in what it has received.
 #[cfg(feature = "net")]
-struct Card<'n>(&'n mut dyn Network<Nic>, Guest);
+struct Card<'n, N>(&'n mut N, Guest);
 
 #[cfg(feature = "net")]
 type Front = xen_netfront::NetFront<'static, &'static Kernel>;
 
 #[cfg(feature = "net")]
-impl Device<'static, &'static Kernel> for Card<'_> {
+impl<N: Network<Nic>> Device<'static, &'static Kernel> for Card<'_, N> {
     type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
 
     fn quiesce(&mut self, xs: &mut Xs) {
@@ -134,12 +134,12 @@ impl Device<'static, &'static Kernel> for Card<'_> {
 }
 
 #[cfg(feature = "net")]
-fn net_of(net: Option<&mut dyn Network<Nic>>, guest: Guest) -> Option<Card<'_>> {
+fn net_of<N>(net: Option<&mut N>, guest: Guest) -> Option<Card<'_, N>> {
     net.map(|net| Card(net, guest))
 }
 
 #[cfg(not(feature = "net"))]
-fn net_of(_: Option<&mut dyn Network<Nic>>, _: Guest) {}
+fn net_of<N>(_: Option<&mut N>, _: Guest) {}
 
 #[cfg(feature = "disk")]
 fn disk_of(disk: Option<&Disk>) -> Option<&Disk> {

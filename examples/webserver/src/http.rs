@@ -32,6 +32,8 @@ pub(crate) struct Server<'a, M: Machine> {
     pub(crate) now: Duration,
     pub(crate) active: usize,
     pub(crate) full: bool,
+    /// Nobody is to ask anything of the files now.
+    pub(crate) awaits_files: bool,
 }
 
 /// What the server has done so far.
@@ -175,7 +177,7 @@ impl Connection {
 
     /// Does what can be done now; true when there is more to do without waiting.
     pub(crate) fn serve<M: Machine>(&mut self, socket: &mut Socket<'_>, server: &Server<'_, M>) -> bool {
-        if self.moves_file() && server.context.awaits_files() {
+        if server.awaits_files && self.moves_file() {
             self.since = server.now;
             return false;
         }
@@ -248,7 +250,7 @@ impl Connection {
             }
             Err(e) => return self.refuse(400, e, server),
         };
-        if server.context.awaits_files() && !request.target.starts_with("/-/") {
+        if server.awaits_files && !request.target.starts_with("/-/") {
             self.since = server.now;
             return false;
         }

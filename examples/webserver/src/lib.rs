@@ -66,7 +66,7 @@ pub trait Machine {
     fn report(&self, to: &mut dyn Report);
     /// Hands the machine to whoever asked for it, and returns when it goes on, here or elsewhere. Everything is as before, but
     /// that a device may be gone.
-    fn suspend(&mut self, net: Option<&mut dyn Network<Self::Nic>>, disk: Option<&Self::Disk>);
+    fn suspend<N: Network<Self::Nic>>(&mut self, net: Option<&mut N>, disk: Option<&Self::Disk>);
 }
 
 /// What uses the card, while the machine is suspended.
@@ -218,12 +218,7 @@ impl<M: Machine> App<M> {
             {
                 net.forgive(self.machine.now().saturating_sub(now));
             }
-            let mut deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };
-            if self.files_are_awaited() {
-                // Not for ever.
-                let look = now + Duration::from_secs(1);
-                deadline = Some(deadline.map_or(look, |at| at.min(look)));
-            }
+            let deadline = if busy || disk_changed { Some(now) } else { self.rest(now) };
             let stop = self.machine.poll().or_else(|| self.commands());
             match stop {
                 // The round is over, and nobody knows what time it is.
@@ -258,7 +253,7 @@ impl<M: Machine> App<M> {
     fn suspend(&mut self) {
         let Self { machine, net, files, strange, .. } = self;
         let (began, since) = (machine.unix_time(), machine.now());
-        let user = net.as_mut().filter(|_| M::Nic::PRESENT).map(|net| net as &mut dyn Network<M::Nic>);
+        let user = net.as_mut().filter(|_| M::Nic::PRESENT);
         match files {
             Some(files) if M::Disk::PRESENT => files.with_disk(|disk| machine.suspend(user, Some(disk))),
             _ => machine.suspend(user, strange.as_ref()),

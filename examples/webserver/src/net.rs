@@ -21,8 +21,8 @@ use crate::{Context, Machine, Network, Nic};
 
 /// No peer waits longer before it tries again: Linux' `TCP_RTO_MAX`.
 const LONGEST_RETRY: Duration = Duration::from_secs(120);
-/// As far as the stack's clock is set forward at once: beyond all of its timers but those that have been put off for minutes, and not so
-/// far that it forgets where its neighbours are, of whom it has heard within the last twenty seconds.
+/// As far as the stack's clock is set forward at once: beyond all timers of data that is not acknowledged, but those that were put off again
+/// and again, and not so far that the stack forgets neighbours of whom it has heard within the last twenty seconds.
 const AHEAD: Duration = Duration::from_secs(40);
 
 /// The network interface and everything on it.
@@ -108,7 +108,7 @@ impl<N: Nic> Net<N> {
 
     /// Moves packets and serves connections once; true if there is more to do at once.
     pub(crate) fn turn<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
-        let time = self.time(now);
+        let time = self.follow_card(now);
         self.receive(time);
         self.lease();
         let busy = self.serve(now, context);
@@ -125,15 +125,7 @@ impl<N: Nic> Net<N> {
     /// Asks the card for an event; returns when to come back at the latest (now: at once).
     pub(crate) fn rest(&mut self, now: Duration) -> Option<Duration> {
         let ready = self.nic.arm();
-        if self.nic.has_moved() {
-            self.moved = true;
-            self.repeat();
-        }
-        let time = self.time(now);
-        if self.moved && announce::say_where_we_are(&mut self.nic, &self.iface, time) {
-            self.moved = false;
-            self.nic.flush();
-        }
+        let time = self.follow_card(now);
         if ready {
             return Some(now);
         }
@@ -146,16 +138,19 @@ impl<N: Nic> Net<N> {
         stack.into_iter().chain(stalled).min()
     }
 
-    /// Lets every connection say at once where it is: what was under way is lost, and peers ask more and more rarely.
-    fn repeat(&mut self) {
-        // What is not acknowledged is due again.
-        self.ahead += AHEAD;
-        for connection in self.slots.connections.iter().filter(|connection| connection.is_active()) {
-            // One that waits for nothing acknowledges once more what it has.
-            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
-            socket.set_keep_alive(Some(AHEAD.into()));
-            socket.set_keep_alive(None);
+    /// Tells the network and all peers if the machine is at another place now. Returns the time by the stack's clock.
+    fn follow_card(&mut self, now: Duration) -> Instant {
+        if self.nic.has_moved() {
+            self.moved = true;
+            // What was under way is lost. All that is not acknowledged is due again.
+            self.ahead += AHEAD;
         }
+        let time = self.time(now);
+        if self.moved && announce::say_where_we_are(&mut self.nic, &self.iface, time) {
+            self.moved = false;
+            self.nic.flush();
+        }
+        time
     }
 
     /// The time by the stack's clock.
@@ -215,9 +210,11 @@ impl<N: Nic> Net<N> {
         let Self { nic, iface, sockets, slots, figures, .. } = self;
         let mut active = slots.connections.iter().filter(|c| c.is_active()).count();
         let mut busy = false;
+        let awaits_files = context.awaits_files();
         for connection in &mut slots.connections {
             let was_active = connection.is_active();
-            let server = Server { context, nic, iface, figures, now, active, full: active >= SERVED };
+            let server =
+                Server { context, nic, iface, figures, now, active, full: active >= SERVED, awaits_files };
             busy |= connection.serve(sockets.get_mut(connection.handle), &server);
             active = active + usize::from(connection.is_active()) - usize::from(was_active);
         }

@@ -8,6 +8,7 @@ use xen_hypercall::{DomId, Platform, Wait};
 use super::{BackendChange, XenbusState};
 use crate::link::Sink;
 use crate::nodes::parse;
+use crate::transaction::note;
 use crate::{Error, Path, Transaction, Watch, Xenstore};
 
 /// A device and its watch, whatever state it is in.
@@ -90,14 +91,17 @@ impl Device {
             next == XenbusState::INITIALISING || self.ours.get().contains(&XenbusState::INITIALISING);
         // Owner and backend, as far as they were told.
         let (owner, has_backend, lost) = (Cell::new(None), Cell::new(None), Cell::new(false));
-        let looks: &mut Sink<'_> = &mut |tag, answer| match tag {
+        let failed = Cell::new(None);
+        let sink: &mut Sink<'_> = &mut |tag, answer| match tag {
+            0 => note(&failed, answer),
             1 => owner.set(Some(self.owner(answer))),
             _ => has_backend.set(Some(match answer {
-                Err(error) if !error.is_absent() => Err(error),
-                backend => Ok(backend == Ok(self.backend.as_bytes())),
+                Ok(backend) => Ok(backend == self.backend.as_bytes()),
+                Err(error) if error.is_absent() => Ok(false),
+                Err(error) => Err(error),
             })),
         };
-        let entered = xs.transaction_with(Some(looks), |transaction| {
+        let entered = xs.transaction_with(&failed, sink, |transaction| {
             lost.set(false);
             transaction.look(1, &state)?;
             if begins {

@@ -172,6 +172,8 @@ impl Device {
             }
         }
         if self.enter(xs, XenbusState::INITIALISING, &mut |_| Ok(()))? {
+            // The backend may have followed already.
+            self.seen = None;
             return Ok(());
         }
         Err(Error::BackendGone(XenbusState::UNKNOWN))

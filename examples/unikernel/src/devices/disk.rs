@@ -105,7 +105,7 @@ impl Slot {
                 slot: self,
                 silent: Cell::default(),
                 #[cfg(feature = "suspend")]
-                begun: RefCell::default(),
+                coming: suspend::Coming::default(),
             })
         });
         connected.inspect_err(|error| log::error!("disk: {error}; carrying on without")).ok()
@@ -121,9 +121,9 @@ pub(crate) struct Disk {
     slot: &'static Slot,
     /// Whether an answer did not come in time.
     silent: Cell<bool>,
-    /// Its backend in a new domain connects, and how long that may take.
+    /// Its backend in a new domain.
     #[cfg(feature = "suspend")]
-    begun: RefCell<Option<(suspend::Begun, Duration)>>,
+    coming: suspend::Coming,
 }
 
 impl Disk {
@@ -176,7 +176,7 @@ impl webserver::Disk for Disk {
 
     #[cfg(feature = "suspend")]
     fn is_awaited(&self) -> bool {
-        self.begun.borrow().is_some()
+        self.coming.awaited.get()
     }
 
     fn read_only(&self) -> bool {
@@ -216,6 +216,8 @@ impl webserver::Disk for Disk {
 
 #[cfg(feature = "suspend")]
 mod suspend {
+    use core::cell::Cell;
+    use core::fmt;
     use core::time::Duration;
 
     use xen_blkfront::BlkFront;
@@ -228,31 +230,49 @@ mod suspend {
     type Front = BlkFront<'static, &'static Kernel>;
     type Xs = Xenstore<'static, &'static Kernel>;
 
-    pub(super) type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
+    type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
+
+    /// A backend that connects, and how long that may take.
+    #[derive(Default)]
+    pub(super) struct Coming {
+        begun: Cell<Option<(Begun, Duration)>>,
+        pub(super) awaited: Cell<bool>,
+    }
+
+    impl fmt::Debug for Coming {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.awaited.fmt(f)
+        }
+    }
 
     impl Disk {
         /// Whether its backend has still to connect. Does not wait for that.
         pub(super) fn comes(&self) -> bool {
-            let mut begun = self.begun.borrow_mut();
-            let Some((waits, deadline)) = &mut *begun else { return false };
-            let xs = &mut self.slot.store.borrow_mut();
-            if xs.now() < *deadline && !waits.is_decided(xs) {
-                return true;
+            if !self.coming.awaited.get() {
+                return false;
             }
-            drop(begun);
+            let xs = &mut self.slot.store.borrow_mut();
+            if let Some((mut begun, deadline)) = self.coming.begun.take() {
+                let waits = xs.now() < deadline && !begun.is_decided(xs);
+                self.coming.begun.set(Some((begun, deadline)));
+                if waits {
+                    return true;
+                }
+            }
             self.finish_by(xs);
             false
         }
 
         /// Waits until its backend has connected.
         pub(super) fn arrive(&self) {
-            if self.begun.borrow().is_some() {
+            if self.coming.awaited.get() {
                 self.finish_by(&mut self.slot.store.borrow_mut());
             }
         }
 
         fn finish_by(&self, xs: &mut Xs) {
-            let Some((begun, deadline)) = self.begun.take() else { return };
+            self.coming.awaited.set(false);
+            let Some((begun, deadline)) = self.coming.begun.take() else { return };
             if self.disk.with_mut(|front| front.finish(begun, xs, deadline)) > 0 {
                 log::warn!("disk: it did not come along");
             }
@@ -273,7 +293,8 @@ mod suspend {
         }
 
         fn finish(&mut self, begun: Self::Begun, _: &mut Xs, deadline: Duration) -> usize {
-            self.begun.replace(Some((begun, deadline)));
+            self.coming.begun.set(Some((begun, deadline)));
+            self.coming.awaited.set(true);
             0
         }
 
