@@ -460,13 +460,9 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     #[cold]
     fn failed(&mut self, error: Error) -> Error {
-        let Error::Broken(violation) = error else { return error };
-        if self.is_of_another_life() {
-            // The domain was resumed in a new one meanwhile: what its last backend wrote may not have come along.
-            self.state = State::Closed;
-            return Error::Closed;
+        if let Error::Broken(violation) = error {
+            self.state = State::Broken(violation);
         }
-        self.state = State::Broken(violation);
         error
     }
 
