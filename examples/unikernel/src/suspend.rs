@@ -104,7 +104,7 @@ where
     }
 }
 
-/// The card, and who takes in what it has received.
+/// The card as a device to suspend, with the network stack that takes in the frames it has received.
 #[cfg(feature = "net")]
 struct Card<'n, N>(&'n mut N, Guest);
 
