@@ -9,6 +9,7 @@ pub mod abi;
 mod adapters;
 mod blocking;
 mod connect;
+mod disk;
 mod error;
 mod features;
 mod front;
@@ -40,6 +41,7 @@ pub use adapters::sdmmc;
 #[cfg(feature = "embedded-storage-v0-3")]
 pub use adapters::storage;
 pub use connect::{Config, Connecting};
+pub use disk::{Disk, DiskHandle, Drive};
 pub use error::{Error, Violation};
 pub use features::Discard;
 pub use front::{BlkFront, State};
