@@ -38,6 +38,10 @@ pub use adapters::blocks;
 pub use adapters::cursor;
 #[cfg(feature = "embedded-sdmmc-v0-10")]
 pub use adapters::sdmmc;
+#[cfg(feature = "embedded-io-async-v0-7")]
+pub use adapters::shared_cursor;
+#[cfg(feature = "embedded-storage-async-v0-4")]
+pub use adapters::shared_storage;
 #[cfg(feature = "embedded-storage-v0-3")]
 pub use adapters::storage;
 pub use connect::{Config, Connecting};

@@ -52,7 +52,9 @@ enum Step {
     Die,
     ComeBack,
     Crash(u64),
-    Migrate { elsewhere: bool },
+    Migrate {
+        elsewhere: bool,
+    },
     Checkpoint,
     Resize,
     /// All act until nobody has anything to do.
@@ -180,7 +182,9 @@ impl<'x> World<'x> {
         let fair = match error {
             Error::Closed | Error::Lost | Error::Io | Error::Unsupported => true,
             Error::Broken(_) | Error::Status(_) => !self.truthful(),
-            Error::OutOfRange | Error::Unaligned | Error::ReadOnly => !self.truthful() || self.handle().capacity() < SECTORS,
+            Error::OutOfRange | Error::Unaligned | Error::ReadOnly => {
+                !self.truthful() || self.handle().capacity() < SECTORS
+            }
             Error::TooLong => true,
             _ => false,
         };
@@ -291,9 +295,7 @@ fn settle(machine: &Machine, executor: &mut Executor<'_>, world: &World<'_>) {
 }
 
 fn drive<'w>(executor: &mut Executor<'w>, world: &'w World<'_>) {
-    executor.spawn("drive", async {
-        match world.disk.drive().await {}
-    });
+    executor.spawn("drive", async { match world.disk.drive().await {} });
 }
 
 fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {

@@ -61,9 +61,7 @@ fn start_reads<'t>(
 }
 
 fn drive<'t>(executor: &mut Executor<'t>, disk: &'t Disk<'_, MockDomain>) {
-    executor.spawn("drive", async {
-        match disk.drive().await {}
-    });
+    executor.spawn("drive", async { match disk.drive().await {} });
 }
 
 #[test]
@@ -161,11 +159,15 @@ fn those_that_wait_for_room_are_served_in_their_order_however_many() {
     let disk = Disk::of(machine.connect(&mut xs).unwrap());
     let mut cx = Context::from_waker(Waker::noop());
     let mut outs = vec![[0; 512]; 100];
-    let mut reads: Vec<_> = outs.iter_mut().enumerate().map(|(index, out)| {
-        let mut read = Box::pin(disk.handle().read(index as u64 * 16, out));
-        assert!(read.as_mut().poll(&mut cx).is_pending());
-        Some(read)
-    }).collect();
+    let mut reads: Vec<_> = outs
+        .iter_mut()
+        .enumerate()
+        .map(|(index, out)| {
+            let mut read = Box::pin(disk.handle().read(index as u64 * 16, out));
+            assert!(read.as_mut().poll(&mut cx).is_pending());
+            Some(read)
+        })
+        .collect();
     let mut drive = pin!(disk.drive());
     let mut done = Vec::new();
     for _ in 0..100 {
@@ -241,6 +243,40 @@ fn a_call_that_is_dropped_gives_its_place_and_pages_back() {
 }
 
 #[test]
+fn a_transfer_has_several_operations_under_way_and_waits_for_those_of_a_dropped_one() {
+    let (machine, back) = machine();
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let disk = Disk::of(machine.connect_with(&mut xs, Config::default()).unwrap());
+    back.stall(true);
+    let mut executor = Executor::new(1);
+    drive(&mut executor, &disk);
+    let transfer = |out: usize| {
+        let disk = &disk;
+        async move {
+            let mut out = vec![0; out];
+            disk.handle().read(0, &mut out).await.unwrap();
+            assert!(out == pattern(1 << 20, 3)[..out.len()]);
+        }
+    };
+    executor.spawn("transfer", transfer(88 * 5 * 512));
+    executor.run();
+    assert_eq!(disk.with(|front| (front.pending(), front.stats().requests)), Some((5, 5)));
+    // All pages are in use then.
+    for _ in 0..4 {
+        executor.spawn("transfer", transfer(1 << 20));
+        executor.run();
+    }
+    for _ in 0..3 {
+        executor.cancel("transfer");
+        executor.run();
+    }
+    back.stall(false);
+    settle(&machine, &mut executor);
+    assert_eq!(executor.count("transfer"), 0);
+    assert_eq!(disk.with(|front| front.free_requests()), Some(32));
+}
+
+#[test]
 fn pages_that_are_lent_come_back() {
     let (machine, back) = machine();
     let mut xs = Xenstore::new(&machine.events).unwrap();
@@ -250,9 +286,8 @@ fn pages_that_are_lent_come_back() {
     drive(&mut executor, &disk);
     let (grants, disk) = (&machine.grants, &disk);
     executor.spawn("lent", async move {
-        let mut pieces: Vec<_> = (0..3)
-            .map(|_| Some(Piece::whole(grants.share(backend, Access::ReadWrite).unwrap())))
-            .collect();
+        let mut pieces: Vec<_> =
+            (0..3).map(|_| Some(Piece::whole(grants.share(backend, Access::ReadWrite).unwrap()))).collect();
         disk.handle().read_into(8, &mut pieces).await.unwrap();
         disk.handle().write_from(100, &mut pieces).await.unwrap();
         assert!(pieces.iter().all(Option::is_some));

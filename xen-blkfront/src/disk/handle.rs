@@ -94,7 +94,8 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`BlkFront::submit_discard`], but for [`Error::Busy`]; what the backend says.
     pub async fn discard(self, lba: u64, sectors: u64) -> Result<(), Error> {
-        perform(self.disk, Single::new(|front: &mut BlkFront<'x, P>| front.submit_discard(lba, sectors))).await
+        perform(self.disk, Single::new(|front: &mut BlkFront<'x, P>| front.submit_discard(lba, sectors)))
+            .await
     }
 
     /// Has every copy of some sectors erased.

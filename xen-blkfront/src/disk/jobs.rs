@@ -84,7 +84,8 @@ impl<'x, P: Platform, J: Job<'x, P>> Task<'_, '_, 'x, P, J> {
                     Ok(Some(ticket)) => {
                         seat.set(at, ticket);
                         asked = true;
-                        settled |= place.front.as_mut().is_some_and(|front| front.ops.settled(ticket).is_some());
+                        settled |=
+                            place.front.as_mut().is_some_and(|front| front.ops.settled(ticket).is_some());
                     }
                     Ok(None) => *whole = true,
                     Err(Error::Busy) => {
@@ -168,12 +169,7 @@ where
         Ok(Some(ticket))
     }
 
-    fn take(
-        &mut self,
-        front: &mut BlkFront<'x, P>,
-        _: usize,
-        ticket: Ticket,
-    ) -> Option<Result<(), Error>> {
+    fn take(&mut self, front: &mut BlkFront<'x, P>, _: usize, ticket: Ticket) -> Option<Result<(), Error>> {
         front.take(ticket, &mut [])
     }
 }
@@ -202,12 +198,7 @@ impl<'x, P: Platform> Job<'x, P> for Lent<'_, 'x, P> {
     }
 
     #[inline]
-    fn take(
-        &mut self,
-        front: &mut BlkFront<'x, P>,
-        _: usize,
-        ticket: Ticket,
-    ) -> Option<Result<(), Error>> {
+    fn take(&mut self, front: &mut BlkFront<'x, P>, _: usize, ticket: Ticket) -> Option<Result<(), Error>> {
         front.take_pages(ticket, self.pieces)
     }
 }

@@ -225,8 +225,7 @@ impl<'d> Seat<'d> {
         let links = &self.links;
         let Some(line) = links.line.take() else { return };
         let ends = self.seats.ends(line);
-        let (previous, next) =
-            (links.previous.replace(ptr::null()), links.next.replace(ptr::null()));
+        let (previous, next) = (links.previous.replace(ptr::null()), links.next.replace(ptr::null()));
         // SAFETY: as in `each`.
         match unsafe { previous.as_ref() } {
             Some(previous) => previous.next.set(next),
