@@ -2,17 +2,20 @@
 //! without what they call outside of the drivers: a hypercall is not counted.
 #![allow(unsafe_code, reason = "is a platform, which owns memory")]
 
+use std::future::Future;
+use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::time::Duration;
 
 use xen_blkfront::mock::{MockBlkback, Options as DiskOptions};
-use xen_blkfront::{BlkFront, Piece, Ticket};
+use xen_blkfront::{BlkFront, Disk, Drive, Piece, Ticket};
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{
-    DomId, Domain, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, SpecialPages, Wait,
+    DomId, Domain, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, SpecialPages, VcpuId, Wait,
 };
 use xen_netfront::mock::{MockNetback, MockSwitch, Options as CardOptions};
 use xen_netfront::{FramePage, NetFront, TxMeta};
@@ -361,6 +364,117 @@ impl Turns for Read {
         measured(|| xen_read_end(&mut self.disk, pieces, tickets));
         assert!(pieces.iter().all(Option::is_some));
         self.sector = (self.sector + 4096) % (1 << 15);
+    }
+}
+
+/// The same by tasks of an executor: each reads a block, and one drives the disk.
+pub struct Tasks {
+    machine: Machine,
+    disk: &'static Disk<'static, Guest>,
+    drive: Drive<'static, 'static, Guest>,
+    pieces: Vec<[Option<Piece<'static, Guest>>; 1]>,
+    woken: [&'static Flag; DEPTH + 1],
+    sector: u64,
+}
+
+/// A call that is under way.
+type Call<'c> = dyn Future<Output = Result<(), xen_blkfront::Error>> + 'c;
+
+/// Tasks of the largest run.
+const DEPTH: usize = 4;
+
+/// Whether a task is to be polled: what an executor has in its place is its own.
+#[derive(Debug, Default)]
+struct Flag(AtomicBool);
+
+static WAKER: RawWakerVTable = RawWakerVTable::new(
+    |flag| RawWaker::new(flag, &WAKER),
+    |flag| wake_flag(flag),
+    |flag| wake_flag(flag),
+    |_| {},
+);
+
+fn wake_flag(flag: *const ()) {
+    // SAFETY: of a flag that stays for the rest of the process.
+    unsafe { &*flag.cast::<Flag>() }.0.store(true, Ordering::Relaxed);
+}
+
+impl Flag {
+    fn waker(&'static self) -> Waker {
+        let this: *const Self = self;
+        // SAFETY: the functions of the table do what they are to, and the flag stays for the rest of the process.
+        unsafe { Waker::from_raw(RawWaker::new(this.cast(), &WAKER)) }
+    }
+
+    fn take(&self) -> bool {
+        let woken = self.0.load(Ordering::Relaxed);
+        self.0.store(false, Ordering::Relaxed);
+        woken
+    }
+}
+
+impl Tasks {
+    pub fn new(depth: usize) -> Self {
+        let mut machine = Machine::new();
+        let disk: &'static _ = Box::leak(Box::new(Disk::of(machine.disk())));
+        let pages = machine.pages(depth, Access::ReadWrite).into_iter();
+        let pieces = pages.map(|part| [Some(Piece::whole(part.page))]).collect();
+        let woken = std::array::from_fn(|_| &*Box::leak(Box::<Flag>::default()));
+        let mut tasks = Self { machine, disk, drive: disk.drive(), pieces, woken, sector: 0 };
+        let _ = xen_tasks_drive(&mut tasks.drive, tasks.woken[DEPTH]);
+        tasks
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn xen_tasks_drive(drive: &mut Drive<'static, 'static, Guest>, flag: &'static Flag) -> bool {
+    flag.take();
+    Pin::new(drive).poll(&mut Context::from_waker(&flag.waker())).is_pending()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn xen_tasks_read(read: Pin<&mut Call<'_>>, flag: &'static Flag) -> bool {
+    flag.take();
+    read.poll(&mut Context::from_waker(&flag.waker())) == Poll::Ready(Ok(()))
+}
+
+impl Turns for Tasks {
+    fn turn(&mut self, depth: usize) {
+        let (disk, machine) = (self.disk, &self.machine);
+        let mut sector = self.sector;
+        let mut reads: Vec<Pin<Box<Call<'_>>>> = self.pieces[..depth]
+            .iter_mut()
+            .map(|pieces| {
+                // With a gap, so that they are not merged.
+                sector += 16;
+                Box::pin(disk.handle().read_into(sector, pieces)) as Pin<Box<Call<'_>>>
+            })
+            .collect();
+        for (read, flag) in reads.iter_mut().zip(self.woken) {
+            assert!(!measured(|| xen_tasks_read(read.as_mut(), flag)));
+        }
+        let driver = self.woken[DEPTH];
+        assert!(driver.take(), "there is something to show");
+        assert!(measured(|| xen_tasks_drive(&mut self.drive, driver)));
+        machine.run();
+        machine.events.dispatch(VcpuId(0));
+        assert!(driver.take(), "there is something to take");
+        assert!(measured(|| xen_tasks_drive(&mut self.drive, driver)));
+        for (read, flag) in reads.iter_mut().zip(self.woken) {
+            assert!(flag.take(), "it has a result");
+            assert!(measured(|| xen_tasks_read(read.as_mut(), flag)));
+        }
+        drop(reads);
+        assert!(self.pieces.iter().flatten().all(Option::is_some));
+        self.sector = (self.sector + 4096) % (1 << 15);
+    }
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.disk.fmt(f)
     }
 }
 

@@ -6,7 +6,7 @@ use core::task::{Context, Poll};
 
 use xen_hypercall::{PAGE_SIZE, Platform};
 
-use super::Disk;
+use super::{Disk, Place};
 use super::seats::{Line, PARTS, Seat};
 use crate::abi::{MAX_SEGMENTS, SECTOR};
 use crate::{BlkFront, Error, Piece, Ticket};
@@ -16,8 +16,11 @@ const LITTLE: usize = MAX_SEGMENTS * PAGE_SIZE;
 
 /// Operations of one call.
 pub(super) trait Job<'x, P: Platform> {
-    /// Submits the next operation, which is the one in this place from then on. None: all were.
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<Option<Ticket>, Error>;
+    /// Whether an operation may have its result when it was submitted.
+    const AT_ONCE: bool = false;
+
+    /// Submits the next operation, which is the one in this place from then on. Returns whether it was the last.
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<(Ticket, bool), Error>;
 
     /// Takes the result of an operation that has one.
     fn take(
@@ -48,83 +51,100 @@ struct Task<'t, 'd, 'x, P: Platform, J> {
 impl<'x, P: Platform, J: Job<'x, P>> Task<'_, '_, 'x, P, J> {
     #[inline]
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let Self { disk, seat, job, whole, result } = self;
-        let mut borrowed = disk.place.borrow_mut();
-        let place = &mut *borrowed;
+        let (disk, seat) = (self.disk, self.seat);
+        let mut place = disk.place.borrow_mut();
         if let Some(error) = seat.ended() {
-            *result = result.and(Err(error));
+            self.result = self.result.and(Err(error));
         }
-        let (mut asked, mut taken, mut waits) = (false, false, false);
-        loop {
-            if let Some(front) = &mut place.front {
-                for at in 0..seat.used() {
-                    // Of a disk that is about to be connected again, what has no result may still have one.
-                    let settled = seat.ticket(at).filter(|ticket| front.ops.settled(*ticket).is_some());
-                    let Some(ticket) = settled else { continue };
-                    if let Some(ended) = job.take(front, at, ticket) {
-                        let _ = seat.take(at);
-                        *result = result.and(ended);
-                        taken = true;
-                    }
-                }
-            }
-            let mut settled = false;
-            while result.is_ok() && !*whole {
-                let Some(at) = seat.vacancy() else { break };
-                let first = disk.seats.is_empty(Line::Room) || seat.is_first();
-                if !first || place.held {
-                    waits = true;
-                    break;
-                }
-                let submitted = match &mut place.front {
-                    Some(front) => job.submit(front, at),
-                    None => Err(Error::Closed),
-                };
-                match submitted {
-                    Ok(Some(ticket)) => {
-                        seat.set(at, ticket);
-                        asked = true;
-                        settled |=
-                            place.front.as_mut().is_some_and(|front| front.ops.settled(ticket).is_some());
-                    }
-                    Ok(None) => *whole = true,
-                    Err(Error::Busy) => {
-                        waits = true;
-                        break;
-                    }
-                    Err(error) => *result = Err(error),
-                }
-            }
-            if !settled {
-                break;
-            }
+        let taken = !seat.is_idle() && self.take(&mut place);
+        let mut turn = if self.whole || self.result.is_err() { Turn::Over } else { self.ask(&mut place) };
+        if J::AT_ONCE && turn == Turn::Asked && self.take(&mut place) {
+            turn = Turn::Over;
         }
-        place.dirty |= asked;
-        drop(borrowed);
-        // Who leaves the line for room may have left some.
-        let mut next = taken;
+        drop(place);
+        let waited = seat.line() == Some(Line::Room);
         if !seat.is_idle() {
             // What there is no room for follows when one of these is done.
-            next |= seat.line() == Some(Line::Room);
             seat.sit(Line::Answers);
-        } else if waits {
+        } else if turn == Turn::Waits {
             seat.sit(Line::Room);
         } else {
-            next |= seat.line() == Some(Line::Room);
             seat.stand();
         }
         let ended = seat.line().is_none();
         if !ended {
             seat.leave(cx.waker());
         }
-        if asked {
+        if turn == Turn::Asked {
             disk.call_driver();
         }
-        if next {
+        // Who leaves the line for room may have left some.
+        if taken || waited && seat.line() != Some(Line::Room) {
             disk.call_first();
         }
-        if ended { Poll::Ready(*result) } else { Poll::Pending }
+        if ended { Poll::Ready(self.result) } else { Poll::Pending }
     }
+
+    /// Takes what is done. Returns whether something was.
+    #[inline]
+    fn take(&mut self, place: &mut Place<'x, P>) -> bool {
+        let Some(front) = &mut place.front else { return false };
+        let mut taken = false;
+        for at in 0..self.seat.used() {
+            let Some(ticket) = self.seat.ticket(at) else { continue };
+            // Of a disk that is about to be connected again, what has no result may still have one.
+            if front.ops.settled(ticket).is_none() {
+                continue;
+            }
+            if let Some(result) = self.job.take(front, at, ticket) {
+                let _ = self.seat.take(at);
+                self.result = self.result.and(result);
+                taken = true;
+            }
+        }
+        taken
+    }
+
+    /// Submits as much as there is room for, if it is this one's turn.
+    #[inline]
+    fn ask(&mut self, place: &mut Place<'x, P>) -> Turn {
+        let Some(front) = &mut place.front else {
+            self.result = Err(Error::Closed);
+            return Turn::Over;
+        };
+        let mut turn = Turn::Waits;
+        if place.held || !(self.disk.seats.is_empty(Line::Room) || self.seat.is_first()) {
+            return turn;
+        }
+        while let Some(at) = self.seat.vacancy() {
+            match self.job.submit(front, at) {
+                Ok((ticket, last)) => {
+                    self.seat.set(at, ticket);
+                    (turn, self.whole, place.dirty) = (Turn::Asked, last, true);
+                    if last {
+                        break;
+                    }
+                }
+                Err(Error::Busy) => break,
+                Err(error) => {
+                    self.result = Err(error);
+                    return if turn == Turn::Asked { turn } else { Turn::Over };
+                }
+            }
+        }
+        turn
+    }
+}
+
+/// What became of a look at what else is to be asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Something was.
+    Asked,
+    /// Nothing can be.
+    Waits,
+    /// Nothing is to be.
+    Over,
 }
 
 impl<P: Platform, J> Drop for Task<'_, '_, '_, P, J> {
@@ -147,26 +167,16 @@ impl<P: Platform, J> Drop for Task<'_, '_, '_, P, J> {
 }
 
 /// One operation, without data of its own.
-pub(super) struct Single<F> {
-    /// None: it was submitted.
-    submit: Option<F>,
-}
-
-impl<F> Single<F> {
-    pub(super) fn new(submit: F) -> Self {
-        Self { submit: Some(submit) }
-    }
-}
+pub(super) struct Single<F>(pub(super) F);
 
 impl<'x, P: Platform, F> Job<'x, P> for Single<F>
 where
     F: FnMut(&mut BlkFront<'x, P>) -> Result<Ticket, Error>,
 {
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<Option<Ticket>, Error> {
-        let Some(submit) = &mut self.submit else { return Ok(None) };
-        let ticket = submit(front)?;
-        self.submit = None;
-        Ok(Some(ticket))
+    const AT_ONCE: bool = true;
+
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<(Ticket, bool), Error> {
+        Ok(((self.0)(front)?, true))
     }
 
     fn take(&mut self, front: &mut BlkFront<'x, P>, _: usize, ticket: Ticket) -> Option<Result<(), Error>> {
@@ -179,22 +189,17 @@ pub(super) struct Lent<'b, 'x, P: Platform> {
     pub(super) lba: u64,
     pub(super) pieces: &'b mut [Option<Piece<'x, P>>],
     pub(super) write: bool,
-    pub(super) submitted: bool,
 }
 
 impl<'x, P: Platform> Job<'x, P> for Lent<'_, 'x, P> {
     #[inline]
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<Option<Ticket>, Error> {
-        if self.submitted {
-            return Ok(None);
-        }
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<(Ticket, bool), Error> {
         let ticket = if self.write {
             front.submit_write_from(self.lba, self.pieces)?
         } else {
             front.submit_read_into(self.lba, self.pieces)?
         };
-        self.submitted = true;
-        Ok(Some(ticket))
+        Ok((ticket, true))
     }
 
     #[inline]
@@ -252,15 +257,12 @@ impl<'b> Transfer<'b> {
 }
 
 impl<'x, P: Platform> Job<'x, P> for Transfer<'_> {
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<Option<Ticket>, Error> {
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<(Ticket, bool), Error> {
         if self.part == 0 {
             self.begin(front)?;
         }
         loop {
             let len = (self.buffer.len() - self.next).min(self.part);
-            if len == 0 {
-                return Ok(None);
-            }
             let lba = self.lba + (self.next / SECTOR) as u64;
             let submitted = match &self.buffer {
                 Buffer::Read(_) => front.submit_read(lba, (len / SECTOR) as u64),
@@ -274,7 +276,7 @@ impl<'x, P: Platform> Job<'x, P> for Transfer<'_> {
                         *part = (self.next, len);
                     }
                     self.next += len;
-                    return Ok(Some(ticket));
+                    return Ok((ticket, self.next == self.buffer.len()));
                 }
                 // There is no memory for more pages. Little is enough: some are there in any case.
                 Err(Error::Grant(_)) if self.part > LITTLE => self.part = LITTLE,

@@ -31,6 +31,8 @@ pub struct Disk<'x, P: Platform> {
     seats: Seats,
     /// Of the task that drives the disk.
     driver: Cell<Option<Waker>>,
+    /// That one was called, and has not run since.
+    called: Cell<bool>,
     /// Counts changes of what is in the place.
     changes: Cell<u64>,
 }
@@ -41,6 +43,8 @@ struct Place<'x, P: Platform> {
     held: bool,
     /// Something was asked for and not shown.
     dirty: bool,
+    /// The disk is to be looked at although there was no event, and its event channels may be others.
+    unseen: bool,
     /// How the disk was when tasks were told last.
     known: Option<(State, u64)>,
 }
@@ -54,11 +58,12 @@ impl<P: Platform> Default for Disk<'_, P> {
 impl<'x, P: Platform> Disk<'x, P> {
     /// An empty place.
     pub fn new() -> Self {
-        let place = Place { front: None, held: false, dirty: false, known: None };
+        let place = Place { front: None, held: false, dirty: false, unseen: true, known: None };
         Self {
             place: RefCell::new(place),
             seats: Seats::default(),
             driver: Cell::new(None),
+            called: Cell::new(false),
             changes: Cell::new(0),
         }
     }
@@ -122,7 +127,7 @@ impl<'x, P: Platform> Disk<'x, P> {
         }
         let now = place.front.as_ref().map(|front| (front.state(), front.capacity()));
         let changed = now != core::mem::replace(&mut place.known, now);
-        place.dirty |= place.front.is_some();
+        (place.dirty, place.unseen) = (true, true);
         drop(place);
         if changed {
             self.changes.set(self.changes.get().wrapping_add(1));
@@ -154,26 +159,49 @@ impl<'x, P: Platform> Disk<'x, P> {
         wake(|batch| self.seats.call_all(line, batch));
     }
 
-    /// Wakes the task that drives the disk.
+    /// Wakes the task that drives the disk, once until it runs.
+    #[inline]
     fn call_driver(&self) {
-        if let Some(waker) = self.driver.take() {
-            waker.wake();
+        if !self.called.replace(true) {
+            let driver = self.driver.take();
+            if let Some(waker) = &driver {
+                waker.wake_by_ref();
+            }
+            self.driver.set(driver);
         }
     }
 }
 
 /// Wakes all that `fill` takes out, which it says to be all when it returns true. One waker that panics takes nothing from the others.
-fn wake(mut fill: impl FnMut(&mut Batch) -> bool) {
-    let (mut batch, mut whole) = (Batch::default(), false);
-    let wakers = core::iter::from_fn(|| {
-        let mut next = batch.pop();
-        while next.is_none() && !whole {
-            whole = fill(&mut batch);
-            next = batch.pop();
+#[inline]
+fn wake<F: FnMut(&mut Batch) -> bool>(fill: F) {
+    /// After a panic of a waker it goes on with the rest.
+    struct Rest<F: FnMut(&mut Batch) -> bool> {
+        fill: F,
+        batch: Batch,
+        whole: bool,
+    }
+    impl<F: FnMut(&mut Batch) -> bool> Rest<F> {
+        #[inline]
+        fn run(&mut self) {
+            loop {
+                while let Some(waker) = self.batch.pop() {
+                    waker.wake();
+                }
+                if self.whole {
+                    return;
+                }
+                self.whole = (self.fill)(&mut self.batch);
+            }
         }
-        next
-    });
-    xen_evtchn::wake_all(wakers, Waker::wake);
+    }
+    impl<F: FnMut(&mut Batch) -> bool> Drop for Rest<F> {
+        fn drop(&mut self) {
+            self.run();
+        }
+    }
+    // Dropped once all are woken.
+    Rest { fill, batch: Batch::new(), whole: false }.run();
 }
 
 impl<'x, P: Platform> Place<'x, P> {

@@ -17,7 +17,7 @@ use crate::{Error, Ticket};
 /// Operations of one future that are under way at once, at most.
 pub(crate) const PARTS: usize = 8;
 /// Wakers that are taken out of a list at once.
-const BATCH: usize = 8;
+const BATCH: usize = 4;
 
 /// What a future waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,24 +72,32 @@ pub(crate) struct Seat<'d> {
 }
 
 /// Wakers that were taken out of lists, to be called when nothing is borrowed.
-#[derive(Default)]
 pub(crate) struct Batch {
     wakers: [Option<Waker>; BATCH],
     count: usize,
 }
 
 impl Batch {
-    pub(crate) fn is_full(&self) -> bool {
+    #[inline]
+    pub(crate) fn new() -> Self {
+        Self { wakers: [const { None }; BATCH], count: 0 }
+    }
+
+    #[inline]
+    fn is_full(&self) -> bool {
         self.count == BATCH
     }
 
-    pub(crate) fn push(&mut self, waker: Option<Waker>) {
+    #[inline]
+    fn push(&mut self, waker: Option<Waker>) {
         if let (Some(place), true) = (self.wakers.get_mut(self.count), waker.is_some()) {
             *place = waker;
             self.count += 1;
         }
     }
 
+    /// Takes one out.
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<Waker> {
         self.count = self.count.checked_sub(1)?;
         self.wakers.get_mut(self.count)?.take()
@@ -107,6 +115,7 @@ impl Seats {
 
     /// The seats of a list, from the first on. Nobody may join or leave before the next one is asked for, so none of those who
     /// use it calls what is not of this crate.
+    #[inline]
     fn each(&self, line: Line) -> impl Iterator<Item = &Links> {
         let mut next = self.ends(line).first.get();
         core::iter::from_fn(move || {
@@ -134,6 +143,7 @@ impl Seats {
     }
 
     /// Takes out the wakers of those who have a result. False: there are more.
+    #[inline]
     pub(crate) fn call_answered<P: Platform>(&self, ops: &mut Ops<'_, P>, batch: &mut Batch) -> bool {
         for links in self.each(Line::Answers) {
             let mut tickets = links.tickets.iter().take(links.used.get()).filter_map(Cell::get);
