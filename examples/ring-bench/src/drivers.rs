@@ -421,23 +421,29 @@ impl Tasks {
         let pieces = pages.map(|part| [Some(Piece::whole(part.page))]).collect();
         let woken = std::array::from_fn(|_| &*Box::leak(Box::<Flag>::default()));
         let mut tasks = Self { machine, disk, drive: disk.drive(), pieces, woken, sector: 0 };
-        let _ = xen_tasks_drive(&mut tasks.drive, tasks.woken[DEPTH]);
+        let _ = run(tasks.woken[DEPTH], &mut tasks.drive, xen_tasks_drive);
         tasks
     }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-fn xen_tasks_drive(drive: &mut Drive<'static, 'static, Guest>, flag: &'static Flag) -> bool {
-    flag.take();
-    Pin::new(drive).poll(&mut Context::from_waker(&flag.waker())).is_pending()
+fn xen_tasks_drive(drive: &mut Drive<'static, 'static, Guest>, cx: &mut Context<'_>) -> bool {
+    Pin::new(drive).poll(cx).is_pending()
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-fn xen_tasks_read(read: Pin<&mut Call<'_>>, flag: &'static Flag) -> bool {
+fn xen_tasks_read(read: Pin<&mut Call<'_>>, cx: &mut Context<'_>) -> bool {
+    read.poll(cx) == Poll::Ready(Ok(()))
+}
+
+/// Polls a task as its executor does.
+fn run<T: ?Sized>(flag: &'static Flag, task: &mut T, poll: fn(&mut T, &mut Context<'_>) -> bool) -> bool {
     flag.take();
-    read.poll(&mut Context::from_waker(&flag.waker())) == Poll::Ready(Ok(()))
+    let waker = flag.waker();
+    let mut cx = Context::from_waker(&waker);
+    measured(|| poll(task, &mut cx))
 }
 
 impl Turns for Tasks {
@@ -453,18 +459,18 @@ impl Turns for Tasks {
             })
             .collect();
         for (read, flag) in reads.iter_mut().zip(self.woken) {
-            assert!(!measured(|| xen_tasks_read(read.as_mut(), flag)));
+            assert!(!run(flag, read, |read, cx| xen_tasks_read(read.as_mut(), cx)));
         }
         let driver = self.woken[DEPTH];
         assert!(driver.take(), "there is something to show");
-        assert!(measured(|| xen_tasks_drive(&mut self.drive, driver)));
+        assert!(run(driver, &mut self.drive, xen_tasks_drive));
         machine.run();
         machine.events.dispatch(VcpuId(0));
         assert!(driver.take(), "there is something to take");
-        assert!(measured(|| xen_tasks_drive(&mut self.drive, driver)));
+        assert!(run(driver, &mut self.drive, xen_tasks_drive));
         for (read, flag) in reads.iter_mut().zip(self.woken) {
             assert!(flag.take(), "it has a result");
-            assert!(measured(|| xen_tasks_read(read.as_mut(), flag)));
+            assert!(run(flag, read, |read, cx| xen_tasks_read(read.as_mut(), cx)));
         }
         drop(reads);
         assert!(self.pieces.iter().flatten().all(Option::is_some));

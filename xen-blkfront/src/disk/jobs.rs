@@ -7,10 +7,12 @@ use core::task::{Context, Poll};
 use xen_hypercall::{PAGE_SIZE, Platform};
 
 use super::{Disk, Place};
-use super::seats::{Line, PARTS, Seat};
+use super::seats::{Line, Row, Seat};
 use crate::abi::{MAX_SEGMENTS, SECTOR};
 use crate::{BlkFront, Error, Piece, Ticket};
 
+/// Operations of a transfer that are under way at once, at most.
+pub(super) const PARTS: usize = 8;
 /// Bytes of an operation for which there are pages at all times, unless other operations have them.
 const LITTLE: usize = MAX_SEGMENTS * PAGE_SIZE;
 
@@ -31,109 +33,27 @@ pub(super) trait Job<'x, P: Platform> {
     ) -> Option<Result<(), Error>>;
 }
 
-/// Does a job. Dropped before that is done, it forgets what is under way.
-pub(super) async fn perform<'x, P: Platform>(disk: &Disk<'x, P>, job: impl Job<'x, P>) -> Result<(), Error> {
-    let seat = pin!(Seat::new(&disk.seats));
-    let mut task = Task { disk, seat: seat.as_ref(), job, whole: false, result: Ok(()) };
+/// Does a job, by at most `N` operations at once. Dropped before that is done, it forgets what is under way.
+#[inline]
+pub(super) async fn perform<'x, P: Platform, const N: usize>(
+    disk: &Disk<'x, P>,
+    job: impl Job<'x, P>,
+) -> Result<(), Error> {
+    let row = pin!(Row::<N>::new(&disk.seats));
+    let mut task = Task { disk, row: row.as_ref(), job, used: 0, whole: false, error: None };
     poll_fn(|cx| task.poll(cx)).await
 }
 
-struct Task<'t, 'd, 'x, P: Platform, J> {
+struct Task<'t, 'd, 'x, P: Platform, J, const N: usize> {
     disk: &'d Disk<'x, P>,
-    seat: Pin<&'t Seat<'d>>,
+    row: Pin<&'t Row<'d, N>>,
     job: J,
+    /// Seats that were used so far, from the first on. The first is the one that waits for room, while none has an operation.
+    used: usize,
     /// All was submitted.
     whole: bool,
     /// After an error nothing more is submitted.
-    result: Result<(), Error>,
-}
-
-impl<'x, P: Platform, J: Job<'x, P>> Task<'_, '_, 'x, P, J> {
-    #[inline]
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let (disk, seat) = (self.disk, self.seat);
-        let mut place = disk.place.borrow_mut();
-        if let Some(error) = seat.ended() {
-            self.result = self.result.and(Err(error));
-        }
-        let taken = !seat.is_idle() && self.take(&mut place);
-        let mut turn = if self.whole || self.result.is_err() { Turn::Over } else { self.ask(&mut place) };
-        if J::AT_ONCE && turn == Turn::Asked && self.take(&mut place) {
-            turn = Turn::Over;
-        }
-        drop(place);
-        let waited = seat.line() == Some(Line::Room);
-        if !seat.is_idle() {
-            // What there is no room for follows when one of these is done.
-            seat.sit(Line::Answers);
-        } else if turn == Turn::Waits {
-            seat.sit(Line::Room);
-        } else {
-            seat.stand();
-        }
-        let ended = seat.line().is_none();
-        if !ended {
-            seat.leave(cx.waker());
-        }
-        if turn == Turn::Asked {
-            disk.call_driver();
-        }
-        // Who leaves the line for room may have left some.
-        if taken || waited && seat.line() != Some(Line::Room) {
-            disk.call_first();
-        }
-        if ended { Poll::Ready(self.result) } else { Poll::Pending }
-    }
-
-    /// Takes what is done. Returns whether something was.
-    #[inline]
-    fn take(&mut self, place: &mut Place<'x, P>) -> bool {
-        let Some(front) = &mut place.front else { return false };
-        let mut taken = false;
-        for at in 0..self.seat.used() {
-            let Some(ticket) = self.seat.ticket(at) else { continue };
-            // Of a disk that is about to be connected again, what has no result may still have one.
-            if front.ops.settled(ticket).is_none() {
-                continue;
-            }
-            if let Some(result) = self.job.take(front, at, ticket) {
-                let _ = self.seat.take(at);
-                self.result = self.result.and(result);
-                taken = true;
-            }
-        }
-        taken
-    }
-
-    /// Submits as much as there is room for, if it is this one's turn.
-    #[inline]
-    fn ask(&mut self, place: &mut Place<'x, P>) -> Turn {
-        let Some(front) = &mut place.front else {
-            self.result = Err(Error::Closed);
-            return Turn::Over;
-        };
-        let mut turn = Turn::Waits;
-        if place.held || !(self.disk.seats.is_empty(Line::Room) || self.seat.is_first()) {
-            return turn;
-        }
-        while let Some(at) = self.seat.vacancy() {
-            match self.job.submit(front, at) {
-                Ok((ticket, last)) => {
-                    self.seat.set(at, ticket);
-                    (turn, self.whole, place.dirty) = (Turn::Asked, last, true);
-                    if last {
-                        break;
-                    }
-                }
-                Err(Error::Busy) => break,
-                Err(error) => {
-                    self.result = Err(error);
-                    return if turn == Turn::Asked { turn } else { Turn::Over };
-                }
-            }
-        }
-        turn
-    }
+    error: Option<Error>,
 }
 
 /// What became of a look at what else is to be asked for.
@@ -147,22 +67,135 @@ enum Turn {
     Over,
 }
 
-impl<P: Platform, J> Drop for Task<'_, '_, '_, P, J> {
-    fn drop(&mut self) {
-        let Self { disk, seat, .. } = self;
-        let waited = seat.line() == Some(Line::Room);
-        seat.stand();
-        if seat.is_idle() && !waited {
-            return;
+impl<'t, 'd, 'x, P: Platform, J: Job<'x, P>, const N: usize> Task<'t, 'd, 'x, P, J, N> {
+    #[inline]
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let disk = self.disk;
+        let Some(first) = self.row.seat(0) else { return Poll::Ready(Ok(())) };
+        let waited = first.line() == Some(Line::Room);
+        let mut place = disk.place.borrow_mut();
+        let taken = self.take(&mut place);
+        let mut turn = if self.whole || self.error.is_some() { Turn::Over } else { self.ask(first, &mut place) };
+        if J::AT_ONCE && turn == Turn::Asked && self.take(&mut place) {
+            turn = Turn::Over;
         }
-        if let Some(front) = &mut disk.place.borrow_mut().front {
-            for at in 0..seat.used() {
-                if let Some(ticket) = seat.take(at) {
-                    front.forget(ticket);
+        drop(place);
+        let mut waits = false;
+        for seat in self.seats().filter(|seat| seat.ticket().is_some()) {
+            // What there is no room for follows when one of these is done.
+            seat.sit(Line::Answers);
+            seat.leave(cx.waker());
+            waits = true;
+        }
+        if !waits && turn == Turn::Waits {
+            first.sit(Line::Room);
+            first.leave(cx.waker());
+            self.used = self.used.max(1);
+            return Poll::Pending;
+        }
+        if turn == Turn::Asked {
+            disk.call_driver();
+        }
+        if waited && first.line() == Some(Line::Room) {
+            first.stand();
+        }
+        // Who leaves the line for room may have left some.
+        if taken || waited {
+            disk.call_first();
+        }
+        if waits { Poll::Pending } else { Poll::Ready(self.error.map_or(Ok(()), Err)) }
+    }
+
+    #[cold]
+    fn fail(&mut self, error: Error) {
+        let _ = self.error.get_or_insert(error);
+    }
+
+    /// The seats that were used so far.
+    #[inline]
+    fn seats(&self) -> impl Iterator<Item = Pin<&'t Seat<'d>>> + use<'t, 'd, 'x, P, J, N> {
+        let row = self.row;
+        // The compiler need not count to one.
+        (0..if N == 1 { 1 } else { self.used }).filter_map(move |at| row.seat(at))
+    }
+
+    /// Takes what is done. Returns whether something was.
+    #[inline]
+    fn take(&mut self, place: &mut Place<'x, P>) -> bool {
+        let mut taken = false;
+        for (at, seat) in self.seats().enumerate() {
+            let (Some(ticket), Some(front)) = (seat.ticket(), &mut place.front) else {
+                if let Some(error) = seat.ended() {
+                    self.fail(error);
+                }
+                continue;
+            };
+            // Of a disk that is about to be connected again, what has no result may still have one.
+            if front.ops.settled(ticket).is_none() {
+                continue;
+            }
+            if let Some(result) = self.job.take(front, at, ticket) {
+                seat.set(None);
+                taken = true;
+                if let Err(error) = result {
+                    self.fail(error);
                 }
             }
         }
-        disk.call_first();
+        taken
+    }
+
+    /// Submits as much as there is room for, if it is this one's turn.
+    #[inline]
+    fn ask(&mut self, first: Pin<&'t Seat<'d>>, place: &mut Place<'x, P>) -> Turn {
+        let Some(front) = &mut place.front else {
+            self.fail(Error::Closed);
+            return Turn::Over;
+        };
+        let mut turn = Turn::Waits;
+        if place.held || !(self.disk.seats.is_empty(Line::Room) || first.is_first()) {
+            return turn;
+        }
+        for at in 0..N {
+            let Some(seat) = self.row.seat(at).filter(|seat| seat.ticket().is_none()) else { continue };
+            match self.job.submit(front, at) {
+                Ok((ticket, last)) => {
+                    seat.set(Some(ticket));
+                    self.used = self.used.max(at + 1);
+                    (turn, self.whole, place.dirty) = (Turn::Asked, last, true);
+                    if last {
+                        break;
+                    }
+                }
+                Err(Error::Busy) => break,
+                Err(error) => {
+                    self.fail(error);
+                    return if turn == Turn::Asked { turn } else { Turn::Over };
+                }
+            }
+        }
+        turn
+    }
+}
+
+impl<P: Platform, J, const N: usize> Drop for Task<'_, '_, '_, P, J, N> {
+    #[inline]
+    fn drop(&mut self) {
+        let (mut left, disk) = (false, self.disk);
+        for at in 0..if N == 1 { 1 } else { self.used } {
+            let Some(seat) = self.row.seat(at) else { continue };
+            left |= seat.line() == Some(Line::Room);
+            seat.stand();
+            let Some(ticket) = seat.ticket() else { continue };
+            if let Some(front) = &mut disk.place.borrow_mut().front {
+                front.forget(ticket);
+            }
+            seat.set(None);
+            left = true;
+        }
+        if left {
+            disk.call_first();
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use core::task::Waker;
 use xen_hypercall::Platform;
 
 use crate::{BlkFront, Error, State};
-use seats::{Batch, Line, Seats};
+use seats::{Line, Seats};
 
 pub use handle::DiskHandle;
 pub use run::Drive;
@@ -140,15 +140,17 @@ impl<'x, P: Platform> Disk<'x, P> {
     }
 
     /// Wakes those who have results, and who may have room.
+    #[inline]
     fn tell(&self) {
-        wake(|batch| {
-            let mut place = self.place.borrow_mut();
-            place.front.as_mut().is_none_or(|front| self.seats.call_answered(&mut front.ops, batch))
-        });
+        if let Some(front) = &mut self.place.borrow_mut().front {
+            self.seats.call_answered(&mut front.ops);
+        }
+        wake(|| self.seats.call());
         self.call_first();
     }
 
     /// Wakes who waits for room first.
+    #[inline]
     fn call_first(&self) {
         if let Some(waker) = self.seats.call_first(Line::Room) {
             waker.wake();
@@ -156,7 +158,7 @@ impl<'x, P: Platform> Disk<'x, P> {
     }
 
     fn call_all(&self, line: Line) {
-        wake(|batch| self.seats.call_all(line, batch));
+        wake(|| self.seats.call_any(line));
     }
 
     /// Wakes the task that drives the disk, once until it runs.
@@ -172,36 +174,25 @@ impl<'x, P: Platform> Disk<'x, P> {
     }
 }
 
-/// Wakes all that `fill` takes out, which it says to be all when it returns true. One waker that panics takes nothing from the others.
+/// Wakes all that `next` takes out. One waker that panics takes nothing from the others.
 #[inline]
-fn wake<F: FnMut(&mut Batch) -> bool>(fill: F) {
+fn wake<F: FnMut() -> Option<Waker>>(next: F) {
     /// After a panic of a waker it goes on with the rest.
-    struct Rest<F: FnMut(&mut Batch) -> bool> {
-        fill: F,
-        batch: Batch,
-        whole: bool,
-    }
-    impl<F: FnMut(&mut Batch) -> bool> Rest<F> {
+    struct Rest<F: FnMut() -> Option<Waker>>(F);
+    impl<F: FnMut() -> Option<Waker>> Drop for Rest<F> {
         #[inline]
-        fn run(&mut self) {
-            loop {
-                while let Some(waker) = self.batch.pop() {
-                    waker.wake();
-                }
-                if self.whole {
-                    return;
-                }
-                self.whole = (self.fill)(&mut self.batch);
+        fn drop(&mut self) {
+            while let Some(waker) = (self.0)() {
+                waker.wake();
             }
         }
     }
-    impl<F: FnMut(&mut Batch) -> bool> Drop for Rest<F> {
-        fn drop(&mut self) {
-            self.run();
-        }
+    let mut rest = Rest(next);
+    while let Some(waker) = (rest.0)() {
+        waker.wake();
     }
-    // Dropped once all are woken.
-    Rest { fill, batch: Batch::new(), whole: false }.run();
+    // Without a panic there is no rest.
+    core::mem::forget(rest);
 }
 
 impl<'x, P: Platform> Place<'x, P> {
