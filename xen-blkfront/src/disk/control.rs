@@ -127,29 +127,38 @@ impl<'x, P: Platform + Wait> Control<'_, 'x, P> {
         patience: &mut impl FnMut() -> F,
     ) -> Result<Infallible, Error> {
         let disk = self.disk;
-        if let Some(device) = disk.place.borrow_mut().stale.take() {
-            let _ = frontend::forget(device, &mut client.conversation());
-        }
         loop {
-            match disk.look(BlkFront::state) {
-                None => self.connect(client).await?,
-                Some(State::Connected) => self.attend(client).await?,
-                Some(State::Closing) => self.close(client, patience()).await?,
-                Some(State::Closed) => {
-                    let again = self.reconnect(client);
-                    let again = with_grace(again, patience(), || disk.hold(false));
-                    again.await?;
-                }
-                // What there is of it goes, and it is not tried again as long as it is there.
-                Some(State::Broken(_)) => {
-                    if disk.look(|front| front.link.is_some()) == Some(true) {
-                        self.close(client, patience()).await?;
-                    }
-                    self.await_other(client).await?;
-                    if let Some(State::Broken(_)) = disk.look(BlkFront::state) {
-                        self.connect(client).await?;
-                    }
-                }
+            if let Some(device) = disk.place.borrow_mut().stale.take() {
+                let _ = frontend::forget(device, &mut client.conversation());
+            }
+            // What is being said to a backend is of no meaning when somebody else has connected the disk: in a new domain.
+            let epoch = disk.epoch();
+            let other = disk.handle().until(|disk| disk.epoch() != epoch);
+            if let First::Work(done) = either(self.go_on(client, patience), other).await {
+                done?;
+            }
+        }
+    }
+
+    /// Does what is to be done next.
+    async fn go_on<F: Future<Output = ()>>(
+        &self,
+        client: Client<'_, 'x, P>,
+        patience: &mut impl FnMut() -> F,
+    ) -> Result<(), Error> {
+        let disk = self.disk;
+        match disk.look(BlkFront::state) {
+            None => self.connect(client).await,
+            Some(State::Connected) => self.attend(client).await,
+            Some(State::Closing) => self.close(client, patience()).await,
+            Some(State::Closed) => with_grace(self.reconnect(client), patience(), || disk.hold(false)).await,
+            // What there is of it goes, and it is not tried again as long as it is there.
+            Some(State::Broken(_)) if disk.look(|front| front.link.is_some()) == Some(true) => {
+                self.close(client, patience()).await
+            }
+            Some(State::Broken(_)) => {
+                self.await_other(client).await?;
+                self.connect(client).await
             }
         }
     }
@@ -319,11 +328,7 @@ impl<'x, P: Platform + Wait> Control<'_, 'x, P> {
         loop {
             // What happens from here on is told.
             device.has_changed()?;
-            let path = |value: &[u8]| {
-                let text = core::str::from_utf8(value).map_err(|_| xen_xenstore::Error::NotText)?;
-                Path::new(text)
-            };
-            match client.read(&node, path).await {
+            match client.read(&node, path_of).await {
                 Ok(path) => {
                     let mut backend = client.watch(&path).await?;
                     loop {
@@ -332,7 +337,7 @@ impl<'x, P: Platform + Wait> Control<'_, 'x, P> {
                             return Ok(());
                         }
                         if let First::Other =
-                            either(backend.changed(), async { drop(device.changed().await) }).await
+                            either(backend.changed(), async { device.changed().await.unwrap_or(()) }).await
                         {
                             break;
                         }
@@ -346,18 +351,42 @@ impl<'x, P: Platform + Wait> Control<'_, 'x, P> {
         }
     }
 
-    /// Waits until the toolstack has made the device anew.
+    /// Waits until the toolstack has made the device anew, the backend's domain has gone, or the place has another disk.
     async fn await_other(&self, client: Client<'_, 'x, P>) -> Result<(), Error> {
-        let path = Path::format(format_args!("device/vbd/{}/backend", self.index))?;
         let changed = self.disk.handle().changed();
-        let other = async {
-            let mut watch = client.watch(&path).await?;
-            // The first event is that it is set.
-            watch.changed().await?;
-            watch.changed().await
-        };
-        either(other, changed).await.transpose_end()
+        either(self.find_other(client), changed).await.transpose_end()
     }
+
+    async fn find_other(&self, client: Client<'_, 'x, P>) -> Result<(), xen_xenstore::Error> {
+        let node = Path::format(format_args!("device/vbd/{}/backend", self.index))?;
+        let mut device = client.watch(&node).await?;
+        // The first event is that it is set.
+        device.changed().await?;
+        let path = match client.read(&node, path_of).await {
+            Ok(path) => path,
+            Err(error) => return passes(error),
+        };
+        let mut backend = client.watch(&path).await?;
+        loop {
+            backend.has_changed()?;
+            match client.read_parsed(&path.join("state")?).await {
+                Ok(XenbusState::UNKNOWN) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return passes(error),
+            }
+            if let First::Other =
+                either(backend.changed(), async { device.changed().await.unwrap_or(()) }).await
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The path that a node says.
+fn path_of(value: &[u8]) -> Result<Path, xen_xenstore::Error> {
+    let text = core::str::from_utf8(value).map_err(|_| xen_xenstore::Error::NotText)?;
+    Path::new(text)
 }
 
 /// Whether a backend waits for the device of this directory, or would begin anew with it.

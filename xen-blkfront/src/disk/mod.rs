@@ -54,8 +54,8 @@ struct Place<'x, P: Platform> {
     epoch: u32,
     /// A device that is no longer the disk's, and has a watch.
     stale: Option<Frontend<Connected>>,
-    /// How the disk was when tasks were told last, with its size, and whether queues of it were taken.
-    known: Option<(State, u64, bool)>,
+    /// How the disk was when tasks were told last: with its epoch and size, and whether queues of it were taken.
+    known: Option<(State, u32, u64, bool)>,
 }
 
 impl<P: Platform> Default for Disk<'_, P> {
@@ -154,7 +154,9 @@ impl<'x, P: Platform> Disk<'x, P> {
         if let Some(error) = end {
             place.end_all(&self.seats, error);
         }
-        let now = place.front.as_ref().map(|front| (front.state(), front.capacity(), front.has_taken()));
+        let epoch = place.epoch;
+        let now = place.front.as_ref();
+        let now = now.map(|front| (front.state(), epoch, front.capacity(), front.has_taken()));
         let changed = now != core::mem::replace(&mut place.known, now);
         (place.dirty, place.unseen) = (true, true);
         drop(place);
@@ -174,9 +176,9 @@ impl<'x, P: Platform> Disk<'x, P> {
     #[inline]
     fn tell(&self) {
         if let Some(front) = &mut self.place.borrow_mut().front {
-            self.seats.call_answered(&mut front.ops);
+            self.seats.sort_out(&mut front.ops);
         }
-        wake(|| self.seats.call());
+        wake(|| self.seats.call_any(Line::Told));
         self.call_first();
     }
 
