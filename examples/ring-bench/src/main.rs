@@ -142,7 +142,9 @@ fn compare_drivers() -> Result<bool, String> {
 /// Prints what the same costs by tasks that wait.
 fn compare_tasks() -> Result<(), String> {
     println!();
-    println!("instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;");
+    println!(
+        "instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;"
+    );
     println!("without what an executor does between the polls, and as above");
     println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "by tasks");
     for depth in [1, 4] {
