@@ -1,0 +1,209 @@
+//! The place of a disk that tasks use, which may be empty.
+
+mod handle;
+mod jobs;
+mod run;
+mod seats;
+mod suspended;
+
+use core::cell::{Cell, RefCell};
+use core::fmt;
+use core::task::Waker;
+
+use xen_hypercall::Platform;
+
+use crate::{BlkFront, Error, State};
+use seats::{Batch, Line, Seats};
+
+pub use handle::DiskHandle;
+pub use run::Drive;
+
+/// The place of a disk that the tasks of an executor use, all of one vCPU. It may be empty: the disk comes and goes, and is
+/// connected again, under tasks that use the place by its [handles](Self::handle).
+///
+/// Somebody has to [drive](Self::drive) it, in a task of its own: that alone shows the backend what was asked for, takes the answers,
+/// and wakes the tasks that they are for. What several tasks ask for in one round of the executor goes out with one notification: asking
+/// wakes the driving task, whose turn comes when those that were ready before it have had theirs.
+///
+/// A call that uses the disk borrows the place and gives it back before it returns. Nothing is borrowed while a task waits.
+pub struct Disk<'x, P: Platform> {
+    place: RefCell<Place<'x, P>>,
+    seats: Seats,
+    /// Of the task that drives the disk.
+    driver: Cell<Option<Waker>>,
+    /// Counts changes of what is in the place.
+    changes: Cell<u64>,
+}
+
+struct Place<'x, P: Platform> {
+    front: Option<BlkFront<'x, P>>,
+    /// A disk that has closed, and is about to be connected again with all that is under way.
+    held: bool,
+    /// Something was asked for and not shown.
+    dirty: bool,
+    /// How the disk was when tasks were told last.
+    known: Option<(State, u64)>,
+}
+
+impl<P: Platform> Default for Disk<'_, P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'x, P: Platform> Disk<'x, P> {
+    /// An empty place.
+    pub fn new() -> Self {
+        let place = Place { front: None, held: false, dirty: false, known: None };
+        Self {
+            place: RefCell::new(place),
+            seats: Seats::default(),
+            driver: Cell::new(None),
+            changes: Cell::new(0),
+        }
+    }
+
+    /// The place of a disk that is there.
+    pub fn of(front: BlkFront<'x, P>) -> Self {
+        let disk = Self::new();
+        drop(disk.put(front));
+        disk
+    }
+
+    /// What a task uses the disk by.
+    pub fn handle(&self) -> DiskHandle<'_, 'x, P> {
+        DiskHandle::new(self)
+    }
+
+    /// Puts a disk into the place. Returns the one before: what tasks asked of that fails with [`Error::Closed`], and is
+    /// forgotten, unless it was answered.
+    pub fn put(&self, front: BlkFront<'x, P>) -> Option<BlkFront<'x, P>> {
+        let before = self.take();
+        self.place.borrow_mut().front = Some(front);
+        self.settle();
+        before
+    }
+
+    /// Takes the disk out of the place, as [`put`](Self::put) does. None: it is empty.
+    pub fn take(&self) -> Option<BlkFront<'x, P>> {
+        let mut place = self.place.borrow_mut();
+        let mut front = place.front.take()?;
+        // Their tickets are of this disk, whatever comes after it.
+        self.seats.end(Error::Closed, |ticket| {
+            front.forget(ticket);
+            true
+        });
+        (place.held, place.dirty) = (false, false);
+        drop(place);
+        self.settle();
+        Some(front)
+    }
+
+    /// Calls `f` with the disk, if there is one. It must use neither the place nor a handle of it. Whatever it does with the disk,
+    /// tasks that are concerned are woken afterwards.
+    pub fn with<R>(&self, f: impl FnOnce(&mut BlkFront<'x, P>) -> R) -> Option<R> {
+        let result = self.place.borrow_mut().front.as_mut().map(f);
+        if result.is_some() {
+            self.settle();
+        }
+        result
+    }
+
+    /// Calls `f` with the disk, which it only looks at.
+    pub(crate) fn look<R>(&self, f: impl FnOnce(&BlkFront<'x, P>) -> R) -> Option<R> {
+        self.place.borrow().front.as_ref().map(f)
+    }
+
+    /// Something may be otherwise with the disk: whom that concerns is woken.
+    fn settle(&self) {
+        let mut place = self.place.borrow_mut();
+        if let Some(error) = place.end() {
+            place.end_all(&self.seats, error);
+        }
+        let now = place.front.as_ref().map(|front| (front.state(), front.capacity()));
+        let changed = now != core::mem::replace(&mut place.known, now);
+        place.dirty |= place.front.is_some();
+        drop(place);
+        if changed {
+            self.changes.set(self.changes.get().wrapping_add(1));
+            self.call_all(Line::Change);
+            self.call_all(Line::Answers);
+            self.call_all(Line::Room);
+        }
+        self.tell();
+        self.call_driver();
+    }
+
+    /// Wakes those who have results, and who may have room.
+    fn tell(&self) {
+        wake(|batch| {
+            let mut place = self.place.borrow_mut();
+            place.front.as_mut().is_none_or(|front| self.seats.call_answered(&mut front.ops, batch))
+        });
+        self.call_first();
+    }
+
+    /// Wakes who waits for room first.
+    fn call_first(&self) {
+        if let Some(waker) = self.seats.call_first(Line::Room) {
+            waker.wake();
+        }
+    }
+
+    fn call_all(&self, line: Line) {
+        wake(|batch| self.seats.call_all(line, batch));
+    }
+
+    /// Wakes the task that drives the disk.
+    fn call_driver(&self) {
+        if let Some(waker) = self.driver.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Wakes all that `fill` takes out, which it says to be all when it returns true. One waker that panics takes nothing from the others.
+fn wake(mut fill: impl FnMut(&mut Batch) -> bool) {
+    let (mut batch, mut whole) = (Batch::default(), false);
+    let wakers = core::iter::from_fn(|| {
+        let mut next = batch.pop();
+        while next.is_none() && !whole {
+            whole = fill(&mut batch);
+            next = batch.pop();
+        }
+        next
+    });
+    xen_evtchn::wake_all(wakers, Waker::wake);
+}
+
+impl<'x, P: Platform> Place<'x, P> {
+    /// Why nothing more comes of what is under way, if it is so.
+    fn end(&self) -> Option<Error> {
+        match self.front.as_ref().map(BlkFront::state) {
+            Some(State::Broken(violation)) => Some(Error::Broken(violation)),
+            Some(State::Closed) | None if !self.held => Some(Error::Closed),
+            _ => None,
+        }
+    }
+
+    /// All that is under way has this result, but what was answered.
+    fn end_all(&mut self, seats: &Seats, error: Error) {
+        let Some(front) = &mut self.front else { return seats.end(error, |_| true) };
+        seats.end(error, |ticket| {
+            let open = front.ops.settled(ticket).is_none();
+            if open {
+                front.give_up(ticket, error);
+            }
+            open
+        });
+    }
+}
+
+impl<P: Platform> fmt::Debug for Disk<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.place.try_borrow() {
+            Ok(place) => f.debug_tuple("Disk").field(&place.front).finish(),
+            Err(_) => f.write_str("Disk"),
+        }
+    }
+}
