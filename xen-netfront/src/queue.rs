@@ -109,11 +109,19 @@ impl<'x, P: Platform> Queue<'x, P> {
         Ok(now > before && (all || now.min(self.tx.ring.free() as usize) >= wanted))
     }
 
-    /// The end of a look by tasks that want these sides alone. What a channel serves that is looked at is looked at whole.
-    pub(crate) fn arm_sides(&mut self, sides: Sides, wanted: usize, stats: &mut Stats) -> Result<(), Error> {
+    /// The end of a look by tasks that want these sides alone. What a channel serves that is looked at is looked at whole. Returns
+    /// whether something is there, or came back.
+    pub(crate) fn arm_sides(
+        &mut self,
+        sides: Sides,
+        wanted: usize,
+        stats: &mut Stats,
+    ) -> Result<bool, Error> {
         let split = self.rx_channel.is_some();
         let rx = (!split || sides != Sides::Transmit) && self.arm_receive(stats)?;
+        let before = self.tx.pool.available();
         let tx = (!split || sides != Sides::Receive) && self.arm_transmit(wanted, stats)?;
+        let again = rx | (self.tx.pool.available() > before);
         match &self.rx_channel {
             None => self.end_of_look(rx, tx),
             Some(_) if sides == Sides::Both => self.end_of_look(rx, tx),
@@ -122,6 +130,15 @@ impl<'x, P: Platform> Queue<'x, P> {
                 let worked = core::mem::take(&mut self.tx.worked);
                 self.channel.done(Progress::of(tx | worked));
             }
+        }
+        Ok(again)
+    }
+
+    /// Shows the backend what was queued to be sent, if anything was.
+    pub(crate) fn publish_queued(&mut self, stats: &mut Stats) -> Result<(), Error> {
+        if self.tx.ring.has_unpublished() && self.tx.ring.publish().map_err(broken)? {
+            stats.notifications += 1;
+            self.channel.notify()?;
         }
         Ok(())
     }

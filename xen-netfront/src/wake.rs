@@ -59,15 +59,18 @@ impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
         }
     }
 
-    /// The end of a look by tasks that want these sides alone: others may look at the other side. There may be something to do at
-    /// once, so the look is done again afterwards.
-    pub(crate) fn arm_sides(&mut self, sides: Sides) -> Result<(), Error> {
-        self.check()?;
+    /// Shows the backend what was queued, and is the end of a look by tasks that want these sides alone: others may look at the
+    /// other side. Returns whether to look again, for something is there at once, or came back.
+    pub(crate) fn arm_sides(&mut self, sides: Sides) -> Result<bool, Error> {
+        self.check_and_tell()?;
         // Whatever room a task waits for, an event comes when half of what is under way has come back.
         let wanted = if sides == Sides::Receive { LARGE } else { usize::MAX };
         let Self { queues, stats, .. } = self;
-        let armed = each(queues).try_for_each(|queue| queue.arm_sides(sides, wanted, stats));
-        self.settle(armed)
+        let again = each(queues).try_fold(false, |again, queue| {
+            queue.publish_queued(stats)?;
+            Ok(queue.arm_sides(sides, wanted, stats)? | again)
+        });
+        self.settle(again)
     }
 
     /// Leaves the task's waker for the next event of these sides; returns whether there was one already.

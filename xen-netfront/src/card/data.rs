@@ -1,13 +1,13 @@
 //! What tasks do with the device of a place: they send and receive, and wait for that.
 
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
 use core::task::{Context, Poll};
 
 use xen_hypercall::Platform;
 
 use super::{Card, Place};
 use crate::wake::Sides;
-use crate::{Error, Followup, Mac, NetFront, RxMeta, State, TxMeta};
+use crate::{Error, Followup, Mac, NetFront, RxMeta, TxMeta};
 
 /// Looks at a device that a single poll of a task takes at most. More of them are needed only if events come meanwhile.
 const LOOKS: usize = 4;
@@ -17,16 +17,16 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
     ///
     /// # Errors
     /// [`Error::Closed`]: the place was [closed](Self::close).
-    pub async fn receive(&self, buf: &mut [u8]) -> Result<usize, Error> {
-        poll_fn(|cx| self.look(cx, Sides::Receive, |front, _| front.receive(buf))).await
+    pub fn receive(&self, buf: &mut [u8]) -> impl Future<Output = Result<usize, Error>> {
+        self.frame(move |front| front.receive(buf))
     }
 
     /// Receives a frame as [`NetFront::receive_with`] does: waits for one, and for a device.
     ///
     /// # Errors
     /// As [`receive`](Self::receive).
-    pub async fn receive_with(&self, buf: &mut [u8]) -> Result<RxMeta, Error> {
-        poll_fn(|cx| self.look(cx, Sides::Receive, |front, _| front.receive_with(buf))).await
+    pub fn receive_with(&self, buf: &mut [u8]) -> impl Future<Output = Result<RxMeta, Error>> {
+        self.frame(move |front| front.receive_with(buf))
     }
 
     /// Queues a frame as [`NetFront::transmit`] does: waits for room, and for a device. The backend is shown it by
@@ -34,16 +34,20 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
     ///
     /// # Errors
     /// [`Error::Length`] for a frame that the backend does not take. [`Error::Closed`]: the place was [closed](Self::close).
-    pub async fn transmit(&self, frame: &[u8]) -> Result<(), Error> {
-        poll_fn(|cx| self.send(cx, |front| front.transmit(frame))).await
+    pub fn transmit(&self, frame: &[u8]) -> impl Future<Output = Result<(), Error>> {
+        self.send(move |front| front.transmit(frame))
     }
 
     /// Queues a frame as [`NetFront::transmit_with`] does: waits for room, and for a device.
     ///
     /// # Errors
     /// As [`NetFront::transmit_with`], but for what is waited for. [`Error::Closed`]: the place was [closed](Self::close).
-    pub async fn transmit_with(&self, parts: &[&[u8]], meta: TxMeta) -> Result<(), Error> {
-        poll_fn(|cx| self.send(cx, |front| front.transmit_with(parts, meta))).await
+    pub fn transmit_with(
+        &self,
+        parts: &[&[u8]],
+        meta: TxMeta,
+    ) -> impl Future<Output = Result<(), Error>> {
+        self.send(move |front| front.transmit_with(parts, meta))
     }
 
     /// Waits until so many pages can be filled with frames, as [`NetFront::can_transmit`] tells, or all that there are if those
@@ -65,11 +69,11 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
     /// # Errors
     /// As [`NetFront::want_multicast`], but for what is waited for. [`Error::Closed`]: the place was [closed](Self::close).
     pub async fn want_multicast(&self, address: Mac, wanted: bool) -> Result<(), Error> {
-        let mut want = |front: &mut NetFront<'x, P, QUEUES>| {
+        self.send(|front| {
             front.want_multicast(address, wanted)?;
             front.publish()
-        };
-        poll_fn(|cx| self.send(cx, &mut want)).await
+        })
+        .await
     }
 
     /// Returns whether a device is at work and its link is up, once that is not what was `known`.
@@ -117,16 +121,42 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
         Poll::Pending
     }
 
-    /// [`look`](Self::look) for what says that it lacks room by an error.
+    /// Takes a frame by `f`, at once or as soon as there is one.
+    #[inline]
+    fn frame<R>(
+        &self,
+        mut f: impl FnMut(&mut NetFront<'x, P, QUEUES>) -> Result<Option<R>, Error>,
+    ) -> impl Future<Output = Result<R, Error>> {
+        poll_fn(move |cx| {
+            // First what is nearly always so. It changes nothing that others wait for.
+            if let Some(Ok(Some(frame))) = self.now(&mut f) {
+                return Poll::Ready(Ok(frame));
+            }
+            self.look_again(cx, Sides::Receive, |front, _| f(front))
+        })
+    }
+
+    /// Sends something by `f`, at once or as soon as there is room.
+    #[inline]
     fn send(
         &self,
-        cx: &mut Context<'_>,
         mut f: impl FnMut(&mut NetFront<'x, P, QUEUES>) -> Result<(), Error>,
-    ) -> Poll<Result<(), Error>> {
-        self.look(cx, Sides::Transmit, |front, _| match f(front) {
-            Err(Error::Full) => Ok(None),
-            result => result.map(Some),
+    ) -> impl Future<Output = Result<(), Error>> {
+        poll_fn(move |cx| {
+            if let Some(Ok(())) = self.now(&mut f) {
+                return Poll::Ready(Ok(()));
+            }
+            self.look(cx, Sides::Transmit, |front, _| match f(front) {
+                Err(Error::Full) => Ok(None),
+                result => result.map(Some),
+            })
         })
+    }
+
+    #[inline]
+    fn now<R>(&self, f: &mut impl FnMut(&mut NetFront<'x, P, QUEUES>) -> R) -> Option<R> {
+        let mut place = self.place.try_borrow_mut().ok()?;
+        place.front.as_mut().map(f)
     }
 
     /// Calls `f` until there is a result, in this poll of the task or in one that the device wakes it for, or the device after
@@ -137,16 +167,21 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
         sides: Sides,
         mut f: impl FnMut(&mut NetFront<'x, P, QUEUES>, &mut u32) -> Result<Option<R>, Error>,
     ) -> Poll<Result<R, Error>> {
-        let looked = self.wait(cx, |place, cx| {
-            let Place { front, stamp, .. } = place;
-            if let Some(front) = front.as_mut().filter(|front| front.state == State::Connected) {
-                // First what is nearly always so.
-                if let Some(result) = ended(f(front, stamp)) {
-                    return Poll::Ready(result);
-                }
-            }
-            place.sleep(cx, sides, f)
-        });
+        if let Some(result) = self.with_stamp(&mut f).and_then(ended) {
+            return Poll::Ready(result);
+        }
+        self.look_again(cx, sides, f)
+    }
+
+    /// [`look`](Self::look) after a first look without a result.
+    #[inline(never)]
+    fn look_again<R>(
+        &self,
+        cx: &mut Context<'_>,
+        sides: Sides,
+        f: impl FnMut(&mut NetFront<'x, P, QUEUES>, &mut u32) -> Result<Option<R>, Error>,
+    ) -> Poll<Result<R, Error>> {
+        let looked = self.wait(cx, |place, cx| place.sleep(cx, sides, f));
         self.tell();
         looked
     }
@@ -154,7 +189,7 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
 
 impl<'x, P: Platform, const QUEUES: usize> Place<'x, P, QUEUES> {
     /// The end of a look without a result.
-    #[inline(never)]
+    #[inline]
     fn sleep<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -173,13 +208,16 @@ impl<'x, P: Platform, const QUEUES: usize> Place<'x, P, QUEUES> {
         }
         let Self { front: Some(front), stamp, .. } = self else { return Poll::Pending };
         for _ in 0..LOOKS {
-            // One that is not at work is replaced, or its place is closed: then the task is woken.
-            if front.publish().and_then(|()| front.arm_sides(sides)).is_err() {
-                return Poll::Pending;
-            }
-            // What came before it was armed has no event.
-            if let Some(result) = ended(f(front, stamp)) {
-                return Poll::Ready(result);
+            match front.arm_sides(sides) {
+                // What came before it was armed has no event.
+                Ok(true) => {
+                    if let Some(result) = ended(f(front, stamp)) {
+                        return Poll::Ready(result);
+                    }
+                }
+                Ok(false) => {}
+                // One that is not at work is replaced, or its place is closed: then the task is woken.
+                Err(_) => return Poll::Pending,
             }
             if !front.poll_sides(cx, sides) {
                 return Poll::Pending;
