@@ -8,7 +8,7 @@ use core::task::Poll;
 use xen_hypercall::Platform;
 
 use super::Disk;
-use super::jobs::{Buffer, Lent, Single, Transfer, perform};
+use super::jobs::{Buffer, Lent, PARTS, Single, Transfer, perform};
 use super::seats::{Line, Seat};
 use crate::{BlkFront, Error, Piece, State};
 
@@ -51,7 +51,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// [`Error::Unaligned`], [`Error::OutOfRange`]; what the backend says; [`Error::Closed`], [`Error::Broken`]; [`Error::Grant`]
     /// without memory. What is in `out` is undetermined then, and when the call is dropped.
     pub async fn read(self, lba: u64, out: &mut [u8]) -> Result<(), Error> {
-        perform(self.disk, Transfer::new(lba, Buffer::Read(out))).await
+        perform::<_, PARTS>(self.disk, Transfer::new(lba, Buffer::Read(out))).await
     }
 
     /// Writes sectors. The data is copied when there is room for it.
@@ -59,7 +59,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`read`](Self::read), and [`Error::ReadOnly`]. Any of the sectors may have been written then.
     pub async fn write(self, lba: u64, data: &[u8]) -> Result<(), Error> {
-        perform(self.disk, Transfer::new(lba, Buffer::Write(data))).await
+        perform::<_, PARTS>(self.disk, Transfer::new(lba, Buffer::Write(data))).await
     }
 
     /// Reads sectors into the caller's own pages, without a copy, in one operation; as [`BlkFront::submit_read_into`]. The pages are in
@@ -69,7 +69,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`BlkFront::submit_read_into`], but for [`Error::Busy`]; what the backend says.
     pub async fn read_into(self, lba: u64, pieces: &mut [Option<Piece<'x, P>>]) -> Result<(), Error> {
-        perform(self.disk, Lent { lba, pieces, write: false, submitted: false }).await
+        perform::<_, 1>(self.disk, Lent { lba, pieces, write: false }).await
     }
 
     /// Writes sectors from the caller's own pages; as [`read_into`](Self::read_into).
@@ -77,7 +77,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`read_into`](Self::read_into), and [`Error::ReadOnly`].
     pub async fn write_from(self, lba: u64, pieces: &mut [Option<Piece<'x, P>>]) -> Result<(), Error> {
-        perform(self.disk, Lent { lba, pieces, write: true, submitted: false }).await
+        perform::<_, 1>(self.disk, Lent { lba, pieces, write: true }).await
     }
 
     /// Has the writes that were answered before survive a loss of power, if the backend can; see [`BlkFront::can_flush`]. Those that
@@ -86,7 +86,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`BlkFront::submit_flush`], but for [`Error::Busy`]; what the backend says.
     pub async fn flush(self) -> Result<(), Error> {
-        perform(self.disk, Single::new(BlkFront::submit_flush)).await
+        perform::<_, 1>(self.disk, Single(BlkFront::submit_flush)).await
     }
 
     /// Discards sectors, as far as whole extents of the medium are among them.
@@ -94,7 +94,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`BlkFront::submit_discard`], but for [`Error::Busy`]; what the backend says.
     pub async fn discard(self, lba: u64, sectors: u64) -> Result<(), Error> {
-        perform(self.disk, Single::new(|front: &mut BlkFront<'x, P>| front.submit_discard(lba, sectors)))
+        perform::<_, 1>(self.disk, Single(|front: &mut BlkFront<'x, P>| front.submit_discard(lba, sectors)))
             .await
     }
 
@@ -104,7 +104,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// As [`BlkFront::submit_secure_discard`], but for [`Error::Busy`]; what the backend says.
     pub async fn erase(self, lba: u64, sectors: u64) -> Result<(), Error> {
         let submit = |front: &mut BlkFront<'x, P>| front.submit_secure_discard(lba, sectors);
-        perform(self.disk, Single::new(submit)).await
+        perform::<_, 1>(self.disk, Single(submit)).await
     }
 
     /// Writes sectors, at most 88, after all that was submitted before, and before all that is submitted later; as
@@ -113,7 +113,8 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`BlkFront::submit_barrier`], but for [`Error::Busy`]; what the backend says.
     pub async fn barrier(self, lba: u64, data: &[u8]) -> Result<(), Error> {
-        perform(self.disk, Single::new(|front: &mut BlkFront<'x, P>| front.submit_barrier(lba, data))).await
+        perform::<_, 1>(self.disk, Single(|front: &mut BlkFront<'x, P>| front.submit_barrier(lba, data)))
+            .await
     }
 
     /// How the disk is. None: there is none.
@@ -147,7 +148,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
         self.until(move |disk| disk.changes.get() != known)
     }
 
-    async fn until(self, is_so: impl Fn(&Disk<'x, P>) -> bool) {
+    pub(super) async fn until(self, is_so: impl Fn(&Disk<'x, P>) -> bool) {
         let seat = pin!(Seat::new(&self.disk.seats));
         let seat = seat.as_ref();
         poll_fn(|cx| {

@@ -6,18 +6,23 @@ use core::task::{Context, Poll};
 
 use xen_hypercall::{PAGE_SIZE, Platform};
 
-use super::Disk;
-use super::seats::{Line, PARTS, Seat};
+use super::seats::{Line, Row, Seat};
+use super::{Disk, Place};
 use crate::abi::{MAX_SEGMENTS, SECTOR};
 use crate::{BlkFront, Error, Piece, Ticket};
 
+/// Operations of a transfer that are under way at once, at most.
+pub(super) const PARTS: usize = 8;
 /// Bytes of an operation for which there are pages at all times, unless other operations have them.
 const LITTLE: usize = MAX_SEGMENTS * PAGE_SIZE;
 
 /// Operations of one call.
 pub(super) trait Job<'x, P: Platform> {
-    /// Submits the next operation, which is the one in this place from then on. None: all were.
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<Option<Ticket>, Error>;
+    /// Whether an operation may have its result when it was submitted.
+    const AT_ONCE: bool = false;
+
+    /// Submits the next operation, which is the one in this place from then on. Returns whether it was the last.
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<(Ticket, bool), Error>;
 
     /// Takes the result of an operation that has one.
     fn take(
@@ -28,145 +33,185 @@ pub(super) trait Job<'x, P: Platform> {
     ) -> Option<Result<(), Error>>;
 }
 
-/// Does a job. Dropped before that is done, it forgets what is under way.
-pub(super) async fn perform<'x, P: Platform>(disk: &Disk<'x, P>, job: impl Job<'x, P>) -> Result<(), Error> {
-    let seat = pin!(Seat::new(&disk.seats));
-    let mut task = Task { disk, seat: seat.as_ref(), job, whole: false, result: Ok(()) };
+/// Does a job, by at most `N` operations at once. Dropped before that is done, it forgets what is under way.
+#[inline]
+pub(super) async fn perform<'x, P: Platform, const N: usize>(
+    disk: &Disk<'x, P>,
+    job: impl Job<'x, P>,
+) -> Result<(), Error> {
+    let row = pin!(Row::<N>::new(&disk.seats));
+    let mut task = Task { disk, row: row.as_ref(), job, used: 0, whole: false, error: None };
     poll_fn(|cx| task.poll(cx)).await
 }
 
-struct Task<'t, 'd, 'x, P: Platform, J> {
+struct Task<'t, 'd, 'x, P: Platform, J, const N: usize> {
     disk: &'d Disk<'x, P>,
-    seat: Pin<&'t Seat<'d>>,
+    row: Pin<&'t Row<'d, N>>,
     job: J,
+    /// Seats that were used so far, from the first on. The first is the one that waits for room, while none has an operation.
+    used: usize,
     /// All was submitted.
     whole: bool,
     /// After an error nothing more is submitted.
-    result: Result<(), Error>,
+    error: Option<Error>,
 }
 
-impl<'x, P: Platform, J: Job<'x, P>> Task<'_, '_, 'x, P, J> {
+/// What became of a look at what else is to be asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Something was.
+    Asked,
+    /// Nothing can be.
+    Waits,
+    /// Nothing is to be.
+    Over,
+}
+
+impl<'t, 'd, 'x, P: Platform, J: Job<'x, P>, const N: usize> Task<'t, 'd, 'x, P, J, N> {
     #[inline]
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let Self { disk, seat, job, whole, result } = self;
-        let mut borrowed = disk.place.borrow_mut();
-        let place = &mut *borrowed;
-        if let Some(error) = seat.ended() {
-            *result = result.and(Err(error));
+        let disk = self.disk;
+        let Some(first) = self.row.seat(0) else { return Poll::Ready(Ok(())) };
+        let waited = first.line() == Some(Line::Room);
+        let mut place = disk.place.borrow_mut();
+        let taken = self.take(&mut place);
+        let mut turn =
+            if self.whole || self.error.is_some() { Turn::Over } else { self.ask(first, &mut place) };
+        if J::AT_ONCE && turn == Turn::Asked && self.take(&mut place) {
+            turn = Turn::Over;
         }
-        let (mut asked, mut taken, mut waits) = (false, false, false);
-        loop {
-            if let Some(front) = &mut place.front {
-                for at in 0..seat.used() {
-                    // Of a disk that is about to be connected again, what has no result may still have one.
-                    let settled = seat.ticket(at).filter(|ticket| front.ops.settled(*ticket).is_some());
-                    let Some(ticket) = settled else { continue };
-                    if let Some(ended) = job.take(front, at, ticket) {
-                        let _ = seat.take(at);
-                        *result = result.and(ended);
-                        taken = true;
-                    }
-                }
-            }
-            let mut settled = false;
-            while result.is_ok() && !*whole {
-                let Some(at) = seat.vacancy() else { break };
-                let first = disk.seats.is_empty(Line::Room) || seat.is_first();
-                if !first || place.held {
-                    waits = true;
-                    break;
-                }
-                let submitted = match &mut place.front {
-                    Some(front) => job.submit(front, at),
-                    None => Err(Error::Closed),
-                };
-                match submitted {
-                    Ok(Some(ticket)) => {
-                        seat.set(at, ticket);
-                        asked = true;
-                        settled |=
-                            place.front.as_mut().is_some_and(|front| front.ops.settled(ticket).is_some());
-                    }
-                    Ok(None) => *whole = true,
-                    Err(Error::Busy) => {
-                        waits = true;
-                        break;
-                    }
-                    Err(error) => *result = Err(error),
-                }
-            }
-            if !settled {
-                break;
-            }
-        }
-        place.dirty |= asked;
-        drop(borrowed);
-        // Who leaves the line for room may have left some.
-        let mut next = taken;
-        if !seat.is_idle() {
+        drop(place);
+        let mut waits = false;
+        for seat in self.seats().filter(|seat| seat.ticket().is_some()) {
             // What there is no room for follows when one of these is done.
-            next |= seat.line() == Some(Line::Room);
             seat.sit(Line::Answers);
-        } else if waits {
-            seat.sit(Line::Room);
-        } else {
-            next |= seat.line() == Some(Line::Room);
-            seat.stand();
-        }
-        let ended = seat.line().is_none();
-        if !ended {
             seat.leave(cx.waker());
+            waits = true;
         }
-        if asked {
+        if !waits && turn == Turn::Waits {
+            first.sit(Line::Room);
+            first.leave(cx.waker());
+            self.used = self.used.max(1);
+            return Poll::Pending;
+        }
+        if turn == Turn::Asked {
             disk.call_driver();
         }
-        if next {
+        if waited && first.line() == Some(Line::Room) {
+            first.stand();
+        }
+        // Who leaves the line for room may have left some.
+        if taken || waited {
             disk.call_first();
         }
-        if ended { Poll::Ready(*result) } else { Poll::Pending }
+        if waits { Poll::Pending } else { Poll::Ready(self.error.map_or(Ok(()), Err)) }
+    }
+
+    #[cold]
+    fn fail(&mut self, error: Error) {
+        let _ = self.error.get_or_insert(error);
+    }
+
+    /// The seats that were used so far.
+    #[inline]
+    fn seats(&self) -> impl Iterator<Item = Pin<&'t Seat<'d>>> + use<'t, 'd, 'x, P, J, N> {
+        let row = self.row;
+        // The compiler need not count to one.
+        (0..if N == 1 { 1 } else { self.used }).filter_map(move |at| row.seat(at))
+    }
+
+    /// Takes what is done. Returns whether something was.
+    #[inline]
+    fn take(&mut self, place: &mut Place<'x, P>) -> bool {
+        let mut taken = false;
+        for (at, seat) in self.seats().enumerate() {
+            let (Some(ticket), Some(front)) = (seat.ticket(), &mut place.front) else {
+                if let Some(error) = seat.ended() {
+                    self.fail(error);
+                }
+                continue;
+            };
+            // Of a disk that is about to be connected again, what has no result may still have one.
+            if front.ops.settled(ticket).is_none() {
+                continue;
+            }
+            if let Some(result) = self.job.take(front, at, ticket) {
+                seat.set(None);
+                taken = true;
+                if let Err(error) = result {
+                    self.fail(error);
+                }
+            }
+        }
+        taken
+    }
+
+    /// Submits as much as there is room for, if it is this one's turn.
+    #[inline]
+    fn ask(&mut self, first: Pin<&'t Seat<'d>>, place: &mut Place<'x, P>) -> Turn {
+        let Some(front) = &mut place.front else {
+            self.fail(Error::Closed);
+            return Turn::Over;
+        };
+        let mut turn = Turn::Waits;
+        if place.held || !(self.disk.seats.is_empty(Line::Room) || first.is_first()) {
+            return turn;
+        }
+        for at in 0..N {
+            let Some(seat) = self.row.seat(at).filter(|seat| seat.ticket().is_none()) else { continue };
+            match self.job.submit(front, at) {
+                Ok((ticket, last)) => {
+                    seat.set(Some(ticket));
+                    self.used = self.used.max(at + 1);
+                    (turn, self.whole, place.dirty) = (Turn::Asked, last, true);
+                    if last {
+                        break;
+                    }
+                }
+                Err(Error::Busy) => break,
+                Err(error) => {
+                    self.fail(error);
+                    return if turn == Turn::Asked { turn } else { Turn::Over };
+                }
+            }
+        }
+        turn
     }
 }
 
-impl<P: Platform, J> Drop for Task<'_, '_, '_, P, J> {
+impl<P: Platform, J, const N: usize> Drop for Task<'_, '_, '_, P, J, N> {
+    #[inline]
     fn drop(&mut self) {
-        let Self { disk, seat, .. } = self;
-        let waited = seat.line() == Some(Line::Room);
-        seat.stand();
-        if seat.is_idle() && !waited {
-            return;
-        }
-        if let Some(front) = &mut disk.place.borrow_mut().front {
-            for at in 0..seat.used() {
-                if let Some(ticket) = seat.take(at) {
-                    front.forget(ticket);
-                }
+        let (mut left, disk) = (false, self.disk);
+        for at in 0..if N == 1 { 1 } else { self.used } {
+            let Some(seat) = self.row.seat(at) else { continue };
+            left |= seat.line() == Some(Line::Room);
+            // It leaves its line when it is dropped; who waits for room then has to be another one.
+            seat.stand();
+            let Some(ticket) = seat.ticket() else { continue };
+            if let Some(front) = &mut disk.place.borrow_mut().front {
+                front.forget(ticket);
             }
+            seat.set(None);
+            left = true;
         }
-        disk.call_first();
+        if left {
+            disk.call_first();
+        }
     }
 }
 
 /// One operation, without data of its own.
-pub(super) struct Single<F> {
-    /// None: it was submitted.
-    submit: Option<F>,
-}
-
-impl<F> Single<F> {
-    pub(super) fn new(submit: F) -> Self {
-        Self { submit: Some(submit) }
-    }
-}
+pub(super) struct Single<F>(pub(super) F);
 
 impl<'x, P: Platform, F> Job<'x, P> for Single<F>
 where
     F: FnMut(&mut BlkFront<'x, P>) -> Result<Ticket, Error>,
 {
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<Option<Ticket>, Error> {
-        let Some(submit) = &mut self.submit else { return Ok(None) };
-        let ticket = submit(front)?;
-        self.submit = None;
-        Ok(Some(ticket))
+    const AT_ONCE: bool = true;
+
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<(Ticket, bool), Error> {
+        Ok(((self.0)(front)?, true))
     }
 
     fn take(&mut self, front: &mut BlkFront<'x, P>, _: usize, ticket: Ticket) -> Option<Result<(), Error>> {
@@ -179,22 +224,17 @@ pub(super) struct Lent<'b, 'x, P: Platform> {
     pub(super) lba: u64,
     pub(super) pieces: &'b mut [Option<Piece<'x, P>>],
     pub(super) write: bool,
-    pub(super) submitted: bool,
 }
 
 impl<'x, P: Platform> Job<'x, P> for Lent<'_, 'x, P> {
     #[inline]
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<Option<Ticket>, Error> {
-        if self.submitted {
-            return Ok(None);
-        }
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, _: usize) -> Result<(Ticket, bool), Error> {
         let ticket = if self.write {
             front.submit_write_from(self.lba, self.pieces)?
         } else {
             front.submit_read_into(self.lba, self.pieces)?
         };
-        self.submitted = true;
-        Ok(Some(ticket))
+        Ok((ticket, true))
     }
 
     #[inline]
@@ -252,15 +292,12 @@ impl<'b> Transfer<'b> {
 }
 
 impl<'x, P: Platform> Job<'x, P> for Transfer<'_> {
-    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<Option<Ticket>, Error> {
+    fn submit(&mut self, front: &mut BlkFront<'x, P>, place: usize) -> Result<(Ticket, bool), Error> {
         if self.part == 0 {
             self.begin(front)?;
         }
         loop {
             let len = (self.buffer.len() - self.next).min(self.part);
-            if len == 0 {
-                return Ok(None);
-            }
             let lba = self.lba + (self.next / SECTOR) as u64;
             let submitted = match &self.buffer {
                 Buffer::Read(_) => front.submit_read(lba, (len / SECTOR) as u64),
@@ -274,7 +311,7 @@ impl<'x, P: Platform> Job<'x, P> for Transfer<'_> {
                         *part = (self.next, len);
                     }
                     self.next += len;
-                    return Ok(Some(ticket));
+                    return Ok((ticket, self.next == self.buffer.len()));
                 }
                 // There is no memory for more pages. Little is enough: some are there in any case.
                 Err(Error::Grant(_)) if self.part > LITTLE => self.part = LITTLE,

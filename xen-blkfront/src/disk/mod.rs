@@ -1,5 +1,6 @@
 //! The place of a disk that tasks use, which may be empty.
 
+mod control;
 mod handle;
 mod jobs;
 mod run;
@@ -11,10 +12,12 @@ use core::fmt;
 use core::task::Waker;
 
 use xen_hypercall::Platform;
+use xen_xenstore::xenbus::{Connected, Frontend};
 
 use crate::{BlkFront, Error, State};
-use seats::{Batch, Line, Seats};
+use seats::{Line, Seats};
 
+pub use control::Control;
 pub use handle::DiskHandle;
 pub use run::Drive;
 
@@ -31,8 +34,12 @@ pub struct Disk<'x, P: Platform> {
     seats: Seats,
     /// Of the task that drives the disk.
     driver: Cell<Option<Waker>>,
+    /// That one was called, and has not run since.
+    called: Cell<bool>,
     /// Counts changes of what is in the place.
     changes: Cell<u64>,
+    /// Somebody looks after the disk.
+    controlled: Cell<bool>,
 }
 
 struct Place<'x, P: Platform> {
@@ -41,8 +48,14 @@ struct Place<'x, P: Platform> {
     held: bool,
     /// Something was asked for and not shown.
     dirty: bool,
-    /// How the disk was when tasks were told last.
-    known: Option<(State, u64)>,
+    /// The disk is to be looked at although there was no event, and its event channels may be others.
+    unseen: bool,
+    /// Counts disks, and connections that were made without who looks after the disk.
+    epoch: u32,
+    /// A device that is no longer the disk's, and has a watch.
+    stale: Option<Frontend<Connected>>,
+    /// How the disk was when tasks were told last: with its epoch and size, and whether queues of it were taken.
+    known: Option<(State, u32, u64, bool)>,
 }
 
 impl<P: Platform> Default for Disk<'_, P> {
@@ -54,12 +67,22 @@ impl<P: Platform> Default for Disk<'_, P> {
 impl<'x, P: Platform> Disk<'x, P> {
     /// An empty place.
     pub fn new() -> Self {
-        let place = Place { front: None, held: false, dirty: false, known: None };
+        let place = Place {
+            front: None,
+            held: false,
+            dirty: false,
+            unseen: true,
+            epoch: 0,
+            stale: None,
+            known: None,
+        };
         Self {
             place: RefCell::new(place),
             seats: Seats::default(),
             driver: Cell::new(None),
+            called: Cell::new(false),
             changes: Cell::new(0),
+            controlled: Cell::new(false),
         }
     }
 
@@ -76,10 +99,14 @@ impl<'x, P: Platform> Disk<'x, P> {
     }
 
     /// Puts a disk into the place. Returns the one before: what tasks asked of that fails with [`Error::Closed`], and is
-    /// forgotten, unless it was answered.
+    /// forgotten.
     pub fn put(&self, front: BlkFront<'x, P>) -> Option<BlkFront<'x, P>> {
         let before = self.take();
-        self.place.borrow_mut().front = Some(front);
+        {
+            let mut place = self.place.borrow_mut();
+            place.front = Some(front);
+            place.epoch = place.epoch.wrapping_add(1);
+        }
         self.settle();
         before
     }
@@ -94,6 +121,7 @@ impl<'x, P: Platform> Disk<'x, P> {
             true
         });
         (place.held, place.dirty) = (false, false);
+        place.epoch = place.epoch.wrapping_add(1);
         drop(place);
         self.settle();
         Some(front)
@@ -109,6 +137,11 @@ impl<'x, P: Platform> Disk<'x, P> {
         result
     }
 
+    /// As [`with`](Self::with), and nobody is told of what `f` does.
+    fn as_it_is<R>(&self, f: impl FnOnce(&mut BlkFront<'x, P>) -> R) -> Option<R> {
+        self.place.borrow_mut().front.as_mut().map(f)
+    }
+
     /// Calls `f` with the disk, which it only looks at.
     pub(crate) fn look<R>(&self, f: impl FnOnce(&BlkFront<'x, P>) -> R) -> Option<R> {
         self.place.borrow().front.as_ref().map(f)
@@ -117,16 +150,21 @@ impl<'x, P: Platform> Disk<'x, P> {
     /// Something may be otherwise with the disk: whom that concerns is woken.
     fn settle(&self) {
         let mut place = self.place.borrow_mut();
-        if let Some(error) = place.end() {
+        let end = place.end();
+        if let Some(error) = end {
             place.end_all(&self.seats, error);
         }
-        let now = place.front.as_ref().map(|front| (front.state(), front.capacity()));
+        let epoch = place.epoch;
+        let now = place.front.as_ref();
+        let now = now.map(|front| (front.state(), epoch, front.capacity(), front.has_taken()));
         let changed = now != core::mem::replace(&mut place.known, now);
-        place.dirty |= place.front.is_some();
+        (place.dirty, place.unseen) = (true, true);
         drop(place);
         if changed {
             self.changes.set(self.changes.get().wrapping_add(1));
             self.call_all(Line::Change);
+        }
+        if changed || end.is_some() {
             self.call_all(Line::Answers);
             self.call_all(Line::Room);
         }
@@ -135,15 +173,17 @@ impl<'x, P: Platform> Disk<'x, P> {
     }
 
     /// Wakes those who have results, and who may have room.
+    #[inline]
     fn tell(&self) {
-        wake(|batch| {
-            let mut place = self.place.borrow_mut();
-            place.front.as_mut().is_none_or(|front| self.seats.call_answered(&mut front.ops, batch))
-        });
+        if let Some(front) = &mut self.place.borrow_mut().front {
+            self.seats.sort_out(&mut front.ops);
+        }
+        wake(|| self.seats.call_any(Line::Told));
         self.call_first();
     }
 
     /// Wakes who waits for room first.
+    #[inline]
     fn call_first(&self) {
         if let Some(waker) = self.seats.call_first(Line::Room) {
             waker.wake();
@@ -151,29 +191,41 @@ impl<'x, P: Platform> Disk<'x, P> {
     }
 
     fn call_all(&self, line: Line) {
-        wake(|batch| self.seats.call_all(line, batch));
+        wake(|| self.seats.call_any(line));
     }
 
-    /// Wakes the task that drives the disk.
+    /// Wakes the task that drives the disk, once until it runs.
+    #[inline]
     fn call_driver(&self) {
-        if let Some(waker) = self.driver.take() {
-            waker.wake();
+        if !self.called.replace(true) {
+            let driver = self.driver.take();
+            if let Some(waker) = &driver {
+                waker.wake_by_ref();
+            }
+            self.driver.set(driver);
         }
     }
 }
 
-/// Wakes all that `fill` takes out, which it says to be all when it returns true. One waker that panics takes nothing from the others.
-fn wake(mut fill: impl FnMut(&mut Batch) -> bool) {
-    let (mut batch, mut whole) = (Batch::default(), false);
-    let wakers = core::iter::from_fn(|| {
-        let mut next = batch.pop();
-        while next.is_none() && !whole {
-            whole = fill(&mut batch);
-            next = batch.pop();
+/// Wakes all that `next` takes out. One waker that panics takes nothing from the others.
+#[inline]
+fn wake<F: FnMut() -> Option<Waker>>(next: F) {
+    /// After a panic of a waker it goes on with the rest.
+    struct Rest<F: FnMut() -> Option<Waker>>(F);
+    impl<F: FnMut() -> Option<Waker>> Drop for Rest<F> {
+        #[inline]
+        fn drop(&mut self) {
+            while let Some(waker) = (self.0)() {
+                waker.wake();
+            }
         }
-        next
-    });
-    xen_evtchn::wake_all(wakers, Waker::wake);
+    }
+    let mut rest = Rest(next);
+    while let Some(waker) = (rest.0)() {
+        waker.wake();
+    }
+    // Without a panic there is no rest.
+    core::mem::forget(rest);
 }
 
 impl<'x, P: Platform> Place<'x, P> {

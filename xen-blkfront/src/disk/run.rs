@@ -4,11 +4,12 @@ use core::convert::Infallible;
 use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 
 use xen_hypercall::Platform;
 
 use super::Disk;
+use super::seats::Line;
 use crate::{BlkFront, State};
 
 /// How often the disk is looked at again before other tasks run.
@@ -27,39 +28,58 @@ impl<'x, P: Platform> Disk<'x, P> {
         Drive { disk: self }
     }
 
-    /// Looks at the disk. Returns true when something has come meanwhile.
-    fn turn(&self, cx: &mut Context<'_>) -> bool {
+    /// Looks at the disk, at its answers too if `look` says so or an event has come. Returns true when something has come meanwhile.
+    /// `other`: the task that drove the disk before was another one.
+    #[inline]
+    fn turn(&self, cx: &mut Context<'_>, other: bool, look: bool) -> bool {
         let mut borrowed = self.place.borrow_mut();
         let place = &mut *borrowed;
+        let unseen = core::mem::take(&mut place.unseen);
         let Some(front) = &mut place.front else { return false };
         let state = front.state();
         if let State::Broken(_) = state {
             return false;
         }
-        // A waker first: what comes after it is told of.
-        let fired = front.listen(cx);
-        let shown = if core::mem::take(&mut place.dirty) { front.publish() } else { Ok(()) };
-        let polled = shown.and_then(|()| front.poll());
-        let more = front.arm_after(0) | fired;
-        let same = front.state() == state;
-        match polled {
-            Ok(0) if same => return more,
-            Ok(_) if same => {
-                drop(borrowed);
-                self.tell();
+        // A waker first: what comes after it is told of. Without an event nothing has come, for one was asked for at the end of the
+        // last look.
+        let look = front.listen(cx, other || unseen) || unseen || look;
+        let mut result = if core::mem::take(&mut place.dirty) { front.publish().map(|()| 0) } else { Ok(0) };
+        let mut more = false;
+        if look {
+            if result.is_ok() {
+                result = front.poll();
             }
-            polled => {
-                if let Err(error) = polled {
+            more = front.arm_after(0);
+        }
+        match result {
+            Ok(count) if front.state() == state => {
+                drop(borrowed);
+                if count > 0 {
+                    self.tell();
+                }
+            }
+            result => {
+                if let Err(error) = result {
                     // Nobody can be told of more.
                     place.end_all(&self.seats, error);
-                    drop(borrowed);
-                    self.call_all(super::Line::Answers);
-                    self.call_all(super::Line::Room);
                 }
+                drop(borrowed);
                 self.settle();
+                self.call_all(Line::Answers);
+                self.call_all(Line::Room);
             }
         }
         more
+    }
+
+    /// The task that drives the disk runs: returns whether it is another than before.
+    #[inline]
+    fn arrive(&self, waker: &Waker) -> bool {
+        self.called.set(false);
+        let known = self.driver.take();
+        let other = !known.as_ref().is_some_and(|known| known.will_wake(waker));
+        self.driver.set(if other { Some(waker.clone()) } else { known });
+        other
     }
 }
 
@@ -68,32 +88,36 @@ impl<P: Platform> Future for Drive<'_, '_, P> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Infallible> {
         let disk = self.disk;
+        let mut other = disk.arrive(cx.waker());
+        let mut look = false;
         for _ in 0..TURNS {
-            let more = disk.turn(cx);
-            // Tasks that it woke itself may ask for something before it is woken again.
-            let before = disk.driver.take();
-            let same = before.filter(|before| before.will_wake(cx.waker()));
-            drop(disk.driver.replace(Some(same.unwrap_or_else(|| cx.waker().clone()))));
-            if !more {
+            if !disk.turn(cx, other, look) {
                 return Poll::Pending;
             }
+            (other, look) = (false, true);
         }
+        disk.place.borrow_mut().unseen = true;
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
 impl<P: Platform> BlkFront<'_, P> {
-    /// Leaves the waker of a task at all event channels. Returns true when an event has come at one.
-    fn listen(&self, cx: &mut Context<'_>) -> bool {
-        let mut fired = false;
-        for channel in self.channels().filter(|channel| channel.is_current()) {
-            // Of an event that has come only the next is told.
-            while channel.poll_event(cx).is_ready() {
-                fired = true;
+    /// Leaves the waker of a task at the event channels of which it may not be there any more: at all, or where an event has come. Returns
+    /// whether one has.
+    #[inline]
+    fn listen(&self, cx: &mut Context<'_>, all: bool) -> bool {
+        let mut came = false;
+        for channel in self.channels() {
+            let fired = channel.take();
+            came |= fired;
+            if fired || all {
+                while channel.is_current() && channel.poll_event(cx).is_ready() {
+                    came = true;
+                }
             }
         }
-        fired
+        came
     }
 }
 

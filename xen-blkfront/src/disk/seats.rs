@@ -14,27 +14,24 @@ use xen_hypercall::Platform;
 use crate::ops::Ops;
 use crate::{Error, Ticket};
 
-/// Operations of one future that are under way at once, at most.
-pub(crate) const PARTS: usize = 8;
-/// Wakers that are taken out of a list at once.
-const BATCH: usize = 8;
-
 /// What a future waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Line {
-    /// Operations of its own that are under way.
+    /// An operation of its own that is under way.
     Answers,
     /// Room for an operation, or a disk: one after the other.
     Room,
     /// A change of the disk.
     Change,
+    /// The operation has a result, and who waits for it is to be woken, or was.
+    Told,
 }
 
 /// The lists of a disk.
 #[derive(Default)]
 pub(crate) struct Seats {
-    lists: [Ends; 3],
+    lists: [Ends; 4],
 }
 
 /// The ends of a list.
@@ -56,10 +53,8 @@ struct Links {
     line: Cell<Option<Line>>,
     /// None: it was woken, and is polled some time or dropped.
     waker: Cell<Option<Waker>>,
-    tickets: [Cell<Option<Ticket>>; PARTS],
-    /// How many there are, and no ticket from there on.
-    used: Cell<usize>,
-    /// Why nothing more comes of its operations: then it has none.
+    ticket: Cell<Option<Ticket>>,
+    /// Why nothing more comes of its operation: then it has none.
     ended: Cell<Option<Error>>,
     /// Other seats point here.
     _pinned: PhantomPinned,
@@ -71,42 +66,23 @@ pub(crate) struct Seat<'d> {
     links: Links,
 }
 
-/// Wakers that were taken out of lists, to be called when nothing is borrowed.
-#[derive(Default)]
-pub(crate) struct Batch {
-    wakers: [Option<Waker>; BATCH],
-    count: usize,
-}
-
-impl Batch {
-    pub(crate) fn is_full(&self) -> bool {
-        self.count == BATCH
-    }
-
-    pub(crate) fn push(&mut self, waker: Option<Waker>) {
-        if let (Some(place), true) = (self.wakers.get_mut(self.count), waker.is_some()) {
-            *place = waker;
-            self.count += 1;
-        }
-    }
-
-    pub(crate) fn pop(&mut self) -> Option<Waker> {
-        self.count = self.count.checked_sub(1)?;
-        self.wakers.get_mut(self.count)?.take()
-    }
-}
+/// Seats of one future.
+pub(crate) struct Row<'d, const N: usize>([Seat<'d>; N]);
 
 impl Seats {
+    #[inline]
     fn ends(&self, line: Line) -> &Ends {
         &self.lists[line as usize]
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self, line: Line) -> bool {
         self.ends(line).first.get().is_null()
     }
 
-    /// The seats of a list, from the first on. Nobody may join or leave before the next one is asked for, so none of those who
-    /// use it calls what is not of this crate.
+    /// The seats of a list, from the first on. One may leave when the next one has been asked for. Nobody else may join or leave
+    /// meanwhile, so none of those who use it calls what is not of this crate.
+    #[inline]
     fn each(&self, line: Line) -> impl Iterator<Item = &Links> {
         let mut next = self.ends(line).first.get();
         core::iter::from_fn(move || {
@@ -118,96 +94,48 @@ impl Seats {
     }
 
     /// Takes out the waker of the first of a list.
+    #[inline]
     pub(crate) fn call_first(&self, line: Line) -> Option<Waker> {
         self.each(line).next()?.waker.take()
     }
 
-    /// Takes out the wakers of those in a list, as many as there is room for. False: there are more.
-    pub(crate) fn call_all(&self, line: Line, batch: &mut Batch) -> bool {
-        for links in self.each(line) {
-            if batch.is_full() {
-                return false;
-            }
-            batch.push(links.waker.take());
-        }
-        true
+    /// Takes out the first waker that there is in a list.
+    #[inline]
+    pub(crate) fn call_any(&self, line: Line) -> Option<Waker> {
+        self.each(line).find_map(|links| links.waker.take())
     }
 
-    /// Takes out the wakers of those who have a result. False: there are more.
-    pub(crate) fn call_answered<P: Platform>(&self, ops: &mut Ops<'_, P>, batch: &mut Batch) -> bool {
+    /// Those who have a result are to be [told](Line::Told).
+    #[inline]
+    pub(crate) fn sort_out<P: Platform>(&self, ops: &mut Ops<'_, P>) {
         for links in self.each(Line::Answers) {
-            let mut tickets = links.tickets.iter().take(links.used.get()).filter_map(Cell::get);
-            if !tickets.any(|ticket| ops.settled(ticket).is_some()) {
-                continue;
+            if links.ticket.get().is_some_and(|ticket| ops.settled(ticket).is_some()) {
+                self.remove(links);
+                self.add(links, Line::Told);
             }
-            if batch.is_full() {
-                return false;
-            }
-            batch.push(links.waker.take());
         }
-        true
     }
 
-    /// Nothing more comes of operations that are under way: `each` is called with those that have no result. Those who wait for room
-    /// are told the same.
+    /// Nothing more comes of operations that are under way: `each` is called with all, and returns whether it is so. Those who wait
+    /// for room are told the same.
     pub(crate) fn end(&self, error: Error, mut each: impl FnMut(Ticket) -> bool) {
-        for links in self.each(Line::Answers) {
-            for place in links.tickets.iter().take(links.used.get()) {
-                if place.get().is_some_and(&mut each) {
-                    place.set(None);
+        for line in [Line::Answers, Line::Told] {
+            for links in self.each(line) {
+                if links.ticket.get().is_some_and(&mut each) {
+                    links.ticket.set(None);
                     links.ended.set(Some(error));
                 }
             }
-            links.shrink();
         }
         for links in self.each(Line::Room) {
             links.ended.set(Some(error));
         }
     }
-}
 
-impl Links {
-    /// The last of the places that are used has a ticket.
+    /// Adds a seat, which is in none, to a list at its end.
     #[inline]
-    fn shrink(&self) {
-        let used = self.tickets.get(..self.used.get()).unwrap_or_default();
-        let last = used.iter().rposition(|place| place.get().is_some());
-        self.used.set(last.map_or(0, |last| last + 1));
-    }
-}
-
-impl<'d> Seat<'d> {
-    pub(crate) fn new(seats: &'d Seats) -> Self {
-        let links = Links {
-            next: Cell::new(ptr::null()),
-            previous: Cell::new(ptr::null()),
-            line: Cell::new(None),
-            waker: Cell::new(None),
-            tickets: [const { Cell::new(None) }; PARTS],
-            used: Cell::new(0),
-            ended: Cell::new(None),
-            _pinned: PhantomPinned,
-        };
-        Self { seats, links }
-    }
-
-    /// Which list it is in.
-    pub(crate) fn line(&self) -> Option<Line> {
-        self.links.line.get()
-    }
-
-    /// Whether it is the first of those that wait for room.
-    pub(crate) fn is_first(&self) -> bool {
-        self.line() == Some(Line::Room) && self.links.previous.get().is_null()
-    }
-
-    /// Joins a list at its end, and leaves another one. In the same list it stays where it is.
-    pub(crate) fn sit(self: Pin<&Self>, line: Line) {
-        if self.line() == Some(line) {
-            return;
-        }
-        self.stand();
-        let (links, ends) = (&self.get_ref().links, self.seats.ends(line));
+    fn add(&self, links: &Links, line: Line) {
+        let ends = self.ends(line);
         let last = ends.last.get();
         links.line.set(Some(line));
         links.previous.set(last);
@@ -216,15 +144,14 @@ impl<'d> Seat<'d> {
             Some(last) => last.next.set(links),
             None => ends.first.set(links),
         }
-        // The seat is pinned, and leaves when it is dropped, so that this is never of one that is gone.
         ends.last.set(links);
     }
 
-    /// Leaves its list.
-    pub(crate) fn stand(&self) {
-        let links = &self.links;
+    /// Takes a seat out of its list, if it is in one.
+    #[inline]
+    fn remove(&self, links: &Links) {
         let Some(line) = links.line.take() else { return };
-        let ends = self.seats.ends(line);
+        let ends = self.ends(line);
         let (previous, next) = (links.previous.replace(ptr::null()), links.next.replace(ptr::null()));
         // SAFETY: as in `each`.
         match unsafe { previous.as_ref() } {
@@ -237,52 +164,72 @@ impl<'d> Seat<'d> {
             None => ends.last.set(previous),
         }
     }
+}
+
+impl<'d> Seat<'d> {
+    #[inline]
+    pub(crate) fn new(seats: &'d Seats) -> Self {
+        let links = Links {
+            next: Cell::new(ptr::null()),
+            previous: Cell::new(ptr::null()),
+            line: Cell::new(None),
+            waker: Cell::new(None),
+            ticket: Cell::new(None),
+            ended: Cell::new(None),
+            _pinned: PhantomPinned,
+        };
+        Self { seats, links }
+    }
+
+    /// Which list it is in.
+    #[inline]
+    pub(crate) fn line(&self) -> Option<Line> {
+        self.links.line.get()
+    }
+
+    /// Whether it is the first of those that wait for room.
+    #[inline]
+    pub(crate) fn is_first(&self) -> bool {
+        self.line() == Some(Line::Room) && self.links.previous.get().is_null()
+    }
+
+    /// Joins a list at its end, and leaves another one. In the same list it stays where it is.
+    ///
+    /// A seat that is pinned leaves when it is dropped, so that no list has one that is gone.
+    #[inline]
+    pub(crate) fn sit(self: Pin<&Self>, line: Line) {
+        if self.line() != Some(line) {
+            self.stand();
+            self.seats.add(&self.get_ref().links, line);
+        }
+    }
+
+    /// Leaves its list.
+    #[inline]
+    pub(crate) fn stand(&self) {
+        self.seats.remove(&self.links);
+    }
 
     /// Leaves the waker of a task that is to be woken. Nothing may be borrowed that a waker may need when it is dropped.
     #[inline]
     pub(crate) fn leave(&self, waker: &Waker) {
-        let before = self.links.waker.take();
-        let same = before.filter(|before| before.will_wake(waker));
-        drop(self.links.waker.replace(Some(same.unwrap_or_else(|| waker.clone()))));
-    }
-
-    /// The ticket in a place.
-    #[inline]
-    pub(crate) fn ticket(&self, place: usize) -> Option<Ticket> {
-        self.links.tickets.get(place)?.get()
-    }
-
-    /// Places that may have a ticket.
-    #[inline]
-    pub(crate) fn used(&self) -> usize {
-        self.links.used.get()
-    }
-
-    /// A place without a ticket.
-    #[inline]
-    pub(crate) fn vacancy(&self) -> Option<usize> {
-        self.links.tickets.iter().position(|place| place.get().is_none())
-    }
-
-    #[inline]
-    pub(crate) fn set(&self, place: usize, ticket: Ticket) {
-        if let Some(at) = self.links.tickets.get(place) {
-            at.set(Some(ticket));
-            self.links.used.set(self.used().max(place + 1));
+        match self.links.waker.take() {
+            Some(before) if before.will_wake(waker) => self.links.waker.set(Some(before)),
+            before => {
+                self.links.waker.set(Some(waker.clone()));
+                drop(before);
+            }
         }
     }
 
     #[inline]
-    pub(crate) fn take(&self, place: usize) -> Option<Ticket> {
-        let ticket = self.links.tickets.get(place)?.take();
-        self.links.shrink();
-        ticket
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        self.links.ticket.get()
     }
 
-    /// Whether it has no ticket.
     #[inline]
-    pub(crate) fn is_idle(&self) -> bool {
-        self.used() == 0
+    pub(crate) fn set(&self, ticket: Option<Ticket>) {
+        self.links.ticket.set(ticket);
     }
 
     /// Why nothing more comes of what was under way.
@@ -293,7 +240,23 @@ impl<'d> Seat<'d> {
 }
 
 impl Drop for Seat<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.stand();
+    }
+}
+
+impl<'d, const N: usize> Row<'d, N> {
+    #[inline]
+    pub(crate) fn new(seats: &'d Seats) -> Self {
+        Self(core::array::from_fn(|_| Seat::new(seats)))
+    }
+
+    /// A seat of it.
+    #[inline]
+    pub(crate) fn seat(self: Pin<&Self>, at: usize) -> Option<Pin<&Seat<'d>>> {
+        let seat = self.get_ref().0.get(at)?;
+        // SAFETY: it is pinned with the row, which never gives a seat out otherwise, nor moves one.
+        Some(unsafe { Pin::new_unchecked(seat) })
     }
 }
