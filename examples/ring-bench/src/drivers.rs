@@ -426,8 +426,8 @@ struct Flag(AtomicBool);
 
 static WAKER: RawWakerVTable = RawWakerVTable::new(
     |flag| RawWaker::new(flag, &WAKER),
-    |flag| wake_flag(flag),
-    |flag| wake_flag(flag),
+    wake_flag,
+    wake_flag,
     |_| {},
 );
 

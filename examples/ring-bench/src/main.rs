@@ -19,20 +19,11 @@ fn main() -> ExitCode {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--work", side, ring] => work(side, ring),
         ["--turns", side, what, depth] => turns(side, what, depth),
-<<<<<<< HEAD
         [] => compare()
             .and_then(|good| Ok(compare_drivers()? && good))
             .and_then(|good| Ok(compare_tasks()? && good)),
-        _ => Err("usage: ring-bench (without arguments)".into()),
-=======
-        [] => compare().and_then(|good| {
-            let good = compare_drivers()? && good;
-            compare_tasks()?;
-            Ok(good)
-        }),
-        ["tasks"] => compare_tasks().map(|()| true),
+        ["tasks"] => compare_tasks(),
         _ => Err("usage: ring-bench [tasks]".into()),
->>>>>>> 62e9b2c
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -146,7 +137,34 @@ fn compare_drivers() -> Result<bool, String> {
     Ok(good)
 }
 
-<<<<<<< HEAD
+/// Prints what drivers cost by tasks; returns whether tasks are within their limits.
+fn compare_tasks() -> Result<bool, String> {
+    compare_disk_tasks()?;
+    compare_card_tasks()
+}
+
+/// Prints what the same costs by tasks that wait.
+fn compare_disk_tasks() -> Result<(), String> {
+    println!();
+    println!(
+        "instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;"
+    );
+    println!("without what an executor does between the polls, and as above");
+    println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "by tasks");
+    for depth in [1, 4] {
+        let count = |what, functions: &[&str]| {
+            let functions = [functions, &["uncounted_hypercall"]].concat();
+            let total = callgrind::count(&["--turns", "xen", what, &depth.to_string()], &functions);
+            total.map(|total| total as f64 / (ROUNDS * depth) as f64)
+        };
+        let polled = count("read", &["xen_read_begin", "xen_read_end"])?;
+        let tasks = count("tasks", &["xen_tasks_read", "xen_tasks_drive"])?;
+        let ratio = tasks / polled;
+        println!("{:46}{depth:6}{polled:16.1}{tasks:9.1} ({ratio:.2})", "4 KiB read into the caller's page");
+    }
+    Ok(())
+}
+
 /// What is compared with itself by a task: what it is, the function that is counted of who polls and of a task.
 const TASKS: [(&str, [(&str, &str); 2]); 2] = [
     ("a frame of 60 bytes sent by a copy", [("copy", "xen_copy"), ("task-copy", "xen_task")]),
@@ -157,7 +175,7 @@ const TASKS: [(&str, [(&str, &str); 2]); 2] = [
 const TASK_LIMIT: f64 = 1.2;
 
 /// Prints the third table; returns whether tasks are within the limit.
-fn compare_tasks() -> Result<bool, String> {
+fn compare_card_tasks() -> Result<bool, String> {
     println!();
     println!("the same by a task, with what it takes to sleep, beside who polls and asks for the next event");
     println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "task");
@@ -176,26 +194,6 @@ fn compare_tasks() -> Result<bool, String> {
         }
     }
     Ok(good)
-=======
-/// Prints what the same costs by tasks that wait.
-fn compare_tasks() -> Result<(), String> {
-    println!();
-    println!("instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;");
-    println!("without what an executor does between the polls, and as above");
-    println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "by tasks");
-    for depth in [1, 4] {
-        let count = |what, functions: &[&str]| {
-            let functions = [functions, &["uncounted_hypercall"]].concat();
-            let total = callgrind::count(&["--turns", "xen", what, &depth.to_string()], &functions);
-            total.map(|total| total as f64 / (ROUNDS * depth) as f64)
-        };
-        let polled = count("read", &["xen_read_begin", "xen_read_end"])?;
-        let tasks = count("tasks", &["xen_tasks_read", "xen_tasks_drive"])?;
-        let ratio = tasks / polled;
-        println!("{:46}{depth:6}{polled:16.1}{tasks:9.1} ({ratio:.2})", "4 KiB read into the caller's page");
-    }
-    Ok(())
->>>>>>> 62e9b2c
 }
 
 fn turns(side: &str, what: &str, depth: &str) -> Result<bool, String> {
@@ -210,13 +208,10 @@ fn turns(side: &str, what: &str, depth: &str) -> Result<bool, String> {
         ("xen", "send") => Box::new(drivers::Send::new(depth, None)),
         ("xen", "copy") => Box::new(drivers::Send::new(depth, Some(60))),
         ("xen", "receive") => Box::new(drivers::Receive::default()),
-<<<<<<< HEAD
+        ("xen", "tasks") => Box::new(drivers::Tasks::new(depth)),
         ("xen", "take") => Box::new(drivers::Take::default()),
         ("xen", "task-copy") => Box::new(tasks::Task::copies(depth)),
         ("xen", "task-take") => Box::new(tasks::Task::takes()),
-=======
-        ("xen", "tasks") => Box::new(drivers::Tasks::new(depth)),
->>>>>>> 62e9b2c
         ("xen", "read") => Box::new(drivers::Read::new(depth)),
         _ => return Err(format!("no {what} on {side}")),
     };
