@@ -1,5 +1,7 @@
 //! What ties a device to its backend, and whether a cable is plugged in, so to speak.
 
+use core::cell::Cell;
+
 use xen_xenstore::Watch;
 use xen_xenstore::xenbus::{BackendChange, Connected, Frontend, XenbusState};
 
@@ -11,6 +13,10 @@ pub(crate) struct Tie {
     /// The nodes that tell of the link: `carrier` by the backend, `disconnect` by the toolstack in our own directory. None if they
     /// are not followed.
     pub(crate) watches: [Option<Watch>; 2],
+    /// Nobody has looked since the handshake, so an event may be of before its end.
+    pub(crate) fresh: Cell<bool>,
+    /// There was an event of the backend's state, after which nobody has looked.
+    pub(crate) told: Cell<bool>,
 }
 
 /// What a look at the backend has found.

@@ -31,7 +31,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Device<'x, P> for NetFront<'x,
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {
         let was = self.state == State::Connected;
         self.backend = DomId::INVALID;
-        if let Some(Tie { device, watches }) = self.tie.take() {
+        if let Some(Tie { device, watches, .. }) = self.tie.take() {
             for watch in watches.into_iter().flatten() {
                 let _ = xs.unwatch(watch);
             }

@@ -171,7 +171,7 @@ const TASKS: [(&str, [(&str, &str); 2]); 2] = [
     ("a frame of 60 bytes received by a copy", [("take", "xen_take"), ("task-take", "xen_task")]),
 ];
 
-/// A task may need so many times the instructions.
+/// A task may need so many times the instructions, when it finds several frames each time.
 const TASK_LIMIT: f64 = 1.2;
 
 /// Prints the third table; returns whether tasks are within the limit.
@@ -189,7 +189,8 @@ fn compare_card_tasks() -> Result<bool, String> {
             };
             let [polled, task] = sides;
             let (polled, task) = (count(polled)?, count(task)?);
-            good &= task <= TASK_LIMIT * polled;
+            // With one frame each time, the task leaves its waker for each, and who polls leaves none: that is told, and no failure.
+            good &= depth == 1 || task <= TASK_LIMIT * polled;
             println!("{what:46}{depth:6}{polled:16.1}{task:9.1} ({:.2})", task / polled);
         }
     }

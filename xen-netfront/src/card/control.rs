@@ -18,7 +18,7 @@ use xen_xenstore::{Error as StoreError, Path, Watch};
 use super::Card;
 use crate::connect::Shared;
 use crate::lifecycle::is_waiting;
-use crate::link::Tie;
+use crate::link::{News, Tie};
 use crate::wake::Sides;
 use crate::way::tasks::{connect, follow};
 use crate::{Config, Error, Followup, NetFront, State};
@@ -56,9 +56,10 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Card<'x, P, QUEUES> {
             return None;
         }
         let tie = place.front.as_mut().and_then(|front| front.tie.take());
+        let aside = place.aside.take();
         let config = Config { receive: config.receive.consistent(), ..config };
         let group = Cell::new(None);
-        Some(Controller { card: self, events, grants, index, config, tie, aside: None, group })
+        Some(Controller { card: self, events, grants, index, config, tie, aside, group })
     }
 
     /// Lets the backend filter multicast frames from now on, or no more, as [`NetFront::filter_multicast`] does: the one who
@@ -70,6 +71,10 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Card<'x, P, QUEUES> {
             drop(place);
             control.wake_all();
         }
+    }
+
+    fn take_aside(&self) -> Option<Shared<'x, P, QUEUES>> {
+        self.place.try_borrow_mut().ok()?.aside.take()
     }
 
     fn take_filter(&self) -> Option<bool> {
@@ -261,7 +266,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Controller<'_, 'x, P, QUEUES> 
             })
             .await
         };
-        let (Some(tie), Some(shared)) = (connected?, self.aside.take()) else { return Ok(()) };
+        let (Some((tie, news)), Some(shared)) = (connected?, self.aside.take()) else { return Ok(()) };
         let mut front = shared.into_front(self.events, self.grants, self.index, self.config);
         (front.backend, front.state) = (tie.device.backend_id(), State::Connected);
         ask.leave();
@@ -269,16 +274,18 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Controller<'_, 'x, P, QUEUES> 
         self.group.set(Some(0));
         // What does not work shows when the device is used.
         let _ = front.publish();
+        front.heed(news);
         self.card.install(front);
         Ok(())
     }
 
     /// All of that which waits. What is shared stays here if the future is dropped: the backend may have it.
-    async fn connect_aside(&mut self, ask: &mut Conversation<'_, 'x, P>) -> Result<Tie, Error> {
+    async fn connect_aside(&mut self, ask: &mut Conversation<'_, 'x, P>) -> Result<(Tie, News), Error> {
         let config = self.config;
         let device = connect::open(ask, self.index, config.await_device).await?;
         // A backend that is ready has let go of what was shared before.
         self.aside = None;
+        drop(self.card.take_aside());
         self.card.with(NetFront::release);
         let shared = match connect::agree(ask, &device, &config, QUEUES).await {
             Ok(terms) => Shared::new(self.events, self.grants, device.backend_id(), &config, terms),
@@ -301,7 +308,10 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Controller<'_, 'x, P, QUEUES> 
             // The backend was told that the device has ended.
             self.aside = None;
         }
-        tied
+        let tie = tied?;
+        let news = follow::follow(ask, &tie, State::Connected).await?;
+        tie.fresh.set(false);
+        Ok((tie, news))
     }
 
     /// Follows the backend until the device is at its end.
@@ -318,8 +328,15 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Controller<'_, 'x, P, QUEUES> 
             }
             // Without a device somebody has taken it, who may have put another there.
             let Some(state) = self.card.with(|front| front.state) else { return Ok(()) };
-            match follow::follow_by_asking(&mut ask, tie, state).await {
+            let looked = match tie.fresh.get() {
+                // What happened before the end of the handshake is known.
+                true => follow::follow(&mut ask, tie, state).await,
+                false => follow::follow_by_asking(&mut ask, tie, state, tie.told.get()).await,
+            };
+            match looked {
                 Ok(news) => {
+                    tie.fresh.set(false);
+                    tie.told.set(false);
                     self.card.with(|front| front.heed(news));
                 }
                 Err(error) if passes(&error.into()) => {}
@@ -338,16 +355,14 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Controller<'_, 'x, P, QUEUES> 
                 if self.card.poll_control(cx).is_ready() {
                     return Poll::Ready(Ok(()));
                 }
-                for watch in [
-                    state.as_mut() as core::pin::Pin<&mut dyn Future<Output = _>>,
-                    carrier.as_mut(),
-                    disconnect.as_mut(),
-                ] {
-                    if let Poll::Ready(fired) = watch.poll(cx) {
-                        return Poll::Ready(fired);
-                    }
+                if let Poll::Ready(fired) = state.as_mut().poll(cx) {
+                    tie.told.set(true);
+                    return Poll::Ready(fired);
                 }
-                Poll::Pending
+                match carrier.as_mut().poll(cx) {
+                    Poll::Pending => disconnect.as_mut().poll(cx),
+                    fired => fired,
+                }
             });
             woken.await?;
         }
@@ -435,6 +450,9 @@ impl<'c, 'x, P: Platform + Wait, const QUEUES: usize> Controller<'c, 'x, P, QUEU
     pub(super) fn reunite(&mut self) {
         let tie = self.tie.take();
         if let Ok(mut place) = self.card.place.try_borrow_mut() {
+            if let Some(aside) = self.aside.take() {
+                place.aside = Some(aside);
+            }
             if let Some(front) = place.front.as_mut().filter(|front| front.tie.is_none()) {
                 front.tie = tie;
             }

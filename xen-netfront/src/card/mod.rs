@@ -10,6 +10,7 @@ use core::fmt;
 
 use xen_hypercall::Platform;
 
+use crate::connect::Shared;
 use crate::{Error, Followup, Mac, NetFront, State, Stats};
 pub use control::Controller;
 use places::Places;
@@ -34,6 +35,8 @@ pub(crate) struct Place<'x, P: Platform, const QUEUES: usize> {
     front: Option<NetFront<'x, P, QUEUES>>,
     closed: bool,
     controlled: bool,
+    /// What may be shared with a backend that was left before its handshake was at its end, until the next handshake has made it let go.
+    aside: Option<Shared<'x, P, QUEUES>>,
     /// Whether multicast frames are to be filtered, until the one who controls the device knows.
     filter: Option<bool>,
     /// Another one whenever another device is here, or another user puts frames together: what was staged is void then.
@@ -76,6 +79,7 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
                 front: None,
                 closed: false,
                 controlled: false,
+                aside: None,
                 filter: None,
                 stamp: 0,
                 told: Told { up: false, followup: false, broken: false, reconnects: 0 },

@@ -1,5 +1,7 @@
 //! Coming up.
 
+use core::cell::Cell;
+
 use xen_hypercall::Platform;
 use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 
@@ -68,6 +70,6 @@ pub(crate) fn tie<A: Ask>(
     run!({
         let device = wait!(frontend::wait_connected(device, ask))?;
         let watches = if follows { wait!(follow::watch_link(ask, &device)) } else { [None; 2] };
-        Ok(Tie { device, watches })
+        Ok(Tie { device, watches, fresh: Cell::new(true), told: Cell::new(false) })
     })
 }

@@ -23,15 +23,21 @@ pub(crate) fn follow<A: Ask>(ask: &mut A, tie: &Tie, state: State) -> task!(Resu
     })
 }
 
-/// The same, but asks in any case: whether something has happened was told to somebody else.
+/// The same, but asks in any case: whether something has happened was told to somebody else. `told` is whether that was about the
+/// backend's state.
 #[allow(dead_code, reason = "tasks do")]
 pub(crate) fn follow_by_asking<A: Ask>(
     ask: &mut A,
     tie: &Tie,
     state: State,
+    told: bool,
 ) -> task!(Result<News, StoreError>) {
     run!({
-        let change = wait!(frontend::change_by_asking(&tie.device, ask))?;
+        let change = match wait!(frontend::change_by_asking(&tie.device, ask))? {
+            // It says what it said before.
+            BackendChange::Told(_) if !told => BackendChange::Same,
+            change => change,
+        };
         let news = News::of(change, state);
         let follows = tie.watches.iter().any(Option::is_some);
         wait!(answer(ask, tie, state, change, news, follows))
