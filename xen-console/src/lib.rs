@@ -5,7 +5,7 @@
 #[cfg(feature = "mock")]
 extern crate std;
 
-#[cfg(feature = "embedded-io-v0-7")]
+#[cfg(any(feature = "embedded-io-v0-7", feature = "embedded-io-async-v0-7"))]
 pub mod adapters;
 mod console;
 mod error;
@@ -19,6 +19,7 @@ mod page;
 mod restore;
 #[cfg(feature = "xenbus")]
 mod secondary;
+mod shared;
 mod text;
 mod xen;
 
@@ -27,5 +28,6 @@ pub use error::{Error, Violation};
 pub use line::{Line, LineReader};
 #[cfg(feature = "xenbus")]
 pub use secondary::{SecondaryConsole, State};
+pub use shared::SharedConsole;
 pub use text::LINE;
 pub use xen::XenConsole;

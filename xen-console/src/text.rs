@@ -162,6 +162,11 @@ impl<'x, P: Platform> Console<'x, P> {
         self.text(text, &mut |console, len| console.wait_room(len, &mut deadline))
     }
 
+    /// Writes text without waiting for room, as `write!` does. Returns whether all of it was written.
+    pub(crate) fn print(&mut self, text: fmt::Arguments<'_>) -> Result<bool, Error> {
+        self.text(text, &mut |console, len| console.has_room(len))
+    }
+
     /// Writes text, and tells the daemon once.
     fn text(&mut self, text: fmt::Arguments<'_>, room: Room<'_, 'x, P>) -> Result<bool, Error> {
         // Broken means broken, also for no text at all.
@@ -188,7 +193,7 @@ impl<P: Platform> Write for Console<'_, P> {
     }
 
     fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> fmt::Result {
-        match self.text(text, &mut |console, len| console.has_room(len)) {
+        match self.print(text) {
             Ok(_) => Ok(()),
             Err(_) => Err(fmt::Error),
         }

@@ -38,6 +38,10 @@ mod memory_map;
 #[cfg(not(any(feature = "hosted", feature = "build")))]
 mod metal;
 
+#[cfg(feature = "rand_core")]
+#[cfg(any(feature = "hosted", not(feature = "build")))]
+pub mod random;
+
 #[cfg(feature = "smp")]
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 pub mod smp;

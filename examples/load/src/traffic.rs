@@ -41,6 +41,8 @@ struct Traffic {
     failed: Mutex<Option<String>>,
     /// Nobody had an answer.
     gap: Mutex<Gap>,
+    /// A connection had none.
+    waits: Vec<Mutex<Gap>>,
     /// No domain ran.
     stop: Mutex<Gap>,
 }
@@ -73,6 +75,7 @@ pub(crate) fn run(site: &Site<'_>, times: usize, command: &str) -> Result<String
         streams: Mutex::default(),
         failed: Mutex::default(),
         gap: Gap::new(),
+        waits: (0..connections).map(|_| Gap::new()).collect(),
         stop: Gap::new(),
     };
     let content: Arc<[u8]> = Connection::open(site.address)?.ask("GET", site.file, "", b"")?.into();
@@ -112,8 +115,8 @@ impl Traffic {
     /// Runs the command, and waits until every connection has asked, and been answered, since.
     fn round(&self, time: usize, command: &str) -> Result<()> {
         self.all_go_on()?;
-        with(&self.gap, |gap| gap.longest = Duration::ZERO);
-        with(&self.stop, |stop| stop.longest = Duration::ZERO);
+        let gaps = || [&self.gap, &self.stop].into_iter().chain(&self.waits);
+        gaps().for_each(|gap| with(gap, |gap| gap.longest = Duration::ZERO));
         let start = Instant::now();
         let output = Command::new("/bin/bash").args(["-c", command]).output()?;
         let took = start.elapsed();
@@ -126,8 +129,10 @@ impl Traffic {
             )));
         }
         self.all_go_on()?;
-        let [gap, stop] = [&self.gap, &self.stop].map(|gap| with(gap, |gap| gap.longest).as_millis());
-        println!("time {time} command_ms={} gap_ms={gap} stop_ms={stop}", took.as_millis());
+        let longest = |gap| with(gap, |gap: &mut Gap| gap.longest).as_millis();
+        let (took, wait) = (took.as_millis(), self.waits.iter().map(longest).max().unwrap_or_default());
+        let [gap, stop] = [&self.gap, &self.stop].map(longest);
+        println!("time {time} command_ms={took} gap_ms={gap} wait_ms={wait} stop_ms={stop}");
         Ok(())
     }
 
@@ -166,6 +171,7 @@ impl Traffic {
         let step = &mut || {
             self.steps.get(number).map(|count| count.fetch_add(1, Ordering::Relaxed));
             with(&self.gap, Gap::look);
+            self.waits.get(number).into_iter().for_each(|gap| with(gap, Gap::look));
         };
         crate::domains::step_back();
         let done = work().and_then(|mut work| {

@@ -91,6 +91,7 @@ fn address_from_store(xs: &mut Xenstore<'static, &'static Kernel>) -> Option<(co
 impl Machine for XenMachine {
     type Nic = Nic;
     type Disk = Disk;
+    const SUSPENDS: bool = cfg!(feature = "suspend");
 
     fn now(&self) -> Duration {
         self.kernel.now()

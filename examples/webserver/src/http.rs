@@ -13,6 +13,7 @@ use crate::clock::Date;
 use crate::net::report_all;
 use crate::report::{Html, Metrics, Report};
 use crate::site::{self, Body};
+use crate::slots::has_memory;
 use crate::transfer::Transfer;
 use crate::{Context, Machine};
 
@@ -22,6 +23,9 @@ const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
 /// A connection on which nothing moves for this long is cut.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// As much of an answer as is made in advance, in bytes.
+const LOADED: usize = 128 * 1024;
 
 /// What a connection works with, beside its own state.
 pub(crate) struct Server<'a, M: Machine> {
@@ -34,6 +38,8 @@ pub(crate) struct Server<'a, M: Machine> {
     pub(crate) full: bool,
     /// Nobody is to ask anything of the files now.
     pub(crate) awaits_files: bool,
+    /// Answers are made, and not sent.
+    pub(crate) holds: bool,
 }
 
 /// What the server has done so far.
@@ -151,6 +157,16 @@ impl Connection {
         matches!(self.transfer, Transfer::Download(_) | Transfer::Upload(_))
     }
 
+    /// Whether there is an answer of which nothing was sent.
+    pub(crate) fn has_answer(&self) -> bool {
+        self.state == State::Answer && self.sent == 0
+    }
+
+    /// Whether nothing can be done without the file that is open for it.
+    fn needs_file(&self) -> bool {
+        self.moves_file() && (self.state != State::Answer || self.sent == self.output.len())
+    }
+
     /// Time that does not count against the peer.
     pub(crate) fn wait_longer(&mut self, time: Duration) {
         self.since += time;
@@ -177,7 +193,7 @@ impl Connection {
 
     /// Does what can be done now; true when there is more to do without waiting.
     pub(crate) fn serve<M: Machine>(&mut self, socket: &mut Socket<'_>, server: &Server<'_, M>) -> bool {
-        if server.awaits_files && self.moves_file() {
+        if M::SUSPENDS && server.awaits_files && self.needs_file() {
             self.since = server.now;
             return false;
         }
@@ -210,6 +226,7 @@ impl Connection {
         let moved = match self.state {
             State::Head => self.head(socket, server),
             State::Upload { left } => self.upload(left, socket, server),
+            State::Answer if M::SUSPENDS && server.holds => self.load(server.context),
             State::Answer => self.send(socket, server),
             State::Closing => false,
         };
@@ -250,7 +267,7 @@ impl Connection {
             }
             Err(e) => return self.refuse(400, e, server),
         };
-        if server.awaits_files && !request.target.starts_with("/-/") {
+        if M::SUSPENDS && server.awaits_files && !request.target.starts_with("/-/") {
             self.since = server.now;
             return false;
         }
@@ -368,6 +385,28 @@ impl Connection {
         self.state = State::Answer;
     }
 
+    /// Reads what is next of a file into memory, if there is room: it can be sent without the disk.
+    fn load<M: Machine>(&mut self, context: &Context<'_, M>) -> bool {
+        let (have, most) = (self.output.len(), self.transfer.left().min(LOADED));
+        if self.sent > 0 || most == 0 || !has_memory(most) {
+            return false;
+        }
+        self.output.resize(have + most, 0);
+        let mut filled = have;
+        while let Some(room @ [_, ..]) = self.output.get_mut(filled..) {
+            match self.transfer.fill(context, room) {
+                (n, Ok(_)) if n > 0 => filled += n,
+                // Read again when it is sent.
+                _ => break,
+            }
+        }
+        self.output.truncate(filled);
+        if self.transfer.is_sent() {
+            self.transfer.end(context, true);
+        }
+        filled > have
+    }
+
     /// Sends what the peer has room for.
     fn send<M: Machine>(&mut self, socket: &mut Socket<'_>, server: &Server<'_, M>) -> bool {
         if !socket.may_send() {
@@ -379,7 +418,7 @@ impl Connection {
             total = socket.send_slice(rest).unwrap_or(0);
             self.sent += total;
         }
-        if self.sent == self.output.len() {
+        if self.sent == self.output.len() && !(M::SUSPENDS && server.awaits_files && self.needs_file()) {
             while socket.can_send() {
                 match socket.send(|room| self.transfer.fill(server.context, room)) {
                     Ok(Ok(0)) => break,

@@ -13,6 +13,7 @@ pub mod clock;
 mod commands;
 pub mod config;
 mod files;
+mod gate;
 mod http;
 mod measure;
 mod net;
@@ -45,6 +46,8 @@ pub trait Machine {
     type Nic: Nic;
     /// The disk; [`Absent`] in an image without one.
     type Disk: Disk;
+    /// False for a machine that is never suspended: what a suspend needs is left out of the image.
+    const SUSPENDS: bool = true;
 
     /// Time since an arbitrary start; never goes back.
     fn now(&self) -> Duration;
@@ -117,6 +120,9 @@ pub trait Disk: embedded_sdmmc::BlockDevice {
     fn close(self);
 }
 
+/// How long a suspend may wait for the next request.
+const PREPARED: Duration = Duration::from_millis(20);
+
 /// The running application.
 #[derive(Debug)]
 pub struct App<M: Machine> {
@@ -137,7 +143,7 @@ pub(crate) struct Context<'a, M: Machine> {
 impl<M: Machine> Context<'_, M> {
     /// Whether nobody is to ask anything of the files now.
     pub(crate) fn awaits_files(&self) -> bool {
-        M::Disk::PRESENT && self.files.is_some_and(files::Files::is_awaited)
+        M::SUSPENDS && M::Disk::PRESENT && self.files.is_some_and(files::Files::is_awaited)
     }
 
     /// Files that are written from here on get the time that it is.
@@ -222,7 +228,7 @@ impl<M: Machine> App<M> {
             let stop = self.machine.poll().or_else(|| self.commands());
             match stop {
                 // The round is over, and nobody knows what time it is.
-                Some(Request::Suspend) => {
+                Some(Request::Suspend) if M::SUSPENDS => {
                     self.suspend();
                     continue;
                 }
@@ -250,7 +256,27 @@ impl<M: Machine> App<M> {
         (machine, request)
     }
 
+    /// Waits a moment for somebody whom the machine can answer as soon as it goes on.
+    fn prepare(&mut self) {
+        let end = self.machine.now() + PREPARED;
+        loop {
+            self.machine.begin();
+            let now = self.machine.now();
+            let context = Context { machine: &self.machine, files: self.files.as_ref() };
+            if now >= end || self.net.as_mut().is_none_or(|net| net.prepare(now, &context)) {
+                return;
+            }
+            let due = self.rest(now).map_or(end, |due| due.min(end));
+            if due > now {
+                self.machine.sleep(Some(due));
+            }
+        }
+    }
+
     fn suspend(&mut self) {
+        if M::Nic::PRESENT {
+            self.prepare();
+        }
         let Self { machine, net, files, strange, .. } = self;
         let (began, since) = (machine.unix_time(), machine.now());
         let user = net.as_mut().filter(|_| M::Nic::PRESENT);

@@ -14,6 +14,7 @@ use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
 use crate::announce;
 use crate::config::Config;
+use crate::gate::Gate;
 use crate::http::{Connection, Figures, Server};
 use crate::report::Report;
 use crate::slots::{SERVED, Slots};
@@ -25,9 +26,14 @@ const LONGEST_RETRY: Duration = Duration::from_secs(120);
 /// and again, and not so far that the stack forgets neighbours of whom it has heard within the last twenty seconds.
 const AHEAD: Duration = Duration::from_secs(40);
 
+/// As long as the stack puts an acknowledgement off.
+const PUT_OFF: Duration = Duration::from_millis(10);
+/// How long after a peer was told that there is no room it is told of some, at the least.
+const NO_ROOM: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
+
 /// The network interface and everything on it.
 pub(crate) struct Net<N> {
-    nic: N,
+    card: Gate<N>,
     iface: Interface,
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
@@ -47,23 +53,27 @@ impl<N> fmt::Debug for Net<N> {
 
 impl<N: Nic> Network<N> for Net<N> {
     fn nic(&mut self) -> &mut N {
-        &mut self.nic
+        &mut self.card.nic
     }
 
     fn take_in(&mut self, now: Duration) {
+        // Nobody waits for an acknowledgement that the stack has put off.
+        self.ahead += PUT_OFF;
         let time = self.time(now);
         self.receive(time);
+        self.keep_off(time);
     }
 }
 
 impl<N: Nic> Net<N> {
     /// Brings the interface up with the configured address, or asks DHCP for one.
-    pub(crate) fn new(mut nic: N, config: &Config, now: Duration) -> Self {
+    pub(crate) fn new(nic: N, config: &Config, now: Duration) -> Self {
         let mut settings = IfaceConfig::new(EthernetAddress(nic.mac()).into());
         settings.random_seed = nic.mac().iter().fold(now.as_nanos() as u64, |seed, byte| {
             (seed ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
         });
-        let mut iface = Interface::new(settings, &mut nic, instant(now));
+        let mut card = Gate::new(nic);
+        let mut iface = Interface::new(settings, &mut card, instant(now));
         let mut sockets = SocketSet::new(Vec::new());
         let dhcp = match config.address {
             Some((address, prefix)) => {
@@ -79,7 +89,7 @@ impl<N: Nic> Net<N> {
         slots.prepare(&mut sockets);
         slots.listen(&mut sockets);
         Self {
-            nic,
+            card,
             iface,
             sockets,
             dhcp,
@@ -98,6 +108,35 @@ impl<N: Nic> Net<N> {
         }
     }
 
+    /// Before a suspend: what peers have asked for is taken from the disk as long as there is one, and sent when the machine goes on.
+    /// Returns false while there is nobody who could be answered then.
+    pub(crate) fn prepare<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
+        let time = self.time(now);
+        self.receive(time);
+        // A head, and the answer to it.
+        self.serve(now, context, true);
+        self.serve(now, context, true);
+        let mut active = self.slots.connections.iter().filter(|connection| connection.is_active()).peekable();
+        active.peek().is_none() || active.any(Connection::has_answer)
+    }
+
+    /// Tells all peers that there is no room for what they may want to send. They hear of some when the machine goes on.
+    fn keep_off(&mut self, now: Instant) {
+        self.keep_alive(Some(NO_ROOM));
+        self.card.shut();
+        self.send(now);
+        self.card.nic.flush();
+        self.card.open();
+        self.keep_alive(None);
+    }
+
+    /// Has the stack say something to every peer that it would have nothing to say to.
+    fn keep_alive(&mut self, interval: Option<smoltcp::time::Duration>) {
+        for connection in self.slots.connections.iter().filter(|connection| connection.is_active()) {
+            self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle).set_keep_alive(interval);
+        }
+    }
+
     /// The machine goes on after a suspend. It was busy with that for the time `ran`, and did not run for the time `away`.
     ///
     /// A peer without an answer has waited longer before each retry, the last time for about as long as the machine was away. Its
@@ -111,27 +150,27 @@ impl<N: Nic> Net<N> {
         let time = self.follow_card(now);
         self.receive(time);
         self.lease();
-        let busy = self.serve(now, context);
+        let busy = self.serve(now, context, false);
         // What the connections said goes out in the same round, and the other side is told once.
         let delay = self.iface.poll_delay(time, &self.sockets);
         if busy || delay == Some(smoltcp::time::Duration::ZERO) {
             self.send(time);
         }
-        self.nic.flush();
+        self.card.nic.flush();
         self.slots.prepare(&mut self.sockets);
         busy
     }
 
     /// Asks the card for an event; returns when to come back at the latest (now: at once).
     pub(crate) fn rest(&mut self, now: Duration) -> Option<Duration> {
-        let ready = self.nic.arm();
+        let ready = self.card.nic.arm();
         let time = self.follow_card(now);
         if ready {
             return Some(now);
         }
         let stack = self.iface.poll_delay(time, &self.sockets);
         // What is due and was not sent found no room. The card has an event when there is some.
-        let full = self.nic.transmit(time).is_none();
+        let full = self.card.nic.transmit(time).is_none();
         let stack = stack.filter(|delay| !full || *delay > smoltcp::time::Duration::ZERO);
         let stack = stack.map(|d| now + Duration::from_micros(d.total_micros()));
         let stalled = self.slots.connections.iter().filter_map(Connection::deadline).min();
@@ -140,15 +179,15 @@ impl<N: Nic> Net<N> {
 
     /// Tells the network and all peers if the machine is at another place now. Returns the time by the stack's clock.
     fn follow_card(&mut self, now: Duration) -> Instant {
-        if self.nic.has_moved() {
+        if self.card.nic.has_moved() {
             self.moved = true;
             // What was under way is lost. All that is not acknowledged is due again.
             self.ahead += AHEAD;
         }
         let time = self.time(now);
-        if self.moved && announce::say_where_we_are(&mut self.nic, &self.iface, time) {
+        if self.moved && announce::say_where_we_are(&mut self.card.nic, &self.iface, time) {
             self.moved = false;
-            self.nic.flush();
+            self.card.nic.flush();
         }
         time
     }
@@ -160,23 +199,23 @@ impl<N: Nic> Net<N> {
 
     /// Takes in what has arrived, and sends what that asks for. A connection that comes leaves the next one a place.
     fn receive(&mut self, now: Instant) {
-        let Self { nic, iface, sockets, slots, .. } = self;
+        let Self { card, iface, sockets, slots, .. } = self;
         iface.poll_maintenance(now);
         loop {
-            match iface.poll_ingress_single(now, nic, sockets) {
+            match iface.poll_ingress_single(now, card, sockets) {
                 PollIngressSingleResult::None => break,
                 PollIngressSingleResult::PacketProcessed => {}
                 PollIngressSingleResult::SocketStateChanged => slots.listen(sockets),
             }
         }
         // What the stack answers by itself does not wait for the server.
-        nic.flush();
+        card.nic.flush();
         self.send(now);
     }
 
     fn send(&mut self, now: Instant) {
         // Ends: what there is to send is in buffers that nobody fills meanwhile.
-        while self.iface.poll_egress(now, &mut self.nic, &mut self.sockets) != PollResult::None {}
+        while self.iface.poll_egress(now, &mut self.card, &mut self.sockets) != PollResult::None {}
     }
 
     /// Cuts the connections that move a file to or from a disk that is gone.
@@ -195,26 +234,35 @@ impl<N: Nic> Net<N> {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
             connection.cut(socket, context);
         }
-        self.iface.poll(time, &mut self.nic, &mut self.sockets);
-        self.nic.flush();
-        self.nic.close();
+        self.iface.poll(time, &mut self.card, &mut self.sockets);
+        self.card.nic.flush();
+        self.card.nic.close();
     }
 
     /// Tells of the card, the addresses and the server.
     pub(crate) fn report(&self, to: &mut dyn Report) {
         let active = self.slots.connections.iter().filter(|c| c.is_active()).count();
-        report(&self.nic, &self.iface, &self.figures, active, to);
+        report(&self.card.nic, &self.iface, &self.figures, active, to);
     }
 
-    fn serve<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>) -> bool {
-        let Self { nic, iface, sockets, slots, figures, .. } = self;
+    fn serve<M: Machine<Nic = N>>(&mut self, now: Duration, context: &Context<'_, M>, holds: bool) -> bool {
+        let Self { card: Gate { nic, .. }, iface, sockets, slots, figures, .. } = self;
         let mut active = slots.connections.iter().filter(|c| c.is_active()).count();
         let mut busy = false;
         let awaits_files = context.awaits_files();
         for connection in &mut slots.connections {
             let was_active = connection.is_active();
-            let server =
-                Server { context, nic, iface, figures, now, active, full: active >= SERVED, awaits_files };
+            let server = Server {
+                context,
+                nic,
+                iface,
+                figures,
+                now,
+                active,
+                full: active >= SERVED,
+                awaits_files,
+                holds,
+            };
             busy |= connection.serve(sockets.get_mut(connection.handle), &server);
             active = active + usize::from(connection.is_active()) - usize::from(was_active);
         }

@@ -92,7 +92,7 @@ fn listens(connection: &Connection, sockets: &SocketSet<'static>) -> bool {
 }
 
 /// Whether there are so many bytes, and as many again: others need memory, too, and cannot do without.
-fn has_memory(bytes: usize) -> bool {
+pub(crate) fn has_memory(bytes: usize) -> bool {
     let (mut these, mut more): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
     these.try_reserve_exact(bytes).and_then(|()| more.try_reserve_exact(bytes)).is_ok()
 }

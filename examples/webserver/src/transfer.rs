@@ -39,6 +39,11 @@ pub(super) enum Transfer {
 }
 
 impl Transfer {
+    /// Bytes of a file that are left to send.
+    pub(super) fn left(&self) -> usize {
+        if let Self::Download(download) = self { download.len() as usize } else { 0 }
+    }
+
     /// Whether nothing is left to send.
     pub(super) fn is_sent(&self) -> bool {
         match self {

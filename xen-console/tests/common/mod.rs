@@ -4,6 +4,7 @@
 pub mod acts;
 #[cfg(feature = "xenbus")]
 pub mod devices;
+pub mod tasks;
 
 use xen_console::Console;
 use xen_console::mock::{MockConsoled, guest};

@@ -193,6 +193,18 @@ pub fn memory() -> Memory {
     Memory { used: used * PAGE_SIZE, free: free * PAGE_SIZE }
 }
 
+/// Whether the operating system has random numbers, as all have.
+#[cfg(feature = "rand_core")]
+pub(crate) fn has_random() -> bool {
+    random().is_some()
+}
+
+/// A random number of the operating system.
+#[cfg(feature = "rand_core")]
+pub(crate) fn random() -> Option<u64> {
+    getrandom::u64().ok()
+}
+
 /// Breaks what an image guards, of which a process has only `panic`.
 pub fn selftest(name: &str) {
     assert!(name != "panic", "asked for by the command line");

@@ -25,6 +25,8 @@ pub use memory::{Memory, memory};
 pub(crate) use arch::bind_timer;
 #[cfg(feature = "suspend")]
 pub(crate) use arch::suspend_by_firmware;
+#[cfg(feature = "rand_core")]
+pub(crate) use arch::{has_random, random};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use memory::alloc_pages;
 pub(crate) use memory::{keep, keep_pages};

@@ -18,6 +18,7 @@ pub(super) enum Figure {
     Took(Move),
     Gap(Move),
     Own(Move),
+    Wait(Move),
 }
 
 /// How a guest becomes another domain.
@@ -94,6 +95,7 @@ impl Figure {
             Self::Took(way) => format!("{}, the toolstack's time, ms", way.name()),
             Self::Gap(way) => format!("{}, longest time without an answer, ms", way.name()),
             Self::Own(way) => format!("{}, the part of that while the guest ran, ms", way.name()),
+            Self::Wait(way) => format!("{}, the same of the connection that waited longest, ms", way.name()),
         }
     }
 

@@ -54,8 +54,9 @@ fn turn_of(dom0: &Dom0, subject: &Subject) -> Result<Vec<(Figure, f64)>> {
                 let word = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
                 word.and_then(|word| word.parse().ok()).with_context(|| format!("no {name} in {line:?}"))
             };
-            let (took, gap, stop) = (of("command_ms")?, of("gap_ms")?, of("stop_ms")?);
+            let (took, gap, wait, stop) = (of("command_ms")?, of("gap_ms")?, of("wait_ms")?, of("stop_ms")?);
             all.extend([(Figure::Took(way), took), (Figure::Gap(way), gap), (Figure::Own(way), gap - stop)]);
+            all.push((Figure::Wait(way), wait - stop));
         }
     }
     Ok(all)

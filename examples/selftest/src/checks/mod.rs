@@ -16,11 +16,13 @@ use core::time::Duration;
 
 use check_report::Words;
 use check_report::{Failure, Report, ensure};
+use rand_core::TryRng;
 use xen_evtchn::{Abi, Channel, Deadline, EventChannels, Virq};
 use xen_gnttab::{GrantTable, Version};
 use xen_hypercall::{VcpuId, Wait, event, sched};
 use xen_rt::Kernel;
 use xen_rt::console;
+use xen_rt::random::Random;
 
 pub(crate) type Events = EventChannels<&'static Kernel>;
 pub(crate) type Grants = GrantTable<&'static Kernel>;
@@ -171,6 +173,7 @@ fn everything_but_events(domain: &Domain, events: &Events, report: &mut Report) 
         return;
     }
     calls::run(domain, report);
+    report.check("processor/random", random_numbers);
     vcpus::run(domain, events, report);
     match event::own_domain(domain.kernel) {
         Ok(own) => {
@@ -179,4 +182,17 @@ fn everything_but_events(domain: &Domain, events: &Events, report: &mut Report) 
         }
         Err(errno) => report.check("evtchn/own-domain", || Err(errno.into())),
     }
+}
+
+/// What the processor gives as random differs, if it gives any.
+fn random_numbers() -> Result<(), Failure> {
+    let Some(mut random) = Random::new() else { return Ok(()) };
+    let mut bytes = [[0; 20]; 2];
+    for bytes in &mut bytes {
+        random.try_fill_bytes(bytes).map_err(|error| Failure(alloc::format!("{error}")))?;
+    }
+    let [one, other] = bytes;
+    ensure!(one != other && one[..8] != one[8..16], "{one:?}, and then {other:?}");
+    log::info!("random numbers of the processor: {:02x?} ...", &one[..4]);
+    Ok(())
 }

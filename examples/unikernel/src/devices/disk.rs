@@ -232,10 +232,11 @@ mod suspend {
 
     type Begun = <Front as Device<'static, &'static Kernel>>::Begun;
 
-    /// A backend that connects, and how long that may take.
+    /// A backend that connects, once it was told of the new domain, and how long all of that may take.
     #[derive(Default)]
     pub(super) struct Coming {
-        begun: Cell<Option<(Begun, Duration)>>,
+        begun: Cell<Option<Begun>>,
+        deadline: Cell<Duration>,
         pub(super) awaited: Cell<bool>,
     }
 
@@ -252,15 +253,19 @@ mod suspend {
                 return false;
             }
             let xs = &mut self.slot.store.borrow_mut();
-            if let Some((mut begun, deadline)) = self.coming.begun.take() {
-                let waits = xs.now() < deadline && !begun.is_decided(xs);
-                self.coming.begun.set(Some((begun, deadline)));
-                if waits {
-                    return true;
-                }
+            let mut begun = self.begun(xs);
+            let waits = xs.now() < self.coming.deadline.get() && !begun.is_decided(xs);
+            self.coming.begun.set(Some(begun));
+            if !waits {
+                self.finish_by(xs);
             }
-            self.finish_by(xs);
-            false
+            waits
+        }
+
+        /// Tells its backend of the new domain, unless it was told.
+        fn begun(&self, xs: &mut Xs) -> Begun {
+            let begin = || self.disk.with_mut(|front| front.begin(xs, self.coming.deadline.get()));
+            self.coming.begun.take().unwrap_or_else(begin)
         }
 
         /// Waits until its backend has connected.
@@ -271,30 +276,32 @@ mod suspend {
         }
 
         fn finish_by(&self, xs: &mut Xs) {
-            self.coming.awaited.set(false);
-            let Some((begun, deadline)) = self.coming.begun.take() else { return };
-            if self.disk.with_mut(|front| front.finish(begun, xs, deadline)) > 0 {
+            if !self.coming.awaited.take() {
+                return;
+            }
+            let begun = self.begun(xs);
+            if self.disk.with_mut(|front| front.finish(begun, xs, self.coming.deadline.get())) > 0 {
                 log::warn!("disk: it did not come along");
             }
         }
     }
 
-    /// The disk that the file system has, through its adapter. While its backend connects others are served.
+    /// The disk that the file system has, through its adapter. Its backend is told of the new domain when the machine has said what it
+    /// can say without the disk: two backends that connect at the same time hinder each other. While it connects others are served.
     impl Device<'static, &'static Kernel> for &Disk {
-        type Begun = Begun;
+        type Begun = ();
 
         fn quiesce(&mut self, xs: &mut Xs) {
             self.finish_by(xs);
             self.disk.with_mut(|front| front.quiesce(xs));
         }
 
-        fn begin(&mut self, xs: &mut Xs, deadline: Duration) -> Self::Begun {
-            self.disk.with_mut(|front| front.begin(xs, deadline))
+        fn begin(&mut self, _: &mut Xs, deadline: Duration) {
+            self.coming.deadline.set(deadline);
+            self.coming.awaited.set(true);
         }
 
-        fn finish(&mut self, begun: Self::Begun, _: &mut Xs, deadline: Duration) -> usize {
-            self.coming.begun.set(Some((begun, deadline)));
-            self.coming.awaited.set(true);
+        fn finish(&mut self, (): (), _: &mut Xs, _: Duration) -> usize {
             0
         }
 

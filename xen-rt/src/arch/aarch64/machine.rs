@@ -87,6 +87,29 @@ pub(crate) fn idle(is_due: &dyn Fn() -> bool) {
     gic::acknowledge();
 }
 
+/// Whether the processor has random numbers (`FEAT_RNG`).
+#[cfg(feature = "rand_core")]
+pub(crate) fn has_random() -> bool {
+    let features: u64;
+    // SAFETY: the register can be read at EL1, where this is.
+    unsafe { asm!("mrs {}, id_aa64isar0_el1", out(reg) features, options(nomem, nostack, preserves_flags)) };
+    features >> 60 != 0
+}
+
+/// A random number, if there is one now.
+#[cfg(feature = "rand_core")]
+pub(crate) fn random() -> Option<u64> {
+    if !has_random() {
+        return None;
+    }
+    let (number, failed): (u64, u64);
+    // SAFETY: the processor has the register (RNDR), as was asked. It says by the flags whether the number is one.
+    unsafe {
+        asm!("mrs {}, s3_3_c2_c4_0", "cset {}, eq", out(reg) number, out(reg) failed, options(nomem, nostack))
+    };
+    (failed == 0).then_some(number)
+}
+
 /// Nothing more can be done, and Xen was told so.
 pub(crate) fn halt() -> ! {
     loop {

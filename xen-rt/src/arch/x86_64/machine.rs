@@ -3,6 +3,8 @@
 use core::arch::asm;
 use core::time::Duration;
 
+#[cfg(feature = "rand_core")]
+use x86_64::instructions::random::RdRand;
 use xen_evtchn::{EventChannels, Virq};
 use xen_hypercall::arch::x86_64::cpuid;
 use xen_hypercall::hvm::{HvmParam, Vector, callback_vector, set_param};
@@ -151,6 +153,18 @@ pub(crate) fn early(bytes: &[u8]) {
 pub(crate) fn idle(_is_due: &dyn Fn() -> bool) {
     // SAFETY: this is ring 0, and the handler of the only interrupt is the one for this.
     unsafe { xen_hypercall::arch::x86_64::idle::sleep_unless(|| false) }
+}
+
+/// Whether the processor has random numbers.
+#[cfg(feature = "rand_core")]
+pub(crate) fn has_random() -> bool {
+    RdRand::new().is_some()
+}
+
+/// A random number, if there is one now.
+#[cfg(feature = "rand_core")]
+pub(crate) fn random() -> Option<u64> {
+    RdRand::new()?.get_u64()
 }
 
 /// Nothing more can be done, and Xen was told so.
