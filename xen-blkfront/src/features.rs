@@ -198,7 +198,7 @@ pub(crate) struct Said {
     /// The toolstack's `mode` is `r`, not `w` with whatever follows it.
     read_only: bool,
     /// Whether the nodes could be read.
-    read: Result<(), Error>,
+    read: Result<(), xen_xenstore::Error>,
 }
 
 impl Default for Said {
@@ -230,7 +230,7 @@ impl Said {
         match value {
             Ok(value) => self.parse(index, value),
             Err(error) if error.is_not_found() => {}
-            Err(error) => self.read = Err(error.into()),
+            Err(error) => self.read = Err(error),
         }
     }
 

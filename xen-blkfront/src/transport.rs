@@ -45,7 +45,7 @@ pub(crate) struct Offers {
     numbers: [Option<u32>; Offers::NODES.len()],
     leftovers: bool,
     /// Whether the nodes could be read.
-    read: Result<(), Error>,
+    read: Result<(), xen_xenstore::Error>,
 }
 
 impl Default for Offers {
@@ -67,7 +67,7 @@ impl Offers {
             None => answer.map(|list| self.leftovers = names(list).any(|name| OPTIONAL.contains(&name))),
         };
         match answer {
-            Err(error) if !error.is_not_found() => self.read = Err(error.into()),
+            Err(error) if !error.is_not_found() => self.read = Err(error),
             _ => {}
         }
     }
