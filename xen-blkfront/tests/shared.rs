@@ -192,6 +192,41 @@ fn those_that_wait_for_room_are_served_in_their_order_however_many() {
 }
 
 #[test]
+fn who_is_dropped_when_it_is_its_turn_gives_the_turn_to_the_next() {
+    let (machine, _back) = machine();
+    let mut xs = Xenstore::new(&machine.events).unwrap();
+    let disk = Disk::of(machine.connect(&mut xs).unwrap());
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut drive = pin!(disk.drive());
+    let counts: Vec<Arc<Count>> = (0..3).map(|_| Arc::default()).collect();
+    let wakers: Vec<Waker> = counts.iter().map(|count| Waker::from(count.clone())).collect();
+    let mut outs = [[0; 512]; 11];
+    let mut reads: Vec<_> = Vec::new();
+    for (index, out) in outs.iter_mut().enumerate() {
+        let mut read = Box::pin(disk.handle().read(index as u64 * 16, out));
+        let waker = index.checked_sub(8).map_or(Waker::noop(), |late| &wakers[late]);
+        assert!(read.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+        reads.push(read);
+    }
+    assert!(drive.as_mut().poll(&mut cx).is_pending());
+    machine.xen.run_until_idle(100);
+    machine.events.dispatch(VcpuId(0));
+    assert!(drive.as_mut().poll(&mut cx).is_pending());
+    let mut late = reads.split_off(8);
+    for mut read in reads {
+        assert_eq!(read.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
+    }
+    let woken = || -> Vec<u32> { counts.iter().map(|count| count.0.load(Ordering::SeqCst)).collect() };
+    assert_eq!(woken(), [1, 0, 0]);
+    // Nothing is under way any more: nobody else wakes the next ones.
+    drop(late.remove(0));
+    assert_eq!(woken(), [1, 1, 0]);
+    // Who has had his turn wakes the next one.
+    assert!(late[0].as_mut().poll(&mut Context::from_waker(&wakers[1])).is_pending());
+    assert_eq!(woken(), [1, 1, 1]);
+}
+
+#[test]
 fn a_large_transfer_is_cut_and_waits_for_room_among_others() {
     let (machine, back) = machine();
     let mut xs = Xenstore::new(&machine.events).unwrap();
