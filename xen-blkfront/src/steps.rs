@@ -128,12 +128,11 @@ pub(crate) fn reconnect<'x, P: Platform + 'x, A: Ask, S: Site<'x, P>>(
                 _ => wait!(frontend::abandon(device, ask)),
             };
             drop(queues);
-            match ended {
-                Err(error @ (xen_xenstore::Error::Broken(_) | xen_xenstore::Error::Disconnected(_))) => {
-                    return Err(error.into());
-                }
-                // The new handshake says what is the matter, if anything is.
-                _ => {}
+            // Otherwise the new handshake says what is the matter, if anything is.
+            if let Err(error @ (xen_xenstore::Error::Broken(_) | xen_xenstore::Error::Disconnected(_))) =
+                ended
+            {
+                return Err(error.into());
             }
         }
         let (events, grants, index, config) = site.with(|front| front.means())?;
@@ -161,11 +160,16 @@ fn choose<A: Ask>(
 ) -> task!(Result<Transport, Error>) {
     run!({
         let mut offers = Offers::default();
-        let questions = Offers::NODES.iter().enumerate().map(|(tag, name)| {
-            let own = tag + 1 == Offers::NODES.len();
-            Question::read(if own { device.frontend_path() } else { device.backend_path() }, name)
-        });
-        let questions = questions.chain([Question::directory(device.frontend_path())]);
+        let (own, theirs) = (device.frontend_path(), device.backend_path());
+        let [order, pages, queues, trusted] = Offers::NODES;
+        let questions = [
+            Question::read(theirs, order),
+            Question::read(theirs, pages),
+            Question::read(theirs, queues),
+            Question::read(own, trusted),
+            Question::directory(own),
+        ];
+        let questions = questions.iter().copied();
         wait!(ask.together(questions, |tag, answer| offers.take(tag, answer)))?;
         offers.choose(config)
     })

@@ -470,7 +470,10 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64, tended: bo
         assert_eq!(executor.count("calls"), 0, "a wake-up was lost");
         let rest = world.disk.with(|front| (front.pending(), front.free_requests()));
         assert_eq!(rest, Some((0, 12)));
-        assert_eq!(world.back.complaints(), Vec::<String>::new());
+        // A handshake that was dropped may leave a backend with rings that are gone, which it looks for in vain.
+        let complaints =
+            world.back.complaints().into_iter().filter(|text| !(tended && text.starts_with("ring: ")));
+        assert_eq!(complaints.collect::<Vec<_>>(), Vec::<String>::new());
     }
     if tended {
         executor.cancel("drive");

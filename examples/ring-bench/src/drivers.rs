@@ -424,12 +424,8 @@ const DEPTH: usize = 4;
 #[derive(Debug, Default)]
 struct Flag(AtomicBool);
 
-static WAKER: RawWakerVTable = RawWakerVTable::new(
-    |flag| RawWaker::new(flag, &WAKER),
-    wake_flag,
-    wake_flag,
-    |_| {},
-);
+static WAKER: RawWakerVTable =
+    RawWakerVTable::new(|flag| RawWaker::new(flag, &WAKER), wake_flag, wake_flag, |_| {});
 
 fn wake_flag(flag: *const ()) {
     // SAFETY: of a flag that stays for the rest of the process.

@@ -9,10 +9,10 @@ use core::task::Poll;
 use xen_evtchn::EventChannels;
 use xen_gnttab::GrantTable;
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::Path;
 use xen_xenstore::shared::{Client, Conversation};
-use xen_xenstore::xenbus::{BackendChange, Connected, Frontend, XenbusState};
+use xen_xenstore::xenbus::{BackendChange, Connected, Frontend};
 
+use super::waiting::{First, either, find_backend, find_other, passes, with_grace};
 use super::{Disk, Line};
 use crate::connect::Link;
 use crate::lifecycle::Site;
@@ -92,7 +92,10 @@ impl<P: Platform> Drop for Held<'_, '_, P> {
 
 impl<'x, P: Platform + Wait> Control<'_, 'x, P> {
     /// Looks after the disk and drives it, without patience: when the backend closes or vanishes, what is under way fails at once.
-    /// Returns only what ends the connection to xenstore. May be dropped, and begun anew.
+    /// Returns only what ends the connection to xenstore.
+    ///
+    /// May be dropped, and begun anew, as after such an error. Dropped in the middle of a handshake it leaves a backend that looks for rings
+    /// in vain; the next run ends what there is of it.
     pub async fn run(&mut self, client: Client<'_, 'x, P>) -> Error {
         self.run_with(client, || ready(())).await
     }
@@ -318,114 +321,13 @@ impl<'x, P: Platform + Wait> Control<'_, 'x, P> {
     /// Waits until a backend waits for the disk, or the place has another one.
     async fn await_backend(&self, client: Client<'_, 'x, P>) -> Result<(), Error> {
         let changed = self.disk.handle().changed();
-        either(self.find_backend(client), changed).await.transpose_end()
-    }
-
-    async fn find_backend(&self, client: Client<'_, 'x, P>) -> Result<(), xen_xenstore::Error> {
-        let own = Path::format(format_args!("device/vbd/{}", self.index))?;
-        let node = own.join("backend")?;
-        let mut device = client.watch(&node).await?;
-        loop {
-            // What happens from here on is told.
-            device.has_changed()?;
-            match client.read(&node, path_of).await {
-                Ok(path) => {
-                    let mut backend = client.watch(&path).await?;
-                    loop {
-                        backend.has_changed()?;
-                        if is_waiting(client, &own, &path).await? {
-                            return Ok(());
-                        }
-                        if let First::Other =
-                            either(backend.changed(), async { device.changed().await.unwrap_or(()) }).await
-                        {
-                            break;
-                        }
-                    }
-                }
-                Err(error) => {
-                    passes(error)?;
-                    device.changed().await?;
-                }
-            }
-        }
+        either(find_backend(client, self.index), changed).await.transpose_end()
     }
 
     /// Waits until the toolstack has made the device anew, the backend's domain has gone, or the place has another disk.
     async fn await_other(&self, client: Client<'_, 'x, P>) -> Result<(), Error> {
         let changed = self.disk.handle().changed();
-        either(self.find_other(client), changed).await.transpose_end()
-    }
-
-    async fn find_other(&self, client: Client<'_, 'x, P>) -> Result<(), xen_xenstore::Error> {
-        let node = Path::format(format_args!("device/vbd/{}/backend", self.index))?;
-        let mut device = client.watch(&node).await?;
-        // The first event is that it is set.
-        device.changed().await?;
-        let path = match client.read(&node, path_of).await {
-            Ok(path) => path,
-            Err(error) => return passes(error),
-        };
-        let mut backend = client.watch(&path).await?;
-        loop {
-            backend.has_changed()?;
-            match client.read_parsed(&path.join("state")?).await {
-                Ok(XenbusState::UNKNOWN) => return Ok(()),
-                Ok(_) => {}
-                Err(error) => return passes(error),
-            }
-            if let First::Other =
-                either(backend.changed(), async { device.changed().await.unwrap_or(()) }).await
-            {
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// The path that a node says.
-fn path_of(value: &[u8]) -> Result<Path, xen_xenstore::Error> {
-    let text = core::str::from_utf8(value).map_err(|_| xen_xenstore::Error::NotText)?;
-    Path::new(text)
-}
-
-/// Whether a backend waits for the device of this directory, or would begin anew with it.
-async fn is_waiting<P: Platform + Wait>(
-    client: Client<'_, '_, P>,
-    device: &Path,
-    path: &Path,
-) -> Result<bool, xen_xenstore::Error> {
-    let state = match client.read_parsed(&path.join("state")?).await {
-        Ok(state) => state,
-        Err(error) => return passes(error).map(|()| false),
-    };
-    if ![XenbusState::CLOSING, XenbusState::CLOSED].contains(&state) {
-        // One that is at work is so for an earlier kernel, or for somebody who was dropped.
-        return Ok(state != XenbusState::UNKNOWN);
-    }
-    let online = match client.read_parsed::<u32>(&path.join("online")?).await {
-        Ok(online) => online == 1,
-        Err(error) => return passes(error).map(|()| false),
-    };
-    if state == XenbusState::CLOSING && !online {
-        // It is to go, and waits for whoever had it before.
-        let ours = device.join("state")?;
-        let closed = client.transaction(async |transaction| {
-            match transaction.read_optional::<XenbusState>(&ours).await? {
-                None | Some(XenbusState::CLOSED) => Ok(()),
-                Some(_) => transaction.write_display(&ours, XenbusState::CLOSED).await,
-            }
-        });
-        closed.await.or_else(passes)?;
-    }
-    Ok(online)
-}
-
-/// An error that another look need not have, unless the connection to xenstore is of no use any more.
-fn passes(error: xen_xenstore::Error) -> Result<(), xen_xenstore::Error> {
-    match error {
-        xen_xenstore::Error::Broken(_) | xen_xenstore::Error::Disconnected(_) => Err(error),
-        _ => Ok(()),
+        either(find_other(client, self.index), changed).await.transpose_end()
     }
 }
 
@@ -497,50 +399,6 @@ fn ended(error: Error) -> Result<(), Error> {
         Error::Xenstore(error) => Ok(passes(error)?),
         _ => Ok(()),
     }
-}
-
-/// Waits for `work`, and calls `over` when `grace` is ready before.
-async fn with_grace<W: Future>(work: W, grace: impl Future<Output = ()>, over: impl FnOnce()) -> W::Output {
-    let (mut work, mut grace) = (pin!(work), pin!(grace));
-    let mut over = Some(over);
-    poll_fn(|cx| {
-        let done = work.as_mut().poll(cx);
-        if done.is_pending() && over.is_some() && grace.as_mut().poll(cx).is_ready() {
-            if let Some(over) = over.take() {
-                over();
-            }
-        }
-        done
-    })
-    .await
-}
-
-/// What was ready first.
-enum First<T> {
-    Work(T),
-    Other,
-}
-
-impl<T> First<Result<T, xen_xenstore::Error>> {
-    /// An end of the connection to xenstore.
-    fn transpose_end(self) -> Result<(), Error> {
-        match self {
-            Self::Work(Err(error)) => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Waits for one of two.
-async fn either<W: Future>(work: W, other: impl Future<Output = ()>) -> First<W::Output> {
-    let (mut work, mut other) = (pin!(work), pin!(other));
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = work.as_mut().poll(cx) {
-            return Poll::Ready(First::Work(output));
-        }
-        other.as_mut().poll(cx).map(|()| First::Other)
-    })
-    .await
 }
 
 impl<P: Platform> fmt::Debug for Control<'_, '_, P> {

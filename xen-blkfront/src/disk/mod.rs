@@ -6,6 +6,7 @@ mod jobs;
 mod run;
 mod seats;
 mod suspended;
+mod waiting;
 
 use core::cell::{Cell, RefCell};
 use core::fmt;
