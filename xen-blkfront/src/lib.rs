@@ -9,6 +9,7 @@ pub mod abi;
 mod adapters;
 mod blocking;
 mod connect;
+mod disk;
 mod error;
 mod features;
 mod front;
@@ -37,9 +38,14 @@ pub use adapters::blocks;
 pub use adapters::cursor;
 #[cfg(feature = "embedded-sdmmc-v0-10")]
 pub use adapters::sdmmc;
+#[cfg(feature = "embedded-io-async-v0-7")]
+pub use adapters::shared_cursor;
+#[cfg(feature = "embedded-storage-async-v0-4")]
+pub use adapters::shared_storage;
 #[cfg(feature = "embedded-storage-v0-3")]
 pub use adapters::storage;
 pub use connect::{Config, Connecting};
+pub use disk::{Disk, DiskHandle, Drive};
 pub use error::{Error, Violation};
 pub use features::Discard;
 pub use front::{BlkFront, State};

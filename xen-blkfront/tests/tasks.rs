@@ -3,20 +3,14 @@
 
 mod common;
 
-use std::cell::RefCell;
-use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use aligned::{A1, Aligned};
-use block_device_driver::BlockDevice;
-use common::{Machine, pattern, small};
-use xen_blkfront::blocks::BlkDevice;
+use common::{Machine, pattern};
 use xen_blkfront::mock::{Fault, Options};
-use xen_blkfront::{Config, Error, State, Ticket};
+use xen_blkfront::{Error, State, Ticket};
 use xen_hypercall::VcpuId;
 use xen_xenstore::Xenstore;
 
@@ -220,108 +214,4 @@ fn a_waker_may_outlive_its_disk() {
     turn(&machine);
     drop(waker);
     assert_eq!(Arc::strong_count(&task), 1, "the disk keeps no waker");
-}
-
-fn blocks(count: usize) -> Vec<Aligned<A1, [u8; 512]>> {
-    vec![Aligned([0; 512]); count]
-}
-
-#[test]
-fn a_transfer_waits_for_room_that_a_dropped_one_has() {
-    let machine = Machine::new();
-    let back = machine.disk(Options { sectors: 8192, ..Options::default() });
-    back.load(&pattern(2048 * 512, 6));
-    let mut xs = Xenstore::new(&machine.events).unwrap();
-    let disk = RefCell::new(machine.connect_with(&mut xs, Config::default()).unwrap());
-    let mut device = BlkDevice::new(&disk);
-    let mut data = blocks(2048);
-    back.stall(true);
-    {
-        let mut read = pin!(device.read(0, &mut data));
-        assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    }
-    let [(task, waker)] = tasks();
-    let mut cx = Context::from_waker(&waker);
-    let mut read = Box::pin(device.read(0, &mut data));
-    assert!(read.as_mut().poll(&mut cx).is_pending(), "it has to wait, not to fail");
-    back.stall(false);
-    let mut polls = 0;
-    let result = loop {
-        turn(&machine);
-        assert!(task.woken(), "the task waits for ever");
-        if let Poll::Ready(result) = read.as_mut().poll(&mut cx) {
-            break result;
-        }
-        polls += 1;
-        assert!(polls < 50);
-    };
-    drop(read);
-    assert_eq!(result, Ok(()));
-    assert!(data.iter().zip(pattern(2048 * 512, 6).chunks(512)).all(|(block, right)| block[..] == *right));
-    assert_eq!(disk.borrow().free_requests(), 32);
-}
-
-#[test]
-fn a_transfer_has_several_operations_under_way() {
-    let machine = Machine::new();
-    let back = machine.disk(Options { indirect_segments: None, ..Options::default() });
-    let mut xs = Xenstore::new(&machine.events).unwrap();
-    let disk = RefCell::new(machine.connect_with(&mut xs, Config::default()).unwrap());
-    let mut device = BlkDevice::new(&disk);
-    let mut data = blocks(88 * 5);
-    back.stall(true);
-    let mut read = pin!(device.read(0, &mut data));
-    assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    assert_eq!((disk.borrow().pending(), disk.borrow().stats().requests), (5, 5));
-}
-
-type Job<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'a>>;
-
-#[test]
-fn tasks_share_a_disk_and_a_backend_that_goes_ends_them_all() {
-    for goes in [false, true] {
-        let machine = Machine::new();
-        let back = machine.disk(Options::default());
-        let mut xs = Xenstore::new(&machine.events).unwrap();
-        let disk = RefCell::new(machine.connect_with(&mut xs, small()).unwrap());
-        let device = BlkDevice::new(&disk);
-        let tasks = tasks::<4>();
-        let mut jobs: Vec<Option<Job<'_>>> = (0..4_u32)
-            .map(|i| {
-                let job = async move {
-                    let (mut device, data) = (device, vec![Aligned::<A1, _>([i as u8 + 1; 512]); 200]);
-                    device.write(i * 256, &data).await?;
-                    device.flush().await
-                };
-                Some(Box::pin(job) as Job<'_>)
-            })
-            .collect();
-        back.stall(goes);
-        for round in 0.. {
-            assert!(round < 100, "they wait for ever");
-            for (job, (task, waker)) in jobs.iter_mut().zip(&tasks) {
-                let Some(running) = job.as_mut().filter(|_| task.woken() || round == 0) else { continue };
-                if let Poll::Ready(ended) = running.as_mut().poll(&mut Context::from_waker(waker)) {
-                    assert_eq!(ended, if goes { Err(Error::Closed) } else { Ok(()) });
-                    *job = None;
-                }
-            }
-            if jobs.iter().all(Option::is_none) {
-                break;
-            }
-            if goes && round == 1 {
-                back.vanish();
-            }
-            turn(&machine);
-            // Somebody else's task.
-            disk.borrow_mut().service(&mut xs).unwrap();
-        }
-        if !goes {
-            assert!(
-                (0..4).all(|i| back.disk()[i * 256 * 512..][..200 * 512]
-                    .iter()
-                    .all(|b| usize::from(*b) == i + 1))
-            );
-        }
-    }
 }

@@ -2,17 +2,20 @@
 //! without what they call outside of the drivers: a hypercall is not counted.
 #![allow(unsafe_code, reason = "is a platform, which owns memory")]
 
+use std::future::Future;
+use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::time::Duration;
 
 use xen_blkfront::mock::{MockBlkback, Options as DiskOptions};
-use xen_blkfront::{BlkFront, Piece, Ticket};
+use xen_blkfront::{BlkFront, Disk, Drive, Piece, Ticket};
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::mock::{MockDomain, MockXen};
 use xen_hypercall::{
-    DomId, Domain, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, SpecialPages, Wait,
+    DomId, Domain, Gfn, Hypercall, HypercallNr, Page as Memory, PageMemory, SpecialPages, VcpuId, Wait,
 };
 use xen_netfront::mock::{MockNetback, MockSwitch, Options as CardOptions};
 use xen_netfront::{FramePage, NetFront, TxMeta};
@@ -361,6 +364,123 @@ impl Turns for Read {
         measured(|| xen_read_end(&mut self.disk, pieces, tickets));
         assert!(pieces.iter().all(Option::is_some));
         self.sector = (self.sector + 4096) % (1 << 15);
+    }
+}
+
+/// The same by tasks of an executor: each reads a block, and one drives the disk.
+pub struct Tasks {
+    machine: Machine,
+    disk: &'static Disk<'static, Guest>,
+    drive: Drive<'static, 'static, Guest>,
+    pieces: Vec<[Option<Piece<'static, Guest>>; 1]>,
+    woken: [&'static Flag; DEPTH + 1],
+    sector: u64,
+}
+
+/// A call that is under way.
+type Call<'c> = dyn Future<Output = Result<(), xen_blkfront::Error>> + 'c;
+
+/// Tasks of the largest run.
+const DEPTH: usize = 4;
+
+/// Whether a task is to be polled: what an executor has in its place is its own.
+#[derive(Debug, Default)]
+struct Flag(AtomicBool);
+
+static WAKER: RawWakerVTable = RawWakerVTable::new(
+    |flag| RawWaker::new(flag, &WAKER),
+    |flag| wake_flag(flag),
+    |flag| wake_flag(flag),
+    |_| {},
+);
+
+fn wake_flag(flag: *const ()) {
+    // SAFETY: of a flag that stays for the rest of the process.
+    unsafe { &*flag.cast::<Flag>() }.0.store(true, Ordering::Relaxed);
+}
+
+impl Flag {
+    fn waker(&'static self) -> Waker {
+        let this: *const Self = self;
+        // SAFETY: the functions of the table do what they are to, and the flag stays for the rest of the process.
+        unsafe { Waker::from_raw(RawWaker::new(this.cast(), &WAKER)) }
+    }
+
+    fn take(&self) -> bool {
+        let woken = self.0.load(Ordering::Relaxed);
+        self.0.store(false, Ordering::Relaxed);
+        woken
+    }
+}
+
+impl Tasks {
+    pub fn new(depth: usize) -> Self {
+        let mut machine = Machine::new();
+        let disk: &'static _ = Box::leak(Box::new(Disk::of(machine.disk())));
+        let pages = machine.pages(depth, Access::ReadWrite).into_iter();
+        let pieces = pages.map(|part| [Some(Piece::whole(part.page))]).collect();
+        let woken = std::array::from_fn(|_| &*Box::leak(Box::<Flag>::default()));
+        let mut tasks = Self { machine, disk, drive: disk.drive(), pieces, woken, sector: 0 };
+        let _ = run(tasks.woken[DEPTH], &mut tasks.drive, xen_tasks_drive);
+        tasks
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn xen_tasks_drive(drive: &mut Drive<'static, 'static, Guest>, cx: &mut Context<'_>) -> bool {
+    Pin::new(drive).poll(cx).is_pending()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn xen_tasks_read(read: Pin<&mut Call<'_>>, cx: &mut Context<'_>) -> bool {
+    read.poll(cx) == Poll::Ready(Ok(()))
+}
+
+/// Polls a task as its executor does.
+fn run<T: ?Sized>(flag: &'static Flag, task: &mut T, poll: fn(&mut T, &mut Context<'_>) -> bool) -> bool {
+    flag.take();
+    let waker = flag.waker();
+    let mut cx = Context::from_waker(&waker);
+    measured(|| poll(task, &mut cx))
+}
+
+impl Turns for Tasks {
+    fn turn(&mut self, depth: usize) {
+        let (disk, machine) = (self.disk, &self.machine);
+        let mut sector = self.sector;
+        let mut reads: Vec<Pin<Box<Call<'_>>>> = self.pieces[..depth]
+            .iter_mut()
+            .map(|pieces| {
+                // With a gap, so that they are not merged.
+                sector += 16;
+                Box::pin(disk.handle().read_into(sector, pieces)) as Pin<Box<Call<'_>>>
+            })
+            .collect();
+        for (read, flag) in reads.iter_mut().zip(self.woken) {
+            assert!(!run(flag, read, |read, cx| xen_tasks_read(read.as_mut(), cx)));
+        }
+        let driver = self.woken[DEPTH];
+        assert!(driver.take(), "there is something to show");
+        assert!(run(driver, &mut self.drive, xen_tasks_drive));
+        machine.run();
+        machine.events.dispatch(VcpuId(0));
+        assert!(driver.take(), "there is something to take");
+        assert!(run(driver, &mut self.drive, xen_tasks_drive));
+        for (read, flag) in reads.iter_mut().zip(self.woken) {
+            assert!(flag.take(), "it has a result");
+            assert!(run(flag, read, |read, cx| xen_tasks_read(read.as_mut(), cx)));
+        }
+        drop(reads);
+        assert!(self.pieces.iter().flatten().all(Option::is_some));
+        self.sector = (self.sector + 4096) % (1 << 15);
+    }
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.disk.fmt(f)
     }
 }
 

@@ -19,8 +19,9 @@ fn main() -> ExitCode {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--work", side, ring] => work(side, ring),
         ["--turns", side, what, depth] => turns(side, what, depth),
-        [] => compare().and_then(|good| Ok(compare_drivers()? && good)),
-        _ => Err("usage: ring-bench (without arguments)".into()),
+        [] => compare().and_then(|good| Ok(compare_drivers()? && good)).and_then(|good| Ok(compare_tasks()? && good)),
+        ["tasks"] => compare_tasks(),
+        _ => Err("usage: ring-bench [tasks]".into()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -134,6 +135,28 @@ fn compare_drivers() -> Result<bool, String> {
     Ok(good)
 }
 
+/// Prints what the same costs by tasks that wait; returns whether that is at most a fifth more, at any depth.
+fn compare_tasks() -> Result<bool, String> {
+    println!();
+    println!("instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;");
+    println!("without what an executor does between the polls, and as above");
+    println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "by tasks");
+    let mut good = true;
+    for depth in [1, 4] {
+        let count = |what, functions: &[&str]| {
+            let functions = [functions, &["uncounted_hypercall"]].concat();
+            let total = callgrind::count(&["--turns", "xen", what, &depth.to_string()], &functions);
+            total.map(|total| total as f64 / (ROUNDS * depth) as f64)
+        };
+        let polled = count("read", &["xen_read_begin", "xen_read_end"])?;
+        let tasks = count("tasks", &["xen_tasks_read", "xen_tasks_drive"])?;
+        let ratio = tasks / polled;
+        good &= ratio <= 1.2;
+        println!("{:46}{depth:6}{polled:16.1}{tasks:9.1} ({ratio:.2})", "4 KiB read into the caller's page");
+    }
+    Ok(good)
+}
+
 fn turns(side: &str, what: &str, depth: &str) -> Result<bool, String> {
     let depth: usize = depth.parse().map_err(|_| format!("{depth} is no number"))?;
     let mut subject: Box<dyn Turns> = match (side, what) {
@@ -146,6 +169,7 @@ fn turns(side: &str, what: &str, depth: &str) -> Result<bool, String> {
         ("xen", "send") => Box::new(drivers::Send::new(depth, None)),
         ("xen", "copy") => Box::new(drivers::Send::new(depth, Some(60))),
         ("xen", "receive") => Box::new(drivers::Receive::default()),
+        ("xen", "tasks") => Box::new(drivers::Tasks::new(depth)),
         ("xen", "read") => Box::new(drivers::Read::new(depth)),
         _ => return Err(format!("no {what} on {side}")),
     };

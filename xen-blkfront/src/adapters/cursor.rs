@@ -102,13 +102,17 @@ impl<P: Platform + Wait> Write for Cursor<'_, P> {
 impl<P: Platform + Wait> Seek for Cursor<'_, P> {
     /// Beyond the end is allowed: nothing can be read or written there.
     fn seek(&mut self, pos: SeekFrom) -> Result<u64, Error> {
-        let position = match pos {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(offset) => self.bytes.len().checked_add_signed(offset),
-            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
-        };
-        self.position = position.ok_or(Error::OutOfRange)?;
+        self.position = moved(self.position, self.bytes.len(), pos).ok_or(Error::OutOfRange)?;
         Ok(self.position)
+    }
+}
+
+/// Where a position is then, of a disk with so many bytes. None: nowhere.
+pub(crate) fn moved(position: u64, len: u64, to: SeekFrom) -> Option<u64> {
+    match to {
+        SeekFrom::Start(position) => Some(position),
+        SeekFrom::End(offset) => len.checked_add_signed(offset),
+        SeekFrom::Current(offset) => position.checked_add_signed(offset),
     }
 }
 

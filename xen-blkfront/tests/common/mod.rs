@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 #![allow(unsafe_code, reason = "suspends a domain")]
 
+pub mod executor;
+
 use std::time::Duration;
 
 use xen_blkfront::mock::{MockBlkback, Options};
