@@ -181,15 +181,9 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.settle(least)
     }
 
-    /// Whether there are so many pages, and slots for them beside those for frames that were staged before.
-    #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn has_room_beside(&mut self, staged: usize, wanted: usize) -> bool {
-        let Self { queues, stats, .. } = self;
-        let room = each(queues).try_fold(true, |all, queue| {
-            let pages = queue.tx.available(staged + wanted, stats)?;
-            Ok(all && pages >= wanted && queue.tx.ring.free() as usize >= staged + wanted)
-        });
-        self.check().and_then(|()| self.settle(room)).unwrap_or(false)
+    /// The pages for sending of the queue that has fewest.
+    pub(crate) fn tx_pages(&mut self) -> usize {
+        each(&mut self.queues).map(|queue| queue.tx.pool.pages()).min().unwrap_or(0)
     }
 
     /// Copies a frame into shared pages and queues it; [`publish`](Self::publish) tells the backend.
@@ -237,52 +231,6 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             queue.tx.send_staged(len, &plan, stats)
         });
         self.settle(sent)
-    }
-
-    /// Copies a part of a frame to pages of the queue of its flow, until [`send_staged`](Self::send_staged). `frame` is
-    /// 1 or more, and less than [`FRAMES`](crate::pool::FRAMES); others may be sent meanwhile.
-    #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn stage(&mut self, frame: usize, head: &[u8], at: usize, bytes: &[u8]) -> Result<(), Error> {
-        self.check()?;
-        let needed = (at + bytes.len()).div_ceil(PAGE_SIZE) + 1;
-        let staged = self.on_queue(head, |queue, stats| {
-            queue.tx.on_frame(frame, |tx| {
-                if tx.available(needed, stats)? < needed {
-                    return Err(Error::Full);
-                }
-                tx.stage(at, bytes, stats)
-            })
-        });
-        self.settle(staged)
-    }
-
-    /// Sends the frame whose parts were [staged](Self::stage), with these headers.
-    #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn send_staged(
-        &mut self,
-        frame: usize,
-        head: &[u8],
-        len: usize,
-        meta: TxMeta,
-    ) -> Result<(), Error> {
-        self.check()?;
-        let plan = Plan::new(self.config.send, head, len, meta, |_, _| None)?;
-        let sent = self.on_queue(head, |queue, stats| {
-            queue.tx.on_frame(frame, |tx| {
-                tx.stage(0, head, stats)?;
-                tx.send_staged(len, &plan, stats)
-            })?;
-            // The backend can be at work on it while the next one is put together.
-            queue.publish_transmit(stats)
-        });
-        self.settle(sent)
-    }
-
-    /// Shows the backend what was sent by the queue that this frame belongs to.
-    #[cfg(feature = "smoltcp-v0-14-segmentation")]
-    pub(crate) fn show_sent(&mut self, head: &[u8]) -> Result<(), Error> {
-        let shown = self.on_queue(head, |queue, stats| queue.publish_transmit(stats));
-        self.settle(shown)
     }
 
     /// Cuts a frame here: all of it is queued, or nothing.

@@ -7,6 +7,7 @@ extern crate std;
 
 pub mod abi;
 pub mod adapters;
+mod card;
 mod config;
 mod connect;
 mod control;
@@ -30,11 +31,14 @@ mod queue;
 mod resume;
 mod rx;
 mod segment;
+#[cfg(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
+mod staged;
 mod stats;
 mod tx;
 mod waiters;
 mod wake;
 
+pub use card::Card;
 pub use config::{Config, Features};
 pub use connect::Connecting;
 pub use control::ControlRing;

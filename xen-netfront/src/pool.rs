@@ -10,7 +10,12 @@ use crate::abi::NR_SLOTS_MIN;
 pub(crate) const PAGES: usize = 256;
 
 /// Frames at most that are put together at once: one that is sent as soon as it is whole, and those that wait for more.
-pub(crate) const FRAMES: usize = if cfg!(feature = "smoltcp-v0-14") { 5 } else { 1 };
+pub(crate) const FRAMES: usize =
+    if cfg!(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14")) {
+        5
+    } else {
+        1
+    };
 
 /// The ids of a frame's pages, in order. They stay the same while others come back.
 #[derive(Clone, Copy)]
@@ -82,7 +87,7 @@ impl<'g, P: Platform> Pool<'g, P> {
     }
 
     /// Which of the frames that are put together is meant from now on.
-    #[cfg(feature = "smoltcp-v0-14")]
+    #[cfg(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
     pub(crate) fn choose(&mut self, frame: usize) {
         self.frame = frame.min(FRAMES - 1);
     }

@@ -9,6 +9,7 @@ use xen_ring::{Front, Protocol};
 
 use crate::rx::RxQueue;
 use crate::tx::{TxQueue, broken};
+use crate::wake::Sides;
 use crate::{Config, Error, Stats};
 
 /// The channels stand first, and so are closed first when it is dropped: no event comes for a ring that is gone.
@@ -92,16 +93,6 @@ impl<'x, P: Platform> Queue<'x, P> {
         self.rx.ring.arm().map_err(broken)
     }
 
-    /// Shows the backend what was queued to be sent, and notifies it if it sleeps.
-    #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn publish_transmit(&mut self, stats: &mut Stats) -> Result<(), Error> {
-        if self.tx.ring.publish().map_err(broken)? {
-            stats.notifications += 1;
-            self.channel.notify()?;
-        }
-        Ok(())
-    }
-
     /// Takes back what was sent if fewer than `wanted` pages are left, and asks for an event when half of what is still
     /// under way is sent, if they are too few even so: whoever has that much to send is better woken for many of them
     /// than for each. Returns whether as many came back as somebody may wait for, or all there are.
@@ -116,6 +107,49 @@ impl<'x, P: Platform> Queue<'x, P> {
         }
         let (now, all) = (self.tx.pool.available(), self.tx.ring.in_flight() == 0);
         Ok(now > before && (all || now.min(self.tx.ring.free() as usize) >= wanted))
+    }
+
+    /// The end of a look by tasks that want these sides alone. What a channel serves that is looked at is looked at whole. Returns
+    /// whether something is there, or came back.
+    pub(crate) fn arm_sides(
+        &mut self,
+        sides: Sides,
+        wanted: usize,
+        stats: &mut Stats,
+    ) -> Result<bool, Error> {
+        let split = self.rx_channel.is_some();
+        let rx = (!split || sides != Sides::Transmit) && self.arm_receive(stats)?;
+        let before = self.tx.pool.available();
+        let tx = (!split || sides != Sides::Receive) && self.arm_transmit(wanted, stats)?;
+        let again = rx | (self.tx.pool.available() > before);
+        match &self.rx_channel {
+            None => self.end_of_look(rx, tx),
+            Some(_) if sides == Sides::Both => self.end_of_look(rx, tx),
+            Some(channel) if sides == Sides::Receive => channel.done(Progress::of(rx | self.rx.worked())),
+            Some(_) => {
+                let worked = core::mem::take(&mut self.tx.worked);
+                self.channel.done(Progress::of(tx | worked));
+            }
+        }
+        Ok(again)
+    }
+
+    /// Shows the backend what was queued to be sent, if anything was.
+    pub(crate) fn publish_queued(&mut self, stats: &mut Stats) -> Result<(), Error> {
+        if self.tx.ring.has_unpublished() && self.tx.ring.publish().map_err(broken)? {
+            stats.notifications += 1;
+            self.channel.notify()?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the task's waker for the next event of these sides; returns whether there was one already.
+    pub(crate) fn poll_sides(&self, cx: &mut Context<'_>, sides: Sides) -> bool {
+        match (sides, &self.rx_channel) {
+            (Sides::Both, _) => self.poll_event(cx),
+            (Sides::Receive, Some(channel)) => channel.poll_event(cx).is_ready(),
+            _ => self.channel.poll_event(cx).is_ready(),
+        }
     }
 
     /// The end of a look at both rings: events may come again. `ready` is what the two above returned.

@@ -162,15 +162,6 @@ impl<'x, P: Platform> TxQueue<'x, P> {
         }
     }
 
-    /// Does something with one of the frames that are put together, which is the first otherwise.
-    #[cfg(feature = "smoltcp-v0-14")]
-    pub(crate) fn on_frame<R>(&mut self, frame: usize, f: impl FnOnce(&mut Self) -> R) -> R {
-        self.pool.choose(frame);
-        let result = f(self);
-        self.pool.choose(0);
-        result
-    }
-
     /// Copies bytes to a place of the frame that [`send`](Self::send) sends next.
     pub(crate) fn stage(&mut self, at: usize, mut bytes: &[u8], stats: &mut Stats) -> Result<(), Error> {
         stats.copied_bytes += bytes.len() as u64;

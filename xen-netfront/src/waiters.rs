@@ -17,6 +17,10 @@ pub(crate) struct Waiters {
 }
 
 impl Waiters {
+    pub(crate) const fn new() -> Self {
+        Self { list: [const { None }; PLACES], next: 0 }
+    }
+
     pub(crate) fn leave(&mut self, waker: &Waker) {
         if self.list.iter().flatten().any(|known| known.will_wake(waker)) {
             return;

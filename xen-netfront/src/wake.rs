@@ -7,6 +7,17 @@ use xen_hypercall::Platform;
 use crate::front::{LARGE, each};
 use crate::{Error, Features, NetFront, State};
 
+/// What a task waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sides {
+    /// Frames.
+    Receive,
+    /// Room.
+    Transmit,
+    /// Either.
+    Both,
+}
+
 impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
     /// The end of a look at the device, before sleeping: gives the backend the pages whose frames were taken, asks for an
     /// event at the next frame and, when pages for sending are short, when half of those under way have come back: few at a
@@ -46,6 +57,25 @@ impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
                 return if self.arm() == Ok(false) { Poll::Pending } else { Poll::Ready(()) };
             }
         }
+    }
+
+    /// Shows the backend what was queued, and is the end of a look by tasks that want these sides alone: others may look at the
+    /// other side. Returns whether to look again, for something is there at once, or came back.
+    pub(crate) fn arm_sides(&mut self, sides: Sides) -> Result<bool, Error> {
+        self.check_and_tell()?;
+        // Whatever room a task waits for, an event comes when half of what is under way has come back.
+        let wanted = if sides == Sides::Receive { LARGE } else { usize::MAX };
+        let Self { queues, stats, .. } = self;
+        let again = each(queues).try_fold(false, |again, queue| {
+            queue.publish_queued(stats)?;
+            Ok(queue.arm_sides(sides, wanted, stats)? | again)
+        });
+        self.settle(again)
+    }
+
+    /// Leaves the task's waker for the next event of these sides; returns whether there was one already.
+    pub(crate) fn poll_sides(&self, cx: &mut Context<'_>, sides: Sides) -> bool {
+        self.queues.iter().flatten().fold(false, |fired, queue| queue.poll_sides(cx, sides) | fired)
     }
 
     /// Whether the link is up, once that is not what was `known`. Otherwise the task is woken then, by

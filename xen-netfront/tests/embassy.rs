@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
@@ -13,7 +12,7 @@ use embassy_net_driver::{Checksum, Driver, HardwareAddress, LinkState, RxToken, 
 use xen_hypercall::mock::MockDomain;
 use xen_netfront::adapters::embassy::EmbassyDriver;
 use xen_netfront::mock::{Fault, Frame, Options};
-use xen_netfront::{Config, FRAME_MAX, Features, State};
+use xen_netfront::{Card, Config, Error, FRAME_MAX, Features, State};
 use xen_xenstore::Xenstore;
 
 #[derive(Default)]
@@ -37,7 +36,7 @@ fn a_task_is_woken_by_frames_and_by_room() {
     let back = machine.vif(Options::default());
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let config = Config { tx_pages: 20, ..Config::default() };
-    let card = RefCell::new(machine.connect_with::<1>(&mut xs, config).unwrap());
+    let card = Card::from(machine.connect_with::<1>(&mut xs, config).unwrap());
     let mut driver = EmbassyDriver::new(&card, vec![0; 1514], vec![0; 1514]);
     assert!(driver.hardware_address() == HardwareAddress::Ethernet(GUEST));
     assert_eq!(driver.capabilities().max_transmission_unit, 1514);
@@ -62,6 +61,8 @@ fn a_task_is_woken_by_frames_and_by_room() {
         assert_eq!(receive(&mut driver, &mut cx), Some(frame(GUEST, HOST, 80, round as u8)));
         let sent = frame(HOST, GUEST, 90, round as u8);
         driver.transmit(&mut cx).unwrap().consume(90, |room| room.copy_from_slice(&sent));
+        // The end of the stack's turn.
+        assert!(driver.link_state(&mut cx) == LinkState::Up);
         machine.run();
         assert_eq!(machine.switch.receive().unwrap().bytes, sent);
     }
@@ -73,7 +74,8 @@ fn a_task_is_woken_by_frames_and_by_room() {
         token.consume(60, |room| room.copy_from_slice(&frame(HOST, GUEST, 60, 0)));
         count += 1;
     }
-    assert_eq!(count, 20);
+    // Less than three pages may not do for a segment that others can be put to.
+    assert_eq!(count, 18);
     assert!(driver.transmit(&mut cx).is_none());
     let before = woken.0.load(SeqCst);
     machine.switch.send(frame(GUEST, HOST, 60, 0));
@@ -85,13 +87,13 @@ fn a_task_is_woken_by_frames_and_by_room() {
 
     back.set_back("carrier", "0");
     machine.run();
-    card.borrow_mut().service(&mut xs).unwrap();
+    service(&card, &mut xs).unwrap();
     assert!(driver.link_state(&mut cx) == LinkState::Down);
     back.close();
     machine.run();
-    card.borrow_mut().service(&mut xs).unwrap();
+    service(&card, &mut xs).unwrap();
     assert!(driver.transmit(&mut cx).is_none() && driver.receive(&mut cx).is_none());
-    card.into_inner().close(&mut xs, machine.soon()).unwrap();
+    card.take().unwrap().close(&mut xs, machine.soon()).unwrap();
     assert_eq!(back.complaints(), [""; 0]);
 }
 
@@ -101,13 +103,14 @@ fn checksums_are_made_by_the_backend_and_verified_here() {
     let back = machine.vif(Options::default());
     let mut xs = Xenstore::new(&machine.events).unwrap();
     let config = Config { receive: Features::all(), ..Config::default() };
-    let card = RefCell::new(machine.connect_with::<1>(&mut xs, config).unwrap());
+    let card = Card::from(machine.connect_with::<1>(&mut xs, config).unwrap());
     let mut driver = EmbassyDriver::new(&card, vec![0; FRAME_MAX], vec![0; 1514]);
     let mut cx = Context::from_waker(Waker::noop());
     let good = tcp(false, true, 1, &bytes(999));
     let mut blank = good.clone();
     blank[50..52].fill(0);
     driver.transmit(&mut cx).unwrap().consume(blank.len(), |room| room.copy_from_slice(&blank));
+    assert!(driver.link_state(&mut cx) == LinkState::Up);
     machine.run();
     assert_eq!(machine.switch.receive().unwrap().to_wire().unwrap(), [good]);
     assert_eq!(back.stats().blank_from_guest, 1);
@@ -123,6 +126,10 @@ fn checksums_are_made_by_the_backend_and_verified_here() {
     assert_eq!(back.complaints(), [""; 0]);
 }
 
+fn service<'x>(card: &Card<'x, MockDomain>, xs: &mut Xenstore<'x, MockDomain>) -> Result<State, Error> {
+    card.with(|front| front.service(xs)).unwrap()
+}
+
 /// What a stack does when its task is polled; whether it says that the link is up.
 fn turn(driver: &mut Embassy<'_, '_>, cx: &mut Context<'_>) -> bool {
     while receive(driver, cx).is_some() {}
@@ -135,7 +142,7 @@ fn a_stack_is_woken_when_the_link_changes_and_its_card_is_controlled_beside_it()
     let machine = Machine::new();
     let back = machine.vif(Options::default());
     let mut xs = Xenstore::new(&machine.events).unwrap();
-    let card = RefCell::new(machine.connect(&mut xs).unwrap());
+    let card = Card::from(machine.connect(&mut xs).unwrap());
     let mut driver = EmbassyDriver::new(&card, vec![0; 1514], vec![0; 1514]);
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
@@ -159,22 +166,22 @@ fn a_stack_is_woken_when_the_link_changes_and_its_card_is_controlled_beside_it()
             expect(&mut driver, carrier == "0", &mut || {
                 back.set_back("carrier", carrier);
                 machine.run();
-                card.borrow_mut().service(&mut xs).unwrap();
+                service(&card, &mut xs).unwrap();
             });
         }
         expect(&mut driver, true, &mut || {
             back.vanish();
             machine.run();
-            assert_eq!(card.borrow_mut().service(&mut xs), Ok(State::Closed));
+            assert_eq!(service(&card, &mut xs), Ok(State::Closed));
         });
         expect(&mut driver, false, &mut || {
             back.come_back();
-            card.borrow_mut().reconnect(&mut xs, machine.soon()).unwrap();
+            card.with(|front| front.reconnect(&mut xs, machine.soon())).unwrap().unwrap();
         });
     }
     // A card that begins anew without having been down has other event channels, so the stack looks again.
     while turn(&mut driver, &mut cx) && woken.0.swap(0, SeqCst) > 0 {}
-    card.borrow_mut().reconnect(&mut xs, machine.soon()).unwrap();
+    card.with(|front| front.reconnect(&mut xs, machine.soon())).unwrap().unwrap();
     assert!(woken.0.load(SeqCst) > 0);
     while turn(&mut driver, &mut cx) && woken.0.swap(0, SeqCst) > 0 {}
     machine.switch.send(frame(GUEST, HOST, 80, 1));
@@ -186,15 +193,12 @@ fn a_stack_is_woken_when_the_link_changes_and_its_card_is_controlled_beside_it()
         back.fault_rx(Fault::Id(7));
         machine.switch.send(frame(GUEST, HOST, 80, 1));
         machine.run();
-        assert!(card.borrow_mut().receive(&mut [0; 100]).is_err());
-        assert!(card.borrow_mut().publish().is_err());
+        assert!(card.with(|front| front.receive(&mut [0; 100])).unwrap().is_err());
     });
-    // Whoever holds the card keeps the stack waiting, and no longer.
-    let held = card.borrow_mut();
+    // Whoever has the card keeps the stack waiting, and no longer.
     let before = woken.0.load(SeqCst);
-    assert!(driver.transmit(&mut cx).is_none() && driver.receive(&mut cx).is_none());
+    card.with(|_| assert!(driver.transmit(&mut cx).is_none() && driver.receive(&mut cx).is_none()));
     assert!(woken.0.load(SeqCst) > before);
-    drop(held);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 pub mod c;
 pub mod drivers;
 pub mod rust;
+pub mod tasks;
 pub mod virtio;
 
 /// The page that a ring is in.

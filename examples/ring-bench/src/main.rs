@@ -5,7 +5,7 @@ mod callgrind;
 use std::process::ExitCode;
 use std::ptr::NonNull;
 
-use ring_bench::{Ends, Page, Turns, drivers, rust, virtio};
+use ring_bench::{Ends, Page, Turns, drivers, rust, tasks, virtio};
 
 /// Rounds of a run, and slots in each: half a block device's ring, so that the indices wrap.
 const ROUNDS: usize = 1000;
@@ -135,8 +135,14 @@ fn compare_drivers() -> Result<bool, String> {
     Ok(good)
 }
 
-/// Prints what the same costs by tasks that wait; returns whether that is at most a fifth more, at any depth.
+/// Prints what drivers cost by tasks; returns whether tasks are within their limits.
 fn compare_tasks() -> Result<bool, String> {
+    let disk = compare_disk_tasks()?;
+    Ok(compare_card_tasks()? && disk)
+}
+
+/// Prints what the same costs by tasks that wait; returns whether that is at most a fifth more, at any depth.
+fn compare_disk_tasks() -> Result<bool, String> {
     println!();
     println!("instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;");
     println!("without what an executor does between the polls, and as above");
@@ -157,6 +163,37 @@ fn compare_tasks() -> Result<bool, String> {
     Ok(good)
 }
 
+/// What is compared with itself by a task: what it is, the function that is counted of who polls and of a task.
+const TASKS: [(&str, [(&str, &str); 2]); 2] = [
+    ("a frame of 60 bytes sent by a copy", [("copy", "xen_copy"), ("task-copy", "xen_task")]),
+    ("a frame of 60 bytes received by a copy", [("take", "xen_take"), ("task-take", "xen_task")]),
+];
+
+/// A task may need so many times the instructions.
+const TASK_LIMIT: f64 = 1.2;
+
+/// Prints the third table; returns whether tasks are within the limit.
+fn compare_card_tasks() -> Result<bool, String> {
+    println!();
+    println!("the same by a task, with what it takes to sleep, beside who polls and asks for the next event");
+    println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "task");
+    let mut good = true;
+    for (what, sides) in TASKS {
+        for depth in [1, 16] {
+            let count = |(name, function): (&str, &str)| {
+                let turns = ["--turns", "xen", name, &depth.to_string()];
+                let total = callgrind::count(&turns, &[function, "uncounted_hypercall"]);
+                total.map(|total| total as f64 / (ROUNDS * depth) as f64)
+            };
+            let [polled, task] = sides;
+            let (polled, task) = (count(polled)?, count(task)?);
+            good &= task <= TASK_LIMIT * polled;
+            println!("{what:46}{depth:6}{polled:16.1}{task:9.1} ({:.2})", task / polled);
+        }
+    }
+    Ok(good)
+}
+
 fn turns(side: &str, what: &str, depth: &str) -> Result<bool, String> {
     let depth: usize = depth.parse().map_err(|_| format!("{depth} is no number"))?;
     let mut subject: Box<dyn Turns> = match (side, what) {
@@ -170,6 +207,9 @@ fn turns(side: &str, what: &str, depth: &str) -> Result<bool, String> {
         ("xen", "copy") => Box::new(drivers::Send::new(depth, Some(60))),
         ("xen", "receive") => Box::new(drivers::Receive::default()),
         ("xen", "tasks") => Box::new(drivers::Tasks::new(depth)),
+        ("xen", "take") => Box::new(drivers::Take::default()),
+        ("xen", "task-copy") => Box::new(tasks::Task::copies(depth)),
+        ("xen", "task-take") => Box::new(tasks::Task::takes()),
         ("xen", "read") => Box::new(drivers::Read::new(depth)),
         _ => return Err(format!("no {what} on {side}")),
     };

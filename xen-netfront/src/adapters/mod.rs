@@ -1,13 +1,18 @@
 //! The device as other crates want it, a feature for each.
 
-#[cfg(feature = "smoltcp-v0-14")]
+#[cfg(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
 mod coalesce;
 #[cfg(feature = "embassy-net-driver-v0-2")]
 pub mod embassy;
-#[cfg(feature = "smoltcp-v0-14")]
+#[cfg(any(feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
 pub mod smoltcp;
+#[cfg(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
+mod stack;
 
-#[cfg(any(feature = "smoltcp-v0-14", feature = "embassy-net-driver-v0-2"))]
+#[cfg(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
+pub use stack::{Hold, ToSend};
+
+#[cfg(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
 mod vet {
     use crate::Checksum;
     use crate::packet::{self, ETHERNET, Packet, TCP};
