@@ -19,7 +19,9 @@ fn main() -> ExitCode {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--work", side, ring] => work(side, ring),
         ["--turns", side, what, depth] => turns(side, what, depth),
-        [] => compare().and_then(|good| Ok(compare_drivers()? && good)).and_then(|good| Ok(compare_tasks()? && good)),
+        [] => compare()
+            .and_then(|good| Ok(compare_drivers()? && good))
+            .and_then(|good| Ok(compare_tasks()? && good)),
         ["tasks"] => compare_tasks(),
         _ => Err("usage: ring-bench [tasks]".into()),
     };
@@ -144,7 +146,9 @@ fn compare_tasks() -> Result<bool, String> {
 /// Prints what the same costs by tasks that wait; returns whether that is at most a fifth more, at any depth.
 fn compare_disk_tasks() -> Result<bool, String> {
     println!();
-    println!("instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;");
+    println!(
+        "instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;"
+    );
     println!("without what an executor does between the polls, and as above");
     println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "by tasks");
     let mut good = true;

@@ -113,7 +113,8 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
     /// # Errors
     /// As [`BlkFront::submit_barrier`], but for [`Error::Busy`]; what the backend says.
     pub async fn barrier(self, lba: u64, data: &[u8]) -> Result<(), Error> {
-        perform::<_, 1>(self.disk, Single(|front: &mut BlkFront<'x, P>| front.submit_barrier(lba, data))).await
+        perform::<_, 1>(self.disk, Single(|front: &mut BlkFront<'x, P>| front.submit_barrier(lba, data)))
+            .await
     }
 
     /// How the disk is. None: there is none.

@@ -6,8 +6,8 @@ use core::task::{Context, Poll};
 
 use xen_hypercall::{PAGE_SIZE, Platform};
 
-use super::{Disk, Place};
 use super::seats::{Line, Row, Seat};
+use super::{Disk, Place};
 use crate::abi::{MAX_SEGMENTS, SECTOR};
 use crate::{BlkFront, Error, Piece, Ticket};
 
@@ -75,7 +75,8 @@ impl<'t, 'd, 'x, P: Platform, J: Job<'x, P>, const N: usize> Task<'t, 'd, 'x, P,
         let waited = first.line() == Some(Line::Room);
         let mut place = disk.place.borrow_mut();
         let taken = self.take(&mut place);
-        let mut turn = if self.whole || self.error.is_some() { Turn::Over } else { self.ask(first, &mut place) };
+        let mut turn =
+            if self.whole || self.error.is_some() { Turn::Over } else { self.ask(first, &mut place) };
         if J::AT_ONCE && turn == Turn::Asked && self.take(&mut place) {
             turn = Turn::Over;
         }

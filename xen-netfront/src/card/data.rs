@@ -42,11 +42,7 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
     ///
     /// # Errors
     /// As [`NetFront::transmit_with`], but for what is waited for. [`Error::Closed`]: the place was [closed](Self::close).
-    pub fn transmit_with(
-        &self,
-        parts: &[&[u8]],
-        meta: TxMeta,
-    ) -> impl Future<Output = Result<(), Error>> {
+    pub fn transmit_with(&self, parts: &[&[u8]], meta: TxMeta) -> impl Future<Output = Result<(), Error>> {
         self.send(move |front| front.transmit_with(parts, meta))
     }
 
