@@ -6,12 +6,12 @@ use alloc::string::String;
 use xen_console::{Line, LineReader};
 use xen_hypercall::{Platform, Wait};
 
-use crate::disk::{Part, REQUESTS};
+use crate::disk::{self, REQUESTS};
 use crate::{Domain, Ending, Terminal, figures};
 
 const HELP: &str = "help      this text\n\
                     stats     what was counted\n\
-                    disk      reads the beginning of the disk\n\
+                    disk      reads a little of everywhere on the disk\n\
                     message   what data/message says\n\
                     poweroff  the end\n\
                     reboot    the end, and another beginning\n";
@@ -43,8 +43,8 @@ async fn obey<P: Platform + Wait>(domain: &Domain<P>, line: &str) -> String {
             let _ = figures::write(domain, &mut text);
             text
         }
-        "disk" => match Part::new().read(domain, 0).await {
-            Ok(part) => format!("{} bytes by {REQUESTS} requests at once\n", part.len()),
+        "disk" => match disk::read_all_over(domain).await {
+            Ok(bytes) => format!("{bytes} bytes by {REQUESTS} requests at once\n"),
             Err(error) => format!("{error}\n"),
         },
         "message" => format!("{}\n", domain.message.borrow()),

@@ -71,7 +71,7 @@ impl<P: Platform + Wait + 'static> Domain<P> {
             }
             Some(Ok(xen_netfront::State::Connected)) | None => {}
             Some(state) => {
-                log::info!("card: {state:?}");
+                log::info!("card: closed, {state:?}");
                 if let Some(card) = self.card.take() {
                     let _ = card.close(xs, now + PATIENCE);
                 }

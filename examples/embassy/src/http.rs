@@ -3,14 +3,16 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
+use core::ops::Range;
 
 use embassy_net::Stack;
 use embassy_net::tcp::{Error, TcpSocket};
 use embassy_time::Duration;
+use xen_blkfront::State;
 use xen_hypercall::{Platform, Wait};
 
 use crate::Domain;
-use crate::disk::{self, Part};
+use crate::disk::{Part, SECTOR};
 use crate::figures::{self, count};
 
 /// So many connections are served at once.
@@ -55,8 +57,10 @@ async fn answer<P: Platform + Wait>(domain: &Domain<P>, socket: &mut TcpSocket<'
             let _ = figures::write(domain, &mut page);
             text(socket, "200 OK", &page).await
         }
-        "/disk" => whole_disk(domain, socket).await,
-        _ => text(socket, "404 Not Found", "there is /, /stats and /disk\n").await,
+        _ => match range(domain, path) {
+            Some(range) => disk(domain, socket, range).await,
+            None => text(socket, "404 Not Found", "there is /, /stats, /disk, and /disk/FIRST/COUNT\n").await,
+        },
     }
 }
 
@@ -98,30 +102,38 @@ async fn write_all(socket: &mut TcpSocket<'_>, data: &[u8]) -> Result<(), Error>
     Ok(())
 }
 
-/// The disk, from its first sector to its last, with all requests under way that a part takes. If the disk goes away the answer
-/// ends too early, which its reader sees.
-async fn whole_disk<P: Platform + Wait>(domain: &Domain<P>, socket: &mut TcpSocket<'_>) -> Result<(), Error> {
-    let sectors = domain.disk.handle().capacity();
-    let mut part = Part::new();
-    let first = match part.read(domain, 0).await {
-        Ok(first) => first,
-        Err(error) => return text(socket, "503 Service Unavailable", &format!("{error}\n")).await,
-    };
-    head(socket, "200 OK", "application/octet-stream", sectors * 512).await?;
-    write_all(socket, first).await?;
-    let mut lba = disk::sectors(first);
-    while lba < sectors {
-        let Ok(next) = part.read(domain, lba).await else {
+/// Which sectors a path names: all of the disk, or some. Of those there may be fewer.
+fn range<P: Platform + Wait>(domain: &Domain<P>, path: &str) -> Option<Range<u64>> {
+    let capacity = domain.disk.handle().capacity();
+    let rest = path.strip_prefix("/disk")?;
+    if rest.is_empty() {
+        return Some(0..capacity);
+    }
+    let (first, count) = rest.strip_prefix('/')?.split_once('/')?;
+    let (first, count): (u64, u64) = (first.parse().ok()?, count.parse().ok()?);
+    Some(first..first.saturating_add(count).min(capacity).max(first))
+}
+
+/// A part of the disk, with many requests under way. If the disk goes away the answer ends too early, which its reader sees.
+async fn disk<P: Platform + Wait>(
+    domain: &Domain<P>,
+    socket: &mut TcpSocket<'_>,
+    sectors: Range<u64>,
+) -> Result<(), Error> {
+    if domain.disk.handle().state() != Some(State::Connected) {
+        return text(socket, "503 Service Unavailable", "there is no disk\n").await;
+    }
+    let len = (sectors.end - sectors.start) * SECTOR;
+    head(socket, "200 OK", "application/octet-stream", len).await?;
+    let (mut part, mut sectors) = (Part::new(), sectors);
+    while !sectors.is_empty() {
+        let Ok(bytes @ [_, ..]) = part.read(domain, sectors.clone()).await else {
             // Not as long as it was said to be.
             socket.abort();
             return Err(Error::ConnectionReset);
         };
-        let count = disk::sectors(next);
-        write_all(socket, next).await?;
-        if count == 0 {
-            return Err(Error::ConnectionReset);
-        }
-        lba += count;
+        sectors.start += bytes.len() as u64 / SECTOR;
+        write_all(socket, bytes).await?;
     }
     Ok(())
 }
