@@ -6,14 +6,15 @@ use core::time::Duration;
 use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
 use xen_hypercall::{Platform, Wait};
-use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Until, Xenstore};
+use xen_xenstore::xenbus::{Connected, Frontend, Published};
+use xen_xenstore::{Blocking, Path, Until, Xenstore};
 
 use crate::abi::RING_SLOTS;
+use crate::blocking_way::steps;
 use crate::features::Features;
 use crate::ops::Ops;
 use crate::pool::Pool;
-use crate::transport::{Queues, Transport};
+use crate::transport::Queues;
 use crate::{BlkFront, Error, State, Stats};
 
 /// What can be chosen about a disk. The default fits a guest with little memory and one virtual CPU. Made from that,
@@ -158,18 +159,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         deadline: &mut Deadline,
         config: Config,
     ) -> Result<Connecting<'x, P>, Error> {
-        let device = Frontend::open(xs, "vbd", index, &mut *deadline)?.wait_for_backend(xs, deadline)?;
-        let made = Pool::new(grants, device.backend_id(), config.pages)
-            .and_then(|pool| Ok((pool, Ops::new(grants.platform(), config.requests)?)));
-        let (pool, ops) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                let _ = device.abandon(xs);
-                return Err(error);
-            }
-        };
-        let begun = Begun::new(xs, device, events, grants, &config)?;
-        Ok(Connecting { begun, events, grants, index, pool, ops, config })
+        steps::begin(&mut Blocking::until(xs, deadline), events, grants, index, config)
     }
 }
 
@@ -208,13 +198,13 @@ fn first<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, cdrom: bool) -> Result<Op
 /// stays taken.
 #[must_use = "the backend waits for the other half"]
 pub struct Connecting<'x, P: Platform> {
-    begun: Begun<'x, P>,
-    events: &'x EventChannels<P>,
-    grants: &'x GrantTable<P>,
-    index: u32,
-    pool: Pool<'x, P>,
-    ops: Ops<'x, P>,
-    config: Config,
+    pub(crate) begun: Begun<'x, P>,
+    pub(crate) events: &'x EventChannels<P>,
+    pub(crate) grants: &'x GrantTable<P>,
+    pub(crate) index: u32,
+    pub(crate) pool: Pool<'x, P>,
+    pub(crate) ops: Ops<'x, P>,
+    pub(crate) config: Config,
 }
 
 impl<'x, P: Platform + Wait> Connecting<'x, P> {
@@ -231,9 +221,20 @@ impl<'x, P: Platform + Wait> Connecting<'x, P> {
     }
 
     fn finish_by(self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<BlkFront<'x, P>, Error> {
-        let Self { begun, events, grants, index, pool, ops, config } = self;
-        let (link, features) = begun.finish(xs, deadline)?;
-        Ok(BlkFront {
+        steps::finish_disk(self, &mut Blocking::until(xs, deadline))
+    }
+}
+
+impl<'x, P: Platform> BlkFront<'x, P> {
+    /// The disk of a backend that has connected.
+    #[inline]
+    pub(crate) fn of(
+        link: Link<'x, P>,
+        features: Features,
+        (events, grants, index, config): (&'x EventChannels<P>, &'x GrantTable<P>, u32, Config),
+        (pool, ops): (Pool<'x, P>, Ops<'x, P>),
+    ) -> Self {
+        Self {
             link: Some(link),
             events,
             grants,
@@ -250,7 +251,7 @@ impl<'x, P: Platform + Wait> Connecting<'x, P> {
             base: 0,
             times: 0,
             shared: None,
-        })
+        }
     }
 }
 
@@ -262,65 +263,14 @@ impl<P: Platform> fmt::Debug for Connecting<'_, P> {
 
 /// The handshake after the backend was told all that it needs.
 pub(crate) struct Begun<'x, P: Platform> {
-    device: Frontend<Published>,
-    queues: Queues<'x, P>,
-    trusted: bool,
+    pub(crate) device: Frontend<Published>,
+    pub(crate) queues: Queues<'x, P>,
+    pub(crate) trusted: bool,
 }
 
 impl<'x, P: Platform + Wait> Begun<'x, P> {
-    /// The handshake from a backend that is ready.
-    pub(crate) fn new(
-        xs: &mut Xenstore<'x, P>,
-        device: Frontend<BackendReady>,
-        events: &'x EventChannels<P>,
-        grants: &'x GrantTable<P>,
-        config: &Config,
-    ) -> Result<Self, Error> {
-        let made = Transport::choose(xs, &device, config).and_then(|transport| {
-            let queues = transport.make(events, grants, device.backend_id())?;
-            Ok((transport, queues))
-        });
-        let (transport, queues) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                // The first error says more than one on the way out.
-                let _ = device.abandon(xs);
-                return Err(error);
-            }
-        };
-        let device = transport.publish(xs, device, &queues, config.persistent)?;
-        Ok(Self { device, queues, trusted: transport.trusted })
-    }
-
     /// Whether the rest has nothing to wait for. A xenstore that cannot be asked is an error of the rest.
     pub(crate) fn is_decided(&mut self, xs: &mut Xenstore<'x, P>) -> bool {
         self.device.is_decided(xs).unwrap_or(true)
-    }
-
-    /// The rest, to a disk at work. After an error the backend was told not to go on with pages that are taken away.
-    pub(crate) fn finish(
-        self,
-        xs: &mut Xenstore<'x, P>,
-        deadline: &mut Deadline,
-    ) -> Result<(Link<'x, P>, Features), Error> {
-        let Self { device, queues, trusted } = self;
-        let device = device.wait_connected(xs, &mut *deadline)?;
-        let features = Features::read(xs, &device, trusted).and_then(|features| {
-            match device.switch(xs, XenbusState::CONNECTED)? {
-                true => Ok(features),
-                // It was taken away, or made anew.
-                false => Err(Error::Closed),
-            }
-        });
-        match features {
-            Ok(features) => {
-                let connected = queues.len();
-                Ok((Link { device: Some(device), queues, connected }, features))
-            }
-            Err(error) => {
-                let _ = device.close(xs, deadline);
-                Err(error)
-            }
-        }
     }
 }

@@ -1,8 +1,6 @@
 //! What the backend tells about the disk and can do, checked before anything relies on it.
 
-use xen_hypercall::{Platform, Wait};
-use xen_xenstore::xenbus::Frontend;
-use xen_xenstore::{Xenstore, parse};
+use xen_xenstore::parse;
 
 use crate::abi::{DiskInfo, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
 use crate::{Config, Error};
@@ -43,14 +41,9 @@ pub struct Discard {
 }
 
 impl Features {
-    /// Reads it from a backend that is connected: before that not all of it need be there. `trusted` is what the toolstack
-    /// says.
-    pub(crate) fn read<S, P: Platform + Wait>(
-        xs: &mut Xenstore<'_, P>,
-        device: &Frontend<S>,
-        trusted: bool,
-    ) -> Result<Self, Error> {
-        let said = Said::read(xs, device)?;
+    /// What is made of that. `trusted` is what the toolstack says.
+    pub(crate) fn of(said: &Said, trusted: bool) -> Result<Self, Error> {
+        said.read?;
         let sector_size = said.number(Node::SectorSize);
         if said.is_bad(Node::SectorSize) {
             return Err(Error::BadNode("sector-size"));
@@ -89,13 +82,9 @@ impl Features {
         })
     }
 
-    /// Reads the size anew.
-    pub(crate) fn reread_size<S, P: Platform + Wait>(
-        &mut self,
-        xs: &mut Xenstore<'_, P>,
-        device: &Frontend<S>,
-    ) -> Result<(), Error> {
-        let sectors: Option<u64> = device.read_backend(xs, "sectors").map_err(bad("sectors"))?;
+    /// The backend has told the size anew.
+    pub(crate) fn resize(&mut self, sectors: Result<Option<u64>, xen_xenstore::Error>) -> Result<(), Error> {
+        let sectors = sectors.map_err(bad("sectors"))?;
         (self.sectors, _) = check(sectors, Some(self.sector_size))?;
         Ok(())
     }
@@ -198,46 +187,54 @@ enum Node {
     Persistent,
 }
 
-/// Their names.
-const NODES: [&str; 13] = [
-    "sectors",
-    "sector-size",
-    "physical-sector-size",
-    "info",
-    "mode",
-    "feature-discard",
-    "discard-granularity",
-    "discard-alignment",
-    "discard-secure",
-    "feature-max-indirect-segments",
-    "feature-flush-cache",
-    "feature-barrier",
-    "feature-persistent",
-];
+/// How many there are.
+const COUNT: usize = 13;
 
 /// What a backend says about its disk. A node that makes no sense is as one that is not there, unless more depends on it.
-#[derive(Default)]
-struct Said {
-    numbers: [Option<u64>; NODES.len()],
+pub(crate) struct Said {
+    numbers: [Option<u64>; COUNT],
     /// A bit for each node that makes no sense.
     bad: u16,
     /// The toolstack's `mode` is `r`, not `w` with whatever follows it.
     read_only: bool,
+    /// Whether the nodes could be read.
+    read: Result<(), Error>,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self { numbers: [None; COUNT], bad: 0, read_only: false, read: Ok(()) }
+    }
 }
 
 impl Said {
-    fn read<S, P: Platform + Wait>(xs: &mut Xenstore<'_, P>, device: &Frontend<S>) -> Result<Self, Error> {
-        let (mut said, mut read) = (Self::default(), Ok(()));
-        xs.read_each(device.backend_path(), &NODES, |index, value| match value {
-            Ok(value) => said.take(index, value),
+    /// The names of the nodes, each at the place of its [`Node`].
+    pub(crate) const NODES: [&'static str; COUNT] = [
+        "sectors",
+        "sector-size",
+        "physical-sector-size",
+        "info",
+        "mode",
+        "feature-discard",
+        "discard-granularity",
+        "discard-alignment",
+        "discard-secure",
+        "feature-max-indirect-segments",
+        "feature-flush-cache",
+        "feature-barrier",
+        "feature-persistent",
+    ];
+
+    /// Takes what a node says, by its place.
+    pub(crate) fn take(&mut self, index: usize, value: Result<&[u8], xen_xenstore::Error>) {
+        match value {
+            Ok(value) => self.parse(index, value),
             Err(error) if error.is_not_found() => {}
-            Err(error) => read = Err(error),
-        })?;
-        read?;
-        Ok(said)
+            Err(error) => self.read = Err(error.into()),
+        }
     }
 
-    fn take(&mut self, index: usize, value: &[u8]) {
+    fn parse(&mut self, index: usize, value: &[u8]) {
         let sense = if index == Node::Mode as usize {
             let text = core::str::from_utf8(value).unwrap_or_default().trim();
             self.read_only = text == "r";

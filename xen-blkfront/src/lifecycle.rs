@@ -1,11 +1,13 @@
 //! What becomes of a disk: it closes, its backend goes and comes back, its size changes.
 
-use xen_evtchn::Deadline;
+use xen_evtchn::{Deadline, EventChannels};
+use xen_gnttab::GrantTable;
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::xenbus::{BackendChange, Connected, Frontend, XenbusState};
-use xen_xenstore::{Path, Until, Xenstore};
+use xen_xenstore::{Blocking, Path, Until, Xenstore};
 
-use crate::connect::{Begun, Link};
+use crate::blocking_way::steps;
+use crate::connect::{Config, Link};
 use crate::features::Features;
 use crate::ops::{Kind, Op};
 use crate::{BlkFront, Error, State};
@@ -45,29 +47,13 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
     }
 
     fn follow(&mut self, xs: &mut Xenstore<'x, P>, change: BackendChange) -> Result<State, Error> {
-        let Some(device) = self.link.as_ref().and_then(|link| link.device.as_ref()) else {
-            return Ok(self.state);
-        };
-        let state = match change {
-            BackendChange::Same => return Ok(self.state),
-            // Linux and QEMU write their state once more after they have written a new size.
-            BackendChange::Told(XenbusState::CONNECTED) if self.state == State::Connected => {
-                match self.features.reread_size(xs, device) {
-                    // It was taken away after that.
-                    Err(Error::Xenstore(error)) if error.is_absent() => State::Closed,
-                    read => read.map(|()| State::Connected)?,
-                }
-            }
-            BackendChange::Told(_) => self.state,
-            BackendChange::Closing => State::Closing,
-            // Closed, gone, or beginning anew.
-            _ => State::Closed,
-        };
-        if let Some(shared) = &self.shared {
-            shared.announce_size(self.features.sectors);
+        let mut sectors = None;
+        if let (BackendChange::Told(XenbusState::CONNECTED), State::Connected, Some(device)) =
+            (change, self.state, self.device())
+        {
+            sectors = Some(device.read_backend(xs, "sectors"));
         }
-        self.change(state);
-        Ok(self.state)
+        self.heed(change, sectors)
     }
 
     /// Whether a backend waits for this disk, so that [`reconnect`](Self::reconnect) would not wait long: one that is
@@ -122,46 +108,7 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         if self.has_taken() {
             return Err(Error::QueuesTaken);
         }
-        self.gather();
-        let was = self.state;
-        self.change(State::Closed);
-        self.unlink(xs, was, &mut *deadline)?;
-        let device = Frontend::open(xs, "vbd", self.index, &mut *deadline)?;
-        let device = device.wait_for_backend(xs, &mut *deadline)?;
-        if let Err(error) = self.pool.renew(device.backend_id(), self.ops.all()) {
-            let _ = device.abandon(xs);
-            return Err(error);
-        }
-        let begun = Begun::new(xs, device, self.events, self.grants, &self.config)?;
-        let (link, features) = begun.finish(xs, deadline)?;
-        self.issue_again(&features, link.queues.len() == 1);
-        (self.features, self.link) = (features, Some(link));
-        self.change(State::Connected);
-        self.push_out()
-    }
-
-    /// Puts into the queue what is to be issued again to a backend with these features.
-    pub(crate) fn issue_again(&mut self, features: &Features, ordered: bool) {
-        let written = self.written();
-        // Of a backend that never offered to flush all is durable.
-        let mut lost = self.lost || self.features.volatile && self.ops.is_volatile(written);
-        lost |= self.ops.are_left();
-        let mut told = false;
-        self.stats.reconnects += 1;
-        self.stats.reissued += self.ops.restart(|op| match op.kind {
-            // Nobody is there to take the result; or there was one.
-            _ if !op.is_wanted() => Some(Err(Error::Closed)),
-            Kind::Flush | Kind::Barrier if lost => {
-                told = true;
-                Some(Err(Error::Lost))
-            }
-            _ => check_again(features, op, ordered),
-        }) as u64;
-        self.lost = lost && !told;
-        while let Some(index) = self.ops.unwanted() {
-            self.release(index);
-        }
-        self.wake();
+        steps::reconnect(&mut &mut *self, &mut Blocking::until(xs, deadline))
     }
 
     /// Ends the disk: waits for what is under way, tells the backend, and waits until it has let go.
@@ -192,24 +139,103 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
         drop((queues, self));
         Ok(closed?)
     }
+}
 
-    /// Ends what there is with a backend, whatever it is up to.
-    fn unlink(&mut self, xs: &mut Xenstore<'x, P>, was: State, deadline: &mut Deadline) -> Result<(), Error> {
-        let Some(Link { device: Some(device), queues, .. }) = self.link.take() else { return Ok(()) };
-        for chain in queues.iter().flat_map(|queue| queue.slots.indirect()) {
+/// Where a disk is that is connected anew.
+pub(crate) trait Site<'x, P: Platform> {
+    /// Calls `f` with the disk.
+    ///
+    /// # Errors
+    /// When it is not there any more, or somebody else has connected it.
+    fn with<R>(&mut self, f: impl FnOnce(&mut BlkFront<'x, P>) -> R) -> Result<R, Error>;
+}
+
+impl<'x, P: Platform> Site<'x, P> for &mut BlkFront<'x, P> {
+    #[inline]
+    fn with<R>(&mut self, f: impl FnOnce(&mut BlkFront<'x, P>) -> R) -> Result<R, Error> {
+        Ok(f(self))
+    }
+}
+
+impl<'x, P: Platform> BlkFront<'x, P> {
+    /// Takes out what there is with a backend, and returns how the disk was. It is closed then.
+    pub(crate) fn unlink(&mut self) -> (State, Option<Link<'x, P>>) {
+        self.gather();
+        let was = self.state;
+        self.change(State::Closed);
+        let link = self.link.take();
+        for chain in link.iter().flat_map(|link| link.queues.iter()).flat_map(|queue| queue.slots.indirect())
+        {
             self.pool.release(chain);
         }
-        let ended = match was {
-            // Until it has closed it must not see us begin anew.
-            State::Connected | State::Closing => device.close(xs, deadline),
-            _ => device.abandon(xs),
+        (was, link)
+    }
+
+    /// What it is connected with.
+    pub(crate) fn means(&self) -> (&'x EventChannels<P>, &'x GrantTable<P>, u32, Config) {
+        (self.events, self.grants, self.index, self.config)
+    }
+
+    /// Another backend is connected.
+    pub(crate) fn go_on_anew(&mut self, link: Link<'x, P>, features: Features) -> Result<(), Error> {
+        self.issue_again(&features, link.queues.len() == 1);
+        (self.features, self.link) = (features, Some(link));
+        self.change(State::Connected);
+        self.push_out()
+    }
+
+    /// The backend has changed so. It has told a size, if that was asked for. Returns how the disk is then.
+    pub(crate) fn heed(
+        &mut self,
+        change: BackendChange,
+        sectors: Option<Result<Option<u64>, xen_xenstore::Error>>,
+    ) -> Result<State, Error> {
+        let state = match (change, sectors) {
+            (BackendChange::Same, _) => return Ok(self.state),
+            // Linux and QEMU write their state once more after they have written a new size.
+            (BackendChange::Told(XenbusState::CONNECTED), Some(sectors))
+                if self.state == State::Connected =>
+            {
+                match self.features.resize(sectors) {
+                    // It was taken away after that.
+                    Err(Error::Xenstore(error)) if error.is_absent() => State::Closed,
+                    read => read.map(|()| State::Connected)?,
+                }
+            }
+            (BackendChange::Told(_), _) => self.state,
+            (BackendChange::Closing, _) => State::Closing,
+            // Closed, gone, or beginning anew.
+            _ => State::Closed,
         };
-        drop(queues);
-        match ended {
-            Err(xen_xenstore::Error::Broken(_) | xen_xenstore::Error::Disconnected(_)) => Ok(ended?),
-            // The new handshake says what is the matter, if anything is.
-            _ => Ok(()),
+        if let Some(shared) = &self.shared {
+            shared.announce_size(self.features.sectors);
         }
+        self.change(state);
+        Ok(self.state)
+    }
+
+    /// Puts into the queue what is to be issued again to a backend with these features.
+    pub(crate) fn issue_again(&mut self, features: &Features, ordered: bool) {
+        let written = self.written();
+        // Of a backend that never offered to flush all is durable.
+        let mut lost = self.lost || self.features.volatile && self.ops.is_volatile(written);
+        lost |= self.ops.are_left();
+        let mut told = false;
+        self.stats.reconnects += 1;
+        self.stats.reissued += self.ops.restart(|op| match op.kind {
+            // Nobody is there to take the result; or there was one.
+            _ if !op.is_wanted() => Some(Err(Error::Closed)),
+            Kind::Flush | Kind::Barrier if lost => {
+                told = true;
+                Some(Err(Error::Lost))
+            }
+            _ => check_again(features, op, ordered),
+        }) as u64;
+        self.lost = lost && !told;
+        while let Some(index) = self.ops.unwanted() {
+            self.release(index);
+        }
+        self.wake();
     }
 }
 

@@ -6,8 +6,9 @@ use core::time::Duration;
 use xen_hypercall::{Platform, Wait};
 use xen_xenstore::suspend::Device;
 use xen_xenstore::xenbus::Frontend;
-use xen_xenstore::{Until, Xenstore};
+use xen_xenstore::{Blocking, Xenstore};
 
+use crate::blocking_way::steps;
 use crate::connect::{Begun, Link};
 use crate::features::Features;
 use crate::lifecycle::check_again;
@@ -66,12 +67,12 @@ impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Resuming<'x, P> {
         let was = matches!(self.state, State::Connected | State::Closing);
-        if let Some(Link { device: Some(device), queues, .. }) = self.link.take() {
+        if let Some(Link { device, queues, .. }) = self.link.take() {
             for chain in queues.iter().flat_map(|queue| queue.slots.indirect()) {
                 self.pool.release(chain);
             }
-            // If that fails the watch is ended later.
-            let _ = device.forget(xs);
+            // One that was lent out is forgotten by who has it. If that fails the watch is ended later.
+            let _ = device.map(|device| device.forget(xs));
         }
         if matches!(self.state, State::Broken(_)) {
             return Resuming { was, begun: None };
@@ -86,7 +87,7 @@ impl<'x, P: Platform + Wait> Device<'x, P> for BlkFront<'x, P> {
 
     fn finish(&mut self, begun: Resuming<'x, P>, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
         let Resuming { was, begun } = begun;
-        let at_work = match begun.map(|begun| begun.finish(xs, Until::from(deadline).deadline())) {
+        let at_work = match begun.map(|begun| steps::finish(begun, &mut Blocking::until(xs, deadline))) {
             Some(Ok((link, features))) => {
                 let ordered = link.queues.len() == 1;
                 if was {
@@ -135,6 +136,6 @@ impl<'x, P: Platform + Wait> BlkFront<'x, P> {
             let _ = device.abandon(xs);
             return Err(error);
         }
-        Begun::new(xs, device, self.events, self.grants, &self.config)
+        steps::begin_with(&mut Blocking::until(xs, deadline), device, self.events, self.grants, &self.config)
     }
 }

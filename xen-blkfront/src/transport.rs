@@ -2,9 +2,8 @@
 
 use xen_evtchn::EventChannels;
 use xen_gnttab::{Access, GrantTable, GrantedPages};
-use xen_hypercall::{DomId, Platform, Wait};
-use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Transaction, Xenstore, names, parse};
+use xen_hypercall::{DomId, Platform};
+use xen_xenstore::{Changes, Path, names, parse};
 
 use crate::abi::{ABI, MAX_RING_ORDER};
 use crate::queue::Queue;
@@ -41,50 +40,56 @@ pub(crate) struct Transport {
     pub(crate) trusted: bool,
 }
 
-impl Transport {
-    pub(crate) fn choose<P: Platform + Wait>(
-        xs: &mut Xenstore<'_, P>,
-        device: &Frontend<BackendReady>,
-        config: &Config,
-    ) -> Result<Self, Error> {
-        // The last one is in our own directory.
-        const NODES: [&str; 4] =
-            ["max-ring-page-order", "max-ring-pages", "multi-queue-max-queues", "trusted"];
-        let (mut numbers, mut leftovers, mut read) = ([None::<u32>; NODES.len()], false, Ok(()));
-        xs.together(
-            |ask| {
-                for (tag, name) in NODES.iter().enumerate() {
-                    let own = tag + 1 == NODES.len();
-                    ask.read(tag, if own { device.frontend_path() } else { device.backend_path() }, name)?;
-                }
-                ask.directory(NODES.len(), device.frontend_path())
-            },
-            |tag, answer| {
-                let answer = match numbers.get_mut(tag) {
-                    // What makes no sense is no offer; a backend of which nobody knows is not trusted.
-                    Some(number) => answer.map(|value| *number = Some(parse(value).unwrap_or(0))),
-                    None => answer.map(|list| leftovers = names(list).any(|name| OPTIONAL.contains(&name))),
-                };
-                match answer {
-                    Err(error) if !error.is_not_found() => read = Err(error),
-                    _ => {}
-                }
-            },
-        )?;
-        read?;
-        let [order, pages, queues, trusted] = numbers;
+/// What a backend offers, and an earlier frontend has left.
+pub(crate) struct Offers {
+    numbers: [Option<u32>; Offers::NODES.len()],
+    leftovers: bool,
+    /// Whether the nodes could be read.
+    read: Result<(), Error>,
+}
+
+impl Default for Offers {
+    fn default() -> Self {
+        Self { numbers: [None; Self::NODES.len()], leftovers: false, read: Ok(()) }
+    }
+}
+
+impl Offers {
+    /// Nodes of the backend's directory, but for the last one, which is in our own. What is asked after them is what that has.
+    pub(crate) const NODES: [&'static str; 4] =
+        ["max-ring-page-order", "max-ring-pages", "multi-queue-max-queues", "trusted"];
+
+    /// Takes the answer that has a place.
+    pub(crate) fn take(&mut self, place: usize, answer: Result<&[u8], xen_xenstore::Error>) {
+        let answer = match self.numbers.get_mut(place) {
+            // What makes no sense is no offer; a backend of which nobody knows is not trusted.
+            Some(number) => answer.map(|value| *number = Some(parse(value).unwrap_or(0))),
+            None => answer.map(|list| self.leftovers = names(list).any(|name| OPTIONAL.contains(&name))),
+        };
+        match answer {
+            Err(error) if !error.is_not_found() => self.read = Err(error.into()),
+            _ => {}
+        }
+    }
+
+    /// What is used of that.
+    pub(crate) fn choose(&self, config: &Config) -> Result<Transport, Error> {
+        self.read?;
+        let [order, pages, queues, trusted] = self.numbers;
         // Two ways to say the same; a backend that knows one of them is content with it.
         let offered = order.unwrap_or(0).max(pages.and_then(u32::checked_ilog2).unwrap_or(0));
         let wanted = config.ring_pages.max(1).ilog2();
         let queues = (queues.unwrap_or(1) as usize).clamp(1, MAX_QUEUES);
-        Ok(Self {
+        Ok(Transport {
             order: offered.min(wanted).min(MAX_RING_ORDER),
             queues: config.queues.clamp(1, queues),
-            leftovers,
+            leftovers: self.leftovers,
             trusted: trusted != Some(0),
         })
     }
+}
 
+impl Transport {
     /// Makes the rings and their event channels: fewer where memory, grant references or ports do not suffice for all.
     pub(crate) fn make<'x, P: Platform>(
         self,
@@ -104,54 +109,52 @@ impl Transport {
     }
 
     /// Tells the backend. Rings of one page, and a single one, are told as they were before there were others.
-    pub(crate) fn publish<'x, P: Platform + Wait>(
+    pub(crate) fn tell<P: Platform>(
         self,
-        xs: &mut Xenstore<'x, P>,
-        device: Frontend<BackendReady>,
-        queues: &Queues<'x, P>,
+        changes: &mut Changes<'_>,
+        path: &Path,
+        queues: &Queues<'_, P>,
         persistent: bool,
-    ) -> Result<Frontend<Published>, Error> {
-        Ok(device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
-            if self.leftovers {
-                for node in OPTIONAL {
-                    transaction.remove(&path.join(node)?)?;
-                }
+    ) -> Result<(), xen_xenstore::Error> {
+        if self.leftovers {
+            for node in OPTIONAL {
+                changes.remove(&path.join(node)?)?;
             }
-            if self.order > 0 {
-                // Each way to say it is known to some backends.
-                transaction.write_display(&path.join("ring-page-order")?, self.order)?;
-                transaction.write_display(&path.join("num-ring-pages")?, 1_u32 << self.order)?;
+        }
+        if self.order > 0 {
+            // Each way to say it is known to some backends.
+            changes.write_display(&path.join("ring-page-order")?, self.order)?;
+            changes.write_display(&path.join("num-ring-pages")?, 1_u32 << self.order)?;
+        }
+        if queues.len() > 1 {
+            changes.write_display(&path.join("multi-queue-num-queues")?, queues.len())?;
+            for (index, queue) in queues.iter().enumerate() {
+                let path = Path::format(format_args!("{}/queue-{index}", &**path))?;
+                self.tell_queue(changes, &path, queue)?;
             }
-            if queues.len() > 1 {
-                transaction.write_display(&path.join("multi-queue-num-queues")?, queues.len())?;
-                for (index, queue) in queues.iter().enumerate() {
-                    let path = Path::format(format_args!("{}/queue-{index}", &**path))?;
-                    self.publish_queue(transaction, &path, queue)?;
-                }
-            } else if let Some(queue) = queues.first() {
-                self.publish_queue(transaction, path, queue)?;
-            }
-            transaction.write_display(&path.join("protocol")?, ABI)?;
-            // A backend may tell only later whether it keeps pages mapped, when it is too late for us to tell, so this
-            // does not depend on it. The protocol allows that: we use the same pages again and again either way.
-            transaction.write_display(&path.join("feature-persistent")?, u32::from(persistent))
-        })?)
+        } else if let Some(queue) = queues.first() {
+            self.tell_queue(changes, path, queue)?;
+        }
+        changes.write_display(&path.join("protocol")?, ABI)?;
+        // A backend may tell only later whether it keeps pages mapped, when it is too late for us to tell, so this
+        // does not depend on it. The protocol allows that: we use the same pages again and again either way.
+        changes.write_display(&path.join("feature-persistent")?, u32::from(persistent))
     }
 
-    fn publish_queue<'x, P: Platform + Wait>(
+    fn tell_queue<P: Platform>(
         self,
-        transaction: &mut Transaction<'_, 'x, P>,
+        changes: &mut Changes<'_>,
         path: &Path,
-        queue: &Queue<'x, P>,
+        queue: &Queue<'_, P>,
     ) -> Result<(), xen_xenstore::Error> {
         for (index, gref) in queue.grefs().enumerate() {
             if self.order == 0 {
-                transaction.write_display(&path.join("ring-ref")?, gref.0)?;
+                changes.write_display(&path.join("ring-ref")?, gref.0)?;
             } else {
                 let path = Path::format(format_args!("{}/ring-ref{index}", &**path))?;
-                transaction.write_display(&path, gref.0)?;
+                changes.write_display(&path, gref.0)?;
             }
         }
-        transaction.write_display(&path.join("event-channel")?, queue.channel.port().0)
+        changes.write_display(&path.join("event-channel")?, queue.channel.port().0)
     }
 }

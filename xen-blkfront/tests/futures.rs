@@ -8,10 +8,12 @@
 mod common;
 
 use std::cell::RefCell;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use common::executor::Executor;
-use common::{Machine, small};
+use common::{Machine, VBD, small};
 use proptest::prelude::*;
 use xen_blkfront::mock::model::{Flush, Model, SECTORS, decode, encode};
 use xen_blkfront::mock::{Discard, Faults, MockBlkback, Options, Order};
@@ -21,6 +23,7 @@ use xen_hypercall::DomId;
 use xen_hypercall::mock::{Chance, Dice, MockDomain};
 use xen_hypercall::sched::Resumed;
 use xen_xenstore::Xenstore;
+use xen_xenstore::shared::SharedStore;
 
 #[derive(Clone, Copy, Debug)]
 enum Call {
@@ -131,6 +134,10 @@ struct World<'x> {
     model: RefCell<Model>,
     disk: Disk<'x, MockDomain>,
     grants: &'x GrantTable<MockDomain>,
+    store: SharedStore<'x, MockDomain>,
+    machine: &'x Machine,
+    /// Somebody looks after the disk; otherwise the test does, between two polls.
+    tended: bool,
 }
 
 /// A call that the model knows of. One that is dropped without a result may happen, now or later.
@@ -286,7 +293,9 @@ fn settle(machine: &Machine, executor: &mut Executor<'_>, world: &World<'_>) {
     for _ in 0..60 {
         let seen = machine.events.seq();
         executor.run();
-        if executor.count("calls") == 0 && world.disk.with(|front| front.pending()) == Some(0) {
+        let connected = world.handle().state() == Some(State::Connected) && world.back.is_connected();
+        let idle = executor.count("calls") == 0 && world.disk.with(|front| front.pending()) == Some(0);
+        if idle && (connected || !world.tended) {
             return;
         }
         machine.xen.run_until_idle(50);
@@ -294,23 +303,61 @@ fn settle(machine: &Machine, executor: &mut Executor<'_>, world: &World<'_>) {
     }
 }
 
-fn drive<'w>(executor: &mut Executor<'w>, world: &'w World<'_>) {
-    executor.spawn("drive", async { match world.disk.drive().await {} });
+/// The configuration of the disk.
+fn wanted() -> Config {
+    Config { requests: 12, pages: 60, segments: 40, ring_pages: 2, queues: 2, ..small() }
 }
 
-fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
+/// Lets others run so often, and is ready then.
+async fn after(polls: u64) {
+    let mut left = polls;
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        left = left.saturating_sub(1);
+        if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// Whoever drives the disk.
+fn drive<'w>(executor: &mut Executor<'w>, world: &'w World<'_>, seed: u64) {
+    if !world.tended {
+        return executor.spawn("drive", async { match world.disk.drive().await {} });
+    }
+    let machine = world.machine;
+    let mut control = world.disk.control(&machine.events, &machine.grants, VBD, wanted()).unwrap();
+    executor.spawn("drive", async move {
+        let dice = Dice::new(seed);
+        // Some wait for a backend, some do not.
+        let error = control.run_with(world.store.client(), || after(dice.below(4) * dice.below(100))).await;
+        panic!("{error}");
+    });
+}
+
+fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64, tended: bool) {
     let machine = Machine::new();
     let back = machine.disk(options);
     back.load(&encode(0, SECTORS, 0));
     let mut xs = Xenstore::new(&machine.events).unwrap();
-    let config = Config { requests: 12, pages: 60, segments: 40, ring_pages: 2, queues: 2, ..small() };
-    let front = machine.connect_with(&mut xs, config).unwrap();
+    let front = machine.connect_with(&mut xs, wanted()).unwrap();
     let calm = faults.lost == Chance::NEVER && faults.die == Chance::NEVER;
     back.set_faults(Dice::new(seed), faults);
     let model = RefCell::new(Model::new());
-    let world = World { back, model, disk: Disk::of(front), grants: &machine.grants };
+    let store = SharedStore::new(xs);
+    let world = World {
+        back,
+        model,
+        disk: Disk::of(front),
+        grants: &machine.grants,
+        store,
+        machine: &machine,
+        tended,
+    };
     let mut executor = Executor::new(seed);
-    drive(&mut executor, &world);
+    drive(&mut executor, &world, seed);
+    if tended {
+        executor.spawn("xenstore", async { panic!("{}", world.store.runner().run().await) });
+    }
     for step in steps {
         machine.xen.trace(|| format!("-- {step:?}"));
         let (back, disk) = (&world.back, &world.disk);
@@ -332,14 +379,15 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
             Step::Cancel => executor.cancel("calls"),
             Step::Driver => {
                 executor.cancel("drive");
-                drive(&mut executor, &world);
+                drive(&mut executor, &world, seed);
             }
+            Step::Service | Step::Reconnect if tended => {}
             Step::Service => {
-                let _ = disk.with(|front| front.service(&mut xs).unwrap());
+                let _ = world.store.block(|xs| disk.with(|front| front.service(xs).unwrap()));
             }
             Step::Reconnect => {
                 let until = machine.xen.now() + Duration::from_secs(1);
-                let _ = disk.with(|front| front.reconnect(&mut xs, until));
+                let _ = world.store.block(|xs| disk.with(|front| front.reconnect(xs, until)));
             }
             Step::Detach => {
                 if back.is_connected() {
@@ -356,12 +404,13 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
             }
             Step::Migrate { elsewhere } => {
                 back.set_next(Options { domain: DomId(if elsewhere { 9 } else { 0 }), ..options });
-                let (resumed, _) = machine.suspend(&mut xs, &mut &*disk);
+                let (resumed, _) = world.store.block(|xs| machine.suspend(xs, &mut &*disk));
                 assert_eq!(resumed, Resumed::InNewDomain);
             }
             Step::Checkpoint => {
                 machine.xen.set_toolstack(|_| Resumed::InPlace);
-                assert_eq!(machine.suspend(&mut xs, &mut &*disk), (Resumed::InPlace, 0));
+                let outcome = world.store.block(|xs| machine.suspend(xs, &mut &*disk));
+                assert_eq!(outcome, (Resumed::InPlace, 0));
                 machine.xen.set_toolstack(|domain| {
                     domain.xen().migrate(domain);
                     Resumed::InNewDomain
@@ -386,11 +435,20 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
     if world.back.is_gone() {
         world.back.come_back();
     }
-    if !calm && honest {
+    if tended && honest {
+        // What the backend has lost is never answered, unless it goes.
+        if !calm {
+            world.back.vanish();
+            settle(&machine, &mut executor, &world);
+            world.back.come_back();
+        }
+        settle(&machine, &mut executor, &world);
+        assert_eq!(world.handle().state(), Some(State::Connected), "{}", machine.xen.trace_text());
+    } else if !calm && honest {
         // What was lost on the way is never answered.
         let connected = (0..5).any(|_| {
             let soon = machine.soon();
-            world.disk.with(|front| front.reconnect(&mut xs, soon)) == Some(Ok(()))
+            world.store.block(|xs| world.disk.with(|front| front.reconnect(xs, soon))) == Some(Ok(()))
         });
         assert!(connected, "{:?}", world.handle().state());
     }
@@ -414,11 +472,19 @@ fn run(steps: Vec<Step>, options: Options, faults: Faults, seed: u64) {
         assert_eq!(rest, Some((0, 12)));
         assert_eq!(world.back.complaints(), Vec::<String>::new());
     }
-    let front = world.disk.take().unwrap();
+    if tended {
+        executor.cancel("drive");
+        // Whoever is woken fails.
+        executor.run();
+    }
+    let front = world.disk.take();
     executor.run();
     assert_eq!(executor.count("calls"), 0, "a call waits for a disk that is not there");
+    executor.cancel("xenstore");
     drop(executor);
-    let _ = front.close(&mut xs, machine.soon());
+    world.store.block(|xs| {
+        let _ = front.map(|front| front.close(xs, machine.soon()));
+    });
     machine.grants.reclaim();
     let grants = machine.grants.stats();
     assert_eq!(grants.in_use, 0, "{grants:?}");
@@ -439,27 +505,27 @@ proptest! {
 
     #[test]
     fn a_backend_with_bad_days_loses_no_wake_up(
-        steps in prop::collection::vec(calm_step(), 1..60), options in options(), seed: u64, permille in 0..150_u16,
+        steps in prop::collection::vec(calm_step(), 1..60), options in options(), seed: u64, tended: bool, permille in 0..150_u16,
     ) {
-        run(steps, options, Faults::honest(Chance::permille(permille)), seed);
+        run(steps, options, Faults::honest(Chance::permille(permille)), seed, tended);
     }
 
     #[test]
     fn a_backend_that_goes_away_and_comes_back_loses_nothing(
-        steps in prop::collection::vec(step(), 1..60), options in options(), seed: u64, permille in 0..60_u16,
+        steps in prop::collection::vec(step(), 1..60), options in options(), seed: u64, tended: bool, permille in 0..60_u16,
     ) {
         let chance = Chance::permille(permille);
         let mut faults = Faults::honest(chance);
         (faults.lost, faults.lost_event, faults.keep_mapped) = (chance, chance, chance);
         (faults.close, faults.drop_out, faults.die) = (chance, chance, Chance::permille(permille + 1));
         faults.come_back = Chance::percent(30);
-        run(steps, options, faults, seed);
+        run(steps, options, faults, seed, tended);
     }
 
     #[test]
     fn a_hostile_backend_breaks_its_disk_and_nothing_else(
-        steps in prop::collection::vec(step(), 1..60), options in options(), seed: u64, permille in 1..100_u16,
+        steps in prop::collection::vec(step(), 1..60), options in options(), seed: u64, tended: bool, permille in 1..100_u16,
     ) {
-        run(steps, options, Faults::all(Chance::permille(permille)), seed);
+        run(steps, options, Faults::all(Chance::permille(permille)), seed, tended);
     }
 }

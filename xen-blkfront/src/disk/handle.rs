@@ -148,7 +148,7 @@ impl<'d, 'x, P: Platform> DiskHandle<'d, 'x, P> {
         self.until(move |disk| disk.changes.get() != known)
     }
 
-    async fn until(self, is_so: impl Fn(&Disk<'x, P>) -> bool) {
+    pub(super) async fn until(self, is_so: impl Fn(&Disk<'x, P>) -> bool) {
         let seat = pin!(Seat::new(&self.disk.seats));
         let seat = seat.as_ref();
         poll_fn(|cx| {

@@ -186,6 +186,7 @@ impl<P: Platform, J, const N: usize> Drop for Task<'_, '_, '_, P, J, N> {
         for at in 0..if N == 1 { 1 } else { self.used } {
             let Some(seat) = self.row.seat(at) else { continue };
             left |= seat.line() == Some(Line::Room);
+            // It leaves its line when it is dropped; who waits for room then has to be another one.
             seat.stand();
             let Some(ticket) = seat.ticket() else { continue };
             if let Some(front) = &mut disk.place.borrow_mut().front {

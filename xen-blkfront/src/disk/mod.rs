@@ -1,5 +1,6 @@
 //! The place of a disk that tasks use, which may be empty.
 
+mod control;
 mod handle;
 mod jobs;
 mod run;
@@ -11,10 +12,12 @@ use core::fmt;
 use core::task::Waker;
 
 use xen_hypercall::Platform;
+use xen_xenstore::xenbus::{Connected, Frontend};
 
 use crate::{BlkFront, Error, State};
 use seats::{Line, Seats};
 
+pub use control::Control;
 pub use handle::DiskHandle;
 pub use run::Drive;
 
@@ -35,6 +38,8 @@ pub struct Disk<'x, P: Platform> {
     called: Cell<bool>,
     /// Counts changes of what is in the place.
     changes: Cell<u64>,
+    /// Somebody looks after the disk.
+    controlled: Cell<bool>,
 }
 
 struct Place<'x, P: Platform> {
@@ -45,8 +50,12 @@ struct Place<'x, P: Platform> {
     dirty: bool,
     /// The disk is to be looked at although there was no event, and its event channels may be others.
     unseen: bool,
-    /// How the disk was when tasks were told last.
-    known: Option<(State, u64)>,
+    /// Counts disks, and connections that were made without who looks after the disk.
+    epoch: u32,
+    /// A device that is no longer the disk's, and has a watch.
+    stale: Option<Frontend<Connected>>,
+    /// How the disk was when tasks were told last: with its epoch and size, and whether queues of it were taken.
+    known: Option<(State, u32, u64, bool)>,
 }
 
 impl<P: Platform> Default for Disk<'_, P> {
@@ -58,13 +67,22 @@ impl<P: Platform> Default for Disk<'_, P> {
 impl<'x, P: Platform> Disk<'x, P> {
     /// An empty place.
     pub fn new() -> Self {
-        let place = Place { front: None, held: false, dirty: false, unseen: true, known: None };
+        let place = Place {
+            front: None,
+            held: false,
+            dirty: false,
+            unseen: true,
+            epoch: 0,
+            stale: None,
+            known: None,
+        };
         Self {
             place: RefCell::new(place),
             seats: Seats::default(),
             driver: Cell::new(None),
             called: Cell::new(false),
             changes: Cell::new(0),
+            controlled: Cell::new(false),
         }
     }
 
@@ -81,10 +99,14 @@ impl<'x, P: Platform> Disk<'x, P> {
     }
 
     /// Puts a disk into the place. Returns the one before: what tasks asked of that fails with [`Error::Closed`], and is
-    /// forgotten, unless it was answered.
+    /// forgotten.
     pub fn put(&self, front: BlkFront<'x, P>) -> Option<BlkFront<'x, P>> {
         let before = self.take();
-        self.place.borrow_mut().front = Some(front);
+        {
+            let mut place = self.place.borrow_mut();
+            place.front = Some(front);
+            place.epoch = place.epoch.wrapping_add(1);
+        }
         self.settle();
         before
     }
@@ -99,6 +121,7 @@ impl<'x, P: Platform> Disk<'x, P> {
             true
         });
         (place.held, place.dirty) = (false, false);
+        place.epoch = place.epoch.wrapping_add(1);
         drop(place);
         self.settle();
         Some(front)
@@ -114,6 +137,11 @@ impl<'x, P: Platform> Disk<'x, P> {
         result
     }
 
+    /// As [`with`](Self::with), and nobody is told of what `f` does.
+    fn as_it_is<R>(&self, f: impl FnOnce(&mut BlkFront<'x, P>) -> R) -> Option<R> {
+        self.place.borrow_mut().front.as_mut().map(f)
+    }
+
     /// Calls `f` with the disk, which it only looks at.
     pub(crate) fn look<R>(&self, f: impl FnOnce(&BlkFront<'x, P>) -> R) -> Option<R> {
         self.place.borrow().front.as_ref().map(f)
@@ -122,16 +150,21 @@ impl<'x, P: Platform> Disk<'x, P> {
     /// Something may be otherwise with the disk: whom that concerns is woken.
     fn settle(&self) {
         let mut place = self.place.borrow_mut();
-        if let Some(error) = place.end() {
+        let end = place.end();
+        if let Some(error) = end {
             place.end_all(&self.seats, error);
         }
-        let now = place.front.as_ref().map(|front| (front.state(), front.capacity()));
+        let epoch = place.epoch;
+        let now = place.front.as_ref();
+        let now = now.map(|front| (front.state(), epoch, front.capacity(), front.has_taken()));
         let changed = now != core::mem::replace(&mut place.known, now);
         (place.dirty, place.unseen) = (true, true);
         drop(place);
         if changed {
             self.changes.set(self.changes.get().wrapping_add(1));
             self.call_all(Line::Change);
+        }
+        if changed || end.is_some() {
             self.call_all(Line::Answers);
             self.call_all(Line::Room);
         }
@@ -143,9 +176,9 @@ impl<'x, P: Platform> Disk<'x, P> {
     #[inline]
     fn tell(&self) {
         if let Some(front) = &mut self.place.borrow_mut().front {
-            self.seats.call_answered(&mut front.ops);
+            self.seats.sort_out(&mut front.ops);
         }
-        wake(|| self.seats.call());
+        wake(|| self.seats.call_any(Line::Told));
         self.call_first();
     }
 

@@ -24,16 +24,14 @@ pub(crate) enum Line {
     Room,
     /// A change of the disk.
     Change,
-    /// To be woken, for the operation has a result.
-    Called,
-    /// The operation has a result, and who waits for it was woken.
+    /// The operation has a result, and who waits for it is to be woken, or was.
     Told,
 }
 
 /// The lists of a disk.
 #[derive(Default)]
 pub(crate) struct Seats {
-    lists: [Ends; 5],
+    lists: [Ends; 4],
 }
 
 /// The ends of a list.
@@ -102,38 +100,26 @@ impl Seats {
     }
 
     /// Takes out the first waker that there is in a list.
+    #[inline]
     pub(crate) fn call_any(&self, line: Line) -> Option<Waker> {
         self.each(line).find_map(|links| links.waker.take())
     }
 
-    /// Those who have a result are to be [called](Self::call).
+    /// Those who have a result are to be [told](Line::Told).
     #[inline]
-    pub(crate) fn call_answered<P: Platform>(&self, ops: &mut Ops<'_, P>) {
+    pub(crate) fn sort_out<P: Platform>(&self, ops: &mut Ops<'_, P>) {
         for links in self.each(Line::Answers) {
             if links.ticket.get().is_some_and(|ticket| ops.settled(ticket).is_some()) {
                 self.remove(links);
-                self.add(links, Line::Called);
+                self.add(links, Line::Told);
             }
         }
-    }
-
-    /// Takes the first out of those who are to be called, with his waker.
-    #[inline]
-    pub(crate) fn call(&self) -> Option<Waker> {
-        while let Some(links) = self.each(Line::Called).next() {
-            self.remove(links);
-            self.add(links, Line::Told);
-            if let Some(waker) = links.waker.take() {
-                return Some(waker);
-            }
-        }
-        None
     }
 
     /// Nothing more comes of operations that are under way: `each` is called with all, and returns whether it is so. Those who wait
     /// for room are told the same.
     pub(crate) fn end(&self, error: Error, mut each: impl FnMut(Ticket) -> bool) {
-        for line in [Line::Answers, Line::Called, Line::Told] {
+        for line in [Line::Answers, Line::Told] {
             for links in self.each(line) {
                 if links.ticket.get().is_some_and(&mut each) {
                     links.ticket.set(None);

@@ -19,23 +19,22 @@ impl<'x, P: Platform + Wait> Device<'x, P> for &Disk<'x, P> {
     }
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {
+        {
+            // What is being said to the backend of before is of no meaning any more.
+            let mut place = self.place.borrow_mut();
+            place.epoch = place.epoch.wrapping_add(1);
+        }
         self.as_it_is(|front| front.begin(xs, deadline))
     }
 
     fn finish(&mut self, begun: Self::Begun, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
         let absent = begun.and_then(|begun| self.as_it_is(|front| front.finish(begun, xs, deadline)));
+        self.place.borrow_mut().held = false;
         self.settle();
         absent.unwrap_or(0)
     }
 
     fn go_on(&mut self) {
         let _ = self.with(BlkFront::go_on);
-    }
-}
-
-impl<'x, P: Platform> Disk<'x, P> {
-    /// As [`with`](Self::with), while the disk is between two domains: it is not over yet.
-    fn as_it_is<R>(&self, f: impl FnOnce(&mut BlkFront<'x, P>) -> R) -> Option<R> {
-        self.place.borrow_mut().front.as_mut().map(f)
     }
 }

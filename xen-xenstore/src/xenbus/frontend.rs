@@ -7,9 +7,10 @@ use core::str::FromStr;
 use xen_hypercall::{DomId, Platform, Wait};
 
 use super::device::Device;
-use super::{BackendChange, XenbusState};
+use super::{BackendChange, Entry, XenbusState};
 use crate::nodes::optional;
-use crate::{Error, Path, Transaction, Until, Watch, Xenstore};
+use crate::way::blocking::frontend;
+use crate::{Blocking, Error, Path, Transaction, Until, Watch, Xenstore};
 
 /// The device is known; its backend may not be ready.
 #[derive(Debug)]
@@ -33,8 +34,57 @@ pub enum Connected {}
 /// The device's directory may be taken away at any time, or made anew for a device that is no longer this one. So its nodes are
 /// written in a transaction that has found our own state there as we left it, and not otherwise.
 pub struct Frontend<S> {
-    pub(super) device: Device,
-    pub(super) _state: PhantomData<S>,
+    pub(crate) device: Device,
+    pub(crate) _state: PhantomData<S>,
+}
+
+impl Frontend<Initialising> {
+    /// Finds device `index` of `kind` (`vif`, `vbd`, ...) and its backend, and begins the handshake, whatever an
+    /// earlier kernel of this domain left behind.
+    ///
+    /// The toolstack may still be writing the device's nodes: they are waited for until `deadline`. So is a backend
+    /// that still works for that earlier kernel, and has to let go first.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such device by then; [`Error::BadValue`] when its nodes make no sense;
+    /// [`Error::BackendGone`] when it is taken away meanwhile.
+    pub fn open<'d, P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        kind: &str,
+        index: u32,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Self, Error> {
+        frontend::open(&mut Blocking::until(xs, deadline), kind, index)
+    }
+
+    /// Like [`open`](Self::open) for a device that is there, as those are that the domain was made with: one whose nodes are
+    /// not there is not waited for.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), at once.
+    pub fn open_present<'d, P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        kind: &str,
+        index: u32,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Self, Error> {
+        frontend::open_present(&mut Blocking::until(xs, deadline), kind, index)
+    }
+
+    /// Waits until the backend has told what it can do.
+    ///
+    /// A backend that is still closing after an earlier kernel is waited for: it begins anew when it sees us begin. So is one
+    /// whose directory is not there yet, or may not be read yet.
+    ///
+    /// # Errors
+    /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
+    pub fn wait_for_backend<'d, P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Frontend<BackendReady>, Error> {
+        frontend::wait_for_backend(self, &mut Blocking::until(xs, deadline))
+    }
 }
 
 impl Frontend<BackendReady> {
@@ -50,17 +100,11 @@ impl Frontend<BackendReady> {
         next: XenbusState,
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
     ) -> Result<Frontend<Published>, Error> {
-        let published =
-            match self.device.enter(xs, next, &mut |transaction| f(transaction, &self.device.frontend)) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
-                Err(error) => {
-                    // The backend must not begin to use what the driver is about to take away.
-                    let _ = self.device.switch(xs, XenbusState::CLOSED);
-                    Err(error)
-                }
-            };
-        self.go_on(xs, published)
+        let entered = Entry::new(&self.device, next).and_then(|entry| {
+            let entered = xs.transact(&entry, &mut |transaction| f(transaction, &self.device.frontend));
+            entry.conclude(entered)
+        });
+        frontend::published(self.device, &mut Blocking::new(xs), entered)
     }
 }
 
@@ -71,8 +115,7 @@ impl Frontend<Published> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn is_decided<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
-        let state = self.device.see(xs)?;
-        Ok(state == XenbusState::CONNECTED || state.is_gone())
+        frontend::is_decided(self, &mut Blocking::new(xs))
     }
 
     /// Waits until the backend is connected. Our own state is to be [switched](Frontend::switch) to Connected
@@ -82,20 +125,11 @@ impl Frontend<Published> {
     /// [`Error::BackendGone`] when it closes instead; [`Error::BackendTimedOut`] with the state it was in at
     /// `deadline`.
     pub fn wait_connected<'d, P: Platform + Wait>(
-        mut self,
+        self,
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<Frontend<Connected>, Error> {
-        let waited = self.device.wait_for(xs, deadline.into().deadline(), &mut |state| match state {
-            XenbusState::CONNECTED => Some(Ok(())),
-            state if state.is_gone() => Some(Err(Error::BackendGone(state))),
-            _ => None,
-        });
-        if waited.is_err() {
-            // The backend must not begin to use what the driver is about to take away.
-            let _ = self.device.switch(xs, XenbusState::CLOSED);
-        }
-        self.go_on(xs, waited)
+        frontend::wait_connected(self, &mut Blocking::until(xs, deadline))
     }
 }
 
@@ -112,18 +146,7 @@ impl Frontend<Connected> {
     /// [`Error::Broken`] when the connection to xenstore is of no use any more; otherwise when it cannot be asked,
     /// and the next call asks again.
     pub fn change<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
-        let known = match self.device.change.get() {
-            // The end may be near, or here.
-            change @ (BackendChange::Same | BackendChange::Closing) => change,
-            ended => return Ok(ended),
-        };
-        if !xs.fired(&self.device.watch)?
-            || self.device.seen.is_some_and(|(_, at)| at == xs.link.watches.events(self.device.watch))
-        {
-            // That event came before the handshake looked last.
-            return Ok(known);
-        }
-        self.change_by_asking(xs)
+        frontend::change(self, &mut Blocking::new(xs))
     }
 
     /// As [`change`](Self::change), but asks xenstore in any case: before an end that no event can announce any more, such as that
@@ -135,18 +158,7 @@ impl Frontend<Connected> {
         &self,
         xs: &mut Xenstore<'_, P>,
     ) -> Result<BackendChange, Error> {
-        let known = match self.device.change.get() {
-            change @ (BackendChange::Same | BackendChange::Closing) => change,
-            ended => return Ok(ended),
-        };
-        let looked = self.device.look(xs);
-        match looked {
-            Err(_) => xs.link.watches.mark(self.device.watch),
-            Ok(change) if change.is_over() => self.device.change.set(change),
-            Ok(_) if known == BackendChange::Closing => return Ok(known),
-            Ok(_) => {}
-        }
-        looked
+        frontend::change_by_asking(self, &mut Blocking::new(xs))
     }
 
     /// Whether the connection has ended, or is to end: [`change`](Self::change) says how.
@@ -165,14 +177,11 @@ impl Frontend<Connected> {
     /// # Errors
     /// [`Error::BackendTimedOut`] with the state the backend was in at `deadline`; otherwise when xenstore cannot be asked.
     pub fn close<'d, P: Platform + Wait>(
-        mut self,
+        self,
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<(), Error> {
-        let closed = self.device.end(xs, deadline.into().deadline());
-        // If that fails the watch is ended later.
-        let _ = xs.unwatch(self.device.watch);
-        closed
+        frontend::close(self, &mut Blocking::until(xs, deadline))
     }
 }
 
@@ -207,7 +216,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn backend_state<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
-        self.device.backend_state(xs)
+        frontend::backend_state(self, &mut Blocking::new(xs))
     }
 
     /// Sets our own state. Returns `false`, and writes nothing, when the device is not ours any more: it was taken away, or made
@@ -220,7 +229,7 @@ impl<S> Frontend<S> {
         xs: &mut Xenstore<'_, P>,
         state: XenbusState,
     ) -> Result<bool, Error> {
-        self.device.switch(xs, state)
+        frontend::switch(self, &mut Blocking::new(xs), state)
     }
 
     /// A value of the backend's; none when there is no such node.
@@ -264,10 +273,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// When xenstore cannot be asked, or refuses.
     pub fn abandon<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        let switched = self.switch(xs, XenbusState::CLOSED);
-        // If that fails the watch is ended later.
-        let _ = xs.unwatch(self.device.watch);
-        switched.map(drop)
+        frontend::abandon(self, &mut Blocking::new(xs))
     }
 
     /// Gives a device up that was of the domain before the last resume: its watch ends, and nothing is written, for the directory
@@ -276,23 +282,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// [`Error::Broken`] when the connection to xenstore is of no use any more.
     pub fn forget<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        // Nobody waits for the daemon to end it.
-        xs.link.watches.give_up(self.device.watch);
-        xs.poll()
-    }
-
-    /// The device in its next state, or its end.
-    pub(super) fn go_on<P: Platform + Wait, T>(
-        self,
-        xs: &mut Xenstore<'_, P>,
-        result: Result<(), Error>,
-    ) -> Result<Frontend<T>, Error> {
-        if let Err(error) = result {
-            // The first error says more than one about the watch.
-            let _ = xs.unwatch(self.device.watch);
-            return Err(error);
-        }
-        Ok(Frontend { device: self.device, _state: PhantomData })
+        frontend::forget(self, &mut Blocking::new(xs))
     }
 }
 
