@@ -4,8 +4,10 @@
 //! | task | |
 //! |---|---|
 //! | `tick` | every 10 ms; notes how late it was |
-//! | `control` | follows xenstore: what the toolstack asks for, the card, the disk, the node `data/message` |
-//! | `drive` | shows the disk's backend what was asked for |
+//! | `run` of the store | the connection to xenstore |
+//! | `obey` | what the toolstack asks for |
+//! | `message` | the node `data/message` |
+//! | `look_after_card`, `look_after_disk` | connect the device, follow its backend, connect it again |
 //! | `network`, `address` | the stack, and what address it has |
 //! | `serve` | three of them, each with one connection after the other |
 //! | `command` | what is typed on the console |
@@ -37,6 +39,7 @@ use xen_gnttab::GrantTable;
 use xen_hypercall::{Platform, Wait};
 use xen_netfront::Card;
 use xen_xenstore::Xenstore;
+use xen_xenstore::shared::SharedStore;
 
 use figures::Figures;
 
@@ -69,10 +72,10 @@ impl<P: Platform> Terminal for xen_console::SharedConsole<'_, P> {
 }
 
 /// What the tasks share.
-pub struct Domain<P: Platform + 'static> {
+pub struct Domain<P: Platform + Wait + 'static> {
     events: &'static EventChannels<P>,
     grants: &'static GrantTable<P>,
-    store: RefCell<Xenstore<'static, P>>,
+    store: SharedStore<'static, P>,
     card: Card<'static, P>,
     disk: Disk<'static, P>,
     figures: Figures,
@@ -91,7 +94,7 @@ impl<P: Platform + Wait + 'static> Domain<P> {
         Box::leak(Box::new(Self {
             events,
             grants,
-            store: RefCell::new(store),
+            store: SharedStore::new(store),
             card: Card::new(),
             disk: Disk::new(),
             figures: Figures::default(),
@@ -118,14 +121,13 @@ impl<P: Platform + Wait + 'static> Domain<P> {
     /// Starts all tasks.
     pub fn start(&'static self, spawner: Spawner, terminal: &'static impl Terminal) {
         start(spawner, figures::tick(&self.figures));
-        start(spawner, control::run(self));
-        start(spawner, async { _ = self.disk.drive().await });
+        control::start(self, spawner);
         start(spawner, command::run(self, terminal));
         network::start(self, spawner);
     }
 }
 
-/// Starts a task of a type that has no name, which embassy's macro would need.
+/// Starts a task whose type depends on the platform's, which embassy's macro cannot.
 fn start<F: Future<Output = ()> + 'static>(spawner: Spawner, future: F) {
     let task: &'static TaskStorage<F> = Box::leak(Box::new(TaskStorage::new()));
     if let Ok(token) = task.spawn(move || future) {
@@ -133,7 +135,7 @@ fn start<F: Future<Output = ()> + 'static>(spawner: Spawner, future: F) {
     }
 }
 
-impl<P: Platform> core::fmt::Debug for Domain<P> {
+impl<P: Platform + Wait> core::fmt::Debug for Domain<P> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Domain").field("ending", &self.ending).finish_non_exhaustive()
     }

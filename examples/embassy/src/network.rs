@@ -9,6 +9,7 @@ use xen_hypercall::{Platform, Wait};
 use xen_netfront::FRAME_MAX;
 use xen_netfront::adapters::embassy::EmbassyDriver;
 
+use crate::control;
 use crate::http::{self, CONNECTIONS};
 use crate::{Domain, start as spawn};
 
@@ -31,7 +32,7 @@ pub(crate) fn start<P: Platform + Wait + 'static>(domain: &'static Domain<P>, sp
 /// Gives the stack its address, and says what it is.
 async fn address<P: Platform + Wait>(domain: &'static Domain<P>, stack: Stack<'static>) {
     stack.wait_link_up().await;
-    match domain.address() {
+    match control::address(domain).await {
         Some(address) => stack.set_config_v4(embassy_net::ConfigV4::Static(address)),
         None => {
             log::info!("no address in xenstore; asking DHCP");
