@@ -33,10 +33,10 @@ pub(super) struct State<'x, P: Platform> {
     /// The task that runs the connection.
     pub(super) runner: Option<Waker>,
     /// Who waits for room of any kind.
-    pub(super) room: Waiters,
+    pub(super) room: Waiters<64>,
     /// The time of the first alarm, and who waits for one.
     pub(super) alarm: Option<Duration>,
-    pub(super) alarmed: Waiters,
+    pub(super) alarmed: Waiters<8>,
     /// Somebody tells when it is time.
     pub(super) has_clock: bool,
 }
@@ -280,8 +280,12 @@ impl<'x, P: Platform + Wait> State<'x, P> {
                 Answer::Refused(error) | Answer::Lost(error) => Err(error),
                 Answer::Long => Ok(&b""[..]),
             };
+            let life = self.xs.link.resets;
             if let Some(place) = self.transactions.get_mut(tag) {
-                place.began(begun);
+                // What began in an earlier connection is gone with that.
+                place.began(
+                    begun.and_then(|id| if place.life == life { Ok(id) } else { Err(Error::NotReady) }),
+                );
             }
             self.wake_runner();
         }

@@ -4,6 +4,7 @@ mod change;
 pub(crate) mod device;
 mod entry;
 pub(crate) mod frontend;
+mod opening;
 mod state;
 
 pub use change::BackendChange;
