@@ -11,6 +11,7 @@ use common::executor::Executor;
 use common::{ID, Machine, data};
 use xen_hypercall::mock::MockDomain;
 use xen_hypercall::sched::Resumed;
+use xen_xenstore::control::Request;
 use xen_xenstore::shared::{Client, QUESTIONS, SharedStore};
 use xen_xenstore::way::tasks::{Ask, frontend};
 use xen_xenstore::wire::Refusal;
@@ -509,4 +510,27 @@ fn tasks_go_on_in_a_new_domain() {
         assert_eq!(store.places_taken(), (0, 0));
         assert_eq!(machine.store.transactions(id), 0);
     }
+}
+
+#[test]
+fn a_task_is_told_what_the_toolstack_asks() {
+    let machine = Machine::new();
+    let store = shared(&machine);
+    let node = "/local/domain/1/control/shutdown";
+    run(&machine, &store, 4, async {
+        let mut requests = store.client().shutdown_requests(&[Request::PowerOff]).await.unwrap();
+        assert_eq!(machine.store.read("/local/domain/1/control/feature-poweroff").as_deref(), Some("1"));
+        assert_eq!(machine.store.read("/local/domain/1/control/feature-suspend").as_deref(), Some("0"));
+        machine.store.write(node, "poweroff");
+        assert_eq!(requests.next().await, Ok(Request::PowerOff));
+        assert_eq!(requests.accept(Request::Reboot).await, Ok(false));
+        assert_eq!(requests.next().await, Ok(Request::PowerOff));
+        assert_eq!(requests.accept(Request::PowerOff).await, Ok(true));
+        machine.store.write(node, "nonsense");
+        store.client().write("data/a", b"1").await.unwrap();
+        machine.store.write(node, "reboot");
+        assert_eq!(requests.next().await, Ok(Request::Reboot));
+    });
+    assert_eq!(machine.store.read(node).as_deref(), Some("reboot"));
+    assert_tidy(&machine, &store);
 }

@@ -64,6 +64,7 @@
 mod batch;
 mod client;
 mod conversation;
+mod requests;
 mod runner;
 mod state;
 mod transaction;
@@ -79,6 +80,7 @@ use xen_hypercall::{Platform, Wait};
 use crate::{Error, Stats, Xenstore};
 pub use client::Client;
 pub use conversation::Conversation;
+pub use requests::ShutdownRequests;
 pub use runner::Runner;
 use state::State;
 pub use state::{BYTES, QUESTIONS, TRANSACTIONS};

@@ -394,11 +394,11 @@ impl<'x, P: Platform + Wait> State<'x, P> {
                 Stage::Orphan(id) => Some((Some(index), id)),
                 _ => None,
             });
-            if let Some((index, id)) = orphans.next().or(self.xs.link.orphan.map(|id| (None, id))) {
+            if let Some((index, id)) = orphans.next().or(self.xs.link.orphan().map(|id| (None, id))) {
                 self.xs.link.send_now(Operation::TRANSACTION_END, id, &[b"F\0"])?;
                 match index.and_then(|index| self.transactions.get_mut(index)) {
                     Some(place) => place.state = Stage::Free,
-                    None => self.xs.link.orphan = None,
+                    None => self.xs.link.change_orphan(id, 0),
                 }
             } else if let Some((watch, path)) = self.xs.link.watches.given_up() {
                 let question = Question::unwatch(watch, &path);
@@ -552,7 +552,12 @@ impl<'x, P: Platform + Wait> State<'x, P> {
     /// Waits until nothing is under way that tasks have asked, in the way of who blocks.
     fn settle(&mut self) {
         let mut deadline = self.xs.deadline();
-        while self.step().is_ok() {
+        loop {
+            // Before the look: what comes from here on ends the sleep.
+            let seen = self.xs.link.events.seq();
+            if self.step().is_err() {
+                break;
+            }
             if let Some(slot) = self.held.and_then(|index| self.slots.get_mut(index)) {
                 // Its task cannot take it now, and others need the room.
                 slot.answer = Answer::Lost(Error::TimedOut(slot.operation));
@@ -564,7 +569,7 @@ impl<'x, P: Platform + Wait> State<'x, P> {
                 break;
             }
             let Some(until) = deadline.until(self.xs.now()) else { break };
-            self.xs.link.events.wait_since(self.xs.link.seen, Some(until));
+            self.xs.link.events.wait_since(seen, Some(until));
         }
         self.fail_questions(Error::TimedOut(Operation::READ));
     }

@@ -38,6 +38,9 @@ pub struct Frontend<S> {
     pub(crate) _state: PhantomData<S>,
 }
 
+/// Writes what a backend needs.
+type Publish<'f, 'x, P> = dyn FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error> + 'f;
+
 impl Frontend<BackendReady> {
     /// Tells the backend what it needs, and goes to state `next`, all in one transaction. `f` gets the transaction
     /// and the device's directory; it may run more than once. When it comes to nothing the device is Closed: the backend may have
@@ -59,7 +62,7 @@ impl Frontend<BackendReady> {
         self,
         xs: &mut Xenstore<'x, P>,
         next: XenbusState,
-        f: &mut dyn FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
+        f: &mut Publish<'_, 'x, P>,
     ) -> Result<Frontend<Published>, Error> {
         let entered = Entry::new(&self.device, next).and_then(|entry| {
             let entered = xs.transact(&entry, &mut |transaction| f(transaction, &self.device.frontend));
