@@ -4,7 +4,10 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use common::device::LINUX;
 use common::executor::Executor;
@@ -533,4 +536,69 @@ fn a_task_is_told_what_the_toolstack_asks() {
     });
     assert_eq!(machine.store.read(node).as_deref(), Some("reboot"));
     assert_tidy(&machine, &store);
+}
+
+#[test]
+fn a_backend_that_was_started_again_has_time_to_notice() {
+    for with_timer in [false, true] {
+        let machine = Machine::new();
+        machine.device();
+        // An earlier kernel has left the device connected, and the backend waits whatever the guest does.
+        machine.store.write("/local/domain/1/device/test/0/state", "4");
+        machine.back(2);
+        let store = shared(&machine);
+        let mut executor = Executor::new(&machine, 3);
+        let sleepers: Rc<RefCell<Vec<Waker>>> = Rc::default();
+        let (wakers, xen) = (Rc::clone(&sleepers), machine.xen.clone());
+        let runner = store.runner();
+        executor.spawn(async move {
+            let sleep = |at| {
+                let (wakers, xen) = (Rc::clone(&wakers), xen.clone());
+                poll_fn(move |cx| {
+                    if xen.now() >= at {
+                        return Poll::Ready(());
+                    }
+                    wakers.borrow_mut().push(cx.waker().clone());
+                    Poll::Pending
+                })
+            };
+            if with_timer {
+                runner.run_with(sleep).await
+            } else {
+                runner.run().await
+            };
+        });
+        let task = executor.spawn(async {
+            let mut ask = store.client().conversation();
+            let device = frontend::open(&mut ask, "test", 0).await.unwrap();
+            frontend::abandon(device, &mut ask).await.unwrap();
+        });
+        executor.run();
+        if with_timer {
+            assert!(!executor.is_done(task));
+            assert_eq!(machine.front(), "6");
+            machine.xen.advance(Duration::from_secs(2));
+            sleepers.take().into_iter().for_each(Waker::wake);
+        }
+        executor.run_until(task);
+        drop(executor);
+        assert_tidy(&machine, &store);
+    }
+}
+
+#[test]
+fn all_transactions_that_were_given_up_are_ended() {
+    let machine = Machine::new();
+    let mut xs = machine.client();
+    xs.set_patience(Duration::from_secs(1));
+    machine.store.stall(true);
+    for _ in 0..3 {
+        assert!(matches!(xs.transaction(|_| Ok(())), Err(Error::TimedOut(_))));
+    }
+    machine.store.stall(false);
+    machine.settle();
+    xs.write("data/a", b"1").unwrap();
+    machine.settle();
+    xs.write("data/a", b"2").unwrap();
+    assert_eq!(machine.store.transactions(ID), 0);
 }
