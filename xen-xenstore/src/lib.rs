@@ -6,8 +6,10 @@
 extern crate std;
 
 mod ask;
+mod blocking;
 mod client;
 pub mod control;
+mod conversation;
 mod error;
 mod layout;
 mod link;
@@ -26,7 +28,9 @@ mod watches;
 pub mod wire;
 pub mod xenbus;
 
+pub use blocking::{Blocking, block_on};
 pub use client::{ServerFeatures, Stats, Xenstore};
+pub use conversation::{Ask, Changes, Question};
 pub use error::{Error, Violation};
 pub use nodes::{Together, names, parse};
 pub use path::Path;

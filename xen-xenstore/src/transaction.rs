@@ -194,7 +194,7 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
     }
 
     /// Sends a change.
-    fn change(&mut self, operation: Operation, path: &str, rest: [&[u8]; 2]) -> Result<(), Error> {
+    pub(crate) fn change(&mut self, operation: Operation, path: &str, rest: [&[u8]; 2]) -> Result<(), Error> {
         self.check()?;
         check_path("", path)?;
         let parts = [path.as_bytes(), b"\0", rest[0], rest[1]];

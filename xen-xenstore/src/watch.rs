@@ -172,7 +172,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         self.wait_event(*watch, deadline.into().deadline())
     }
 
-    fn wait_event(&mut self, watch: Watch, deadline: &mut Deadline) -> Result<bool, Error> {
+    pub(crate) fn wait_event(&mut self, watch: Watch, deadline: &mut Deadline) -> Result<bool, Error> {
         self.link.pauses.resume(deadline);
         let mut waited = false;
         loop {

@@ -2,14 +2,12 @@
 
 use core::cell::Cell;
 
-use xen_evtchn::Deadline;
-use xen_hypercall::{DomId, Platform, Wait};
+use xen_hypercall::DomId;
 
-use super::{BackendChange, XenbusState};
-use crate::link::Sink;
+use super::{BackendChange, Entry, XenbusState};
+use crate::conversation::{Changes, Question};
 use crate::nodes::parse;
-use crate::transaction::note;
-use crate::{Error, Path, Transaction, Watch, Xenstore};
+use crate::{Ask, Error, Path, Watch};
 
 /// A device and its watch, whatever state it is in.
 pub(super) struct Device {
@@ -28,7 +26,7 @@ pub(super) struct Device {
 }
 
 /// Whose a device's directory is.
-enum Owner {
+pub(super) enum Owner {
     /// Ours, and our state is this.
     Us(XenbusState),
     /// It is there, for a device that is made anew.
@@ -48,26 +46,22 @@ pub(super) fn state_of(answer: Result<&[u8], Error>) -> Result<XenbusState, Erro
 
 impl Device {
     /// The backend's state, as [`state_of`] sees it.
-    pub(super) fn backend_state<P: Platform + Wait>(
-        &self,
-        xs: &mut Xenstore<'_, P>,
-    ) -> Result<XenbusState, Error> {
-        state_of(xs.read(&self.backend.join("state")?))
+    pub(super) async fn backend_state<A: Ask>(&self, ask: &mut A) -> Result<XenbusState, Error> {
+        let mut state = Ok(XenbusState::UNKNOWN);
+        let mut question = core::iter::once(Question::read(&self.backend, "state"));
+        ask.ask_all(&mut question, &mut |_, answer| state = state_of(answer)).await?;
+        state
     }
 
     /// Looks at both sides at once.
-    pub(super) fn look<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
+    pub(super) async fn look<A: Ask>(&self, ask: &mut A) -> Result<BackendChange, Error> {
         let (mut theirs, mut owner) = (Ok(XenbusState::UNKNOWN), Ok(Owner::Nobody));
-        xs.together(
-            |ask| {
-                ask.read(0, &self.backend, "state")?;
-                ask.read(1, &self.frontend, "state")
-            },
-            |tag, answer| match tag {
-                0 => theirs = state_of(answer),
-                _ => owner = self.owner(answer),
-            },
-        )?;
+        let questions = [Question::read(&self.backend, "state"), Question::read(&self.frontend, "state")];
+        ask.ask_all(&mut questions.into_iter(), &mut |tag, answer| match tag {
+            0 => theirs = state_of(answer),
+            _ => owner = self.owner(answer),
+        })
+        .await?;
         let theirs = theirs?;
         Ok(match owner? {
             Owner::Us(_) => BackendChange::of(theirs),
@@ -76,100 +70,42 @@ impl Device {
         })
     }
 
-    /// Goes to a state, with what `f` writes, unless the device is not ours any more. Whose it is is asked together with what is
-    /// written: if it is another's, that comes to nothing.
-    #[inline(never)]
-    pub(super) fn enter<'x, P: Platform + Wait>(
+    /// Goes to a state, with what `f` writes, unless the device is not ours any more.
+    pub(super) async fn enter<A: Ask>(
         &self,
-        xs: &mut Xenstore<'x, P>,
+        ask: &mut A,
         next: XenbusState,
-        f: &mut dyn FnMut(&mut Transaction<'_, 'x, P>) -> Result<(), Error>,
+        f: &mut dyn FnMut(&mut Changes<'_>) -> Result<(), Error>,
     ) -> Result<bool, Error> {
-        let (state, backend) = (self.frontend.join("state")?, self.frontend.join("backend")?);
-        // As long as we have told the backend nothing, a device that was made anew may be in the same state, with another backend.
-        let begins =
-            next == XenbusState::INITIALISING || self.ours.get().contains(&XenbusState::INITIALISING);
-        // Owner and backend, as far as they were told.
-        let (owner, has_backend, lost) = (Cell::new(None), Cell::new(None), Cell::new(false));
-        let failed = Cell::new(None);
-        let sink: &mut Sink<'_> = &mut |tag, answer| match tag {
-            0 => note(&failed, answer),
-            1 => owner.set(Some(self.owner(answer))),
-            _ => has_backend.set(Some(match answer {
-                Ok(backend) => Ok(backend == self.backend.as_bytes()),
-                Err(error) if error.is_absent() => Ok(false),
-                Err(error) => Err(error),
-            })),
-        };
-        let entered = xs.transaction_with(&failed, sink, |transaction| {
-            lost.set(false);
-            transaction.look(1, &state)?;
-            if begins {
-                transaction.look(2, &backend)?;
-            } else {
-                has_backend.set(Some(Ok(true)));
-            }
-            let written = f(transaction).and_then(|()| transaction.write_display(&state, next.0));
-            let written = written.and(transaction.settle());
-            let (Some(owner), Some(has_backend)) = (owner.take(), has_backend.take()) else {
-                return written;
-            };
-            if let Owner::Us(found) = owner? {
-                self.ours.set([found, next]);
-            } else if next != XenbusState::INITIALISING {
-                lost.set(true);
-            }
-            // Or it is about to be ours.
-            if !has_backend? {
-                lost.set(true);
-            }
-            if lost.get() { Err(Error::BackendGone(XenbusState::UNKNOWN)) } else { written }
-        });
-        let entered = match entered {
-            Err(_) if lost.get() => false,
-            entered => {
-                entered?;
-                true
-            }
-        };
-        if entered {
-            self.ours.set([next; 2]);
-        }
-        Ok(entered)
+        let entry = Entry::new(self, next)?;
+        let entered = ask.transact(&entry, f).await;
+        entry.conclude(entered)
     }
 
     /// Sets our own state, unless the device is not ours any more.
-    pub(super) fn switch<P: Platform + Wait>(
-        &self,
-        xs: &mut Xenstore<'_, P>,
-        state: XenbusState,
-    ) -> Result<bool, Error> {
-        self.enter(xs, state, &mut |_| Ok(()))
+    pub(super) async fn switch<A: Ask>(&self, ask: &mut A, state: XenbusState) -> Result<bool, Error> {
+        self.enter(ask, state, &mut |_| Ok(())).await
     }
 
     /// Takes the device to its end, as far as the backend follows. Our own state is Closed at the end, whatever fails before.
-    pub(super) fn end<P: Platform + Wait>(
-        &mut self,
-        xs: &mut Xenstore<'_, P>,
-        deadline: &mut Deadline,
-    ) -> Result<(), Error> {
-        let let_go = match self.switch(xs, XenbusState::CLOSING) {
+    pub(super) async fn end<A: Ask>(&mut self, ask: &mut A) -> Result<(), Error> {
+        let let_go = match self.switch(ask, XenbusState::CLOSING).await {
             // Who took the device away has closed it.
             Ok(false) => return Ok(()),
-            Ok(true) => self.wait_for(xs, deadline, &mut |state| state.is_gone().then_some(Ok(()))),
+            Ok(true) => self.wait_for(ask, None, &mut |state| state.is_gone().then_some(Ok(()))).await,
             Err(error) => Err(error),
         };
-        let closed = self.switch(xs, XenbusState::CLOSED);
+        let closed = self.switch(ask, XenbusState::CLOSED).await;
         let_go?;
         if !closed? {
             return Ok(());
         }
         let done = [XenbusState::CLOSED, XenbusState::UNKNOWN, XenbusState::INIT_WAIT];
-        self.wait_for(xs, deadline, &mut |state| done.contains(&state).then_some(Ok(())))
+        self.wait_for(ask, None, &mut |state| done.contains(&state).then_some(Ok(()))).await
     }
 
     /// Whose the device is, by what our own state node says.
-    fn owner(&self, answer: Result<&[u8], Error>) -> Result<Owner, Error> {
+    pub(super) fn owner(&self, answer: Result<&[u8], Error>) -> Result<Owner, Error> {
         let ours = self.ours.get();
         match answer.and_then(parse) {
             Ok(state) if ours.contains(&state) => Ok(Owner::Us(state)),
@@ -182,30 +118,37 @@ impl Device {
     }
 
     /// The backend's state. Asks only if something has happened since it was asked for last.
-    pub(super) fn see<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
-        xs.poll()?;
-        let events = xs.link.watches.events(self.watch);
+    pub(super) async fn see<A: Ask>(&mut self, ask: &mut A) -> Result<XenbusState, Error> {
+        ask.look()?;
+        let events = ask.events(self.watch);
         let state = match self.seen.filter(|(_, at)| *at == events) {
             Some((state, _)) => state,
-            None => self.backend_state(xs)?,
+            None => self.backend_state(ask).await?,
         };
         self.seen = Some((state, events));
         Ok(state)
     }
 
-    #[inline(never)]
-    pub(super) fn wait_for<P: Platform + Wait>(
+    /// Waits until `decide` likes the backend's state, or until the time is up, that of the conversation or that of `notice`.
+    pub(super) async fn wait_for<A: Ask>(
         &mut self,
-        xs: &mut Xenstore<'_, P>,
-        deadline: &mut Deadline,
+        ask: &mut A,
+        mut notice: Option<&mut A::Notice>,
         decide: &mut dyn FnMut(XenbusState) -> Option<Result<(), Error>>,
     ) -> Result<(), Error> {
-        let mut outcome = None;
-        xs.watch_until(self.watch, deadline, &mut |xs| {
-            outcome = decide(self.see(xs)?);
-            Ok(outcome.is_some())
-        })?;
-        let late = || Err(Error::BackendTimedOut(self.seen.map_or(XenbusState::UNKNOWN, |(state, _)| state)));
-        outcome.unwrap_or_else(late)
+        let mut in_time = true;
+        loop {
+            let state = self.see(ask).await?;
+            match decide(state) {
+                Some(outcome) => return outcome,
+                None if !in_time => return Err(Error::BackendTimedOut(state)),
+                None => {}
+            }
+            in_time = ask.wait_event(self.watch, notice.as_deref_mut()).await?;
+            // What happened during the last look is looked at: once.
+            if !in_time && !ask.has_fired(self.watch)? {
+                return Err(Error::BackendTimedOut(state));
+            }
+        }
     }
 }

@@ -7,9 +7,10 @@ use core::str::FromStr;
 use xen_hypercall::{DomId, Platform, Wait};
 
 use super::device::Device;
-use super::{BackendChange, XenbusState};
+use super::{BackendChange, Entry, XenbusState};
+use crate::conversation::Changes;
 use crate::nodes::optional;
-use crate::{Error, Path, Transaction, Until, Watch, Xenstore};
+use crate::{Ask, Blocking, Error, Path, Transaction, Until, Watch, Xenstore, block_on};
 
 /// The device is known; its backend may not be ready.
 #[derive(Debug)]
@@ -50,17 +51,44 @@ impl Frontend<BackendReady> {
         next: XenbusState,
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
     ) -> Result<Frontend<Published>, Error> {
-        let published =
-            match self.device.enter(xs, next, &mut |transaction| f(transaction, &self.device.frontend)) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
-                Err(error) => {
-                    // The backend must not begin to use what the driver is about to take away.
-                    let _ = self.device.switch(xs, XenbusState::CLOSED);
-                    Err(error)
-                }
-            };
-        self.go_on(xs, published)
+        let entered = Entry::new(&self.device, next).and_then(|entry| {
+            let entered = xs.transact(&entry, &mut |transaction| f(transaction, &self.device.frontend));
+            entry.conclude(entered)
+        });
+        block_on(self.published(&mut Blocking::new(xs), entered))
+    }
+
+    /// [`publish`](Self::publish) for whoever asks. `f` writes the same each time it runs.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub async fn publish_async<A: Ask>(
+        self,
+        ask: &mut A,
+        next: XenbusState,
+        mut f: impl FnMut(&mut Changes<'_>, &Path) -> Result<(), Error>,
+    ) -> Result<Frontend<Published>, Error> {
+        let device = &self.device;
+        let entered = device.enter(ask, next, &mut |changes| f(changes, &device.frontend)).await;
+        self.published(ask, entered).await
+    }
+
+    /// What became of it.
+    async fn published<A: Ask>(
+        self,
+        ask: &mut A,
+        entered: Result<bool, Error>,
+    ) -> Result<Frontend<Published>, Error> {
+        let published = match entered {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
+            Err(error) => {
+                // The backend must not begin to use what the driver is about to take away.
+                let _ = self.device.switch(ask, XenbusState::CLOSED).await;
+                Err(error)
+            }
+        };
+        self.go_on(ask, published).await
     }
 }
 
@@ -71,7 +99,15 @@ impl Frontend<Published> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn is_decided<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
-        let state = self.device.see(xs)?;
+        block_on(self.is_decided_async(&mut Blocking::new(xs)))
+    }
+
+    /// [`is_decided`](Self::is_decided) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`is_decided`](Self::is_decided).
+    pub async fn is_decided_async<A: Ask>(&mut self, ask: &mut A) -> Result<bool, Error> {
+        let state = self.device.see(ask).await?;
         Ok(state == XenbusState::CONNECTED || state.is_gone())
     }
 
@@ -82,20 +118,29 @@ impl Frontend<Published> {
     /// [`Error::BackendGone`] when it closes instead; [`Error::BackendTimedOut`] with the state it was in at
     /// `deadline`.
     pub fn wait_connected<'d, P: Platform + Wait>(
-        mut self,
+        self,
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<Frontend<Connected>, Error> {
-        let waited = self.device.wait_for(xs, deadline.into().deadline(), &mut |state| match state {
+        block_on(self.wait_connected_async(&mut Blocking::until(xs, deadline.into())))
+    }
+
+    /// [`wait_connected`](Self::wait_connected) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`wait_connected`](Self::wait_connected).
+    pub async fn wait_connected_async<A: Ask>(mut self, ask: &mut A) -> Result<Frontend<Connected>, Error> {
+        let mut decide = |state| match state {
             XenbusState::CONNECTED => Some(Ok(())),
             state if state.is_gone() => Some(Err(Error::BackendGone(state))),
             _ => None,
-        });
+        };
+        let waited = self.device.wait_for(ask, None, &mut decide).await;
         if waited.is_err() {
             // The backend must not begin to use what the driver is about to take away.
-            let _ = self.device.switch(xs, XenbusState::CLOSED);
+            let _ = self.device.switch(ask, XenbusState::CLOSED).await;
         }
-        self.go_on(xs, waited)
+        self.go_on(ask, waited).await
     }
 }
 
@@ -112,18 +157,26 @@ impl Frontend<Connected> {
     /// [`Error::Broken`] when the connection to xenstore is of no use any more; otherwise when it cannot be asked,
     /// and the next call asks again.
     pub fn change<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
+        block_on(self.change_async(&mut Blocking::new(xs)))
+    }
+
+    /// [`change`](Self::change) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub async fn change_async<A: Ask>(&self, ask: &mut A) -> Result<BackendChange, Error> {
         let known = match self.device.change.get() {
             // The end may be near, or here.
             change @ (BackendChange::Same | BackendChange::Closing) => change,
             ended => return Ok(ended),
         };
-        if !xs.fired(&self.device.watch)?
-            || self.device.seen.is_some_and(|(_, at)| at == xs.link.watches.events(self.device.watch))
+        if !ask.has_fired(self.device.watch)?
+            || self.device.seen.is_some_and(|(_, at)| at == ask.events(self.device.watch))
         {
             // That event came before the handshake looked last.
             return Ok(known);
         }
-        self.change_by_asking(xs)
+        self.change_by_asking_async(ask).await
     }
 
     /// As [`change`](Self::change), but asks xenstore in any case: before an end that no event can announce any more, such as that
@@ -135,13 +188,21 @@ impl Frontend<Connected> {
         &self,
         xs: &mut Xenstore<'_, P>,
     ) -> Result<BackendChange, Error> {
+        block_on(self.change_by_asking_async(&mut Blocking::new(xs)))
+    }
+
+    /// [`change_by_asking`](Self::change_by_asking) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub async fn change_by_asking_async<A: Ask>(&self, ask: &mut A) -> Result<BackendChange, Error> {
         let known = match self.device.change.get() {
             change @ (BackendChange::Same | BackendChange::Closing) => change,
             ended => return Ok(ended),
         };
-        let looked = self.device.look(xs);
+        let looked = self.device.look(ask).await;
         match looked {
-            Err(_) => xs.link.watches.mark(self.device.watch),
+            Err(_) => ask.mark(self.device.watch),
             Ok(change) if change.is_over() => self.device.change.set(change),
             Ok(_) if known == BackendChange::Closing => return Ok(known),
             Ok(_) => {}
@@ -165,13 +226,21 @@ impl Frontend<Connected> {
     /// # Errors
     /// [`Error::BackendTimedOut`] with the state the backend was in at `deadline`; otherwise when xenstore cannot be asked.
     pub fn close<'d, P: Platform + Wait>(
-        mut self,
+        self,
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<(), Error> {
-        let closed = self.device.end(xs, deadline.into().deadline());
+        block_on(self.close_async(&mut Blocking::until(xs, deadline.into())))
+    }
+
+    /// [`close`](Self::close) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub async fn close_async<A: Ask>(mut self, ask: &mut A) -> Result<(), Error> {
+        let closed = self.device.end(ask).await;
         // If that fails the watch is ended later.
-        let _ = xs.unwatch(self.device.watch);
+        let _ = ask.end_watch(self.device.watch).await;
         closed
     }
 }
@@ -207,7 +276,15 @@ impl<S> Frontend<S> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn backend_state<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
-        self.device.backend_state(xs)
+        block_on(self.backend_state_async(&mut Blocking::new(xs)))
+    }
+
+    /// [`backend_state`](Self::backend_state) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`backend_state`](Self::backend_state).
+    pub async fn backend_state_async<A: Ask>(&self, ask: &mut A) -> Result<XenbusState, Error> {
+        self.device.backend_state(ask).await
     }
 
     /// Sets our own state. Returns `false`, and writes nothing, when the device is not ours any more: it was taken away, or made
@@ -220,7 +297,15 @@ impl<S> Frontend<S> {
         xs: &mut Xenstore<'_, P>,
         state: XenbusState,
     ) -> Result<bool, Error> {
-        self.device.switch(xs, state)
+        block_on(self.switch_async(&mut Blocking::new(xs), state))
+    }
+
+    /// [`switch`](Self::switch) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`switch`](Self::switch).
+    pub async fn switch_async<A: Ask>(&self, ask: &mut A, state: XenbusState) -> Result<bool, Error> {
+        self.device.switch(ask, state).await
     }
 
     /// A value of the backend's; none when there is no such node.
@@ -235,6 +320,18 @@ impl<S> Frontend<S> {
         xs.read_optional(&self.device.backend.join(key)?)
     }
 
+    /// [`read_backend`](Self::read_backend) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`read_backend`](Self::read_backend).
+    pub async fn read_backend_async<A: Ask, T: FromStr>(
+        &self,
+        ask: &mut A,
+        key: &str,
+    ) -> Result<Option<T>, Error> {
+        ask.read_optional(&self.device.backend.join(key)?).await
+    }
+
     /// A value of the device's own directory; none when there is no such node.
     ///
     /// # Errors
@@ -245,6 +342,18 @@ impl<S> Frontend<S> {
         key: &str,
     ) -> Result<Option<T>, Error> {
         xs.read_optional(&self.device.frontend.join(key)?)
+    }
+
+    /// [`read_frontend`](Self::read_frontend) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`read_frontend`](Self::read_frontend).
+    pub async fn read_frontend_async<A: Ask, T: FromStr>(
+        &self,
+        ask: &mut A,
+        key: &str,
+    ) -> Result<Option<T>, Error> {
+        ask.read_optional(&self.device.frontend.join(key)?).await
     }
 
     /// Several values of the backend's at once, as [`Xenstore::read_all`]; none for a node that is not there.
@@ -259,14 +368,34 @@ impl<S> Frontend<S> {
         Ok(xs.read_all(&self.device.backend, keys)?.map(optional))
     }
 
+    /// [`read_backend_all`](Self::read_backend_all) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`Xenstore::read_all`].
+    pub async fn read_backend_all_async<A: Ask, T: FromStr, const N: usize>(
+        &self,
+        ask: &mut A,
+        keys: [&str; N],
+    ) -> Result<[Result<Option<T>, Error>; N], Error> {
+        Ok(ask.read_all(&self.device.backend, keys).await?.map(optional))
+    }
+
     /// Gives a device up without a handshake; its watch ends.
     ///
     /// # Errors
     /// When xenstore cannot be asked, or refuses.
     pub fn abandon<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        let switched = self.switch(xs, XenbusState::CLOSED);
+        block_on(self.abandon_async(&mut Blocking::new(xs)))
+    }
+
+    /// [`abandon`](Self::abandon) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`abandon`](Self::abandon).
+    pub async fn abandon_async<A: Ask>(self, ask: &mut A) -> Result<(), Error> {
+        let switched = self.device.switch(ask, XenbusState::CLOSED).await;
         // If that fails the watch is ended later.
-        let _ = xs.unwatch(self.device.watch);
+        let _ = ask.end_watch(self.device.watch).await;
         switched.map(drop)
     }
 
@@ -276,20 +405,28 @@ impl<S> Frontend<S> {
     /// # Errors
     /// [`Error::Broken`] when the connection to xenstore is of no use any more.
     pub fn forget<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
+        self.forget_by(&mut Blocking::new(xs))
+    }
+
+    /// [`forget`](Self::forget) for whoever asks.
+    ///
+    /// # Errors
+    /// As [`forget`](Self::forget).
+    pub fn forget_by<A: Ask>(self, ask: &mut A) -> Result<(), Error> {
         // Nobody waits for the daemon to end it.
-        xs.link.watches.give_up(self.device.watch);
-        xs.poll()
+        ask.drop_watch(self.device.watch);
+        ask.look()
     }
 
     /// The device in its next state, or its end.
-    pub(super) fn go_on<P: Platform + Wait, T>(
+    pub(super) async fn go_on<A: Ask, T>(
         self,
-        xs: &mut Xenstore<'_, P>,
+        ask: &mut A,
         result: Result<(), Error>,
     ) -> Result<Frontend<T>, Error> {
         if let Err(error) = result {
             // The first error says more than one about the watch.
-            let _ = xs.unwatch(self.device.watch);
+            let _ = ask.end_watch(self.device.watch).await;
             return Err(error);
         }
         Ok(Frontend { device: self.device, _state: PhantomData })

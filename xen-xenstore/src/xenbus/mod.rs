@@ -2,10 +2,12 @@
 
 mod change;
 mod device;
+mod entry;
 mod frontend;
 mod opening;
 mod state;
 
 pub use change::BackendChange;
+pub(crate) use entry::Entry;
 pub use frontend::{BackendReady, Connected, Frontend, Initialising, Published};
 pub use state::XenbusState;
