@@ -5,10 +5,11 @@ use xen_hypercall::{Platform, Wait};
 
 use crate::error::Violation;
 use crate::link::Sink;
+use crate::question::Rest;
 use crate::text::Text;
 use crate::watch::Token;
 use crate::wire::{ABS_PATH_MAX, Operation, PAYLOAD_MAX, REL_PATH_MAX};
-use crate::{Error, Xenstore, path};
+use crate::{Error, Question, Xenstore, path};
 
 impl<P: Platform + Wait> Xenstore<'_, P> {
     pub(crate) fn answered(&self, len: usize) -> &[u8] {
@@ -79,21 +80,25 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         Ok(())
     }
 
-    /// [Posts](Self::post) the question for the value of a node below a directory, or of a path if that is empty.
-    pub(crate) fn post_read(
+    /// [Posts](Self::post) a question of a conversation.
+    #[inline(never)]
+    pub(crate) fn post_question(
         &mut self,
-        directory: &str,
-        name: &str,
+        question: &Question<'_>,
         tag: usize,
         sink: &mut Sink<'_>,
     ) -> Result<(), Error> {
-        if let Err(error) = check_path(directory, name) {
-            sink(tag, Err(error));
-            return Ok(());
+        match (question.rest, question.path()) {
+            // Nobody else asks with a token.
+            (Rest::Token(watch), _) => self.post_watch(watch, question.name, tag, sink),
+            (Rest::Bytes(rest), Ok([directory, slash, name, zero])) => {
+                self.post(question.operation, 0, &[directory, slash, name, zero, rest], tag, sink)
+            }
+            (_, Err(error)) => {
+                sink(tag, Err(error));
+                Ok(())
+            }
         }
-        let slash: &[u8] = if directory.is_empty() || directory == "/" { b"" } else { b"/" };
-        let parts = [directory.as_bytes(), slash, name.as_bytes(), b"\0"];
-        self.post(Operation::READ, 0, &parts, tag, sink)
     }
 
     /// Waits until every question is answered. None may take longer than the patience after the one before.

@@ -1,44 +1,17 @@
 //! Conversations that wait by blocking.
 
 use core::fmt;
-use core::pin::pin;
-use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 
-use crate::conversation::{Changes, Primitives, Question};
 use crate::link::Sink;
+use crate::way::blocking::Primitives;
 use crate::xenbus::Entry;
-use crate::{Error, Transaction, Until, Watch, Xenstore};
+use crate::{Changes, Error, Question, Transaction, Until, Watch, Xenstore};
 
-/// Asks xenstore in a conversation, and blocks until there is an answer: none of its futures is ever pending.
-///
-/// ```
-/// # use xen_evtchn::EventChannels;
-/// # use xen_hypercall::{DomId, mock::MockXen};
-/// # use xen_xenstore::mock::MockXenstored;
-/// use xen_xenstore::{Ask, Blocking, Error, Question, Xenstore, block_on};
-///
-/// /// For whoever asks.
-/// async fn rename<A: Ask>(ask: &mut A, name: &str) -> Result<(), Error> {
-///     ask.order(Question::write("data/name", name.as_bytes())).await
-/// }
-/// # let xen = MockXen::new();
-/// # xen_evtchn::mock::install(&xen);
-/// # let store = MockXenstored::new(&xen);
-/// # let guest = xen.domain(DomId(1));
-/// # store.connect(&guest);
-/// # let token = guest.boot()?;
-/// # let events = EventChannels::new(&token)?;
-///
-/// let mut xs = Xenstore::new(&events)?;
-/// let mut ask = Blocking::new(&mut xs);
-/// block_on(rename(&mut ask, "web"))?;
-/// assert_eq!(xs.read_str("data/name")?, "web");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// Asks xenstore in a conversation, and blocks until there is an answer: see [`way`](crate::way).
 pub struct Blocking<'a, 'x, P: Platform> {
     xs: &'a mut Xenstore<'x, P>,
     until: Until<'a>,
@@ -52,7 +25,7 @@ impl<'a, 'x, P: Platform + Wait> Blocking<'a, 'x, P> {
 
     /// For a conversation that waits for watches until `deadline`, at a time of the platform's clock, or a `&mut Deadline`. Each
     /// question waits for its answer, as long as the connection has [patience](Xenstore::set_patience).
-    pub fn until(xs: &'a mut Xenstore<'x, P>, deadline: impl Into<Until<'a>>) -> Self {
+    pub fn until<'d: 'a>(xs: &'a mut Xenstore<'x, P>, deadline: impl Into<Until<'d>>) -> Self {
         Self { xs, until: deadline.into() }
     }
 
@@ -73,42 +46,40 @@ impl<P: Platform> fmt::Debug for Blocking<'_, '_, P> {
     }
 }
 
-/// Runs a conversation that asks by a [`Blocking`], to its end.
-///
-/// A future that waits for anything else is polled without a break until it is ready.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    let mut cx = Context::from_waker(Waker::noop());
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
-            return output;
-        }
-    }
-}
-
 impl<P: Platform + Wait> Primitives for Blocking<'_, '_, P> {
     /// The time as it was set, and what the wait has made of that.
     type Notice = (Duration, Deadline);
 
-    async fn ask_all<'q>(
+    fn ask_all(
         &mut self,
-        questions: &mut dyn Iterator<Item = Question<'q>>,
+        questions: &mut dyn Iterator<Item = Question<'_>>,
         sink: &mut Sink<'_>,
     ) -> Result<(), Error> {
         self.xs.ask_questions(questions, sink)
     }
 
-    async fn transact(
+    fn transact(
         &mut self,
         entry: &Entry<'_>,
         f: &mut dyn FnMut(&mut Changes<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.xs.transact(entry, &mut |transaction: &mut Transaction<'_, '_, P>| {
-            f(&mut Changes::new(&mut |operation, path, value| transaction.change(operation, path, [value, b""])))
+            f(&mut Changes::new(&mut |operation, path, value| {
+                transaction.change(operation, path, [value, b""])
+            }))
         })
     }
 
-    async fn take_place(&mut self, path: &str) -> Result<Watch, Error> {
+    fn set_watches(
+        &mut self,
+        paths: &[&str],
+        watches: &mut [Result<Watch, Error>],
+        answers: &mut [Result<(), Error>],
+    ) -> Result<(), Error> {
+        self.xs.watch_into(paths, watches, answers)
+    }
+
+    fn take_place(&mut self, path: &str) -> Result<Watch, Error> {
         self.xs.take_place(path)
     }
 
@@ -116,13 +87,15 @@ impl<P: Platform + Wait> Primitives for Blocking<'_, '_, P> {
         self.xs.give_watch_up(watch, error);
     }
 
-    async fn end_watch(&mut self, watch: Watch) -> Result<(), Error> {
+    fn end_watch(&mut self, watch: Watch) -> Result<(), Error> {
         self.xs.unwatch(watch)
     }
 
     fn drop_watch(&mut self, watch: Watch) {
         self.xs.link.watches.give_up(watch);
     }
+
+    fn adopt(&mut self, _: Watch) {}
 
     fn look(&mut self) -> Result<(), Error> {
         self.xs.poll()
@@ -140,7 +113,7 @@ impl<P: Platform + Wait> Primitives for Blocking<'_, '_, P> {
         self.xs.link.watches.mark(watch);
     }
 
-    async fn wait_event(&mut self, watch: Watch, notice: Option<&mut Self::Notice>) -> Result<bool, Error> {
+    fn wait_event(&mut self, watch: Watch, notice: Option<&mut Self::Notice>) -> Result<bool, Error> {
         let deadline = match notice {
             Some((_, deadline)) => deadline,
             None => self.until.deadline(),
@@ -166,17 +139,14 @@ impl<P: Platform + Wait> Primitives for Blocking<'_, '_, P> {
 }
 
 impl<'x, P: Platform + Wait> Xenstore<'x, P> {
-    fn ask_questions(
+    pub(crate) fn ask_questions(
         &mut self,
         questions: &mut dyn Iterator<Item = Question<'_>>,
         sink: &mut Sink<'_>,
     ) -> Result<(), Error> {
         self.link.give_up();
         for (tag, question) in questions.enumerate() {
-            let put = question.put(&mut |operation, parts| self.post(operation, 0, parts, tag, sink))?;
-            if let Err(error) = put {
-                sink(tag, Err(error));
-            }
+            self.post_question(&question, tag, sink)?;
         }
         self.settle(sink)
     }

@@ -18,8 +18,8 @@ use crate::{Error, Until};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The word `connection` of the page (`XENSTORE_CONNECTED`, `XENSTORE_RECONNECT`).
-const CONNECTED: u32 = 0;
-const RECONNECT: u32 = 1;
+pub(crate) const CONNECTED: u32 = 0;
+pub(crate) const RECONNECT: u32 = 1;
 
 /// A connection to xenstore (`docs/misc/xenstore.txt` and `docs/misc/xenstore-ring.txt` of Xen, and `io/xs_wire.h`).
 ///

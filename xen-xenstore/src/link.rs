@@ -55,6 +55,10 @@ pub(crate) struct Link<'x, P: Platform> {
     pub(crate) orphan: Option<u32>,
     /// Bytes were written that the daemon was not told of.
     silent: bool,
+    /// Each answer is kept where its question says, and `answer` is for a rest alone.
+    pub(crate) is_shared: bool,
+    /// How often the daemon has forgotten everything.
+    pub(crate) resets: u32,
     pub(crate) broken: Option<Error>,
     pub(crate) stats: Stats,
 }
@@ -80,6 +84,8 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
             open: 0,
             orphan: None,
             silent: false,
+            is_shared: false,
+            resets: 0,
             broken: None,
             stats: Stats::default(),
         };
@@ -98,6 +104,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
     /// Begins anew with a daemon that has forgotten everything.
     pub(crate) fn reset(&mut self) {
         self.incoming = Assembler::new();
+        self.resets = self.resets.wrapping_add(1);
         self.give_up();
         (self.unsent, self.orphan, self.silent, self.broken) = ((0, 0), None, false, None);
         self.watches.forget_given_up();
@@ -136,17 +143,24 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
     fn take_in(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
         let mut taken = 0;
         let limit = self.ring.readable()?;
-        while taken < limit {
-            let room = self.incoming.room();
-            let count = self.ring.read(room)?;
-            taken += count;
-            let complete = self.incoming.advance(count).map_err(Error::Broken)?;
-            if complete {
-                self.deliver(sink)?;
-            } else if count == 0 {
-                break;
-            }
+        while taken < limit && self.take_piece(&mut taken, sink)? {}
+        self.took(taken)
+    }
+
+    /// Takes in a piece of a message, or the rest of it. Returns whether there was any.
+    pub(crate) fn take_piece(&mut self, taken: &mut usize, sink: &mut Sink<'_>) -> Result<bool, Error> {
+        let room = self.incoming.room();
+        let count = self.ring.read(room)?;
+        *taken += count;
+        let complete = self.incoming.advance(count).map_err(Error::Broken)?;
+        if complete {
+            self.deliver(sink)?;
         }
+        Ok(complete || count > 0)
+    }
+
+    /// So many bytes were taken in, and no more are for now.
+    pub(crate) fn took(&mut self, taken: usize) -> Result<(), Error> {
         if taken > 0 {
             // Only a daemon that found the ring full waits for room. With the fence, either it sees the room that was
             // made, or its index is seen here to have filled the ring.
@@ -197,7 +211,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         match kind {
             Operation::ERROR => sink(tag, Err(Error::Refused(operation, Refusal::from_payload(payload)))),
             kind if kind == operation => {
-                if let Some(room) = self.answer.get_mut(..payload.len()) {
+                if let Some(room) = self.answer.get_mut(..payload.len()).filter(|_| !self.is_shared) {
                     room.copy_from_slice(payload);
                 }
                 sink(tag, Ok(payload));
@@ -301,6 +315,62 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
             }
         }
         if late { Err(Error::TimedOut(operation)) } else { Ok(()) }
+    }
+
+    /// Writes a whole message without waiting: what there is no room for is kept, and is to be [sent](Self::send_more) before
+    /// anything else.
+    pub(crate) fn send_now(
+        &mut self,
+        operation: Operation,
+        transaction: u32,
+        parts: &[&[u8]],
+    ) -> Result<(), Error> {
+        self.last_id = self.last_id.wrapping_add(1);
+        let len = parts.iter().map(|part| part.len() as u32).sum();
+        let header = Header { kind: operation.0, request_id: self.last_id, transaction_id: transaction, len };
+        for part in core::iter::once(header.as_bytes()).chain(parts.iter().copied()) {
+            let mut rest = part;
+            while !self.is_cut_off() && !rest.is_empty() {
+                let count = self.ring.write(rest);
+                match self.written(count)? {
+                    0 => break,
+                    count => rest = rest.get(count..).unwrap_or_default(),
+                }
+            }
+            let (from, to) = self.unsent;
+            if let Some(room) = self.answer.get_mut(to..to + rest.len()).filter(|room| !room.is_empty()) {
+                room.copy_from_slice(rest);
+                self.unsent = (from, to + rest.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with a message of which a part is in the ring already, without waiting. Returns whether all of it is sent.
+    pub(crate) fn send_more(&mut self) -> Result<bool, Error> {
+        while self.is_cut_off() {
+            let (from, to) = self.unsent;
+            let count = self.ring.write(self.answer.get(from..to).unwrap_or_default());
+            match self.written(count)? {
+                0 => return Ok(false),
+                count => self.unsent.0 += count,
+            }
+        }
+        self.unsent = (0, 0);
+        Ok(true)
+    }
+
+    /// Waits no more for the answer to a question: it is nobody's.
+    pub(crate) fn forget(&mut self, tag: usize) {
+        let mut places = self.questions.iter_mut();
+        if places.any(|place| place.take_if(|question| question.tag == tag).is_some()) {
+            self.open -= 1;
+        }
+    }
+
+    /// The payload of the message that was taken in last.
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.incoming.message().1
     }
 
     /// Whether a message was cut off, so that the rest of it is sent before anything else.

@@ -5,11 +5,11 @@ use core::str::FromStr;
 
 use xen_hypercall::{DomId, Platform, Wait};
 
-use crate::ask::check_path;
+use crate::error::Violation;
 use crate::link::Sink;
 use crate::text::Text;
 use crate::wire::{Operation, Refusal, strings};
-use crate::{Error, Path, Until, Xenstore};
+use crate::{Error, Path, Question, Until, Xenstore};
 
 /// Messages that one very large directory may take; the daemon's own limits are far lower.
 const MOST_PARTS: usize = 1024;
@@ -88,12 +88,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
     }
 
     fn read_into(&mut self, directory: &str, names: &[&str], sink: &mut Sink<'_>) -> Result<(), Error> {
-        self.ask_together(
-            &mut |ask| {
-                names.iter().enumerate().try_for_each(|(index, name)| ask.read(index, directory, name))
-            },
-            sink,
-        )
+        self.ask_questions(&mut names.iter().map(|name| Question::read(directory, name)), sink)
     }
 
     /// Asks for values and directories of any places at once: `ask` asks, and `each` is called with a question's tag and its
@@ -226,28 +221,18 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         path: &str,
         each: &mut dyn FnMut(&str),
     ) -> Result<(), Error> {
-        let mut seen = 0_usize;
-        let mut generation: Option<Text> = None;
-        for _ in 0..MOST_PARTS {
-            let offset = Text::new(seen)?;
+        let mut parts = Parts::default();
+        loop {
+            let offset = parts.offset()?;
             let rest = [offset.as_bytes(), b"\0"];
             let len = self.ask_path(Operation::DIRECTORY_PART, transaction, path, rest)?;
-            let mut parts = self.answered(len).splitn(2, |byte| *byte == 0);
-            let (Some(tag), Some(list)) = (parts.next(), parts.next()) else { return Err(self.malformed()) };
-            if generation.as_ref().is_some_and(|known| known.as_bytes() != tag) {
-                return Err(Error::Contended);
+            match parts.take(self.answered(len), each) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(Error::Broken(_)) => return Err(self.malformed()),
+                Err(error) => return Err(error),
             }
-            // An empty name is the end of the list.
-            let ends = list.is_empty() || list == b"\0" || list.ends_with(b"\0\0");
-            let list = if ends { list.strip_suffix(b"\0").unwrap_or(list) } else { list };
-            generation = Some(Text::from_bytes(tag)?);
-            tell_names(list, each)?;
-            if ends {
-                return Ok(());
-            }
-            seen += list.len();
         }
-        Err(self.malformed())
     }
 
     /// Calls `each` with a domain and the letter of what it may do: `n`othing, `r`ead, `w`rite, `b`oth. The first
@@ -303,12 +288,41 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         each: &mut dyn FnMut(DomId, char),
     ) -> Result<(), Error> {
         let len = self.ask_path(Operation::GET_PERMS, transaction, path, [b"", b""])?;
-        for entry in strings(self.answered(len)) {
-            let mut chars = text(entry)?.chars();
-            let letter = chars.next().ok_or(Error::BadValue)?;
-            each(DomId(chars.as_str().parse().map_err(|_| Error::BadValue)?), letter);
+        tell_permissions(self.answered(len), each)
+    }
+}
+
+/// A very large directory that is read by its parts.
+#[derive(Default)]
+pub(crate) struct Parts {
+    seen: usize,
+    generation: Option<Text>,
+    count: usize,
+}
+
+impl Parts {
+    /// Where the next part begins.
+    pub(crate) fn offset(&self) -> Result<Text, Error> {
+        Text::new(self.seen)
+    }
+
+    /// Tells the names of the next part. Returns whether it is the last one.
+    pub(crate) fn take(&mut self, answer: &[u8], each: &mut dyn FnMut(&str)) -> Result<bool, Error> {
+        self.count += 1;
+        let mut parts = answer.splitn(2, |byte| *byte == 0);
+        let (Some(tag), Some(list), true) = (parts.next(), parts.next(), self.count <= MOST_PARTS) else {
+            return Err(Error::Broken(Violation::Malformed));
+        };
+        if self.generation.as_ref().is_some_and(|known| known.as_bytes() != tag) {
+            return Err(Error::Contended);
         }
-        Ok(())
+        // An empty name is the end of the list.
+        let ends = list.is_empty() || list == b"\0" || list.ends_with(b"\0\0");
+        let list = if ends { list.strip_suffix(b"\0").unwrap_or(list) } else { list };
+        self.generation = Some(Text::from_bytes(tag)?);
+        tell_names(list, each)?;
+        self.seen += list.len();
+        Ok(ends)
     }
 }
 
@@ -318,7 +332,7 @@ impl<P: Platform + Wait> Together<'_, '_, P> {
     /// # Errors
     /// What is one for all questions.
     pub fn read(&mut self, tag: usize, directory: &str, name: &str) -> Result<(), Error> {
-        self.store.post_read(directory, name, tag, self.sink)
+        self.store.post_question(&Question::read(directory, name), tag, self.sink)
     }
 
     /// Asks for the [`names`] of what is right below a path. They come with `tag`, any number.
@@ -326,11 +340,7 @@ impl<P: Platform + Wait> Together<'_, '_, P> {
     /// # Errors
     /// What is one for all questions.
     pub fn directory(&mut self, tag: usize, path: &str) -> Result<(), Error> {
-        if let Err(error) = check_path("", path) {
-            (self.sink)(tag, Err(error));
-            return Ok(());
-        }
-        self.store.post(Operation::DIRECTORY, 0, &[path.as_bytes(), b"\0"], tag, self.sink)
+        self.store.post_question(&Question::directory(path), tag, self.sink)
     }
 }
 
@@ -367,9 +377,19 @@ pub(crate) fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> 
     }
 }
 
-fn tell_names(list: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), Error> {
+pub(crate) fn tell_names(list: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), Error> {
     for name in strings(list) {
         each(text(name)?);
+    }
+    Ok(())
+}
+
+/// Tells who may do what, by the answer to that.
+pub(crate) fn tell_permissions(list: &[u8], each: &mut dyn FnMut(DomId, char)) -> Result<(), Error> {
+    for entry in strings(list) {
+        let mut chars = text(entry)?.chars();
+        let letter = chars.next().ok_or(Error::BadValue)?;
+        each(DomId(chars.as_str().parse().map_err(|_| Error::BadValue)?), letter);
     }
     Ok(())
 }

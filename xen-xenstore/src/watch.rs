@@ -57,7 +57,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         Ok(watches)
     }
 
-    fn watch_into(
+    pub(crate) fn watch_into(
         &mut self,
         paths: &[&str],
         watches: &mut [Result<Watch, Error>],
@@ -135,7 +135,10 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// After [`Error::TimedOut`] the daemon is asked again before the next question. After every error the watch is gone here.
     pub fn unwatch(&mut self, watch: Watch) -> Result<(), Error> {
         let token = Text::new(Token(watch))?;
-        let Some(path) = self.link.watches.path(watch) else { return Ok(()) };
+        let Some(path) = self.link.watches.path(watch) else {
+            self.link.watches.remove(watch);
+            return Ok(());
+        };
         match self.ask_path(Operation::UNWATCH, 0, &path, [token.as_bytes(), b"\0"]) {
             Err(error) if !error.is_not_found() => {
                 self.give_watch_up(watch, error);
@@ -256,7 +259,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
         }
         self.settle(sink)?;
         for (slot, _) in refused.iter().enumerate().filter(|(_, refused)| **refused) {
-            self.link.watches.free(slot);
+            self.link.watches.refuse(slot);
         }
         Ok(first)
     }

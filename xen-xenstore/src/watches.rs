@@ -20,6 +20,8 @@ pub(crate) struct Watches {
     generation: u32,
     /// How many of the watches were given up.
     given_up: usize,
+    /// Each watch has an owner who ends it, whatever becomes of it before.
+    pub(crate) are_owned: bool,
     /// The paths, one after the other without gaps.
     paths: [u8; PATHS],
     used: usize,
@@ -32,11 +34,21 @@ struct Slot {
     len: u16,
     generation: u32,
     fired: bool,
-    /// Has no owner any more, and is to be ended at the daemon.
-    given_up: bool,
+    stage: Stage,
     /// How many events came so far.
     events: u32,
     waker: Option<Waker>,
+}
+
+/// How far a watch is on its way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Stage {
+    #[default]
+    Watches,
+    /// The daemon did not set it again. Its owner finds out.
+    Ended,
+    /// Has no owner any more, and is to be ended at the daemon.
+    GivenUp,
 }
 
 impl Watches {
@@ -45,6 +57,7 @@ impl Watches {
             slots: core::array::from_fn(|_| Slot::default()),
             generation: 0,
             given_up: 0,
+            are_owned: false,
             paths: [0; PATHS],
             used: 0,
         }
@@ -62,9 +75,19 @@ impl Watches {
     }
 
     fn get(&mut self, watch: Watch) -> Option<&mut Slot> {
+        self.find(watch, Stage::Watches)
+    }
+
+    /// A watch that is not farther than this stage.
+    fn find(&mut self, watch: Watch, at_most: Stage) -> Option<&mut Slot> {
         self.slots
             .get_mut(watch.slot)
-            .filter(|slot| slot.len > 0 && !slot.given_up && slot.generation == watch.generation)
+            .filter(|slot| slot.len > 0 && slot.stage <= at_most && slot.generation == watch.generation)
+    }
+
+    /// Whether a watch has an owner.
+    pub(crate) fn is_there(&mut self, watch: Watch) -> bool {
+        self.find(watch, Stage::Ended).is_some()
     }
 
     /// What is watched.
@@ -75,10 +98,14 @@ impl Watches {
 
     /// Takes a watch from its owner. Its place stays taken until it is [free](Self::free).
     pub(crate) fn give_up(&mut self, watch: Watch) {
-        if let Some(slot) = self.get(watch) {
-            slot.given_up = true;
-            slot.wake();
-            self.given_up += 1;
+        match self.find(watch, Stage::Ended) {
+            Some(slot) if slot.stage == Stage::Ended => self.free(watch.slot),
+            Some(slot) => {
+                slot.stage = Stage::GivenUp;
+                slot.wake();
+                self.given_up += 1;
+            }
+            None => {}
         }
     }
 
@@ -87,14 +114,14 @@ impl Watches {
         if self.given_up == 0 {
             return None;
         }
-        self.at(self.slots.iter().position(|slot| slot.given_up)?)
+        self.at(self.slots.iter().position(|slot| slot.stage == Stage::GivenUp)?)
     }
 
     /// Lets a place be taken again.
     pub(crate) fn free(&mut self, slot: usize) {
         let Some(slot) = self.slots.get_mut(slot) else { return };
         slot.wake();
-        self.given_up -= usize::from(core::mem::take(&mut slot.given_up));
+        self.given_up -= usize::from(core::mem::take(&mut slot.stage) == Stage::GivenUp);
         let (from, len) = (slot.at, core::mem::take(&mut slot.len));
         let end = usize::from(from) + usize::from(len);
         self.paths.copy_within(end..self.used, from.into());
@@ -102,6 +129,30 @@ impl Watches {
         for behind in self.slots.iter_mut().filter(|other| other.len > 0 && other.at > from) {
             behind.at -= len;
         }
+    }
+
+    /// The daemon did not set a watch again.
+    pub(crate) fn refuse(&mut self, slot: usize) {
+        match self.slots.get_mut(slot) {
+            Some(place) if self.are_owned && place.stage == Stage::Watches => {
+                place.stage = Stage::Ended;
+                place.wake();
+            }
+            _ => self.free(slot),
+        }
+    }
+
+    /// The owner of a watch has gone.
+    pub(crate) fn leave(&mut self, slot: usize) {
+        match self.at(slot) {
+            Some((watch, _)) => self.give_up(watch),
+            None => self.free(slot),
+        }
+    }
+
+    /// Whether some watches are to be ended at the daemon, whose places will be free then.
+    pub(crate) fn are_given_up(&self) -> bool {
+        self.given_up > 0
     }
 
     /// The daemon knows none of them any more.
@@ -113,7 +164,7 @@ impl Watches {
 
     /// The watch in a place.
     pub(crate) fn at(&self, slot: usize) -> Option<(Watch, Path)> {
-        let place = self.slots.get(slot).filter(|place| place.len > 0)?;
+        let place = self.slots.get(slot).filter(|place| place.len > 0 && place.stage != Stage::Ended)?;
         let (from, len) = (usize::from(place.at), usize::from(place.len));
         let path = core::str::from_utf8(self.paths.get(from..from + len)?).ok()?;
         Some((Watch { slot, generation: place.generation }, Path::new(path).ok()?))
@@ -121,7 +172,7 @@ impl Watches {
 
     /// Ends a watch, and gives its place back.
     pub(crate) fn remove(&mut self, watch: Watch) {
-        if self.get(watch).is_some() {
+        if self.find(watch, Stage::Ended).is_some() {
             self.free(watch.slot);
         }
     }

@@ -29,7 +29,7 @@ impl BackendChange {
     }
 
     /// What a backend's state means to a device that was connected. A level that has gone through `Closed` may be anywhere.
-    pub(super) const fn of(backend: XenbusState) -> Self {
+    pub(crate) const fn of(backend: XenbusState) -> Self {
         match backend {
             XenbusState::CONNECTED | XenbusState::RECONFIGURING | XenbusState::RECONFIGURED => {
                 Self::Told(backend)

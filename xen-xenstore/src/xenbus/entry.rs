@@ -27,7 +27,7 @@ pub struct Entry<'d> {
 }
 
 impl<'d> Entry<'d> {
-    pub(super) fn new(device: &'d Device, next: XenbusState) -> Result<Self, Error> {
+    pub(crate) fn new(device: &'d Device, next: XenbusState) -> Result<Self, Error> {
         Ok(Self {
             device,
             state: device.frontend.join("state")?,
@@ -90,7 +90,7 @@ impl<'d> Entry<'d> {
     }
 
     /// What became of the transaction: whether the state was entered.
-    pub(super) fn conclude(&self, entered: Result<(), Error>) -> Result<bool, Error> {
+    pub(crate) fn conclude(&self, entered: Result<(), Error>) -> Result<bool, Error> {
         match entered {
             Err(_) if self.lost.get() => Ok(false),
             entered => {

@@ -8,9 +8,9 @@ use xen_hypercall::{DomId, Platform, Wait};
 
 use super::device::Device;
 use super::{BackendChange, Entry, XenbusState};
-use crate::conversation::Changes;
 use crate::nodes::optional;
-use crate::{Ask, Blocking, Error, Path, Transaction, Until, Watch, Xenstore, block_on};
+use crate::way::blocking::frontend;
+use crate::{Blocking, Error, Path, Transaction, Until, Watch, Xenstore};
 
 /// The device is known; its backend may not be ready.
 #[derive(Debug)]
@@ -34,8 +34,57 @@ pub enum Connected {}
 /// The device's directory may be taken away at any time, or made anew for a device that is no longer this one. So its nodes are
 /// written in a transaction that has found our own state there as we left it, and not otherwise.
 pub struct Frontend<S> {
-    pub(super) device: Device,
-    pub(super) _state: PhantomData<S>,
+    pub(crate) device: Device,
+    pub(crate) _state: PhantomData<S>,
+}
+
+impl Frontend<Initialising> {
+    /// Finds device `index` of `kind` (`vif`, `vbd`, ...) and its backend, and begins the handshake, whatever an
+    /// earlier kernel of this domain left behind.
+    ///
+    /// The toolstack may still be writing the device's nodes: they are waited for until `deadline`. So is a backend
+    /// that still works for that earlier kernel, and has to let go first.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such device by then; [`Error::BadValue`] when its nodes make no sense;
+    /// [`Error::BackendGone`] when it is taken away meanwhile.
+    pub fn open<'d, P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        kind: &str,
+        index: u32,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Self, Error> {
+        frontend::open(&mut Blocking::until(xs, deadline), kind, index)
+    }
+
+    /// Like [`open`](Self::open) for a device that is there, as those are that the domain was made with: one whose nodes are
+    /// not there is not waited for.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), at once.
+    pub fn open_present<'d, P: Platform + Wait>(
+        xs: &mut Xenstore<'_, P>,
+        kind: &str,
+        index: u32,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Self, Error> {
+        frontend::open_present(&mut Blocking::until(xs, deadline), kind, index)
+    }
+
+    /// Waits until the backend has told what it can do.
+    ///
+    /// A backend that is still closing after an earlier kernel is waited for: it begins anew when it sees us begin. So is one
+    /// whose directory is not there yet, or may not be read yet.
+    ///
+    /// # Errors
+    /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
+    pub fn wait_for_backend<'d, P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'_, P>,
+        deadline: impl Into<Until<'d>>,
+    ) -> Result<Frontend<BackendReady>, Error> {
+        frontend::wait_for_backend(self, &mut Blocking::until(xs, deadline))
+    }
 }
 
 impl Frontend<BackendReady> {
@@ -55,40 +104,7 @@ impl Frontend<BackendReady> {
             let entered = xs.transact(&entry, &mut |transaction| f(transaction, &self.device.frontend));
             entry.conclude(entered)
         });
-        block_on(self.published(&mut Blocking::new(xs), entered))
-    }
-
-    /// [`publish`](Self::publish) for whoever asks. `f` writes the same each time it runs.
-    ///
-    /// # Errors
-    /// As [`publish`](Self::publish).
-    pub async fn publish_async<A: Ask>(
-        self,
-        ask: &mut A,
-        next: XenbusState,
-        mut f: impl FnMut(&mut Changes<'_>, &Path) -> Result<(), Error>,
-    ) -> Result<Frontend<Published>, Error> {
-        let device = &self.device;
-        let entered = device.enter(ask, next, &mut |changes| f(changes, &device.frontend)).await;
-        self.published(ask, entered).await
-    }
-
-    /// What became of it.
-    async fn published<A: Ask>(
-        self,
-        ask: &mut A,
-        entered: Result<bool, Error>,
-    ) -> Result<Frontend<Published>, Error> {
-        let published = match entered {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Error::BackendGone(XenbusState::UNKNOWN)),
-            Err(error) => {
-                // The backend must not begin to use what the driver is about to take away.
-                let _ = self.device.switch(ask, XenbusState::CLOSED).await;
-                Err(error)
-            }
-        };
-        self.go_on(ask, published).await
+        frontend::published(self.device, &mut Blocking::new(xs), entered)
     }
 }
 
@@ -99,16 +115,7 @@ impl Frontend<Published> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn is_decided<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) -> Result<bool, Error> {
-        block_on(self.is_decided_async(&mut Blocking::new(xs)))
-    }
-
-    /// [`is_decided`](Self::is_decided) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`is_decided`](Self::is_decided).
-    pub async fn is_decided_async<A: Ask>(&mut self, ask: &mut A) -> Result<bool, Error> {
-        let state = self.device.see(ask).await?;
-        Ok(state == XenbusState::CONNECTED || state.is_gone())
+        frontend::is_decided(self, &mut Blocking::new(xs))
     }
 
     /// Waits until the backend is connected. Our own state is to be [switched](Frontend::switch) to Connected
@@ -122,25 +129,7 @@ impl Frontend<Published> {
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<Frontend<Connected>, Error> {
-        block_on(self.wait_connected_async(&mut Blocking::until(xs, deadline.into())))
-    }
-
-    /// [`wait_connected`](Self::wait_connected) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`wait_connected`](Self::wait_connected).
-    pub async fn wait_connected_async<A: Ask>(mut self, ask: &mut A) -> Result<Frontend<Connected>, Error> {
-        let mut decide = |state| match state {
-            XenbusState::CONNECTED => Some(Ok(())),
-            state if state.is_gone() => Some(Err(Error::BackendGone(state))),
-            _ => None,
-        };
-        let waited = self.device.wait_for(ask, None, &mut decide).await;
-        if waited.is_err() {
-            // The backend must not begin to use what the driver is about to take away.
-            let _ = self.device.switch(ask, XenbusState::CLOSED).await;
-        }
-        self.go_on(ask, waited).await
+        frontend::wait_connected(self, &mut Blocking::until(xs, deadline))
     }
 }
 
@@ -157,26 +146,7 @@ impl Frontend<Connected> {
     /// [`Error::Broken`] when the connection to xenstore is of no use any more; otherwise when it cannot be asked,
     /// and the next call asks again.
     pub fn change<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<BackendChange, Error> {
-        block_on(self.change_async(&mut Blocking::new(xs)))
-    }
-
-    /// [`change`](Self::change) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`change`](Self::change).
-    pub async fn change_async<A: Ask>(&self, ask: &mut A) -> Result<BackendChange, Error> {
-        let known = match self.device.change.get() {
-            // The end may be near, or here.
-            change @ (BackendChange::Same | BackendChange::Closing) => change,
-            ended => return Ok(ended),
-        };
-        if !ask.has_fired(self.device.watch)?
-            || self.device.seen.is_some_and(|(_, at)| at == ask.events(self.device.watch))
-        {
-            // That event came before the handshake looked last.
-            return Ok(known);
-        }
-        self.change_by_asking_async(ask).await
+        frontend::change(self, &mut Blocking::new(xs))
     }
 
     /// As [`change`](Self::change), but asks xenstore in any case: before an end that no event can announce any more, such as that
@@ -188,26 +158,7 @@ impl Frontend<Connected> {
         &self,
         xs: &mut Xenstore<'_, P>,
     ) -> Result<BackendChange, Error> {
-        block_on(self.change_by_asking_async(&mut Blocking::new(xs)))
-    }
-
-    /// [`change_by_asking`](Self::change_by_asking) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`change`](Self::change).
-    pub async fn change_by_asking_async<A: Ask>(&self, ask: &mut A) -> Result<BackendChange, Error> {
-        let known = match self.device.change.get() {
-            change @ (BackendChange::Same | BackendChange::Closing) => change,
-            ended => return Ok(ended),
-        };
-        let looked = self.device.look(ask).await;
-        match looked {
-            Err(_) => ask.mark(self.device.watch),
-            Ok(change) if change.is_over() => self.device.change.set(change),
-            Ok(_) if known == BackendChange::Closing => return Ok(known),
-            Ok(_) => {}
-        }
-        looked
+        frontend::change_by_asking(self, &mut Blocking::new(xs))
     }
 
     /// Whether the connection has ended, or is to end: [`change`](Self::change) says how.
@@ -230,18 +181,7 @@ impl Frontend<Connected> {
         xs: &mut Xenstore<'_, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<(), Error> {
-        block_on(self.close_async(&mut Blocking::until(xs, deadline.into())))
-    }
-
-    /// [`close`](Self::close) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`close`](Self::close).
-    pub async fn close_async<A: Ask>(mut self, ask: &mut A) -> Result<(), Error> {
-        let closed = self.device.end(ask).await;
-        // If that fails the watch is ended later.
-        let _ = ask.end_watch(self.device.watch).await;
-        closed
+        frontend::close(self, &mut Blocking::until(xs, deadline))
     }
 }
 
@@ -276,15 +216,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// When xenstore cannot be asked.
     pub fn backend_state<P: Platform + Wait>(&self, xs: &mut Xenstore<'_, P>) -> Result<XenbusState, Error> {
-        block_on(self.backend_state_async(&mut Blocking::new(xs)))
-    }
-
-    /// [`backend_state`](Self::backend_state) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`backend_state`](Self::backend_state).
-    pub async fn backend_state_async<A: Ask>(&self, ask: &mut A) -> Result<XenbusState, Error> {
-        self.device.backend_state(ask).await
+        frontend::backend_state(self, &mut Blocking::new(xs))
     }
 
     /// Sets our own state. Returns `false`, and writes nothing, when the device is not ours any more: it was taken away, or made
@@ -297,15 +229,7 @@ impl<S> Frontend<S> {
         xs: &mut Xenstore<'_, P>,
         state: XenbusState,
     ) -> Result<bool, Error> {
-        block_on(self.switch_async(&mut Blocking::new(xs), state))
-    }
-
-    /// [`switch`](Self::switch) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`switch`](Self::switch).
-    pub async fn switch_async<A: Ask>(&self, ask: &mut A, state: XenbusState) -> Result<bool, Error> {
-        self.device.switch(ask, state).await
+        frontend::switch(self, &mut Blocking::new(xs), state)
     }
 
     /// A value of the backend's; none when there is no such node.
@@ -320,18 +244,6 @@ impl<S> Frontend<S> {
         xs.read_optional(&self.device.backend.join(key)?)
     }
 
-    /// [`read_backend`](Self::read_backend) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`read_backend`](Self::read_backend).
-    pub async fn read_backend_async<A: Ask, T: FromStr>(
-        &self,
-        ask: &mut A,
-        key: &str,
-    ) -> Result<Option<T>, Error> {
-        ask.read_optional(&self.device.backend.join(key)?).await
-    }
-
     /// A value of the device's own directory; none when there is no such node.
     ///
     /// # Errors
@@ -342,18 +254,6 @@ impl<S> Frontend<S> {
         key: &str,
     ) -> Result<Option<T>, Error> {
         xs.read_optional(&self.device.frontend.join(key)?)
-    }
-
-    /// [`read_frontend`](Self::read_frontend) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`read_frontend`](Self::read_frontend).
-    pub async fn read_frontend_async<A: Ask, T: FromStr>(
-        &self,
-        ask: &mut A,
-        key: &str,
-    ) -> Result<Option<T>, Error> {
-        ask.read_optional(&self.device.frontend.join(key)?).await
     }
 
     /// Several values of the backend's at once, as [`Xenstore::read_all`]; none for a node that is not there.
@@ -368,35 +268,12 @@ impl<S> Frontend<S> {
         Ok(xs.read_all(&self.device.backend, keys)?.map(optional))
     }
 
-    /// [`read_backend_all`](Self::read_backend_all) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`Xenstore::read_all`].
-    pub async fn read_backend_all_async<A: Ask, T: FromStr, const N: usize>(
-        &self,
-        ask: &mut A,
-        keys: [&str; N],
-    ) -> Result<[Result<Option<T>, Error>; N], Error> {
-        Ok(ask.read_all(&self.device.backend, keys).await?.map(optional))
-    }
-
     /// Gives a device up without a handshake; its watch ends.
     ///
     /// # Errors
     /// When xenstore cannot be asked, or refuses.
     pub fn abandon<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        block_on(self.abandon_async(&mut Blocking::new(xs)))
-    }
-
-    /// [`abandon`](Self::abandon) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`abandon`](Self::abandon).
-    pub async fn abandon_async<A: Ask>(self, ask: &mut A) -> Result<(), Error> {
-        let switched = self.device.switch(ask, XenbusState::CLOSED).await;
-        // If that fails the watch is ended later.
-        let _ = ask.end_watch(self.device.watch).await;
-        switched.map(drop)
+        frontend::abandon(self, &mut Blocking::new(xs))
     }
 
     /// Gives a device up that was of the domain before the last resume: its watch ends, and nothing is written, for the directory
@@ -405,31 +282,7 @@ impl<S> Frontend<S> {
     /// # Errors
     /// [`Error::Broken`] when the connection to xenstore is of no use any more.
     pub fn forget<P: Platform + Wait>(self, xs: &mut Xenstore<'_, P>) -> Result<(), Error> {
-        self.forget_by(&mut Blocking::new(xs))
-    }
-
-    /// [`forget`](Self::forget) for whoever asks.
-    ///
-    /// # Errors
-    /// As [`forget`](Self::forget).
-    pub fn forget_by<A: Ask>(self, ask: &mut A) -> Result<(), Error> {
-        // Nobody waits for the daemon to end it.
-        ask.drop_watch(self.device.watch);
-        ask.look()
-    }
-
-    /// The device in its next state, or its end.
-    pub(super) async fn go_on<A: Ask, T>(
-        self,
-        ask: &mut A,
-        result: Result<(), Error>,
-    ) -> Result<Frontend<T>, Error> {
-        if let Err(error) = result {
-            // The first error says more than one about the watch.
-            let _ = ask.end_watch(self.device.watch).await;
-            return Err(error);
-        }
-        Ok(Frontend { device: self.device, _state: PhantomData })
+        frontend::forget(self, &mut Blocking::new(xs))
     }
 }
 

@@ -1,10 +1,9 @@
 //! Bringing a device up and down: two domains tell each other by nodes in xenstore how far they are (`io/xenbus.h`).
 
 mod change;
-mod device;
+pub(crate) mod device;
 mod entry;
-mod frontend;
-mod opening;
+pub(crate) mod frontend;
 mod state;
 
 pub use change::BackendChange;

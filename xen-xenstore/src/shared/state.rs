@@ -1,0 +1,639 @@
+//! What tasks share: the connection, the questions that wait, and what is to be tidied up.
+
+use core::task::{Poll, Waker};
+use core::time::Duration;
+
+use xen_evtchn::Progress;
+use xen_hypercall::{Platform, Wait};
+use xen_ring::XenstoreLayout;
+
+use super::waiters::Waiters;
+use crate::client::{CONNECTED, RECONNECT};
+use crate::link::number;
+use crate::watches::WATCHES;
+use crate::wire::{Operation, PAYLOAD_MAX, Refusal};
+use crate::{Error, Question, ServerFeatures, Watch, Xenstore};
+
+/// Questions of tasks that can wait for their answers, or hold them, at the same time.
+pub const QUESTIONS: usize = 16;
+/// Bytes of an answer that its question has room for.
+pub const BYTES: usize = 256;
+/// Transactions at the same time.
+pub const TRANSACTIONS: usize = 8;
+
+pub(super) struct State<'x, P: Platform> {
+    pub(super) xs: Xenstore<'x, P>,
+    slots: [Slot; QUESTIONS],
+    /// The question whose answer is too long for its place. Nothing is taken in until its task has it.
+    held: Option<usize>,
+    pub(super) transactions: [Place; TRANSACTIONS],
+    pub(super) phase: Phase,
+    /// Why nobody makes the connection anew.
+    pub(super) ended: Option<Error>,
+    /// The task that runs the connection.
+    pub(super) runner: Option<Waker>,
+    /// Who waits for room of any kind.
+    pub(super) room: Waiters,
+    /// The time of the first alarm, and who waits for one.
+    pub(super) alarm: Option<Duration>,
+    pub(super) alarmed: Waiters,
+    /// Somebody tells when it is time.
+    pub(super) has_clock: bool,
+}
+
+/// How far the connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    Up,
+    /// The daemon is asked for a new one.
+    Joining,
+    /// The watches are set again, those from this place on are not asked for yet.
+    Watching(usize),
+}
+
+/// A place for a question.
+struct Slot {
+    answer: Answer,
+    operation: Operation,
+    /// The asker's name for it.
+    tag: usize,
+    /// Nobody waits for the answer, which says whether a transaction has begun.
+    is_left: bool,
+    waker: Option<Waker>,
+    bytes: [u8; BYTES],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// Nobody asks.
+    None,
+    Awaited,
+    /// So many bytes in the place.
+    Short(usize),
+    /// In the buffer of what comes in.
+    Long,
+    Refused(Error),
+    /// There will be none.
+    Lost(Error),
+}
+
+/// A place for a transaction.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) state: Stage,
+    /// The connection that it is of.
+    pub(super) life: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Free,
+    /// Taken, and nothing is asked yet.
+    Taken,
+    /// It is to begin.
+    Asked,
+    Open(u32),
+    /// It is to end.
+    Closing,
+    /// Its task has gone before it was known that it began.
+    Abandoned,
+    /// It is to be ended for a task that has gone.
+    Orphan(u32),
+}
+
+/// A question as it is sent.
+pub(super) struct Post<'m> {
+    pub(super) operation: Operation,
+    /// The transaction's number, and the connection that it is of.
+    pub(super) transaction: Option<(u32, u32)>,
+    pub(super) parts: &'m [&'m [u8]],
+    pub(super) tag: usize,
+}
+
+/// An answer that a task takes.
+pub(super) enum Taken {
+    Bytes(usize),
+    /// To be taken by [`State::take_long`].
+    Long(usize),
+    Refused(Error),
+    Lost(Error),
+}
+
+impl<'x, P: Platform + Wait> State<'x, P> {
+    pub(super) fn new(mut xs: Xenstore<'x, P>) -> Self {
+        xs.link.give_up();
+        xs.link.is_shared = true;
+        xs.link.watches.are_owned = true;
+        Self {
+            xs,
+            slots: core::array::from_fn(|_| Slot {
+                answer: Answer::None,
+                operation: Operation::READ,
+                tag: 0,
+                is_left: false,
+                waker: None,
+                bytes: [0; BYTES],
+            }),
+            held: None,
+            transactions: [Place { state: Stage::Free, life: 0 }; TRANSACTIONS],
+            phase: Phase::Up,
+            ended: None,
+            runner: None,
+            room: Waiters::default(),
+            alarm: None,
+            alarmed: Waiters::default(),
+            has_clock: false,
+        }
+    }
+
+    /// Whether the connection can be asked, or will be.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.ended.map_or(Ok(()), Err)
+    }
+
+    pub(super) fn wake_runner(&mut self) {
+        if let Some(waker) = self.runner.take() {
+            waker.wake();
+        }
+    }
+
+    /// Which connection it is.
+    pub(super) fn life(&self) -> u32 {
+        self.xs.link.resets
+    }
+
+    /// Asks, if there is room for the question; otherwise the task waits for that. `mine` are the places of its questions.
+    pub(super) fn post(&mut self, mine: &mut u16, post: &Post<'_>, waker: &Waker) -> Poll<Result<(), Error>> {
+        self.check()?;
+        if post.parts.iter().map(|part| part.len()).sum::<usize>() > PAYLOAD_MAX {
+            return Poll::Ready(Err(Error::TooLong));
+        }
+        let transaction = match post.transaction {
+            // What it was in is gone with its connection.
+            Some((_, life)) if life != self.life() => {
+                return Poll::Ready(Err(Error::Refused(post.operation, Refusal::Again)));
+            }
+            Some((id, _)) => id,
+            None => 0,
+        };
+        if let Some(slot) = self.room() {
+            if self.xs.link.send_now(post.operation, transaction, post.parts).is_ok() {
+                self.xs.link.stats.requests += 1;
+                self.xs.link.expect(post.operation, slot);
+                if let Some(place) = self.slots.get_mut(slot) {
+                    (place.answer, place.operation, place.tag) = (Answer::Awaited, post.operation, post.tag);
+                }
+                *mine |= 1 << slot;
+                return Poll::Ready(Ok(()));
+            }
+            // The connection is of no use any more, and the runner makes it anew.
+            self.wake_runner();
+        }
+        self.room.register(waker);
+        self.await_answers(*mine, waker);
+        Poll::Pending
+    }
+
+    /// A place for a question that can be sent.
+    pub(super) fn room(&mut self) -> Option<usize> {
+        if self.phase != Phase::Up || self.xs.link.broken.is_some() || !self.xs.link.has_place() {
+            return None;
+        }
+        let slot = self.slots.iter().position(|slot| slot.answer == Answer::None)?;
+        // What goes wrong the runner finds out.
+        matches!(self.xs.link.send_more(), Ok(true)).then_some(slot)
+    }
+
+    /// Lets a task be woken by the answers to its questions. The daemon is told of them.
+    pub(super) fn await_answers(&mut self, mine: u16, waker: &Waker) {
+        for slot in self.places(mine) {
+            let known = slot.waker.as_ref().is_some_and(|known| known.will_wake(waker));
+            if !known {
+                slot.waker = Some(waker.clone());
+            }
+        }
+        self.announce();
+    }
+
+    /// Tells the daemon what was written.
+    pub(super) fn announce(&mut self) {
+        if self.xs.link.announce().is_err() {
+            self.wake_runner();
+        }
+    }
+
+    fn places(&mut self, mine: u16) -> impl Iterator<Item = &mut Slot> {
+        let slots = self.slots.iter_mut().enumerate();
+        slots.filter(move |(index, _)| mine & 1 << index != 0).map(|(_, slot)| slot)
+    }
+
+    /// Takes an answer to one of a task's questions, if there is one: its tag. A short one is copied to `buf`.
+    pub(super) fn take(&mut self, mine: &mut u16, buf: &mut [u8; BYTES]) -> Option<(usize, Taken)> {
+        for (index, slot) in self.slots.iter_mut().enumerate().filter(|(index, _)| *mine & 1 << index != 0) {
+            let tag = slot.tag;
+            let taken = match slot.answer {
+                Answer::None | Answer::Awaited => continue,
+                Answer::Short(len) => {
+                    *buf = slot.bytes;
+                    Taken::Bytes(len)
+                }
+                Answer::Long => return Some((tag, Taken::Long(index))),
+                Answer::Refused(error) => Taken::Refused(error),
+                Answer::Lost(error) => Taken::Lost(error),
+            };
+            (slot.answer, slot.waker) = (Answer::None, None);
+            *mine &= !(1 << index);
+            self.room.wake();
+            return Some((tag, taken));
+        }
+        None
+    }
+
+    /// Takes an answer that its place has no room for.
+    pub(super) fn take_long(&mut self, mine: &mut u16, index: usize, buf: &mut [u8; PAYLOAD_MAX]) -> usize {
+        let payload = self.xs.link.payload();
+        if let Some(room) = buf.get_mut(..payload.len()) {
+            room.copy_from_slice(payload);
+        }
+        let len = payload.len();
+        *mine &= !(1 << index);
+        self.forget(index);
+        len
+    }
+
+    /// A task has no use for an answer any more.
+    pub(super) fn forget(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let (answer, tag) = (slot.answer, slot.tag);
+        slot.answer = Answer::None;
+        // Its waker may be the last of a task, which is dropped with it.
+        drop(slot.waker.take());
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if slot.operation == Operation::TRANSACTION_START {
+            let begun = match answer {
+                Answer::None => return,
+                Answer::Awaited => {
+                    (slot.answer, slot.is_left) = (answer, true);
+                    return;
+                }
+                Answer::Short(len) => Ok(slot.bytes.get(..len).unwrap_or_default()),
+                Answer::Refused(error) | Answer::Lost(error) => Err(error),
+                Answer::Long => Ok(&b""[..]),
+            };
+            if let Some(place) = self.transactions.get_mut(tag) {
+                place.began(begun);
+            }
+            self.wake_runner();
+        }
+        match answer {
+            Answer::None => return,
+            Answer::Awaited => self.xs.link.forget(index),
+            Answer::Long => {
+                self.held = None;
+                self.wake_runner();
+            }
+            _ => {}
+        }
+        self.room.wake();
+    }
+
+    /// The task of a transaction has gone, or it has ended.
+    pub(super) fn leave_transaction(&mut self, index: usize) {
+        let life = self.life();
+        let Some(place) = self.transactions.get_mut(index) else { return };
+        place.state = match place.state {
+            _ if place.life != life => Stage::Free,
+            Stage::Asked => Stage::Abandoned,
+            Stage::Open(id) => Stage::Orphan(id),
+            Stage::Orphan(id) => Stage::Orphan(id),
+            _ => Stage::Free,
+        };
+        self.wake_runner();
+        self.room.wake();
+    }
+
+    /// The owner of a watch has gone.
+    pub(super) fn leave_watch(&mut self, slot: usize) {
+        self.xs.link.watches.leave(slot);
+        self.wake_runner();
+        self.room.wake();
+    }
+
+    /// Does all that can be done now, and waits for nothing. Returns an error when the connection has ended for good.
+    pub(super) fn step(&mut self) -> Result<(), Error> {
+        if self.ended.is_some() && self.xs.link.broken.is_none() {
+            // It was made anew by who blocked.
+            (self.ended, self.phase) = (None, Phase::Up);
+        }
+        let done = match self.phase {
+            Phase::Up => self.work(),
+            Phase::Joining => self.join(),
+            Phase::Watching(next) => self.watch_again(next),
+        };
+        match done {
+            Ok(()) => Ok(()),
+            Err(error) => self.lose(error),
+        }
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
+        self.take_in()?;
+        self.xs.link.send_more()?;
+        self.tidy_up()?;
+        self.xs.link.announce()?;
+        self.room.wake();
+        Ok(())
+    }
+
+    /// Takes in what arrived, up to an answer that has to be taken first.
+    fn take_in(&mut self) -> Result<(), Error> {
+        if let Some(error) = self.xs.link.broken {
+            return Err(error);
+        }
+        self.xs.link.check_life()?;
+        self.xs.link.seen = self.xs.link.events.seq();
+        let (mut taken, limit) = (0, self.xs.link.ring.readable()?);
+        while self.held.is_none() && taken < limit {
+            let (mut refused, held) = (None, &mut self.held);
+            let (slots, transactions) = (&mut self.slots, &mut self.transactions);
+            let more = self.xs.link.take_piece(&mut taken, &mut |tag, answer| match slots.get_mut(tag) {
+                Some(slot) if slot.is_left => {
+                    (slot.answer, slot.is_left) = (Answer::None, false);
+                    if let Some(place) = transactions.get_mut(slot.tag) {
+                        place.began(answer);
+                    }
+                }
+                Some(slot) => {
+                    if slot.answered(answer) {
+                        *held = Some(tag);
+                    }
+                }
+                None => refused = answer.is_err().then_some((tag - QUESTIONS, answer.err())),
+            })?;
+            match refused {
+                // It was set already, by its owner.
+                None | Some((_, Some(Error::Refused(_, Refusal::Exists)))) => {}
+                Some((slot, _)) => self.xs.link.watches.refuse(slot),
+            }
+            if !more {
+                break;
+            }
+        }
+        self.xs.link.took(taken)
+    }
+
+    /// Ends what tasks that have gone have left at the daemon.
+    fn tidy_up(&mut self) -> Result<(), Error> {
+        while !self.xs.link.is_cut_off() {
+            let places = self.transactions.iter().enumerate();
+            let mut orphans = places.filter_map(|(index, place)| match place.state {
+                Stage::Orphan(id) => Some((Some(index), id)),
+                _ => None,
+            });
+            if let Some((index, id)) = orphans.next().or(self.xs.link.orphan.map(|id| (None, id))) {
+                self.xs.link.send_now(Operation::TRANSACTION_END, id, &[b"F\0"])?;
+                match index.and_then(|index| self.transactions.get_mut(index)) {
+                    Some(place) => place.state = Stage::Free,
+                    None => self.xs.link.orphan = None,
+                }
+            } else if let Some((watch, path)) = self.xs.link.watches.given_up() {
+                let question = Question::unwatch(watch, &path);
+                self.xs.link.send_now(Operation::UNWATCH, 0, &question.parts(&mut None)?)?;
+                self.xs.link.watches.free(watch.slot);
+            } else {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The connection is of no use any more. Everybody who asks finds out, and the daemon is asked for a new one.
+    fn lose(&mut self, error: Error) -> Result<(), Error> {
+        self.xs.link.fail(error);
+        self.fail_questions(error);
+        match self.ask_for_another() {
+            Ok(()) => {
+                self.phase = Phase::Joining;
+                Ok(())
+            }
+            Err(()) => {
+                self.ended = Some(error);
+                self.xs.link.watches.wake_all();
+                self.room.wake();
+                Err(error)
+            }
+        }
+    }
+
+    /// No question that waits is answered any more.
+    pub(super) fn fail_questions(&mut self, error: Error) {
+        self.xs.link.give_up();
+        self.held = None;
+        for slot in &mut self.slots {
+            if core::mem::take(&mut slot.is_left) {
+                slot.answer = Answer::None;
+                if let Some(place) = self.transactions.get_mut(slot.tag) {
+                    place.began(Err(error));
+                }
+            } else if matches!(slot.answer, Answer::Awaited | Answer::Long) {
+                slot.answer = Answer::Lost(match error {
+                    Error::TimedOut(_) => Error::TimedOut(slot.operation),
+                    error => error,
+                });
+                slot.wake();
+            }
+        }
+    }
+
+    fn ask_for_another(&mut self) -> Result<(), ()> {
+        let link = &mut self.xs.link;
+        let offers = link.features().is_ok_and(|offered| offered.contains(ServerFeatures::RECONNECTION));
+        if !offers || link.check_life().is_err() {
+            return Err(());
+        }
+        link.ring.set_word(XenstoreLayout::CONNECTION, RECONNECT).map_err(drop)?;
+        link.channel.notify().map_err(drop)
+    }
+
+    fn join(&mut self) -> Result<(), Error> {
+        let link = &mut self.xs.link;
+        link.check_life()?;
+        if link.ring.word(XenstoreLayout::CONNECTION)? != CONNECTED {
+            link.channel.done(Progress::Spurious);
+            return Ok(());
+        }
+        link.ring.rejoin()?;
+        self.xs.link.reset();
+        self.xs.link.stats.reconnects += 1;
+        self.forget_transactions();
+        self.watch_again(0)
+    }
+
+    /// The daemon has forgotten all transactions.
+    pub(super) fn forget_transactions(&mut self) {
+        for place in &mut self.transactions {
+            if matches!(place.state, Stage::Abandoned | Stage::Orphan(_)) {
+                place.state = Stage::Free;
+            }
+        }
+    }
+
+    fn watch_again(&mut self, mut next: usize) -> Result<(), Error> {
+        self.take_in()?;
+        while next < WATCHES && self.xs.link.has_place() && self.xs.link.send_more()? {
+            if let Some((watch, path)) = self.xs.link.watches.at(next) {
+                let question = Question::watch(watch, &path);
+                self.xs.link.send_now(Operation::WATCH, 0, &question.parts(&mut None)?)?;
+                self.xs.link.expect(Operation::WATCH, QUESTIONS + next);
+            }
+            next += 1;
+        }
+        self.xs.link.send_more()?;
+        self.xs.link.announce()?;
+        self.phase = Phase::Watching(next);
+        if next == WATCHES && self.xs.link.open() == 0 {
+            self.phase = Phase::Up;
+            return self.work();
+        }
+        Ok(())
+    }
+
+    /// Whether a watch fired since the last call for it.
+    pub(super) fn fired(&mut self, watch: Watch) -> Result<bool, Error> {
+        self.check()?;
+        self.xs.link.watches.take(watch).ok_or(Error::Stale)
+    }
+
+    /// The same for a task that waits.
+    pub(super) fn poll_fired(&mut self, watch: Watch, waker: &Waker) -> Poll<Result<(), Error>> {
+        if self.fired(watch)? {
+            return Poll::Ready(Ok(()));
+        }
+        self.xs.link.watches.register(watch, waker);
+        Poll::Pending
+    }
+
+    /// The daemon gave an answer without sense, and is not to be believed again.
+    pub(super) fn distrust(&mut self, error: Error) {
+        self.xs.link.fail(error);
+        self.wake_runner();
+    }
+
+    /// Lends the connection to who blocks.
+    pub(super) fn block<R>(&mut self, f: impl FnOnce(&mut Xenstore<'x, P>) -> R) -> R {
+        self.settle();
+        let life = self.life();
+        self.xs.link.is_shared = false;
+        let result = f(&mut self.xs);
+        self.xs.link.is_shared = true;
+        self.xs.link.give_up();
+        if self.life() != life {
+            self.forget_transactions();
+            self.phase = Phase::Up;
+        }
+        // There may be another channel now, and whatever came was taken in by others.
+        self.wake_runner();
+        self.room.wake();
+        result
+    }
+
+    pub(super) fn into_inner(mut self) -> Xenstore<'x, P> {
+        self.settle();
+        self.xs.link.is_shared = false;
+        self.xs.link.give_up();
+        self.xs.link.watches.are_owned = false;
+        self.xs
+    }
+
+    /// Waits until nothing is under way that tasks have asked, in the way of who blocks.
+    fn settle(&mut self) {
+        let mut deadline = self.xs.deadline();
+        while self.step().is_ok() {
+            if let Some(slot) = self.held.and_then(|index| self.slots.get_mut(index)) {
+                // Its task cannot take it now, and others need the room.
+                slot.answer = Answer::Lost(Error::TimedOut(slot.operation));
+                slot.wake();
+                self.held = None;
+                continue;
+            }
+            if self.phase == Phase::Up && !self.is_waiting() {
+                break;
+            }
+            let Some(until) = deadline.until(self.xs.now()) else { break };
+            self.xs.link.events.wait_since(self.xs.link.seen, Some(until));
+        }
+        self.fail_questions(Error::TimedOut(Operation::READ));
+    }
+
+    /// Whether a question waits for its answer.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.slots.iter().any(|slot| slot.answer == Answer::Awaited) || self.xs.link.is_cut_off()
+    }
+
+    /// How many places are taken: of questions, and of transactions.
+    pub(super) fn taken(&self) -> (usize, usize) {
+        let questions = self.slots.iter().filter(|slot| slot.answer != Answer::None).count();
+        let transactions = self.transactions.iter().filter(|place| place.state != Stage::Free).count();
+        (questions, transactions)
+    }
+
+    /// Lets a task be woken at a time. Without somebody who tells the time it is that time now.
+    pub(super) fn await_time(&mut self, at: Duration, waker: &Waker) -> bool {
+        if !self.has_clock || self.xs.now() >= at {
+            return true;
+        }
+        self.alarmed.register(waker);
+        if self.alarm.is_none_or(|first| at < first) {
+            self.alarm = Some(at);
+            self.wake_runner();
+        }
+        false
+    }
+
+    /// Wakes who waits for a time that has come.
+    pub(super) fn ring(&mut self) {
+        if self.alarm.is_some_and(|at| at <= self.xs.now()) {
+            self.alarm = None;
+            self.alarmed.wake();
+        }
+    }
+}
+
+impl Place {
+    /// Whether it began, when nobody has a use for it any more.
+    fn began(&mut self, answer: Result<&[u8], Error>) {
+        self.state = match (answer.ok().and_then(number), self.state) {
+            (Some(id), Stage::Asked | Stage::Abandoned) => Stage::Orphan(id),
+            // Its task is about to leave it.
+            (None, Stage::Asked) => Stage::Taken,
+            (None, Stage::Abandoned) => Stage::Free,
+            (_, state) => state,
+        };
+    }
+}
+
+impl Slot {
+    /// Keeps the answer. Returns whether it has to stay where it is.
+    fn answered(&mut self, answer: Result<&[u8], Error>) -> bool {
+        self.answer = match answer {
+            // The token is of nobody else: it was set when all watches were set again.
+            Err(Error::Refused(Operation::WATCH, Refusal::Exists)) => Answer::Short(0),
+            Err(error) => Answer::Refused(error),
+            Ok(payload) => match self.bytes.get_mut(..payload.len()) {
+                Some(room) => {
+                    room.copy_from_slice(payload);
+                    Answer::Short(payload.len())
+                }
+                None => Answer::Long,
+            },
+        };
+        self.wake();
+        self.answer == Answer::Long
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}

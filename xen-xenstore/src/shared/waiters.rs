@@ -1,0 +1,35 @@
+//! Tasks that wait for the same thing.
+
+use core::task::Waker;
+
+use xen_evtchn::wake_all;
+
+/// How many tasks can wait without keeping each other busy.
+const PLACES: usize = 16;
+
+/// The wakers of tasks that wait. With more tasks than places one gives way: it is woken, looks again, and waits again.
+#[derive(Default)]
+pub(super) struct Waiters {
+    wakers: [Option<Waker>; PLACES],
+    turn: usize,
+}
+
+impl Waiters {
+    pub(super) fn register(&mut self, waker: &Waker) {
+        if self.wakers.iter().flatten().any(|known| known.will_wake(waker)) {
+            return;
+        }
+        let free = self.wakers.iter().position(Option::is_none);
+        let place = free.unwrap_or_else(|| {
+            self.turn = (self.turn + 1) % PLACES;
+            self.turn
+        });
+        if let Some(displaced) = self.wakers.get_mut(place).and_then(|known| known.replace(waker.clone())) {
+            displaced.wake();
+        }
+    }
+
+    pub(super) fn wake(&mut self) {
+        wake_all(self.wakers.iter_mut().filter_map(Option::take), Waker::wake);
+    }
+}
