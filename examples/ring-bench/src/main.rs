@@ -19,7 +19,9 @@ fn main() -> ExitCode {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--work", side, ring] => work(side, ring),
         ["--turns", side, what, depth] => turns(side, what, depth),
-        [] => compare().and_then(|good| Ok(compare_drivers()? && good)).and_then(|good| Ok(compare_tasks()? && good)),
+        [] => compare()
+            .and_then(|good| Ok(compare_drivers()? && good))
+            .and_then(|good| Ok(compare_tasks()? && good)),
         _ => Err("usage: ring-bench (without arguments)".into()),
     };
     match result {
