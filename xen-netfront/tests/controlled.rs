@@ -198,7 +198,10 @@ fn the_link_the_mtu_and_what_is_to_be_done_are_told() {
     }
     back.set_front("disconnect", Some("1"));
     tasks.settle();
-    assert_eq!(links.take(), [(true, Some(1500)), (false, Some(1500)), (true, Some(1500)), (false, Some(1500))]);
+    assert_eq!(
+        links.take(),
+        [(true, Some(1500)), (false, Some(1500)), (true, Some(1500)), (false, Some(1500))]
+    );
     assert_eq!(followups.get(), Followup::empty());
     back.set_next(Options { mtu: Some(1400), ..Options::default() });
     back.vanish();
