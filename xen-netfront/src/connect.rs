@@ -3,17 +3,18 @@
 use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::GrantTable;
 use xen_hypercall::{DomId, PAGE_SIZE, Platform, Wait};
-use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
-use xen_xenstore::{Path, Transaction, Until, Xenstore, names, parse};
+use xen_xenstore::way::blocking::frontend;
+use xen_xenstore::xenbus::{BackendReady, Frontend, Published};
+use xen_xenstore::{Blocking, Changes, Path, Question, Until, Xenstore, names, parse};
 
 use crate::config::NODES;
 use crate::control::Control;
 use crate::front::{LARGE, Queues};
-use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::packet::ETHERNET;
 use crate::queue::Queue;
 use crate::waiters::Waiters;
+use crate::way::blocking;
 use crate::{Config, Error, FRAME_MAX, Features, Followup, Mac, NetFront, State, Stats};
 
 /// The MTU when nobody says another, in bytes.
@@ -25,17 +26,17 @@ const MTU_MIN: u32 = 68;
 const HEADROOM: u16 = 2048;
 
 /// What was agreed on.
-struct Terms {
-    mac: Mac,
-    mtu: u32,
-    send: Features,
-    queues: usize,
-    split: bool,
-    trusted: bool,
-    multicast: Multicast,
-    control: bool,
-    headroom: u16,
-    left: Leftovers,
+pub(crate) struct Terms {
+    pub(crate) mac: Mac,
+    pub(crate) mtu: u32,
+    pub(crate) send: Features,
+    pub(crate) queues: usize,
+    pub(crate) split: bool,
+    pub(crate) trusted: bool,
+    pub(crate) multicast: Multicast,
+    pub(crate) control: bool,
+    pub(crate) headroom: u16,
+    pub(crate) left: Leftovers,
 }
 
 /// Nodes that a frontend writes, if not always. A backend refuses keys of another number of queues than it is told.
@@ -59,7 +60,7 @@ const OPTIONAL: [&str; 15] = [
 
 /// Which of these an earlier kernel of this domain left in the device's directory, a bit for each.
 #[derive(Clone, Copy, Default)]
-struct Leftovers(u16);
+pub(crate) struct Leftovers(u16);
 
 impl Leftovers {
     fn note(&mut self, list: &[u8]) {
@@ -79,8 +80,8 @@ impl Leftovers {
 #[must_use = "the backend waits for the other half"]
 #[derive(Debug)]
 pub struct Connecting<'x, P: Platform, const QUEUES: usize = 1> {
-    front: NetFront<'x, P, QUEUES>,
-    device: Frontend<Published>,
+    pub(crate) front: NetFront<'x, P, QUEUES>,
+    pub(crate) device: Frontend<Published>,
 }
 
 impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
@@ -102,12 +103,10 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Connecting<'x, P, QUEUES> {
         deadline: &mut Deadline,
     ) -> Result<NetFront<'x, P, QUEUES>, Error> {
         let Self { mut front, device } = self;
-        let device = device.wait_connected(xs, &mut *deadline)?;
-        if front.config.follow_link {
-            front.link = Link::new(xs, &device);
-        }
-        (front.backend, front.state) = (device.backend_id(), State::Connected);
-        front.device = Some(device);
+        let follows = front.config.follow_link;
+        let tie = blocking::connect::tie(&mut Blocking::until(xs, &mut *deadline), device, follows)?;
+        (front.backend, front.state) = (tie.device.backend_id(), State::Connected);
+        front.tie = Some(tie);
         let started = front.publish().and_then(|()| front.service(xs).map(drop));
         match started {
             Ok(()) => Ok(front),
@@ -162,7 +161,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         deadline: &mut Deadline,
         config: Config,
     ) -> Result<Self, Error> {
-        Self::begin_by(xs, events, grants, index, &mut *deadline, config)?.finish_by(xs, deadline)
+        Self::begin(xs, events, grants, index, &mut *deadline, config)?.finish(xs, deadline)
     }
 
     /// The first half of [`connect_with`](Self::connect_with): up to where the backend has all that it needs to connect.
@@ -179,74 +178,22 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         deadline: impl Into<Until<'d>>,
         config: Config,
     ) -> Result<Connecting<'x, P, QUEUES>, Error> {
-        Self::begin_by(xs, events, grants, index, deadline.into().deadline(), config)
-    }
-
-    fn begin_by(
-        xs: &mut Xenstore<'x, P>,
-        events: &'x EventChannels<P>,
-        grants: &'x GrantTable<P>,
-        index: u32,
-        deadline: &mut Deadline,
-        config: Config,
-    ) -> Result<Connecting<'x, P, QUEUES>, Error> {
         let config = Config { receive: config.receive.consistent(), ..config };
-        let device = open(xs, index, deadline, config.await_device)?;
-        let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
-            let control = match terms.control {
-                true => Some(Control::new(events, grants, device.backend_id())?),
-                false => None,
-            };
-            let mut queues = [const { None }; QUEUES];
-            let mut count = 0;
-            for place in queues.iter_mut().take(terms.queues) {
-                match Queue::new(events, grants, device.backend_id(), &config, terms.split) {
-                    Ok(queue) => *place = Some(queue),
-                    // Memory, references or ports for as many as there are.
-                    Err(_) if count > 0 => break,
-                    Err(error) => return Err(error),
-                }
-                count += 1;
-            }
-            Ok((Terms { queues: count, ..terms }, queues, control))
-        });
-        let (terms, mut queues, mut control) = match shared {
+        let mut ask = Blocking::until(xs, deadline);
+        let device = blocking::connect::open(&mut ask, index, config.await_device)?;
+        let shared = blocking::connect::agree(&mut ask, &device, &config, QUEUES)
+            .and_then(|terms| Shared::new(events, grants, device.backend_id(), &config, terms));
+        let mut shared = match shared {
             Ok(shared) => shared,
             Err(error) => {
                 // The first error says more than one of the way out.
-                let _ = device.abandon(xs);
+                let _ = frontend::abandon(device, &mut ask);
                 return Err(error);
             }
         };
-        let device = offer(xs, device, &config, &terms, &mut queues, &mut control)?;
-        let front = Self {
-            index,
-            device: None,
-            grants,
-            events,
-            queues,
-            control,
-            multicast: terms.multicast,
-            groups: None,
-            followup: Followup::empty(),
-            turn: 0,
-            config: Config { send: terms.send, ..config },
-            wanted: config.send,
-            trusted: terms.trusted,
-            headroom: terms.headroom,
-            link: Link::unknown(),
-            waiters: Waiters::default(),
-            told_up: false,
-            mac: terms.mac,
-            mtu: terms.mtu,
-            state: State::Closed,
-            stats: Stats::default(),
-            connected: terms.queues,
-            hashes: false,
-            backend: DomId::INVALID,
-            lent: None,
-        };
-        Ok(Connecting { front, device })
+        let Shared { terms, queues, control } = &mut shared;
+        let device = blocking::connect::offer(&mut ask, device, &config, terms, queues, control)?;
+        Ok(Connecting { front: shared.into_front(events, grants, index, config), device })
     }
 }
 
@@ -259,8 +206,9 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         deadline: &mut Deadline,
     ) -> Result<Frontend<Published>, Error> {
         let config = Config { send: self.wanted, ..self.config };
-        let device = open(xs, self.index, deadline, false)?;
-        let shared = agree(xs, &device, &config, QUEUES).and_then(|terms| {
+        let mut ask = Blocking::until(xs, deadline);
+        let device = blocking::connect::open(&mut ask, self.index, false)?;
+        let shared = blocking::connect::agree(&mut ask, &device, &config, QUEUES).and_then(|terms| {
             let queues = self.share_again(&device, &config, &terms)?;
             Ok(Terms { queues, ..terms })
         });
@@ -268,11 +216,12 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             Ok(terms) => terms,
             Err(error) => {
                 // The first error says more than one of the way out.
-                let _ = device.abandon(xs);
+                let _ = frontend::abandon(device, &mut ask);
                 return Err(error);
             }
         };
-        let device = offer(xs, device, &config, &terms, &mut self.queues, &mut self.control)?;
+        let (queues, control) = (&mut self.queues, &mut self.control);
+        let device = blocking::connect::offer(&mut ask, device, &config, &terms, queues, control)?;
         (self.multicast, self.trusted, self.headroom) = (terms.multicast, terms.trusted, terms.headroom);
         self.connected = terms.queues;
         (self.mac, self.mtu) = (terms.mac, terms.mtu);
@@ -327,12 +276,10 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         xs: &mut Xenstore<'x, P>,
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
-        let device = device.wait_connected(xs, &mut *deadline)?;
-        if self.config.follow_link {
-            self.link = Link::new(xs, &device);
-        }
-        (self.backend, self.state) = (device.backend_id(), State::Connected);
-        self.device = Some(device);
+        let follows = self.config.follow_link;
+        let tie = blocking::connect::tie(&mut Blocking::until(xs, &mut *deadline), device, follows)?;
+        (self.backend, self.state) = (tie.device.backend_id(), State::Connected);
+        (self.tie, self.link_up) = (Some(tie), true);
         self.stats.reconnects += 1;
         self.followup |= Followup::ANNOUNCE;
         self.publish()?;
@@ -343,45 +290,83 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 }
 
-/// Tells the backend of the queues, and of all that was agreed on.
-fn offer<'x, P: Platform + Wait, const QUEUES: usize>(
-    xs: &mut Xenstore<'x, P>,
-    device: Frontend<BackendReady>,
-    config: &Config,
-    terms: &Terms,
-    queues: &mut Queues<'x, P, QUEUES>,
-    control: &mut Option<Control<'x, P>>,
-) -> Result<Frontend<Published>, Error> {
-    let told = device.publish(xs, XenbusState::CONNECTED, |transaction, path| {
-        announce(transaction, path, config.receive, terms.left)?;
-        let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
-        put(transaction, path, "request-multicast-control", filter.into())?;
-        put(transaction, path, "xdp-headroom", terms.headroom.into())?;
-        if let Some(control) = control.as_mut() {
-            put(transaction, path, "ctrl-ring-ref", control.ring.backing().gref().0)?;
-            put(transaction, path, "event-channel-ctrl", control.channel.port().0)?;
-        }
-        if terms.queues > 1 {
-            put(transaction, path, "multi-queue-num-queues", terms.queues as u32)?;
-        }
-        for (number, queue) in queues.iter_mut().flatten().enumerate() {
-            let below = if terms.queues > 1 { path.join(format_args!("queue-{number}"))? } else { *path };
-            tell(transaction, &below, queue)?;
-        }
-        Ok(())
-    });
-    Ok(told?)
+/// What is shared with a backend.
+pub(crate) struct Shared<'x, P: Platform, const QUEUES: usize> {
+    pub(crate) terms: Terms,
+    pub(crate) queues: Queues<'x, P, QUEUES>,
+    pub(crate) control: Option<Control<'x, P>>,
 }
 
-/// What the backend, and the toolstack, say.
-fn agree<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    device: &Frontend<BackendReady>,
-    config: &Config,
-    most: usize,
-) -> Result<Terms, Error> {
+impl<'x, P: Platform, const QUEUES: usize> Shared<'x, P, QUEUES> {
+    /// As many queues as were agreed on, and resources suffice for.
+    pub(crate) fn new(
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        backend: DomId,
+        config: &Config,
+        terms: Terms,
+    ) -> Result<Self, Error> {
+        let control = match terms.control {
+            true => Some(Control::new(events, grants, backend)?),
+            false => None,
+        };
+        let mut queues = [const { None }; QUEUES];
+        let mut count = 0;
+        for place in queues.iter_mut().take(terms.queues) {
+            match Queue::new(events, grants, backend, config, terms.split) {
+                Ok(queue) => *place = Some(queue),
+                // Memory, references or ports for as many as there are.
+                Err(_) if count > 0 => break,
+                Err(error) => return Err(error),
+            }
+            count += 1;
+        }
+        Ok(Self { terms: Terms { queues: count, ..terms }, queues, control })
+    }
+
+    /// The device, which is not connected yet.
+    pub(crate) fn into_front(
+        self,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        config: Config,
+    ) -> NetFront<'x, P, QUEUES> {
+        let Self { terms, queues, control } = self;
+        NetFront {
+            index,
+            tie: None,
+            grants,
+            events,
+            queues,
+            control,
+            multicast: terms.multicast,
+            groups: None,
+            followup: Followup::empty(),
+            turn: 0,
+            config: Config { send: terms.send, ..config },
+            wanted: config.send,
+            trusted: terms.trusted,
+            headroom: terms.headroom,
+            link_up: true,
+            waiters: Waiters::default(),
+            told_up: false,
+            mac: terms.mac,
+            mtu: terms.mtu,
+            state: State::Closed,
+            stats: Stats::default(),
+            connected: terms.queues,
+            hashes: false,
+            backend: DomId::INVALID,
+            lent: None,
+        }
+    }
+}
+
+/// The nodes of the backend that say what it can do, the features among them.
+pub(crate) fn nodes() -> [&'static str; 12] {
     let [n0, n1, n2, n3, n4] = NODES.map(|(node, ..)| node);
-    let nodes = [
+    [
         "feature-rx-copy",
         n0,
         n1,
@@ -394,122 +379,157 @@ fn agree<P: Platform + Wait>(
         "feature-dynamic-multicast-control",
         "feature-ctrl-ring",
         "feature-xdp-headroom",
-    ];
-    const OWN: [&str; 2] = ["mtu", "trusted"];
-    let mut values: [Option<u32>; 14] = [None; 14];
-    let (mut mac, mut left, mut read) = (None, Leftovers::default(), Ok(()));
-    let (mac_tag, directory_tag) = (values.len(), values.len() + 1);
-    xs.together(
-        |ask| {
-            for (tag, name) in OWN.iter().enumerate() {
-                ask.read(tag, device.frontend_path(), name)?;
-            }
-            ask.read(mac_tag, device.frontend_path(), "mac")?;
-            ask.directory(directory_tag, device.frontend_path())?;
-            let mut nodes = nodes.iter().enumerate();
-            nodes.try_for_each(|(tag, name)| ask.read(OWN.len() + tag, device.backend_path(), name))
-        },
-        // What makes no sense is not there.
-        |tag, answer| match answer {
-            Ok(list) if tag == directory_tag => left.note(list),
-            Ok(value) if tag == mac_tag => mac = parse(value).ok(),
-            Ok(value) => values.iter_mut().skip(tag).take(1).for_each(|place| *place = parse(value).ok()),
-            // Of our own nodes only the address is needed.
-            Err(error) if tag >= OWN.len() && !error.is_not_found() => read = Err(error),
-            Err(_) => {}
-        },
-    )?;
-    read?;
-    let mac = mac.ok_or(Error::NoMac)?;
-    let [mtu, trusted, values @ ..] = values;
-    let [copy, offers @ .., queues, split, multicast, dynamic, control, headroom] = values;
-    if copy != Some(1) {
-        return Err(Error::NoRxCopy);
-    }
-    let mut offered = Features::empty();
-    for ((_, feature, positive), value) in NODES.into_iter().zip(offers) {
-        offered.set(feature, (value.unwrap_or(0) != 0) == positive);
-    }
-    // A frame of several slots needs as many pages.
-    if config.tx_pages < LARGE {
-        offered.remove(Features::SCATTER_GATHER);
-    }
-    let queues = queues.unwrap_or(1) as usize;
-    let split = config.split_channels && split == Some(1);
-    let multicast = match (multicast, dynamic) {
-        (_, Some(1)) => Multicast::Dynamic,
-        (Some(1), _) => Multicast::Static,
-        _ => Multicast::Unfiltered,
-    };
-    let control = config.control_ring && control == Some(1);
-    let headroom = if headroom == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
-    let send = (offered & config.send).consistent();
-    let longest = |features: Features| {
-        if features.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE }
-    };
-    // Each direction has its own limit.
-    let limit = longest(send).min(longest(config.receive) - usize::from(headroom)) - ETHERNET;
-    Ok(Terms {
-        mac,
-        mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit as u32),
-        send,
-        queues: queues.min(config.queues).min(most).max(1),
-        split,
-        trusted: trusted != Some(0),
-        multicast,
-        control,
-        headroom,
-        left,
-    })
+    ]
 }
 
-fn open<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    index: u32,
-    deadline: &mut Deadline,
-    awaited: bool,
-) -> Result<Frontend<BackendReady>, Error> {
-    let device = if awaited {
-        Frontend::open(xs, "vif", index, &mut *deadline)?
-    } else {
-        Frontend::open_present(xs, "vif", index, &mut *deadline)?
-    };
-    Ok(device.wait_for_backend(xs, deadline)?)
+/// Our own nodes beside the address.
+const OWN: [&str; 2] = ["mtu", "trusted"];
+
+/// What is asked for at once, and what was answered.
+pub(crate) struct Answers {
+    values: [Option<u32>; 14],
+    mac: Option<Mac>,
+    left: Leftovers,
+    read: Result<(), xen_xenstore::Error>,
+}
+
+impl Answers {
+    pub(crate) fn new() -> Self {
+        Self { values: [None; 14], mac: None, left: Leftovers::default(), read: Ok(()) }
+    }
+
+    /// All questions, each of which is known by its place.
+    pub(crate) fn questions<'q>(
+        frontend: &'q str,
+        backend: &'q str,
+        nodes: &'q [&'static str; 12],
+    ) -> impl Iterator<Item = Question<'q>> {
+        let own = OWN.iter().map(move |name| Question::read(frontend, name));
+        let own = own.chain([Question::read(frontend, "mac"), Question::directory(frontend)]);
+        own.chain(nodes.iter().map(move |name| Question::read(backend, name)))
+    }
+
+    /// Notes an answer. What makes no sense is not there.
+    pub(crate) fn note(&mut self, place: usize, answer: Result<&[u8], xen_xenstore::Error>) {
+        const MAC: usize = OWN.len();
+        const DIRECTORY: usize = OWN.len() + 1;
+        // Values are in the order of the questions, without those two.
+        let tag = if place > DIRECTORY { place - 2 } else { place };
+        match answer {
+            Ok(list) if place == DIRECTORY => self.left.note(list),
+            Ok(value) if place == MAC => self.mac = parse(value).ok(),
+            Ok(value) => {
+                self.values.iter_mut().skip(tag).take(1).for_each(|place| *place = parse(value).ok())
+            }
+            // Of our own nodes only the address is needed.
+            Err(error) if place >= OWN.len() && !error.is_not_found() => self.read = Err(error),
+            Err(_) => {}
+        }
+    }
+
+    /// What was agreed on, if that does for a device.
+    pub(crate) fn terms(self, config: &Config, most: usize) -> Result<Terms, Error> {
+        let Self { values, mac, left, read, .. } = self;
+        read?;
+        let mac = mac.ok_or(Error::NoMac)?;
+        let [mtu, trusted, values @ ..] = values;
+        let [copy, offers @ .., queues, split, multicast, dynamic, control, headroom] = values;
+        if copy != Some(1) {
+            return Err(Error::NoRxCopy);
+        }
+        let mut offered = Features::empty();
+        for ((_, feature, positive), value) in NODES.into_iter().zip(offers) {
+            offered.set(feature, (value.unwrap_or(0) != 0) == positive);
+        }
+        // A frame of several slots needs as many pages.
+        if config.tx_pages < LARGE {
+            offered.remove(Features::SCATTER_GATHER);
+        }
+        let queues = queues.unwrap_or(1) as usize;
+        let split = config.split_channels && split == Some(1);
+        let multicast = match (multicast, dynamic) {
+            (_, Some(1)) => Multicast::Dynamic,
+            (Some(1), _) => Multicast::Static,
+            _ => Multicast::Unfiltered,
+        };
+        let control = config.control_ring && control == Some(1);
+        let headroom = if headroom == Some(1) { config.headroom.min(HEADROOM) } else { 0 };
+        let send = (offered & config.send).consistent();
+        let longest = |features: Features| {
+            if features.contains(Features::SCATTER_GATHER) { FRAME_MAX } else { PAGE_SIZE }
+        };
+        // Each direction has its own limit.
+        let limit = longest(send).min(longest(config.receive) - usize::from(headroom)) - ETHERNET;
+        Ok(Terms {
+            mac,
+            mtu: mtu.filter(|mtu| *mtu >= MTU_MIN).unwrap_or(MTU).min(limit as u32),
+            send,
+            queues: queues.min(config.queues).min(most).max(1),
+            split,
+            trusted: trusted != Some(0),
+            multicast,
+            control,
+            headroom,
+            left,
+        })
+    }
+}
+
+/// Writes what the backend needs to know of the queues, and all that was agreed on.
+pub(crate) fn write<P: Platform, const QUEUES: usize>(
+    changes: &mut Changes<'_>,
+    path: &Path,
+    config: &Config,
+    terms: &Terms,
+    queues: &mut Queues<'_, P, QUEUES>,
+    control: &mut Option<Control<'_, P>>,
+) -> Result<(), xen_xenstore::Error> {
+    announce(changes, path, config.receive, terms.left)?;
+    let filter = config.multicast_filter && terms.multicast != Multicast::Unfiltered;
+    put(changes, path, "request-multicast-control", filter.into())?;
+    put(changes, path, "xdp-headroom", terms.headroom.into())?;
+    if let Some(control) = control.as_mut() {
+        put(changes, path, "ctrl-ring-ref", control.ring.backing().gref().0)?;
+        put(changes, path, "event-channel-ctrl", control.channel.port().0)?;
+    }
+    if terms.queues > 1 {
+        put(changes, path, "multi-queue-num-queues", terms.queues as u32)?;
+    }
+    for (number, queue) in queues.iter_mut().flatten().enumerate() {
+        let below = if terms.queues > 1 { path.join(format_args!("queue-{number}"))? } else { *path };
+        tell(changes, &below, queue)?;
+    }
+    Ok(())
 }
 
 /// Zero is what a node that is not there says.
-fn put<P: Platform + Wait>(
-    transaction: &mut Transaction<'_, '_, P>,
-    path: &Path,
-    node: &str,
-    value: u32,
-) -> Result<(), xen_xenstore::Error> {
-    if value == 0 { Ok(()) } else { transaction.write_display(&path.join(node)?, value) }
+fn put(changes: &mut Changes<'_>, path: &Path, node: &str, value: u32) -> Result<(), xen_xenstore::Error> {
+    if value == 0 { Ok(()) } else { changes.write_display(&path.join(node)?, value) }
 }
 
 /// Writes what the backend may do, and that it is to copy and to tell of each frame by the event channel.
-fn announce<P: Platform + Wait>(
-    transaction: &mut Transaction<'_, '_, P>,
+fn announce(
+    changes: &mut Changes<'_>,
     path: &Path,
     receive: Features,
     left: Leftovers,
 ) -> Result<(), xen_xenstore::Error> {
     for node in left.names() {
-        transaction.remove(&path.join(node)?)?;
+        changes.remove(&path.join(node)?)?;
     }
-    put(transaction, path, "request-rx-copy", 1)?;
-    put(transaction, path, "feature-rx-notify", 1)?;
+    put(changes, path, "request-rx-copy", 1)?;
+    put(changes, path, "feature-rx-notify", 1)?;
     NODES.iter().try_for_each(|(node, feature, positive)| {
-        put(transaction, path, node, (receive.contains(*feature) == *positive).into())
+        put(changes, path, node, (receive.contains(*feature) == *positive).into())
     })
 }
 
-fn tell<P: Platform + Wait>(
-    transaction: &mut Transaction<'_, '_, P>,
+fn tell<P: Platform>(
+    changes: &mut Changes<'_>,
     path: &Path,
     queue: &mut Queue<'_, P>,
 ) -> Result<(), xen_xenstore::Error> {
-    let mut write = |node: &str, value: u32| put(transaction, path, node, value);
+    let mut write = |node: &str, value: u32| put(changes, path, node, value);
     write("tx-ring-ref", queue.tx.ring.backing().gref().0)?;
     write("rx-ring-ref", queue.rx.ring.backing().gref().0)?;
     match &queue.rx_channel {

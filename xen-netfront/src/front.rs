@@ -5,13 +5,12 @@ use core::fmt;
 use xen_evtchn::{Channel, EventChannels};
 use xen_gnttab::{GrantTable, GrantedPage};
 use xen_hypercall::{DomId, PAGE_SIZE, PageBox, Platform};
-use xen_xenstore::xenbus::{Connected, Frontend};
 
 use crate::abi::RxResponse;
 use crate::control::Control;
 use crate::error::Violation;
 use crate::lent::Lender;
-use crate::link::Link;
+use crate::link::Tie;
 use crate::multicast::{Groups, Multicast};
 use crate::packet::{self, Packet};
 use crate::queue::Queue;
@@ -63,8 +62,8 @@ pub(crate) type Queues<'x, P, const QUEUES: usize> = [Option<PageBox<'x, P, Queu
 /// goes on to watch for it.
 pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     pub(crate) index: u32,
-    /// None: it was ended.
-    pub(crate) device: Option<Frontend<Connected>>,
+    /// None: it was ended, or another follows the backend.
+    pub(crate) tie: Option<Tie>,
     pub(crate) grants: &'x GrantTable<P>,
     pub(crate) events: &'x EventChannels<P>,
     pub(crate) queues: Queues<'x, P, QUEUES>,
@@ -81,7 +80,8 @@ pub struct NetFront<'x, P: Platform, const QUEUES: usize = 1> {
     pub(crate) trusted: bool,
     /// Agreed room before frames that arrive, in bytes.
     pub(crate) headroom: u16,
-    pub(crate) link: Link,
+    /// Whether the link is up, as far as is known.
+    pub(crate) link_up: bool,
     /// Tasks that want to know when the device, or its link, is another than when they looked.
     pub(crate) waiters: Waiters,
     /// Whether the link was up when they were woken last.
@@ -119,7 +119,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
 
     /// Whether the link is up, as far as [`service`](Self::service) has found out.
     pub fn is_link_up(&self) -> bool {
-        self.state == State::Connected && self.link.is_up()
+        self.state == State::Connected && self.link_up
     }
 
     /// What passed so far.

@@ -8,7 +8,6 @@ use atomic_waker::AtomicWaker;
 use xen_evtchn::{Channel, wake_all};
 use xen_hypercall::{PageArc, Platform};
 
-use crate::link::Link;
 use crate::multicast::Multicast;
 use crate::waiters::Waiters;
 use crate::{Error, Followup, FramePage, NetFront, RxMeta, State, Stats, TxMeta};
@@ -55,7 +54,7 @@ impl<P: Platform> Drop for Lender<'_, P> {
 ///
 /// Dropping it while the device is at work leaves the backend with a queue that nobody serves: what it sends there is lost.
 pub struct NetQueue<'x, P: Platform> {
-    /// A device of this one queue. It has no [`Frontend`](xen_xenstore::xenbus::Frontend), so it is driven and nothing else.
+    /// A device of this one queue. It has no tie to the backend, so it is driven and nothing else.
     half: NetFront<'x, P, 1>,
     index: usize,
     common: PageArc<'x, P, Common>,
@@ -91,7 +90,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         let queue = self.queues.get_mut(index).and_then(Option::take);
         let half = NetFront {
             index: self.index,
-            device: None,
+            tie: None,
             grants: self.grants,
             events: self.events,
             queues: [queue],
@@ -104,7 +103,7 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
             wanted: self.wanted,
             trusted: self.trusted,
             headroom: self.headroom,
-            link: Link::unknown(),
+            link_up: true,
             waiters: Waiters::default(),
             told_up: true,
             mac: self.mac,

@@ -37,8 +37,9 @@ mod stats;
 mod tx;
 mod waiters;
 mod wake;
+mod way;
 
-pub use card::Card;
+pub use card::{Card, Controller};
 pub use config::{Config, Features};
 pub use connect::Connecting;
 pub use control::ControlRing;

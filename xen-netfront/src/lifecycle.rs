@@ -4,9 +4,12 @@ use core::time::Duration;
 
 use xen_evtchn::Deadline;
 use xen_hypercall::{DomId, Platform, Wait};
-use xen_xenstore::xenbus::{BackendChange, XenbusState};
-use xen_xenstore::{Path, Until, Xenstore};
+use xen_xenstore::way::blocking::Ask;
+use xen_xenstore::xenbus::XenbusState;
+use xen_xenstore::{Blocking, Error as StoreError, Until, Xenstore};
 
+use crate::link::News;
+use crate::way::blocking;
 use crate::{Config, Error, Followup, NetFront, State, Stats};
 
 impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
@@ -30,28 +33,13 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     fn reconnect_by(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         // The backend may hang, or be gone; that is often why we are here.
         let _ = self.end(xs, deadline);
-        let config = Config { send: self.wanted, ..self.config };
-        let again = Self::connect_by(xs, self.events, self.grants, self.index, deadline, config)?;
-        let mut stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
-        stats.notifications += again.stats.notifications;
-        let (groups, followup) = (self.groups.take(), self.followup | Followup::ANNOUNCE);
-        let waiters = core::mem::take(&mut self.waiters);
-        *self = Self { groups, followup, stats, waiters, ..again };
+        let again =
+            Self::connect_by(xs, self.events, self.grants, self.index, deadline, self.config_again())?;
+        self.succeed(again);
         self.want_again(deadline.at());
         self.told_up = false;
         self.tell();
         Ok(())
-    }
-
-    /// The backend says once more that it is connected: it was started again, and took up the rings where they were.
-    fn taken_up(&mut self) {
-        self.followup |= Followup::ANNOUNCE;
-        if self.control.as_ref().is_some_and(|control| control.changed) {
-            self.followup |= Followup::CONTROL;
-        }
-        if self.ask_again(0).is_err() {
-            self.followup |= Followup::MULTICAST;
-        }
     }
 
     /// Asks the new backend for all multicast addresses that are wanted, as many at a time as there are pages.
@@ -82,17 +70,14 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// # Errors
     /// [`Error::Xenstore`] when the connection to xenstore is of no use any more.
     pub fn is_backend_waiting(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
-        let path = Path::format(format_args!("device/vif/{}/backend", self.index))?;
-        let waits =
-            xs.read_str(&path).and_then(Path::new).and_then(|path| path.join("state")).and_then(|path| {
-                let state: XenbusState = xs.read_parsed(&path)?;
-                // One that was started again takes up the rings of before by itself, if nobody hinders it.
-                Ok(is_beginning(state) || state == XenbusState::CONNECTED)
-            });
+        let mut ask = Blocking::new(xs);
+        let waits = blocking::follow::backend(&mut ask, self.index)
+            .and_then(|path| path.join("state"))
+            .and_then(|path| Ok(is_waiting(ask.read_parsed(&path)?)));
         match waits {
             // There is none, or no sense in it.
-            Err(xen_xenstore::Error::Refused(..) | xen_xenstore::Error::BadValue) => Ok(false),
-            Err(xen_xenstore::Error::NotText | xen_xenstore::Error::BadPath) => Ok(false),
+            Err(StoreError::Refused(..) | StoreError::BadValue) => Ok(false),
+            Err(StoreError::NotText | StoreError::BadPath) => Ok(false),
             waits => Ok(waits?),
         }
     }
@@ -113,23 +98,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     }
 
     pub(crate) fn end(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
-        // A backend that is not connected any more would be waited for in vain. An error comes again below.
-        let _ = self.service(xs);
-        self.link.end(xs);
-        self.backend = DomId::INVALID;
-        let closed = match self.device.take() {
-            None => Ok(()),
-            Some(device) if self.state == State::Closed => device.abandon(xs),
-            Some(device) => device.close(xs, deadline),
-        };
-        // Only now: before, the backend had every right to the pages.
-        self.queues.iter_mut().for_each(|queue| *queue = None);
-        if self.control.take().is_some_and(|control| control.changed) {
-            self.followup |= Followup::CONTROL;
-        }
-        self.state = State::Closed;
-        self.tell();
-        Ok(closed?)
+        let tie = self.tie.take();
+        blocking::follow::end(&mut Blocking::until(xs, deadline), self, tie)
     }
 
     /// Follows the backend: when it ends the device, or is no longer the one that was connected to, so do we; and looks
@@ -138,36 +108,79 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// # Errors
     /// [`Error::Xenstore`] when the connection to xenstore is of no use any more.
     pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
-        let Some(device) = self.device.as_ref().filter(|_| self.state != State::Closed) else {
+        let Some(tie) = self.tie.as_ref().filter(|_| self.state != State::Closed) else {
             return Ok(self.state);
         };
-        let change = device.change(xs)?;
-        let next = match change {
-            BackendChange::Same => self.state,
-            BackendChange::Told(_) if self.state != State::Closing => self.state,
-            BackendChange::Closing => State::Closing,
-            // Nobody is behind the rings.
-            _ => State::Closed,
-        };
-        if matches!(next, State::Connected | State::Broken(_)) {
-            self.link.service(xs, device)?;
-            if change == BackendChange::Told(XenbusState::CONNECTED) {
-                self.taken_up();
-            }
-        } else if next != self.state {
-            // One that begins again must not be told: it waits for us to begin, too.
-            if change != BackendChange::Restarted {
-                // The device is closed whether this succeeds or not.
-                let _ = device.switch(xs, XenbusState::CLOSED);
-            }
-            self.state = next;
-        }
-        self.tell();
+        let news = blocking::follow::follow(&mut Blocking::new(xs), tie, self.state)?;
+        self.heed(news);
         Ok(self.state)
     }
+}
+
+impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
+    /// Is what a look at the backend says.
+    pub(crate) fn heed(&mut self, news: News) {
+        if let Some(up) = news.up {
+            self.link_up = up;
+        }
+        if news.taken_up {
+            self.taken_up();
+        }
+        // It may have broken the protocol since the look began.
+        if !(news.is_at_work() && matches!(self.state, State::Broken(_))) {
+            self.state = news.state;
+        }
+        self.tell();
+    }
+
+    /// The backend says once more that it is connected.
+    fn taken_up(&mut self) {
+        self.followup |= Followup::ANNOUNCE;
+        if self.control.as_ref().is_some_and(|control| control.changed) {
+            self.followup |= Followup::CONTROL;
+        }
+        if self.ask_again(0).is_err() {
+            self.followup |= Followup::MULTICAST;
+        }
+    }
+
+    /// Gives up what is shared with a backend that has it no more.
+    pub(crate) fn release(&mut self) {
+        self.backend = DomId::INVALID;
+        self.give_up_queues();
+        self.state = State::Closed;
+        self.tell();
+    }
+
+    /// What the device that takes this one's place is to be connected with.
+    pub(crate) fn config_again(&self) -> Config {
+        Config { send: self.wanted, ..self.config }
+    }
+}
+
+impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
+    /// Is the device that takes this one's place, with what the owner knows of this one.
+    pub(crate) fn succeed(&mut self, again: Self) {
+        let mut stats = Stats { reconnects: self.stats.reconnects + 1, ..self.stats };
+        stats.notifications += again.stats.notifications;
+        let (groups, followup) = (self.groups.take(), self.followup | Followup::ANNOUNCE);
+        let waiters = core::mem::take(&mut self.waiters);
+        *self = Self { groups, followup, stats, waiters, ..again };
+    }
+}
+
+/// Whether a backend in this state waits for the device. One that was started again takes up the rings of before by itself, if nobody
+/// hinders it.
+pub(crate) fn is_waiting(state: XenbusState) -> bool {
+    is_beginning(state) || state == XenbusState::CONNECTED
 }
 
 /// Whether a backend in this state begins a handshake.
 fn is_beginning(state: XenbusState) -> bool {
     matches!(state, XenbusState::INITIALISING | XenbusState::INIT_WAIT | XenbusState::INITIALISED)
+}
+
+/// A value that is text.
+pub(crate) fn text(value: &[u8]) -> Result<&str, StoreError> {
+    core::str::from_utf8(value).map_err(|_| StoreError::NotText)
 }

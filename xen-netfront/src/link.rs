@@ -1,64 +1,45 @@
-//! Whether a cable is plugged in, so to speak.
+//! What ties a device to its backend, and whether a cable is plugged in, so to speak.
 
-use xen_hypercall::{Platform, Wait};
-use xen_xenstore::xenbus::{Connected, Frontend};
-use xen_xenstore::{Watch, Xenstore};
+use xen_xenstore::Watch;
+use xen_xenstore::xenbus::{BackendChange, Connected, Frontend, XenbusState};
 
-/// The nodes that tell: `carrier` by the backend, `disconnect` by the toolstack in our own directory.
-pub(crate) struct Link {
-    watches: [Option<Watch>; 2],
-    up: bool,
+use crate::State;
+
+/// The device in xenstore.
+pub(crate) struct Tie {
+    pub(crate) device: Frontend<Connected>,
+    /// The nodes that tell of the link: `carrier` by the backend, `disconnect` by the toolstack in our own directory. None if they
+    /// are not followed.
+    pub(crate) watches: [Option<Watch>; 2],
 }
 
-impl Link {
-    /// Of a device that is not at work.
-    pub(crate) fn unknown() -> Self {
-        Self { watches: [None; 2], up: true }
-    }
+/// What a look at the backend has found.
+pub(crate) struct News {
+    /// How the device is now.
+    pub(crate) state: State,
+    /// Whether the link is up, if that was looked at.
+    pub(crate) up: Option<bool>,
+    /// The backend says once more that it is connected: it was started again, and took up the rings where they were.
+    pub(crate) taken_up: bool,
+}
 
-    /// Begins to watch. Without a place for a watch the link counts as up, as it does without the nodes.
-    pub(crate) fn new<P: Platform + Wait>(xs: &mut Xenstore<'_, P>, device: &Frontend<Connected>) -> Self {
-        let paths = [device.backend_path().join("carrier"), device.frontend_path().join("disconnect")];
-        let watches = match paths {
-            [Ok(carrier), Ok(disconnect)] => match xs.watch_all([&carrier, &disconnect]) {
-                Ok(watches) => watches.map(Result::ok),
-                Err(_) => [None; 2],
-            },
-            // A path too long to be there.
-            _ => [None; 2],
+impl News {
+    /// What a change of the backend makes of a device in this state.
+    pub(crate) fn of(change: BackendChange, state: State) -> Self {
+        let next = match change {
+            BackendChange::Same => state,
+            BackendChange::Told(_) if state != State::Closing => state,
+            BackendChange::Closing => State::Closing,
+            // Nobody is behind the rings.
+            _ => State::Closed,
         };
-        Self { watches, up: true }
+        let mut news = Self { state: next, up: None, taken_up: false };
+        news.taken_up = news.is_at_work() && change == BackendChange::Told(XenbusState::CONNECTED);
+        news
     }
 
-    pub(crate) fn is_up(&self) -> bool {
-        self.up
-    }
-
-    /// Looks again if something changed.
-    pub(crate) fn service<P: Platform + Wait>(
-        &mut self,
-        xs: &mut Xenstore<'_, P>,
-        device: &Frontend<Connected>,
-    ) -> Result<(), xen_xenstore::Error> {
-        let mut changed = false;
-        for watch in self.watches.iter().flatten() {
-            changed |= xs.fired(watch)?;
-        }
-        if changed {
-            let carrier = device.backend_path().join("carrier")?;
-            let disconnect = device.frontend_path().join("disconnect")?;
-            // What is no number says nothing.
-            let read =
-                xs.read_all::<u32, 2>("", [&carrier, &disconnect]).map(|values| values.map(Result::ok));
-            let [carrier, disconnect] = read.unwrap_or_default();
-            self.up = carrier != Some(0) && disconnect.unwrap_or(0) == 0;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn end<P: Platform + Wait>(&mut self, xs: &mut Xenstore<'_, P>) {
-        for watch in self.watches.iter_mut().filter_map(Option::take) {
-            let _ = xs.unwatch(watch);
-        }
+    /// Whether the backend is behind the rings.
+    pub(crate) fn is_at_work(&self) -> bool {
+        matches!(self.state, State::Connected | State::Broken(_))
     }
 }

@@ -1,11 +1,12 @@
 //! Which multicast frames are wanted (`feature-multicast-control`).
 
 use xen_hypercall::{PageBox, Platform, Wait};
-use xen_xenstore::Xenstore;
+use xen_xenstore::{Blocking, Xenstore};
 
 use crate::abi::{EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, ExtraInfo};
 use crate::tx::{Plan, Slot};
-use crate::{Error, Mac, NetFront};
+use crate::way::blocking;
+use crate::{Error, Mac, NetFront, State};
 
 /// What a backend can do about multicast frames.
 #[non_exhaustive]
@@ -83,6 +84,12 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         self.publish().map_err(|error| (index, error))
     }
 
+    /// Notes whether to filter. Returns whether the backend can be told now.
+    pub(crate) fn set_filter(&mut self, filter: bool) -> bool {
+        self.config.multicast_filter = filter;
+        self.state == State::Connected && self.multicast == Multicast::Dynamic
+    }
+
     /// Lets the backend filter from now on, or no more; also one that takes its place later.
     ///
     /// # Errors
@@ -92,11 +99,11 @@ impl<'x, P: Platform, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         P: Wait,
     {
         self.check()?;
-        let device = self.device.as_ref().ok_or(Error::Closed)?;
+        let tie = self.tie.as_ref().ok_or(Error::Closed)?;
         if self.multicast != Multicast::Dynamic {
             return Err(Error::NoMulticast);
         }
-        xs.write_display(&device.frontend_path().join("request-multicast-control")?, u32::from(filter))?;
+        blocking::follow::filter(&mut Blocking::new(xs), &tie.device, filter)?;
         self.config.multicast_filter = filter;
         Ok(())
     }

@@ -111,6 +111,7 @@ impl<'x, P: Platform> Queue<'x, P> {
 
     /// The end of a look by tasks that want these sides alone. What a channel serves that is looked at is looked at whole. Returns
     /// whether something is there, or came back.
+    #[inline]
     pub(crate) fn arm_sides(
         &mut self,
         sides: Sides,
@@ -135,6 +136,7 @@ impl<'x, P: Platform> Queue<'x, P> {
     }
 
     /// Shows the backend what was queued to be sent, if anything was.
+    #[inline]
     pub(crate) fn publish_queued(&mut self, stats: &mut Stats) -> Result<(), Error> {
         if self.tx.ring.has_unpublished() && self.tx.ring.publish().map_err(broken)? {
             stats.notifications += 1;

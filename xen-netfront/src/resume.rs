@@ -8,6 +8,7 @@ use xen_xenstore::xenbus::{Frontend, Published};
 use xen_xenstore::{Until, Xenstore};
 
 use crate::front::each;
+use crate::link::Tie;
 use crate::{Followup, NetFront, State};
 
 /// The rings are new, in the same memory, and the pages are granted again in place. What was agreed on may differ, the
@@ -29,9 +30,11 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Device<'x, P> for NetFront<'x,
 
     fn begin(&mut self, xs: &mut Xenstore<'x, P>, deadline: Duration) -> Self::Begun {
         let was = self.state == State::Connected;
-        self.link.end(xs);
         self.backend = DomId::INVALID;
-        if let Some(device) = self.device.take() {
+        if let Some(Tie { device, watches }) = self.tie.take() {
+            for watch in watches.into_iter().flatten() {
+                let _ = xs.unwatch(watch);
+            }
             // If that fails the watch is ended later.
             let _ = device.forget(xs);
         }
@@ -50,8 +53,8 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Device<'x, P> for NetFront<'x,
         let finished = begun.is_some_and(|device| self.finish_again(device, xs, until.deadline()).is_ok());
         if !finished {
             self.backend = DomId::INVALID;
-            if let Some(device) = self.device.take() {
-                let _ = device.close(xs, deadline);
+            if let Some(tie) = self.tie.take() {
+                let _ = tie.device.close(xs, deadline);
             }
             self.state = State::Closed;
             self.give_up_queues();
@@ -74,7 +77,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> Device<'x, P> for NetFront<'x,
 
 impl<P: Platform, const QUEUES: usize> NetFront<'_, P, QUEUES> {
     /// Pages and rings that no backend has.
-    fn give_up_queues(&mut self) {
+    pub(crate) fn give_up_queues(&mut self) {
         self.queues.iter_mut().for_each(|queue| *queue = None);
         if self.control.take().is_some_and(|control| control.changed) {
             self.followup |= Followup::CONTROL;

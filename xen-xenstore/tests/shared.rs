@@ -45,7 +45,9 @@ fn run<'s, T: 's>(
 /// Nothing is left of any task.
 fn assert_tidy(machine: &Machine, store: &Shared<'_>) {
     let mut executor = Executor::new(machine, 0);
-    executor.spawn(async { let _ = store.runner().run().await; });
+    executor.spawn(async {
+        let _ = store.runner().run().await;
+    });
     executor.run();
     assert_eq!(store.places_taken(), (0, 0));
     assert_eq!(machine.store.watches(ID), 0);
@@ -128,7 +130,9 @@ fn many_questions_are_asked_at_once() {
     }
     for seed in 0..20 {
         let mut executor = Executor::new(&machine, seed);
-        executor.spawn(async { let _ = store.runner().run().await; });
+        executor.spawn(async {
+            let _ = store.runner().run().await;
+        });
         let (done, names, store) = (Rc::new(Cell::new(0)), &names, &store);
         for _ in 0..4 {
             let done = Rc::clone(&done);
@@ -156,7 +160,9 @@ fn a_daemon_that_hangs_holds_up_nobody_else() {
     let machine = Machine::new();
     let store = shared(&machine);
     let mut executor = Executor::new(&machine, 5);
-    executor.spawn(async { let _ = store.runner().run().await; });
+    executor.spawn(async {
+        let _ = store.runner().run().await;
+    });
     executor.run();
     machine.store.stall(true);
     let asks: Vec<usize> = (0..40)
@@ -184,7 +190,9 @@ fn tasks_that_nobody_polls_hold_up_nobody_with_short_answers() {
     let store = shared(&machine);
     machine.store.write(&data("a"), "1");
     let mut executor = Executor::new(&machine, 5);
-    executor.spawn(async { let _ = store.runner().run().await; });
+    executor.spawn(async {
+        let _ = store.runner().run().await;
+    });
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     let mut idle: Vec<_> =
         (0..QUESTIONS - 1).map(|_| Box::pin(store.client().read_parsed::<u32>("data/a"))).collect();
@@ -210,7 +218,9 @@ fn transactions_happen_once() {
         let machine = Machine::new();
         let store = shared(&machine);
         let mut executor = Executor::new(&machine, seed);
-        executor.spawn(async { let _ = store.runner().run().await; });
+        executor.spawn(async {
+            let _ = store.runner().run().await;
+        });
         for _ in 0..12 {
             executor.spawn(async {
                 let counted = store.client().transaction(async |transaction| {
@@ -250,7 +260,9 @@ fn several_tasks_watch_the_same_node() {
         let machine = Machine::new();
         let store = shared(&machine);
         let mut executor = Executor::new(&machine, seed);
-        executor.spawn(async { let _ = store.runner().run().await; });
+        executor.spawn(async {
+            let _ = store.runner().run().await;
+        });
         for task in 0..5_u32 {
             let client: Client<'_, '_, MockDomain> = store.client();
             executor.spawn(async move {
@@ -282,7 +294,9 @@ fn a_connection_that_is_given_up_is_made_anew() {
         let machine = Machine::new();
         let store = shared(&machine);
         let mut executor = Executor::new(&machine, seed);
-        executor.spawn(async { let _ = store.runner().run().await; });
+        executor.spawn(async {
+            let _ = store.runner().run().await;
+        });
         let lost = Rc::new(Cell::new(0));
         for _ in 0..6 {
             let (client, lost) = (store.client(), Rc::clone(&lost));
@@ -390,7 +404,9 @@ fn a_handshake_that_is_given_up_anywhere_leaves_nothing_behind() {
         machine.backend(LINUX);
         let store = shared(&machine);
         let mut executor = Executor::new(&machine, polls);
-        executor.spawn(async { let _ = store.runner().run().await; });
+        executor.spawn(async {
+            let _ = store.runner().run().await;
+        });
         let task = executor.spawn(handshake(&store));
         for _ in 0..polls {
             executor.turn();
@@ -413,7 +429,9 @@ fn who_blocks_has_the_connection_for_a_while() {
         let machine = Machine::new();
         let store = shared(&machine);
         let mut executor = Executor::new(&machine, seed);
-        executor.spawn(async { let _ = store.runner().run().await; });
+        executor.spawn(async {
+            let _ = store.runner().run().await;
+        });
         for _ in 0..8 {
             let client = store.client();
             executor.spawn(async move {
@@ -451,7 +469,9 @@ fn tasks_go_on_in_a_new_domain() {
         let machine = Machine::new();
         let store = shared(&machine);
         let mut executor = Executor::new(&machine, seed);
-        executor.spawn(async { let _ = store.runner().run().await; });
+        executor.spawn(async {
+            let _ = store.runner().run().await;
+        });
         for _ in 0..4 {
             let client = store.client();
             executor.spawn(async move {

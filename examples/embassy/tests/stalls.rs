@@ -59,7 +59,8 @@ fn run<F: Future<Output = ()> + 'static>(happens: impl FnOnce(Rc<Outside>) -> F)
     let switch = MockSwitch::new(&xen);
     let card = MockNetback::new(&switch, &store, &guest, 0, CardOptions::default());
     card.set_back("ip", "10.0.0.2");
-    let disk = MockBlkback::new(&store, &guest, 51712, DiskOptions { sectors: 1000, ..DiskOptions::default() });
+    let disk =
+        MockBlkback::new(&store, &guest, 51712, DiskOptions { sectors: 1000, ..DiskOptions::default() });
     disk.load(&disk_bytes());
     let token = guest.boot().unwrap();
     let events: &'static EventChannels<MockDomain> = Box::leak(Box::new(EventChannels::new(&token).unwrap()));

@@ -7,7 +7,7 @@ use xen_hypercall::Platform;
 
 use super::{Card, Place};
 use crate::wake::Sides;
-use crate::{Error, Followup, Mac, NetFront, RxMeta, TxMeta};
+use crate::{Error, Followup, Mac, NetFront, RxMeta, State, TxMeta};
 
 /// Looks at a device that a single poll of a task takes at most. More of them are needed only if events come meanwhile.
 const LOOKS: usize = 4;
@@ -150,7 +150,7 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
     }
 
     #[inline]
-    fn now<R>(&self, f: &mut impl FnMut(&mut NetFront<'x, P, QUEUES>) -> R) -> Option<R> {
+    pub(super) fn now<R>(&self, f: impl FnOnce(&mut NetFront<'x, P, QUEUES>) -> R) -> Option<R> {
         let mut place = self.place.try_borrow_mut().ok()?;
         place.front.as_mut().map(f)
     }
@@ -177,8 +177,15 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
         sides: Sides,
         f: impl FnMut(&mut NetFront<'x, P, QUEUES>, &mut u32) -> Result<Option<R>, Error>,
     ) -> Poll<Result<R, Error>> {
-        let looked = self.wait(cx, |place, cx| place.sleep(cx, sides, f));
-        self.tell();
+        let mut ended = false;
+        let looked = self.wait(cx, |place, cx| {
+            let looked = place.sleep(cx, sides, f);
+            ended = place.front.as_ref().is_some_and(|front| front.state != State::Connected);
+            looked
+        });
+        if ended {
+            self.tell();
+        }
         looked
     }
 }

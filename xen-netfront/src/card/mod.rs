@@ -1,7 +1,9 @@
 //! The place of a device that may be absent, for tasks that use it and one that controls it.
 
+mod control;
 mod data;
 mod places;
+mod suspend;
 
 use core::cell::RefCell;
 use core::fmt;
@@ -9,6 +11,7 @@ use core::fmt;
 use xen_hypercall::Platform;
 
 use crate::{Error, Followup, Mac, NetFront, State, Stats};
+pub use control::Controller;
 use places::Places;
 
 /// The place of a network device, for the tasks of one vCPU: some send and receive, while another takes the device away and
@@ -30,6 +33,9 @@ pub struct Card<'x, P: Platform, const QUEUES: usize = 1> {
 pub(crate) struct Place<'x, P: Platform, const QUEUES: usize> {
     front: Option<NetFront<'x, P, QUEUES>>,
     closed: bool,
+    controlled: bool,
+    /// Whether multicast frames are to be filtered, until the one who controls the device knows.
+    filter: Option<bool>,
     /// Another one whenever another device is here, or another user puts frames together: what was staged is void then.
     stamp: u32,
     /// What was told last.
@@ -42,8 +48,8 @@ pub(crate) struct Place<'x, P: Platform, const QUEUES: usize> {
 struct Told {
     up: bool,
     followup: bool,
-    /// Whether a device is here that is not at work.
-    ended: bool,
+    /// Whether the device's backend broke the protocol.
+    broken: bool,
     /// How often it began anew: then its rings are others.
     reconnects: u64,
 }
@@ -55,7 +61,7 @@ impl<P: Platform, const QUEUES: usize> Place<'_, P, QUEUES> {
             Some(front) => Told {
                 up: front.is_link_up(),
                 followup: !front.followup.is_empty(),
-                ended: front.state != State::Connected,
+                broken: matches!(front.state, State::Broken(_)),
                 reconnects: front.stats.reconnects,
             },
         }
@@ -69,8 +75,10 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
             place: RefCell::new(Place {
                 front: None,
                 closed: false,
+                controlled: false,
+                filter: None,
                 stamp: 0,
-                told: Told { up: false, followup: false, ended: false, reconnects: 0 },
+                told: Told { up: false, followup: false, broken: false, reconnects: 0 },
                 waiting: Places::new(),
             }),
         }
@@ -176,7 +184,11 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
     /// # Errors
     /// As [`NetFront::publish`]; [`Error::Closed`] also without a device.
     pub fn publish(&self) -> Result<(), Error> {
-        self.with(NetFront::publish).unwrap_or(Err(Error::Closed))
+        let published = self.now(NetFront::publish).unwrap_or(Err(Error::Closed));
+        if published.is_err() {
+            self.tell();
+        }
+        published
     }
 
     /// As [`NetFront::take_followup`]; nothing without a device.
@@ -207,7 +219,7 @@ impl<'x, P: Platform, const QUEUES: usize> Card<'x, P, QUEUES> {
         let waiting = &mut place.waiting;
         let mut link = (now.up != before.up).then(|| core::mem::take(&mut waiting.link));
         let mut followup = now.followup.then(|| core::mem::take(&mut waiting.followup));
-        let mut control = now.ended.then(|| core::mem::take(&mut waiting.control));
+        let mut control = now.broken.then(|| core::mem::take(&mut waiting.control));
         // A waker is another's code, which may come back here.
         drop(place);
         for waiters in [&mut link, &mut followup, &mut control].into_iter().flatten() {
