@@ -148,36 +148,11 @@ async fn tell_of_disk<P: Platform + Wait>(domain: &Domain<P>, index: u32) -> Inf
 
 /// Looks after the card, whenever it comes.
 async fn look_after_card<P: Platform + Wait>(domain: &'static Domain<P>) {
-    let interim = async {
-        loop {
-            domain.store.block(|xs| follow_card(domain, xs));
-            Timer::after_millis(200).await;
-        }
-    };
-    match select(interim, tell_of_card(domain)).await {
-        Either::First(never) | Either::Second(never) => match never {},
-    }
-}
-
-fn follow_card<P: Platform + Wait>(domain: &'static Domain<P>, xs: &mut xen_xenstore::Xenstore<'static, P>) {
-    let until = domain.events.platform().now() + core::time::Duration::from_secs(5);
-    let ready = |xs: &mut xen_xenstore::Xenstore<'static, P>| -> Result<bool, Error> {
-        let backend = Path::new(xs.read_str("device/vif/0/backend")?)?;
-        Ok(xs.read_parsed::<xen_xenstore::xenbus::XenbusState>(&backend.join("state")?)?.0 == 2)
-    };
-    match domain.card.with(|card| card.service(xs)) {
-        None if ready(xs) == Ok(true) => {
-            match xen_netfront::NetFront::connect(xs, domain.events, domain.grants, 0, until) {
-                Ok(card) => drop(domain.card.put(card)),
-                Err(error) => log::warn!("{error}"),
-            }
-        }
-        Some(Ok(xen_netfront::State::Connected)) | None => {}
-        Some(_) => {
-            if let Some(card) = domain.card.take() {
-                let _ = card.close(xs, until);
-            }
-        }
+    let control = domain.card.control(domain.events, domain.grants, 0, Default::default());
+    let Some(mut control) = control else { return };
+    match select(control.run(domain.store.client()), tell_of_card(domain)).await {
+        Either::First(Ok(never)) | Either::Second(never) => match never {},
+        Either::First(Err(error)) => log::error!("card: {error}"),
     }
 }
 

@@ -118,6 +118,7 @@ impl Visitor {
                 }
                 answer.clear();
                 asked = false;
+                Timer::after_millis(250).await;
                 port = if port == 60_000 { 50_000 } else { port + 1 };
                 self.call(&mut iface, &mut sockets, handle, port);
             }
@@ -179,9 +180,9 @@ fn whatever_hangs_no_tick_is_late() {
             // More than a console holds.
             outside.console.type_in(b"help\rdisk\rstats\r".repeat(30).as_slice());
             outside.store.write("/local/domain/1/data/message", name);
-            Timer::after_secs(20).await;
+            Timer::after_secs(12).await;
             let before = outside.visitor.whole.get();
-            Timer::after_secs(20).await;
+            Timer::after_secs(12).await;
             // Those who do not need what hangs go on.
             let visited = outside.visitor.whole.get() > before;
             assert_eq!(visited, name != "card" && name != "disk", "{name}");
@@ -202,9 +203,9 @@ fn devices_come_and_go_under_traffic() {
         for _ in 0..3 {
             outside.visitor.visits(2).await;
             outside.disk.detach();
-            Timer::after_secs(1).await;
+            Timer::after_secs(2).await;
             let (whole, other) = (outside.visitor.whole.get(), outside.visitor.other.get());
-            Timer::after_secs(1).await;
+            Timer::after_secs(2).await;
             assert_eq!(outside.visitor.whole.get(), whole, "there is no disk");
             assert!(outside.visitor.other.get() > other, "nobody waits for it");
             outside.disk.come_back();
