@@ -243,6 +243,18 @@ impl<'x, P: Platform> Console<'x, P> {
         Poll::Ready(Ok(count))
     }
 
+    /// Ready when all of `data` is written; otherwise wakes the task when there is room. What is written is taken off `data`.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn poll_write_all(&mut self, cx: &mut Context<'_>, data: &mut &[u8]) -> Poll<Result<(), Error>> {
+        while !data.is_empty() {
+            let count = ready!(self.poll_write(cx, data))?;
+            *data = data.get(count..).unwrap_or_default();
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Ready when so many bytes of text fit; otherwise wakes the task then. They fit at some time if they are a line's.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<(), Error>> {
         self.poll_for(cx, |console| console.has_room(len))

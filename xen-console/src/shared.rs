@@ -3,11 +3,10 @@
 use core::cell::RefCell;
 use core::fmt;
 use core::future::poll_fn;
-use core::task::{Poll, ready};
 
 use xen_hypercall::Platform;
 
-use crate::{Console, Error, LINE};
+use crate::{Console, Error};
 
 /// A console that tasks of one executor share: some read, some write, and each waits for itself.
 ///
@@ -92,36 +91,18 @@ impl<'x, P: Platform> SharedConsole<'x, P> {
     /// As [`Console::write`]. How many bytes were written by then is not told.
     pub async fn write_all(&self, data: &[u8]) -> Result<(), Error> {
         let mut rest = data;
-        while !rest.is_empty() {
-            let count = self.write(rest).await?;
-            rest = rest.get(count..).unwrap_or_default();
-        }
-        Ok(())
+        poll_fn(|cx| self.with(|console| console.poll_write_all(cx, &mut rest))).await
     }
 
     /// Writes text for people, as [`Console::write_text`] does, but waits for the room of each line for as long as it takes, so that
-    /// none is lost. What others write comes between lines. When it is dropped some first lines were written.
+    /// none is lost. What others write comes between lines, or between the pieces of a line that is longer than
+    /// [`LINE`](crate::LINE). When it is dropped some first lines were written.
     ///
     /// # Errors
     /// As [`Console::write`].
     pub async fn write_text(&self, text: &str) -> Result<(), Error> {
-        for line in text.split_inclusive('\n') {
-            let mut rest = line;
-            while !rest.is_empty() {
-                let piece = piece(rest);
-                // With the carriage return before its end.
-                let len = piece.len() + 1;
-                poll_fn(|cx| {
-                    self.with(|console| {
-                        ready!(console.poll_room(cx, len))?;
-                        Poll::Ready(console.print(format_args!("{piece}")))
-                    })
-                })
-                .await?;
-                rest = rest.get(piece.len()..).unwrap_or_default();
-            }
-        }
-        Ok(())
+        let mut rest = text;
+        poll_fn(|cx| self.with(|console| console.poll_text(cx, &mut rest))).await
     }
 
     /// Waits until the daemon has taken everything that was written.
@@ -131,16 +112,6 @@ impl<'x, P: Platform> SharedConsole<'x, P> {
     pub async fn flush(&self) -> Result<(), Error> {
         poll_fn(|cx| self.with(|console| console.poll_drained(cx))).await
     }
-}
-
-/// What of a line goes as one.
-fn piece(line: &str) -> &str {
-    // A carriage return and a line end are to fit behind it.
-    let mut len = line.len().min(LINE - 2);
-    while !line.is_char_boundary(len) {
-        len -= 1;
-    }
-    line.get(..len).unwrap_or_default()
 }
 
 impl<P: Platform> fmt::Debug for SharedConsole<'_, P> {

@@ -1,6 +1,7 @@
 //! Text for people: lines that are written whole or not at all, and the mark that tells of those that were not.
 
 use core::fmt::{self, Write};
+use core::task::{Context, Poll, ready};
 use core::time::Duration;
 
 use xen_hypercall::{Platform, Wait};
@@ -162,6 +163,34 @@ impl<'x, P: Platform> Console<'x, P> {
         self.text(text, &mut |console, len| console.wait_room(len, &mut deadline))
     }
 
+    /// Ready when all of a text is written, as [`write_text`](Self::write_text) writes it; otherwise wakes the task when there is room for
+    /// its next line, so that none is lost. What is written is taken off `text`.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when the daemon broke the protocol; [`Error::Event`] when it cannot be notified.
+    pub fn poll_text(&mut self, cx: &mut Context<'_>, text: &mut &str) -> Poll<Result<(), Error>> {
+        while !text.is_empty() {
+            // All pieces that there is room for are one notification.
+            let (mut fits, mut bytes) = (0, 0);
+            let mut rest = *text;
+            while !rest.is_empty() {
+                let piece = piece(rest);
+                // With the carriage return before its end.
+                let len = piece.len() + 1;
+                if fits == 0 {
+                    ready!(self.poll_room(cx, len))?;
+                } else if !self.has_room(bytes + len)? {
+                    break;
+                }
+                (fits, bytes) = (fits + piece.len(), bytes + len);
+                rest = rest.get(piece.len()..).unwrap_or_default();
+            }
+            self.print(format_args!("{}", text.get(..fits).unwrap_or_default()))?;
+            *text = rest;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Writes text without waiting for room, as `write!` does. Returns whether all of it was written.
     pub(crate) fn print(&mut self, text: fmt::Arguments<'_>) -> Result<bool, Error> {
         self.text(text, &mut |console, len| console.has_room(len))
@@ -183,6 +212,17 @@ impl<'x, P: Platform> Console<'x, P> {
         self.looked(0);
         Ok(!lost)
     }
+}
+
+/// What of a text goes as one: a line with its end, or a part of one that is too long.
+fn piece(text: &str) -> &str {
+    let line = text.find('\n').map_or(text.len(), |end| end + 1);
+    // A carriage return goes with it, too.
+    let mut len = line.min(LINE - 2);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    text.get(..len).unwrap_or_default()
 }
 
 /// Text for people, as [`Console::write_text`] writes it, without waiting for room. What one `write!` writes is together:

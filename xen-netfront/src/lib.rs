@@ -34,6 +34,7 @@ mod segment;
 #[cfg(any(feature = "embassy-net-driver-v0-2", feature = "smoltcp-v0-13", feature = "smoltcp-v0-14"))]
 mod staged;
 mod stats;
+mod terms;
 mod tx;
 mod waiters;
 mod wake;

@@ -48,8 +48,14 @@ impl Screen for Open {
     }
 }
 
-/// A console that nobody reads holds a line up this long, and only the first one.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
+/// A console that nobody reads holds a line up this long, and only the first one. Where tasks run, it holds up none.
+fn patience() -> Duration {
+    #[cfg(feature = "embassy")]
+    if machine::heart().is_some() {
+        return Duration::ZERO;
+    }
+    Duration::from_millis(200)
+}
 
 /// What is in the console when the domain ends is lost, so its reader gets more time for that.
 const LAST: Duration = Duration::from_secs(10);
@@ -76,14 +82,16 @@ pub fn write(text: fmt::Arguments<'_>, patience: Duration) -> Option<bool> {
     screen()?.write(text, patience)
 }
 
-/// Writes text to the console as [`write()`] does, waiting for room 200 ms at most; without a console it is lost.
+/// Writes text to the console as [`write()`] does, waiting for room 200 ms at most, or not at all where an executor runs (feature
+/// `embassy`); without a console it is lost.
 pub fn write_text(text: &str) {
-    write(format_args!("{text}"), PATIENCE);
+    write(format_args!("{text}"), patience());
 }
 
-/// Writes text to the console as [`write()`] does, waiting for room 200 ms at most; without a console, to Xen's log.
+/// Writes text to the console as [`write()`] does, waiting for room 200 ms at most, or not at all where an executor runs (feature
+/// `embassy`); without a console, to Xen's log.
 pub fn print(text: fmt::Arguments<'_>) {
-    if write(text, PATIENCE).is_none() {
+    if write(text, patience()).is_none() {
         let _ = Early.write_fmt(text);
     }
 }
@@ -91,6 +99,58 @@ pub fn print(text: fmt::Arguments<'_>) {
 /// Takes bytes that were typed. Does not wait; returns how many there were.
 pub fn read(buf: &mut [u8]) -> usize {
     CONSOLE.with(|console| console.as_mut()?.read(buf).ok()).flatten().unwrap_or(0)
+}
+
+/// The console for tasks, which wait for it without holding up others. What each does when it is dropped is as
+/// [`SharedConsole`](xen_console::SharedConsole) says.
+pub mod task {
+    use core::future::poll_fn;
+    use core::task::Poll;
+
+    use xen_console::{Console, Error};
+
+    use super::{CONSOLE, Kernel};
+
+    /// Reads what was typed, or waits until there is something. Returns how many bytes were read.
+    ///
+    /// # Errors
+    /// [`Error::NoConsole`], or as [`Console::read`].
+    pub async fn read(buf: &mut [u8]) -> Result<usize, Error> {
+        poll_fn(|cx| with(|console| console.poll_read(cx, buf))).await
+    }
+
+    /// Writes bytes as they are.
+    ///
+    /// # Errors
+    /// [`Error::NoConsole`], or as [`Console::write`].
+    pub async fn write_all(data: &[u8]) -> Result<(), Error> {
+        let mut rest = data;
+        poll_fn(|cx| with(|console| console.poll_write_all(cx, &mut rest))).await
+    }
+
+    /// Writes text, its line ends made for a terminal, of which no line is lost.
+    ///
+    /// # Errors
+    /// [`Error::NoConsole`], or as [`Console::write`].
+    pub async fn write_text(text: &str) -> Result<(), Error> {
+        let mut rest = text;
+        poll_fn(|cx| with(|console| console.poll_text(cx, &mut rest))).await
+    }
+
+    /// Waits until the console's reader has everything.
+    ///
+    /// # Errors
+    /// [`Error::NoConsole`], or as [`Console::poll_drained`].
+    pub async fn flush() -> Result<(), Error> {
+        poll_fn(|cx| with(|console| console.poll_drained(cx))).await
+    }
+
+    fn with<R>(
+        f: impl FnOnce(&mut Console<'static, &'static Kernel>) -> Poll<Result<R, Error>>,
+    ) -> Poll<Result<R, Error>> {
+        let done = CONSOLE.with(|console| console.as_mut().map(f)).flatten();
+        done.unwrap_or(Poll::Ready(Err(Error::NoConsole)))
+    }
 }
 
 /// The console's figures; zero without a console.

@@ -24,6 +24,9 @@ pub mod build;
 mod channels;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 pub mod console;
+#[cfg(feature = "embassy")]
+#[cfg(any(feature = "hosted", not(feature = "build")))]
+pub mod embassy;
 #[cfg(any(feature = "hosted", not(feature = "build")))]
 mod entry;
 #[cfg(feature = "hosted")]

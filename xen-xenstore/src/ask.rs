@@ -121,9 +121,10 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
     /// Whether it can does not matter, those answers are stray ones.
     pub(crate) fn tidy_up(&mut self, operation: Operation, deadline: &mut Deadline) -> Result<(), Error> {
         self.link.send_rest(operation, deadline)?;
-        if let Some(orphan) = self.link.orphan {
+        while let Some(orphan) = self.link.orphan() {
+            self.link.send_rest(operation, deadline)?;
             self.order(Operation::TRANSACTION_END, orphan, &[b"F\0"], deadline)?;
-            self.link.orphan = None;
+            self.link.change_orphan(orphan, 0);
         }
         while let Some((watch, path)) = self.link.watches.given_up() {
             self.link.send_rest(operation, deadline)?;

@@ -7,6 +7,7 @@ use xen_evtchn::Deadline;
 use xen_hypercall::{Platform, Wait};
 
 use crate::link::Sink;
+use crate::watches::EachWatch;
 use crate::way::blocking::Primitives;
 use crate::xenbus::Entry;
 use crate::{Changes, Error, Question, Transaction, Until, Watch, Xenstore};
@@ -119,6 +120,10 @@ impl<P: Platform + Wait> Primitives for Blocking<'_, '_, P> {
             None => self.until.deadline(),
         };
         self.xs.wait_event(watch, deadline)
+    }
+
+    fn wait_any(&mut self, watches: &EachWatch<'_>) -> Result<bool, Error> {
+        self.xs.wait_any(watches, self.until.deadline())
     }
 
     fn resume(&mut self) {

@@ -6,9 +6,9 @@ use crate::link::Sink;
 use crate::wire::Operation;
 use crate::{Error, Watch, Xenstore};
 
-const NODE: &str = "control/shutdown";
+pub(crate) const NODE: &str = "control/shutdown";
 /// The nodes that tell the toolstack which requests are obeyed (`docs/misc/xenstore-paths.pandoc` of Xen).
-const FEATURES: [(Request, &[u8]); 3] = [
+pub(crate) const FEATURES: [(Request, &[u8]); 3] = [
     (Request::PowerOff, b"control/feature-poweroff"),
     (Request::Reboot, b"control/feature-reboot"),
     (Request::Suspend, b"control/feature-suspend"),
@@ -32,7 +32,7 @@ pub enum Request {
 
 impl Request {
     /// The word in the node. There is none before the request or after it was accepted.
-    fn word(self) -> &'static [u8] {
+    pub(crate) fn word(self) -> &'static [u8] {
         match self {
             Self::PowerOff => b"poweroff",
             Self::Halt => b"halt",
@@ -137,7 +137,7 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
 }
 
 /// What a node's value asks for.
-fn request(value: Result<&[u8], Error>) -> Result<Option<Request>, Error> {
+pub(crate) fn request(value: Result<&[u8], Error>) -> Result<Option<Request>, Error> {
     const ALL: [Request; 5] =
         [Request::PowerOff, Request::Halt, Request::Reboot, Request::Suspend, Request::Crash];
     match value {

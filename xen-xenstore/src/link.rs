@@ -20,6 +20,9 @@ use crate::{Error, ServerFeatures, Stats};
 /// Questions that can wait for their answers at the same time, a power of two.
 const WINDOW: usize = 32;
 
+/// Transactions that can wait for their end.
+const ORPHANS: usize = 8;
+
 /// Takes the answers to questions, in whatever order they come: the question's tag, and what the daemon says.
 pub(crate) type Sink<'s> = dyn FnMut(usize, Result<&[u8], Error>) + 's;
 
@@ -51,8 +54,8 @@ pub(crate) struct Link<'x, P: Platform> {
     questions: [Option<Question>; WINDOW],
     /// How many of these there are.
     open: usize,
-    /// A transaction that began after its question was given up.
-    pub(crate) orphan: Option<u32>,
+    /// Transactions that began after their questions were given up. Zero is none.
+    orphans: [u32; ORPHANS],
     /// Bytes were written that the daemon was not told of.
     silent: bool,
     /// Each answer is kept where its question says, and `answer` is for a rest alone.
@@ -82,7 +85,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
             last_id: 0,
             questions: [None; WINDOW],
             open: 0,
-            orphan: None,
+            orphans: [0; ORPHANS],
             silent: false,
             is_shared: false,
             resets: 0,
@@ -106,7 +109,7 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
         self.incoming = Assembler::new();
         self.resets = self.resets.wrapping_add(1);
         self.give_up();
-        (self.unsent, self.orphan, self.silent, self.broken) = ((0, 0), None, false, None);
+        (self.unsent, self.orphans, self.silent, self.broken) = ((0, 0), [0; ORPHANS], false, None);
         self.watches.forget_given_up();
     }
 
@@ -203,7 +206,8 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
             self.stats.stray += 1;
             if kind == Operation::TRANSACTION_START {
                 // Its question was given up. Left open it would count against our quota for ever.
-                self.orphan = number(payload);
+                let orphan = number(payload);
+                self.change_orphan(0, orphan.unwrap_or(0));
             }
             return Ok(());
         };
@@ -219,6 +223,18 @@ impl<'x, P: Platform + Wait> Link<'x, P> {
             kind => return Err(Error::Broken(Violation::Kind(kind))),
         }
         Ok(())
+    }
+
+    /// Puts a transaction that is to be ended in the place of another. Zero is none.
+    pub(crate) fn change_orphan(&mut self, from: u32, to: u32) {
+        if let Some(place) = self.orphans.iter_mut().find(|orphan| **orphan == from) {
+            *place = to;
+        }
+    }
+
+    /// A transaction that is to be ended.
+    pub(crate) fn orphan(&self) -> Option<u32> {
+        self.orphans.iter().copied().find(|orphan| *orphan != 0)
     }
 
     /// The answer that was taken in last, of so many bytes.

@@ -86,7 +86,7 @@ impl<'x, P: Platform + Wait> Xenstore<'x, P> {
         let ended = self.ask(Operation::TRANSACTION_END, id, &[if commit { b"T\0" } else { b"F\0" }]);
         if let Err(Error::TimedOut(_)) = ended {
             // There may have been no room for the question, and it is open still.
-            self.link.orphan = Some(id);
+            self.link.change_orphan(0, id);
         }
         ended.map(drop)
     }

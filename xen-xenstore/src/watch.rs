@@ -8,7 +8,7 @@ use xen_hypercall::{Platform, Wait};
 
 use crate::link::Sink;
 use crate::text::Text;
-use crate::watches::WATCHES;
+use crate::watches::{EachWatch, WATCHES};
 use crate::wire::Operation;
 use crate::{Error, Path, Until, Xenstore};
 
@@ -192,6 +192,27 @@ impl<P: Platform + Wait> Xenstore<'_, P> {
             }
             self.link.events.wait_since(self.link.seen, until);
             waited = true;
+        }
+    }
+
+    /// Waits until one of several watches has fired, or the time is up.
+    pub(crate) fn wait_any(
+        &mut self,
+        watches: &EachWatch<'_>,
+        deadline: &mut Deadline,
+    ) -> Result<bool, Error> {
+        self.link.pauses.resume(deadline);
+        loop {
+            let until = deadline.until(self.now());
+            self.poll()?;
+            if self.link.watches.any_fired(watches) {
+                self.link.pauses.keep(deadline);
+                return Ok(true);
+            }
+            if until.is_none() {
+                return Ok(false);
+            }
+            self.link.events.wait_since(self.link.seen, until);
         }
     }
 

@@ -11,6 +11,9 @@ pub(crate) const WATCHES: usize = 128;
 /// The bytes of all paths together.
 pub(crate) const PATHS: usize = 8192;
 
+/// Calls a closure with each of several watches.
+pub(crate) type EachWatch<'w> = dyn Fn(&mut dyn FnMut(Watch)) + 'w;
+
 /// The watches of a connection.
 ///
 /// A daemon, or somebody who writes to a watched node without end, can make any number of events: all that they do is to
@@ -200,6 +203,13 @@ impl Watches {
     /// Whether a watch fired since it was asked for last. None: it has ended.
     pub(crate) fn take(&mut self, watch: Watch) -> Option<bool> {
         self.get(watch).map(|slot| core::mem::take(&mut slot.fired))
+    }
+
+    /// Whether one of several watches has fired, or has ended.
+    pub(crate) fn any_fired(&mut self, watches: &EachWatch<'_>) -> bool {
+        let mut any = false;
+        watches(&mut |watch| any |= self.get(watch).is_none_or(|slot| slot.fired));
+        any
     }
 
     /// Lets a watch be as if it had fired: whoever took the mark could not act on it.

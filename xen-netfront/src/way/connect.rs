@@ -7,10 +7,10 @@ use xen_xenstore::xenbus::{BackendReady, Frontend, Published, XenbusState};
 
 use super::follow;
 use super::way::{Ask, frontend, run, task, wait};
-use crate::connect::{Answers, Terms, write};
 use crate::control::Control;
 use crate::front::Queues;
 use crate::link::Tie;
+use crate::terms::{Answers, Terms, write};
 use crate::{Config, Error};
 
 /// Finds the device, and its backend ready.
@@ -37,8 +37,8 @@ pub(crate) fn agree<A: Ask>(
     most: usize,
 ) -> task!(Result<Terms, Error>) {
     run!({
-        let (nodes, mut answers) = (crate::connect::nodes(), Answers::new());
-        let questions = Answers::questions(device.frontend_path(), device.backend_path(), &nodes);
+        let mut answers = Answers::new();
+        let questions = Answers::questions(device.frontend_path(), device.backend_path());
         wait!(ask.together(questions, |place, answer| answers.note(place, answer)))?;
         answers.terms(config, most)
     })

@@ -101,7 +101,7 @@ fn finish(kernel: &Kernel) -> Option<()> {
 }
 
 /// What time it is; zero before the kernel is there.
-#[cfg(feature = "log")]
+#[cfg(any(feature = "log", feature = "embassy"))]
 pub(crate) fn now() -> Duration {
     KERNEL.get().map(xen_hypercall::Wait::now).unwrap_or_default()
 }
@@ -170,6 +170,26 @@ pub(crate) fn start_vcpu(id: VcpuId, life: &'static dyn crate::smp::Life) -> Res
         life.live();
     });
     started.map(drop).map_err(|_| Errno::ENOMEM)
+}
+
+#[cfg(feature = "embassy")]
+std::thread_local! {
+    /// The time of the executor that runs on this thread.
+    static HEART: std::cell::Cell<Option<&'static crate::embassy::Heart>> = const { std::cell::Cell::new(None) };
+}
+
+/// The time of the executor that runs on this vCPU.
+#[cfg(feature = "embassy")]
+pub(crate) fn heart() -> Option<&'static crate::embassy::Heart> {
+    HEART.get()
+}
+
+/// Another executor runs on this vCPU, or none. Returns which did.
+#[cfg(feature = "embassy")]
+pub(crate) fn set_heart(
+    heart: Option<&'static crate::embassy::Heart>,
+) -> Option<&'static crate::embassy::Heart> {
+    HEART.replace(heart)
 }
 
 /// Keeps a thing for as long as the process lives.

@@ -33,6 +33,8 @@ pub(crate) use memory::{keep, keep_pages};
 pub(crate) use place::Place;
 #[cfg(any(feature = "smp", feature = "suspend", target_arch = "aarch64"))]
 pub(crate) use vcpu::this;
+#[cfg(feature = "embassy")]
+pub(crate) use vcpu::{heart, set_heart};
 #[cfg(feature = "smp")]
 pub(crate) use {
     stacks::{STACKS, stack},
@@ -95,7 +97,7 @@ pub(crate) fn forget_timer() {
 }
 
 /// What time it is; zero before the kernel is there.
-#[cfg(feature = "log")]
+#[cfg(any(feature = "log", feature = "embassy"))]
 pub(crate) fn now() -> core::time::Duration {
     KERNEL.get().map(xen_hypercall::Wait::now).unwrap_or_default()
 }

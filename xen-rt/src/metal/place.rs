@@ -37,7 +37,7 @@ impl<T> Place<T> {
     }
 
     /// The thing, if it is there.
-    #[cfg(any(feature = "log", feature = "smp", target_arch = "aarch64"))]
+    #[cfg(any(feature = "embassy", feature = "log", feature = "smp", target_arch = "aarch64"))]
     pub(crate) fn get(&'static self) -> Option<&'static T> {
         let full = self.state.load(Ordering::Acquire) == FULL;
         // SAFETY: the thing was written before the state was full, and nobody writes from then on.

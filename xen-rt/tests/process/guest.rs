@@ -54,6 +54,10 @@ pub(crate) fn play(guest: Guest, role: &str) -> Exit {
         }
         "serve" => serve(guest, &[7, 8]),
         "once" => serve(guest, &[9]),
+        #[cfg(feature = "embassy")]
+        "tasks" => crate::tasks::echo(guest),
+        #[cfg(all(feature = "embassy", feature = "smp"))]
+        "tasks-vcpus" => crate::tasks::vcpus(guest),
         #[cfg(feature = "smp")]
         "vcpus" => vcpus(guest),
         #[cfg(feature = "smp")]

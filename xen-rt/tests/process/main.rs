@@ -5,6 +5,8 @@
 #![no_main]
 
 mod guest;
+#[cfg(feature = "embassy")]
+mod tasks;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -41,6 +43,10 @@ const CHECKS: &[Check] = &[
     ("twice", a_second_ctrl_c_ends_a_guest_that_hangs),
     ("ports", ports_lead_to_the_guest_both_ways),
     ("late", what_a_guest_says_last_arrives),
+    #[cfg(feature = "embassy")]
+    ("tasks", tasks_sleep_and_are_woken),
+    #[cfg(all(feature = "embassy", feature = "smp"))]
+    ("tasks-vcpus", tasks_of_several_vcpus_wake_each_other),
     #[cfg(feature = "smp")]
     ("vcpus", vcpus_are_threads_which_wait_for_each_other),
     #[cfg(feature = "smp")]
@@ -182,6 +188,30 @@ fn each_end_has_its_status() {
     let crash = output(&["as=crash"]);
     let all = text(&crash.stdout) + &text(&crash.stderr);
     assert_eq!(all.matches("because it was told so").count(), 1, "told once: {all}");
+}
+
+#[cfg(feature = "embassy")]
+fn tasks_sleep_and_are_woken() {
+    let mut guest = Running::start(&["as=tasks"]);
+    guest.wait_for("ticked");
+    for word in ["one", "two"] {
+        guest.type_in(&format!("{word}\n"));
+        guest.wait_for(&format!("typed: {word}"));
+    }
+    guest.type_in("end\n");
+    let (status, said) = guest.end();
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[cfg(all(feature = "embassy", feature = "smp"))]
+fn tasks_of_several_vcpus_wake_each_other() {
+    let ended = output(&["--vcpus", "4", "as=tasks-vcpus"]);
+    assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+    let wanted = (0..=50).map(|round| format!("round {round}\n"));
+    assert_eq!(
+        text(&ended.stdout),
+        wanted.fold(String::from("begins as=tasks-vcpus\n"), |all, line| all + &line)
+    );
 }
 
 #[cfg(feature = "smp")]

@@ -7,8 +7,9 @@ use xen_hypercall::{DomId, Platform, Wait};
 
 use super::batch::Batch;
 use super::transaction::TRIES;
-use super::{Conversation, SharedStore, Transaction, Watching};
+use super::{Conversation, SharedStore, ShutdownRequests, Transaction, Watching};
 use crate::ask::check_path;
+use crate::control::Request;
 use crate::nodes::{Parts, parse, tell_names, tell_permissions, text};
 use crate::text::Text;
 use crate::way::tasks::Ask;
@@ -145,7 +146,15 @@ impl<'s, 'x, P: Platform + Wait> Client<'s, 'x, P> {
         }
         let mut transaction = Transaction::begin(self.store).await?;
         let mut parts = Parts::default();
-        while !transaction.directory_part(path, &mut parts, &mut each).await? {}
+        loop {
+            match transaction.directory_part(path, &mut parts, &mut each).await {
+                Ok(true) => break,
+                Ok(false) => {}
+                // The connection was made anew. A part is told already, so that it cannot begin again.
+                Err(error) if error.is_again() => return Err(Error::Contended),
+                Err(error) => return Err(error),
+            }
+        }
         // The list is whole, whatever becomes of a transaction that changes nothing.
         let _ = transaction.end(false).await;
         Ok(())
@@ -213,6 +222,15 @@ impl<'s, 'x, P: Platform + Wait> Client<'s, 'x, P> {
             }
         }
         Err(Error::Contended)
+    }
+
+    /// Begins to watch what the toolstack asks of the domain, and tells it which requests the guest obeys, as a
+    /// [`ShutdownWatch`](crate::control::ShutdownWatch) does.
+    ///
+    /// # Errors
+    /// As [`ShutdownWatch::new`](crate::control::ShutdownWatch::new).
+    pub async fn shutdown_requests(self, obeys: &[Request]) -> Result<ShutdownRequests<'s, 'x, P>, Error> {
+        ShutdownRequests::new(self.store, obeys).await
     }
 
     /// What passed since the connection was made.

@@ -11,6 +11,7 @@ use super::batch::Batch;
 use super::transaction::{TRIES, Transaction};
 use super::{Client, SharedStore};
 use crate::link::Sink;
+use crate::watches::EachWatch;
 use crate::way::tasks::Primitives;
 use crate::xenbus::Entry;
 use crate::{Changes, Error, Path, Question, Watch};
@@ -94,8 +95,10 @@ impl<P: Platform + Wait> Primitives for Conversation<'_, '_, P> {
         watches: &mut [Result<Watch, Error>],
         answers: &mut [Result<(), Error>],
     ) -> Result<(), Error> {
+        // Its own, so that they end if this is dropped.
+        let mut setting = Self::new(self.store);
         for (path, place) in paths.iter().zip(&mut *watches) {
-            *place = self.take_place(path).await;
+            *place = setting.take_place(path).await;
         }
         let taken = &*watches;
         let with_place = || taken.iter().enumerate().filter_map(|(at, taken)| Some((at, (*taken).ok()?)));
@@ -107,13 +110,14 @@ impl<P: Platform + Wait> Primitives for Conversation<'_, '_, P> {
                 *place = answer.map(drop);
             }
         };
-        let asked = self.ask_all(&mut questions, &mut sink).await;
+        let asked = setting.ask_all(&mut questions, &mut sink).await;
         for (place, answer) in watches.iter_mut().zip(answers) {
             if let (Ok(watch), Err(error)) = (*place, asked.and(*answer)) {
-                self.give_watch_up(watch, error);
+                setting.give_watch_up(watch, error);
                 *place = Err(error);
             }
         }
+        self.watches |= core::mem::take(&mut setting.watches);
         asked
     }
 
@@ -194,6 +198,20 @@ impl<P: Platform + Wait> Primitives for Conversation<'_, '_, P> {
                     Some(at) if state.await_time(at, cx.waker()) => Poll::Ready(Ok(false)),
                     _ => Poll::Pending,
                 }
+            })
+        })
+        .await
+    }
+
+    async fn wait_any(&mut self, watches: &EachWatch<'_>) -> Result<bool, Error> {
+        poll_fn(|cx| {
+            self.store.poll(cx, |state, cx| {
+                state.check()?;
+                if state.xs.link.watches.any_fired(watches) {
+                    return Poll::Ready(Ok(true));
+                }
+                watches(&mut |watch| state.xs.link.watches.register(watch, cx.waker()));
+                Poll::Pending
             })
         })
         .await

@@ -64,6 +64,7 @@
 mod batch;
 mod client;
 mod conversation;
+mod requests;
 mod runner;
 mod state;
 mod transaction;
@@ -79,6 +80,7 @@ use xen_hypercall::{Platform, Wait};
 use crate::{Error, Stats, Xenstore};
 pub use client::Client;
 pub use conversation::Conversation;
+pub use requests::ShutdownRequests;
 pub use runner::Runner;
 use state::State;
 pub use state::{BYTES, QUESTIONS, TRANSACTIONS};
@@ -87,8 +89,9 @@ pub use watching::Watching;
 
 /// A connection to xenstore that tasks share: see [the module](self).
 ///
-/// It has room for [`QUESTIONS`] questions, and [`TRANSACTIONS`] transactions, at a time; who asks more waits for room. A task
-/// whose answers are there and that is not polled keeps their places. An answer of more than [`BYTES`] is kept where it came in, and
+/// It has room for [`QUESTIONS`] questions, and [`TRANSACTIONS`] transactions, at a time; who asks more waits for room. Up to 64 tasks
+/// wait for that at a time; more of them keep each other busy, and wait all the same. A task whose answers are there and that is not polled
+/// keeps their places. An answer of more than [`BYTES`] is kept where it came in, and
 /// nothing else comes in until its task has looked at it, or is dropped.
 ///
 /// It is for the tasks of one vCPU. A waker that is called here is to let its task be polled later, as those of executors do.

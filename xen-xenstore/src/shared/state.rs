@@ -33,10 +33,10 @@ pub(super) struct State<'x, P: Platform> {
     /// The task that runs the connection.
     pub(super) runner: Option<Waker>,
     /// Who waits for room of any kind.
-    pub(super) room: Waiters,
+    pub(super) room: Waiters<64>,
     /// The time of the first alarm, and who waits for one.
     pub(super) alarm: Option<Duration>,
-    pub(super) alarmed: Waiters,
+    pub(super) alarmed: Waiters<8>,
     /// Somebody tells when it is time.
     pub(super) has_clock: bool,
 }
@@ -280,8 +280,12 @@ impl<'x, P: Platform + Wait> State<'x, P> {
                 Answer::Refused(error) | Answer::Lost(error) => Err(error),
                 Answer::Long => Ok(&b""[..]),
             };
+            let life = self.xs.link.resets;
             if let Some(place) = self.transactions.get_mut(tag) {
-                place.began(begun);
+                // What began in an earlier connection is gone with that.
+                place.began(
+                    begun.and_then(|id| if place.life == life { Ok(id) } else { Err(Error::NotReady) }),
+                );
             }
             self.wake_runner();
         }
@@ -390,11 +394,11 @@ impl<'x, P: Platform + Wait> State<'x, P> {
                 Stage::Orphan(id) => Some((Some(index), id)),
                 _ => None,
             });
-            if let Some((index, id)) = orphans.next().or(self.xs.link.orphan.map(|id| (None, id))) {
+            if let Some((index, id)) = orphans.next().or(self.xs.link.orphan().map(|id| (None, id))) {
                 self.xs.link.send_now(Operation::TRANSACTION_END, id, &[b"F\0"])?;
                 match index.and_then(|index| self.transactions.get_mut(index)) {
                     Some(place) => place.state = Stage::Free,
-                    None => self.xs.link.orphan = None,
+                    None => self.xs.link.change_orphan(id, 0),
                 }
             } else if let Some((watch, path)) = self.xs.link.watches.given_up() {
                 let question = Question::unwatch(watch, &path);
@@ -548,7 +552,12 @@ impl<'x, P: Platform + Wait> State<'x, P> {
     /// Waits until nothing is under way that tasks have asked, in the way of who blocks.
     fn settle(&mut self) {
         let mut deadline = self.xs.deadline();
-        while self.step().is_ok() {
+        loop {
+            // Before the look: what comes from here on ends the sleep.
+            let seen = self.xs.link.events.seq();
+            if self.step().is_err() {
+                break;
+            }
             if let Some(slot) = self.held.and_then(|index| self.slots.get_mut(index)) {
                 // Its task cannot take it now, and others need the room.
                 slot.answer = Answer::Lost(Error::TimedOut(slot.operation));
@@ -560,7 +569,7 @@ impl<'x, P: Platform + Wait> State<'x, P> {
                 break;
             }
             let Some(until) = deadline.until(self.xs.now()) else { break };
-            self.xs.link.events.wait_since(self.xs.link.seen, Some(until));
+            self.xs.link.events.wait_since(seen, Some(until));
         }
         self.fail_questions(Error::TimedOut(Operation::READ));
     }

@@ -55,9 +55,18 @@ impl<P: Platform + Wait> Kept<'_, '_, P> {
         self.store.with(|state| {
             let life = state.life();
             if let Some(place) = state.transactions.get_mut(self.index) {
-                (place.state, place.life) = (stage, life);
+                place.state = stage;
+                if stage == Stage::Asked {
+                    place.life = life;
+                }
             }
         });
+    }
+
+    /// The connection that it was asked for in.
+    fn life(&self) -> u32 {
+        let life = self.store.with(|state| state.transactions.get(self.index).map(|place| place.life));
+        life.flatten().unwrap_or_default()
     }
 }
 
@@ -98,7 +107,7 @@ impl<'s, 'x, P: Platform + Wait> Transaction<'s, 'x, P> {
             Ok(Some(id)) => {
                 begun.place.set(Stage::Open(id));
                 begun.id = id;
-                begun.life = store.with(|state| state.life()).unwrap_or_default();
+                begun.life = begun.place.life();
                 Ok(begun)
             }
             other => {

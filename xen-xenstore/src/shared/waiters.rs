@@ -4,17 +4,19 @@ use core::task::Waker;
 
 use xen_evtchn::wake_all;
 
-/// How many tasks can wait without keeping each other busy.
-const PLACES: usize = 16;
-
 /// The wakers of tasks that wait. With more tasks than places one gives way: it is woken, looks again, and waits again.
-#[derive(Default)]
-pub(super) struct Waiters {
+pub(super) struct Waiters<const PLACES: usize> {
     wakers: [Option<Waker>; PLACES],
     turn: usize,
 }
 
-impl Waiters {
+impl<const PLACES: usize> Default for Waiters<PLACES> {
+    fn default() -> Self {
+        Self { wakers: [const { None }; PLACES], turn: 0 }
+    }
+}
+
+impl<const PLACES: usize> Waiters<PLACES> {
     pub(super) fn register(&mut self, waker: &Waker) {
         if self.wakers.iter().flatten().any(|known| known.will_wake(waker)) {
             return;

@@ -143,6 +143,7 @@ mod sealed {
 
     use super::super::task;
     use crate::link::Sink;
+    use crate::watches::EachWatch;
     use crate::xenbus::Entry;
     use crate::{Changes, Error, Question, Watch};
 
@@ -204,6 +205,10 @@ mod sealed {
             watch: Watch,
             notice: Option<&mut Self::Notice>,
         ) -> task!(Result<bool, Error>);
+
+        /// Waits until one of several watches has fired, which [`has_fired`](Self::has_fired) tells then. Returns false when the time
+        /// is up.
+        fn wait_any(&mut self, watches: &EachWatch<'_>) -> task!(Result<bool, Error>);
 
         /// Goes on with a conversation that others may have been held before.
         fn resume(&mut self);

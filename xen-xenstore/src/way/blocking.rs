@@ -5,6 +5,8 @@ pub use crate::{__blocking_run as run, __blocking_task as task, __blocking_wait 
 
 #[path = "ask.rs"]
 mod ask;
+#[path = "../xenbus/bus_steps.rs"]
+pub mod bus;
 #[path = "../xenbus/steps.rs"]
 pub mod frontend;
 

@@ -38,54 +38,8 @@ pub struct Frontend<S> {
     pub(crate) _state: PhantomData<S>,
 }
 
-impl Frontend<Initialising> {
-    /// Finds device `index` of `kind` (`vif`, `vbd`, ...) and its backend, and begins the handshake, whatever an
-    /// earlier kernel of this domain left behind.
-    ///
-    /// The toolstack may still be writing the device's nodes: they are waited for until `deadline`. So is a backend
-    /// that still works for that earlier kernel, and has to let go first.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when there is no such device by then; [`Error::BadValue`] when its nodes make no sense;
-    /// [`Error::BackendGone`] when it is taken away meanwhile.
-    pub fn open<'d, P: Platform + Wait>(
-        xs: &mut Xenstore<'_, P>,
-        kind: &str,
-        index: u32,
-        deadline: impl Into<Until<'d>>,
-    ) -> Result<Self, Error> {
-        frontend::open(&mut Blocking::until(xs, deadline), kind, index)
-    }
-
-    /// Like [`open`](Self::open) for a device that is there, as those are that the domain was made with: one whose nodes are
-    /// not there is not waited for.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open), at once.
-    pub fn open_present<'d, P: Platform + Wait>(
-        xs: &mut Xenstore<'_, P>,
-        kind: &str,
-        index: u32,
-        deadline: impl Into<Until<'d>>,
-    ) -> Result<Self, Error> {
-        frontend::open_present(&mut Blocking::until(xs, deadline), kind, index)
-    }
-
-    /// Waits until the backend has told what it can do.
-    ///
-    /// A backend that is still closing after an earlier kernel is waited for: it begins anew when it sees us begin. So is one
-    /// whose directory is not there yet, or may not be read yet.
-    ///
-    /// # Errors
-    /// [`Error::BackendTimedOut`] with the state it was in at `deadline`.
-    pub fn wait_for_backend<'d, P: Platform + Wait>(
-        self,
-        xs: &mut Xenstore<'_, P>,
-        deadline: impl Into<Until<'d>>,
-    ) -> Result<Frontend<BackendReady>, Error> {
-        frontend::wait_for_backend(self, &mut Blocking::until(xs, deadline))
-    }
-}
+/// Writes what a backend needs.
+type Publish<'f, 'x, P> = dyn FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error> + 'f;
 
 impl Frontend<BackendReady> {
     /// Tells the backend what it needs, and goes to state `next`, all in one transaction. `f` gets the transaction
@@ -99,6 +53,16 @@ impl Frontend<BackendReady> {
         xs: &mut Xenstore<'x, P>,
         next: XenbusState,
         mut f: impl FnMut(&mut Transaction<'_, 'x, P>, &Path) -> Result<(), Error>,
+    ) -> Result<Frontend<Published>, Error> {
+        self.publish_by(xs, next, &mut f)
+    }
+
+    #[inline(never)]
+    fn publish_by<'x, P: Platform + Wait>(
+        self,
+        xs: &mut Xenstore<'x, P>,
+        next: XenbusState,
+        f: &mut Publish<'_, 'x, P>,
     ) -> Result<Frontend<Published>, Error> {
         let entered = Entry::new(&self.device, next).and_then(|entry| {
             let entered = xs.transact(&entry, &mut |transaction| f(transaction, &self.device.frontend));

@@ -24,7 +24,7 @@ pub(super) fn an_idle_guest_is_blocked_and_uses_no_cpu(lab: &mut Lab) -> Result<
 }
 
 /// Types a line on the guest's console, as `xl console` does.
-fn type_line(lab: &Lab, guest: &Guest<'_>, line: &str) -> Result<()> {
+pub(super) fn type_line(lab: &Lab, guest: &Guest<'_>, line: &str) -> Result<()> {
     let id = guest.list()?.context("the guest is gone")?.id;
     let script =
         format!("tty=$(xenstore-read /local/domain/{id}/console/tty) && printf '%s\\r' '{line}' >$tty");

@@ -4,6 +4,7 @@ mod alone;
 mod boot;
 mod devices;
 mod drivers;
+mod embassy;
 mod hello;
 mod lab;
 mod life;
@@ -85,6 +86,9 @@ fn with_dom0(arch: Arch, store: Store) -> Vec<Test> {
         ("selftest-smp", selftest::on_several_vcpus),
         ("smp-stack", selftest::the_page_under_a_stack_is_not_there),
         ("hello", hello::it_answers_and_ends),
+        ("embassy", embassy::its_tasks_have_card_disk_console_and_store),
+        ("embassy-replug", embassy::its_devices_come_and_go_under_traffic),
+        ("embassy-dhcp", embassy::without_an_address_it_asks_dhcp),
         ("line-console", hello::a_line_and_the_end),
         ("line-log", hello::a_line_in_xens_log_and_the_end),
         ("new-project", new_project::from_the_packages_alone),

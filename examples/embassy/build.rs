@@ -1,0 +1,5 @@
+//! How the image is linked.
+
+fn main() {
+    xen_rt::build::image();
+}
