@@ -70,6 +70,7 @@ mod state;
 mod transaction;
 mod waiters;
 mod watching;
+mod work;
 
 use core::cell::{Cell, RefCell};
 use core::fmt;
