@@ -103,7 +103,7 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         deadline: &mut Deadline,
         config: Config,
     ) -> Result<Self, Error> {
-        Self::begin(xs, events, grants, index, &mut *deadline, config)?.finish(xs, deadline)
+        Self::begin_by(xs, events, grants, index, &mut *deadline, config)?.finish_by(xs, deadline)
     }
 
     /// The first half of [`connect_with`](Self::connect_with): up to where the backend has all that it needs to connect.
@@ -118,6 +118,19 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
         grants: &'x GrantTable<P>,
         index: u32,
         deadline: impl Into<Until<'d>>,
+        config: Config,
+    ) -> Result<Connecting<'x, P, QUEUES>, Error> {
+        Self::begin_by(xs, events, grants, index, deadline.into().deadline(), config)
+    }
+
+    /// Once for all callers, of whom some would have a copy each.
+    #[inline(never)]
+    fn begin_by(
+        xs: &mut Xenstore<'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+        deadline: &mut Deadline,
         config: Config,
     ) -> Result<Connecting<'x, P, QUEUES>, Error> {
         let config = Config { receive: config.receive.consistent(), ..config };

@@ -4,9 +4,8 @@ use core::time::Duration;
 
 use xen_evtchn::Deadline;
 use xen_hypercall::{DomId, Platform, Wait};
-use xen_xenstore::way::blocking::Ask;
 use xen_xenstore::xenbus::XenbusState;
-use xen_xenstore::{Blocking, Error as StoreError, Until, Xenstore};
+use xen_xenstore::{Blocking, Error as StoreError, Path, Until, Xenstore};
 
 use crate::link::News;
 use crate::way::blocking;
@@ -70,10 +69,12 @@ impl<'x, P: Platform + Wait, const QUEUES: usize> NetFront<'x, P, QUEUES> {
     /// # Errors
     /// [`Error::Xenstore`] when the connection to xenstore is of no use any more.
     pub fn is_backend_waiting(&self, xs: &mut Xenstore<'x, P>) -> Result<bool, Error> {
-        let mut ask = Blocking::new(xs);
-        let waits = blocking::follow::backend(&mut ask, self.index)
+        let path = Path::format(format_args!("device/vif/{}/backend", self.index))?;
+        let waits = xs
+            .read_str(&path)
+            .and_then(Path::new)
             .and_then(|path| path.join("state"))
-            .and_then(|path| Ok(is_waiting(ask.read_parsed(&path)?)));
+            .and_then(|path| Ok(is_waiting(xs.read_parsed(&path)?)));
         match waits {
             // There is none, or no sense in it.
             Err(StoreError::Refused(..) | StoreError::BadValue) => Ok(false),

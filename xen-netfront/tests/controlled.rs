@@ -250,7 +250,7 @@ fn multicast_addresses_and_the_filter_are_asked_of_the_next_backend() {
     assert_eq!(back.front("request-multicast-control").as_deref(), Some("1"));
     assert_eq!(card.take_followup(), Followup::ANNOUNCE);
     // A run that is dropped asks no backend twice.
-    tasks.tasks.remove(1);
+    drop(tasks.tasks.remove(1));
     tasks.spawn(async { panic!("{}", control(&machine, &setting, Config::default()).await) });
     tasks.settle();
     assert_eq!(back.wanted(), wanted);

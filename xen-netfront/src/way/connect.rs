@@ -62,6 +62,7 @@ pub(crate) fn offer<'x, P: Platform, A: Ask, const QUEUES: usize>(
 }
 
 /// Waits until the backend has connected, and begins to watch the link.
+#[inline(never)]
 pub(crate) fn tie<A: Ask>(
     ask: &mut A,
     device: Frontend<Published>,

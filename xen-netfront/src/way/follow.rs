@@ -9,6 +9,7 @@ use crate::link::{News, Tie};
 use crate::{Error, NetFront, State};
 
 /// Looks what the backend has done since the last look, and answers that. Cheap when nothing has happened.
+#[inline(never)]
 pub(crate) fn follow<A: Ask>(ask: &mut A, tie: &Tie, state: State) -> task!(Result<News, StoreError>) {
     run!({
         let change = wait!(frontend::change(&tie.device, ask))?;
@@ -134,6 +135,7 @@ pub(crate) fn part<A: Ask>(ask: &mut A, tie: Tie, closed: bool) -> task!(Result<
 }
 
 /// The directory of the device's backend.
+#[allow(dead_code, reason = "tasks ask for it")]
 pub(crate) fn backend<A: Ask>(ask: &mut A, index: u32) -> task!(Result<Path, StoreError>) {
     run!({
         let path = Path::format(format_args!("device/vif/{index}/backend"))?;
