@@ -21,6 +21,8 @@ mod restore;
 mod secondary;
 mod shared;
 mod text;
+#[cfg(feature = "xenbus")]
+mod way;
 mod xen;
 
 pub use console::{Console, Stats};

@@ -6,11 +6,14 @@ use core::time::Duration;
 use xen_evtchn::{Deadline, EventChannels};
 use xen_gnttab::{Access, GrantTable};
 use xen_hypercall::{Platform, Wait};
+use xen_xenstore::shared::{Client, Conversation};
 use xen_xenstore::suspend::Device;
-use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Initialising, Published, XenbusState};
-use xen_xenstore::{Path, Until, Xenstore};
+use xen_xenstore::xenbus::{BackendReady, Connected, Frontend, Published, XenbusState};
+use xen_xenstore::{Blocking, Path, Until, Xenstore};
 
 use crate::page::ConsolePage;
+use crate::way::blocking::steps as blocking;
+use crate::way::tasks::steps as tasks;
 use crate::{Console, Error, Stats, Violation};
 
 /// How a [`SecondaryConsole`] is.
@@ -68,7 +71,8 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
         if index == 0 {
             return Err(Error::NoConsole);
         }
-        let (console, device) = bring_up(xs, events, grants, index, deadline.into().deadline())?;
+        let mut ask = Blocking::until(xs, deadline);
+        let (console, device) = blocking::bring_up(&mut ask, events, grants, index)?;
         Ok(Self { console, device: Some(device), connected: true, grants, index })
     }
 
@@ -85,17 +89,16 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
         xs: &mut Xenstore<'x, P>,
         deadline: impl Into<Until<'d>>,
     ) -> Result<(), Error> {
-        self.reconnect_by(xs, deadline.into().deadline())
+        self.reconnect_until(xs, deadline.into().deadline())
     }
 
-    fn reconnect_by(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
+    fn reconnect_until(&mut self, xs: &mut Xenstore<'x, P>, deadline: &mut Deadline) -> Result<(), Error> {
         // The backend may hang, or be gone; that is often why this is called.
         let _ = self.end(xs, &mut *deadline);
         let events = self.console.event_channels();
-        let (console, device) = bring_up(xs, events, self.grants, self.index, deadline)?;
-        let mut earlier = core::mem::replace(&mut self.console, console);
-        (self.device, self.connected) = (Some(device), true);
-        self.console.go_on_from(&mut earlier)
+        let mut ask = Blocking::until(xs, deadline);
+        let connected = blocking::bring_up(&mut ask, events, self.grants, self.index)?;
+        self.succeed(connected)
     }
 
     /// Whether a backend waits for this console, so that [`reconnect`](Self::reconnect) would not wait long. Asks xenstore:
@@ -123,12 +126,7 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
     /// [`Error::Xenstore`] when xenstore cannot be asked; the next call asks again.
     pub fn service(&mut self, xs: &mut Xenstore<'x, P>) -> Result<State, Error> {
         let Some(device) = self.device.as_ref().filter(|_| self.connected) else { return Ok(self.state()) };
-        if device.change(xs)?.is_over() {
-            self.connected = false;
-            // Writes nothing into the directory of a device that was taken away, or that is another's by now. If the backend cannot
-            // be told now, it is when the device is ended.
-            let _ = device.switch(xs, XenbusState::CLOSED);
-        }
+        self.connected = !blocking::follow(&mut Blocking::new(xs), device)?;
         Ok(self.state())
     }
 
@@ -152,12 +150,83 @@ impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
         let _ = self.service(xs);
         let was = core::mem::replace(&mut self.connected, false);
         let Some(device) = self.device.take() else { return Ok(()) };
-        // Told already, or nobody is there to tell; then only the watch is left.
-        Ok(if was { device.close(xs, deadline) } else { device.abandon(xs) }?)
+        blocking::end(&mut Blocking::until(xs, deadline), device, was)
+    }
+}
+
+/// For tasks, by a connection to xenstore that they share. There are no deadlines: who does not want to wait any longer drops the
+/// future.
+impl<'x, P: Platform + Wait> SecondaryConsole<'x, P> {
+    /// Connects console `index`, as [`connect`](Self::connect). When it is dropped nothing is left behind.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_by(
+        client: Client<'_, 'x, P>,
+        events: &'x EventChannels<P>,
+        grants: &'x GrantTable<P>,
+        index: u32,
+    ) -> Result<Self, Error> {
+        if index == 0 {
+            return Err(Error::NoConsole);
+        }
+        let mut ask = client.conversation();
+        let (console, device) = tasks::bring_up(&mut ask, events, grants, index).await?;
+        ask.leave();
+        Ok(Self { console, device: Some(device), connected: true, grants, index })
+    }
+
+    /// Connects to the backend anew, as [`reconnect`](Self::reconnect). When it is dropped the console is [`State::Closed`], and what
+    /// the last backend did not take is kept for the next.
+    ///
+    /// # Errors
+    /// As [`reconnect`](Self::reconnect).
+    pub async fn reconnect_by(&mut self, client: Client<'_, 'x, P>) -> Result<(), Error> {
+        let mut ask = client.conversation();
+        // The backend may be gone; that is often why this is called.
+        let _ = self.end_by(&mut ask).await;
+        let events = self.console.event_channels();
+        let connected = tasks::bring_up(&mut ask, events, self.grants, self.index).await?;
+        ask.leave();
+        self.succeed(connected)
+    }
+
+    /// Follows the backend, as [`service`](Self::service).
+    ///
+    /// # Errors
+    /// As [`service`](Self::service).
+    pub async fn service_by(&mut self, client: Client<'_, 'x, P>) -> Result<State, Error> {
+        let Some(device) = self.device.as_ref().filter(|_| self.connected) else { return Ok(self.state()) };
+        self.connected = !tasks::follow(&mut client.conversation(), device).await?;
+        Ok(self.state())
+    }
+
+    /// Ends the console, as [`close`](Self::close).
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub async fn close_by(mut self, client: Client<'_, 'x, P>) -> Result<(), Error> {
+        // The page goes with `self`, and only then: before, the backend had every right to it.
+        self.end_by(&mut client.conversation()).await
+    }
+
+    async fn end_by(&mut self, ask: &mut Conversation<'_, 'x, P>) -> Result<(), Error> {
+        // A backend that is not connected any more would be waited for in vain. An error comes again below.
+        let _ = self.service_by(ask.client()).await;
+        let was = core::mem::replace(&mut self.connected, false);
+        let Some(device) = self.device.take() else { return Ok(()) };
+        tasks::end(ask, device, was).await
     }
 }
 
 impl<'x, P: Platform> SecondaryConsole<'x, P> {
+    /// Goes on with a console that was connected just now.
+    fn succeed(&mut self, (console, device): (Console<'x, P>, Frontend<Connected>)) -> Result<(), Error> {
+        let mut earlier = core::mem::replace(&mut self.console, console);
+        (self.device, self.connected) = (Some(device), true);
+        self.console.go_on_from(&mut earlier)
+    }
+
     /// The console itself, while it is at work.
     ///
     /// # Errors
@@ -196,57 +265,6 @@ impl<'x, P: Platform> SecondaryConsole<'x, P> {
     }
 }
 
-/// The handshake, from the beginning to the end. When it fails, nothing is left.
-fn bring_up<'x, P: Platform + Wait>(
-    xs: &mut Xenstore<'x, P>,
-    events: &'x EventChannels<P>,
-    grants: &'x GrantTable<P>,
-    index: u32,
-    deadline: &mut Deadline,
-) -> Result<(Console<'x, P>, Frontend<Connected>), Error> {
-    let device = Frontend::open(xs, "console", index, &mut *deadline)?;
-    let (console, device) = begin(xs, device, events, grants, &mut *deadline)?;
-    finish(xs, device, deadline).map(|device| (console, device))
-}
-
-/// The first half, up to where the backend has all that it needs.
-fn begin<'x, P: Platform + Wait>(
-    xs: &mut Xenstore<'x, P>,
-    device: Frontend<Initialising>,
-    events: &'x EventChannels<P>,
-    grants: &'x GrantTable<P>,
-    deadline: &mut Deadline,
-) -> Result<(Console<'x, P>, Frontend<Published>), Error> {
-    let device = device.wait_for_backend(xs, deadline)?;
-    let (console, gref) = match share(&device, events, grants) {
-        Ok(shared) => shared,
-        Err(error) => {
-            // The first error says more than one on the way out.
-            let _ = device.abandon(xs);
-            return Err(error);
-        }
-    };
-    let port = console.channel().port();
-    let device: Frontend<Published> = device.publish(xs, XenbusState::INITIALISED, |transaction, path| {
-        transaction.write_display(&path.join("ring-ref")?, gref)?;
-        transaction.write_display(&path.join("port")?, port.0)
-    })?;
-    Ok((console, device))
-}
-
-fn finish<P: Platform + Wait>(
-    xs: &mut Xenstore<'_, P>,
-    device: Frontend<Published>,
-    deadline: &mut Deadline,
-) -> Result<Frontend<Connected>, Error> {
-    let device = device.wait_connected(xs, deadline)?;
-    if let Err(error) = device.switch(xs, XenbusState::CONNECTED) {
-        let _ = device.abandon(xs);
-        return Err(error.into());
-    }
-    Ok(device)
-}
-
 /// What the last backend did not take is written to the next one first, as by
 /// [`reconnect`](SecondaryConsole::reconnect). A console that was not at work is connected if it is there.
 impl<'x, P: Platform + Wait> Device<'x, P> for SecondaryConsole<'x, P> {
@@ -271,17 +289,19 @@ impl<'x, P: Platform + Wait> Device<'x, P> for SecondaryConsole<'x, P> {
         let deadline = until.deadline();
         let begun = Frontend::open_present(xs, "console", self.index, &mut *deadline)
             .map_err(Error::from)
-            .and_then(|device| begin(xs, device, events, self.grants, &mut *deadline));
+            .and_then(|device| {
+                blocking::begin(&mut Blocking::until(xs, &mut *deadline), device, events, self.grants)
+            });
         (was, begun.ok())
     }
 
     fn finish(&mut self, (was, begun): Self::Begun, xs: &mut Xenstore<'x, P>, deadline: Duration) -> usize {
         let Some((console, device)) = begun else { return was.into() };
-        let Ok(device) = finish(xs, device, Until::from(deadline).deadline()) else { return was.into() };
-        let mut earlier = core::mem::replace(&mut self.console, console);
-        (self.device, self.connected) = (Some(device), true);
+        let Ok(device) = blocking::finish(&mut Blocking::until(xs, deadline), device) else {
+            return was.into();
+        };
         // If it does not work the next call says so.
-        let _ = self.console.go_on_from(&mut earlier);
+        let _ = self.succeed((console, device));
         0
     }
 
@@ -292,7 +312,7 @@ impl<'x, P: Platform + Wait> Device<'x, P> for SecondaryConsole<'x, P> {
     }
 }
 
-fn share<'x, P: Platform>(
+pub(crate) fn share<'x, P: Platform>(
     device: &Frontend<BackendReady>,
     events: &'x EventChannels<P>,
     grants: &'x GrantTable<P>,

@@ -204,10 +204,12 @@ impl Checks {
             let lints = ["clippy", "--package", package, "--profile", "unikernel", "--", "-D", "warnings"];
             self.run(package, &mut cargo(&lints))?;
         }
-        // It is a process unless it is told otherwise.
-        let mut lints =
-            cargo(&["clippy", "--package", "hello", "--profile", "unikernel", "--no-default-features"]);
-        self.run("hello", lints.args(["--", "-D", "warnings"]))?;
+        // They are processes unless they are told otherwise.
+        for package in ["hello", "embassy-kernel"] {
+            let mut lints =
+                cargo(&["clippy", "--package", package, "--profile", "unikernel", "--no-default-features"]);
+            self.run(package, lints.args(["--", "-D", "warnings"]))?;
+        }
         Ok(())
     }
 }

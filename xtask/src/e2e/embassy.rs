@@ -97,7 +97,7 @@ pub(super) fn its_devices_come_and_go_under_traffic(lab: &mut Lab) -> Result<()>
                 lab.dom0.run(&format!("xl block-attach {name} phy:/dev/vda,xvda,w"), PATIENCE)?;
                 comes_back(&site, &path, &wanted)?;
                 lab.dom0.run(&format!("xl network-detach {name} 0"), PATIENCE)?;
-                console.wait_for("card: closed", PATIENCE)?;
+                console.wait_for("card gone", PATIENCE)?;
                 lab.dom0.run(&format!("xl network-attach {name} {}", card().replace(',', " ")), PATIENCE)?;
                 console.wait_for("connected", PATIENCE)?;
                 comes_back(&site, &path, &wanted)?;
