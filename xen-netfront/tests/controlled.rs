@@ -25,10 +25,12 @@ impl Wake for Woken {
     }
 }
 
+type Task<'t> = Pin<Box<dyn Future<Output = ()> + 't>>;
+
 /// Tasks, each polled when it was woken. The first is waited for.
 struct Tasks<'t> {
     machine: &'t Machine,
-    tasks: Vec<(Pin<Box<dyn Future<Output = ()> + 't>>, Arc<Woken>)>,
+    tasks: Vec<(Task<'t>, Arc<Woken>)>,
     /// When each poll began must be when it ended: nobody waits within.
     polls: usize,
 }
