@@ -60,8 +60,8 @@ pub(crate) fn check() -> Result<Tally> {
     let mut tally = Tally::default();
     let unikernel = |(name, features): Choice| -> Result<_> { Ok((name, build(Arch::X86_64, features)?)) };
     let mut images = vec![
-        (unikernel(WHOLE)?, 317 << 10),
-        (unikernel(DEVICES)?, 291 << 10),
+        (unikernel(WHOLE)?, 319 << 10),
+        (unikernel(DEVICES)?, 293 << 10),
         (unikernel(SMALLEST)?, 64 << 10),
     ];
     for (package, name, limit) in LINES {
