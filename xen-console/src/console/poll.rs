@@ -10,7 +10,7 @@ use crate::Error;
 impl<P: Platform> Console<'_, P> {
     /// Ready when there is something to read or the console does not work any more; otherwise wakes the task then.
     /// Several tasks may wait, and a task that is dropped while it waits keeps the wake-up from no other
-    /// ([`Channel::poll_event`]).
+    /// ([`Channel::poll_event`](xen_evtchn::Channel::poll_event)).
     ///
     /// # Errors
     /// [`Error::Broken`] when the daemon broke the protocol; [`Error::Event`] when it cannot be notified.
