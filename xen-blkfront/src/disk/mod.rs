@@ -117,13 +117,13 @@ impl<'x, P: Platform> Disk<'x, P> {
         let mut place = self.place.borrow_mut();
         let mut front = place.front.take()?;
         // Their tickets are of this disk, whatever comes after it.
-        self.seats.end(Error::Closed, |ticket| {
-            front.forget(ticket);
-            true
-        });
+        self.seats.evict(Error::Closed);
         (place.held, place.dirty) = (false, false);
         place.epoch = place.epoch.wrapping_add(1);
         drop(place);
+        while let Some(ticket) = self.seats.evicted() {
+            front.forget(ticket);
+        }
         self.settle();
         Some(front)
     }
@@ -245,7 +245,7 @@ impl<'x, P: Platform> Place<'x, P> {
         seats.end(error, |ticket| {
             let open = front.ops.settled(ticket).is_none();
             if open {
-                front.give_up(ticket, error);
+                front.ops.tell(ticket, error);
             }
             open
         });

@@ -26,12 +26,14 @@ pub(crate) enum Line {
     Change,
     /// The operation has a result, and who waits for it is to be woken, or was.
     Told,
+    /// The operation is of a disk that was taken away, and is to be forgotten there.
+    Evicted,
 }
 
 /// The lists of a disk.
 #[derive(Default)]
 pub(crate) struct Seats {
-    lists: [Ends; 4],
+    lists: [Ends; 5],
 }
 
 /// The ends of a list.
@@ -54,7 +56,7 @@ struct Links {
     /// None: it was woken, and is polled some time or dropped.
     waker: Cell<Option<Waker>>,
     ticket: Cell<Option<Ticket>>,
-    /// Why nothing more comes of its operation: then it has none.
+    /// Why nothing more comes of its operation: then that is not its own any more.
     ended: Cell<Option<Error>>,
     /// Other seats point here.
     _pinned: PhantomPinned,
@@ -116,8 +118,8 @@ impl Seats {
         }
     }
 
-    /// Nothing more comes of operations that are under way: `each` is called with all, and returns whether it is so. Those who wait
-    /// for room are told the same.
+    /// Nothing more comes of operations that are under way: `each` is called with all, and returns whether it is so. It calls nothing
+    /// that is not of this crate. Those who wait for room are told the same.
     pub(crate) fn end(&self, error: Error, mut each: impl FnMut(Ticket) -> bool) {
         for line in [Line::Answers, Line::Told] {
             for links in self.each(line) {
@@ -130,6 +132,29 @@ impl Seats {
         for links in self.each(Line::Room) {
             links.ended.set(Some(error));
         }
+    }
+
+    /// Nothing more comes of all operations, nor of waiting for room: the disk is taken away. Each operation is to be asked for by
+    /// [`evicted`](Self::evicted), and forgotten.
+    pub(crate) fn evict(&self, error: Error) {
+        for line in [Line::Answers, Line::Told] {
+            for links in self.each(line).filter(|links| links.ticket.get().is_some()) {
+                links.ended.set(Some(error));
+                self.remove(links);
+                self.add(links, Line::Evicted);
+            }
+        }
+        for links in self.each(Line::Room) {
+            links.ended.set(Some(error));
+        }
+    }
+
+    /// The next operation to forget. To forget one may call wakers, which may drop futures, so no list is gone through meanwhile.
+    pub(crate) fn evicted(&self) -> Option<Ticket> {
+        let links = self.each(Line::Evicted).next()?;
+        self.remove(links);
+        self.add(links, Line::Told);
+        links.ticket.take()
     }
 
     /// Adds a seat, which is in none, to a list at its end.
@@ -224,7 +249,7 @@ impl<'d> Seat<'d> {
 
     #[inline]
     pub(crate) fn ticket(&self) -> Option<Ticket> {
-        self.links.ticket.get()
+        self.links.ticket.get().filter(|_| self.links.ended.get().is_none())
     }
 
     #[inline]
