@@ -91,9 +91,9 @@ fn run<F: Future<Output = ()> + 'static>(happens: impl FnOnce(Rc<Outside>) -> F)
 /// Asks the web server for the disk again and again.
 #[derive(Clone, Default)]
 struct Visitor {
-    /// Answers that were all of the disk.
+    /// How many responses had the whole disk in them.
     whole: Rc<Cell<u32>>,
-    /// Answers that there is no disk, and such as ended too early.
+    /// How many responses said that there is no disk, or ended too early.
     other: Rc<Cell<u32>>,
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Server<'a, M: Machine> {
     pub(crate) full: bool,
     /// Nobody is to ask anything of the files now.
     pub(crate) awaits_files: bool,
-    /// Answers are made, and not sent.
+    /// Responses are prepared and held back: the machine is about to be suspended.
     pub(crate) holds: bool,
 }
 

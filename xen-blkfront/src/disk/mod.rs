@@ -51,7 +51,7 @@ struct Place<'x, P: Platform> {
     dirty: bool,
     /// The disk is to be looked at although there was no event, and its event channels may be others.
     unseen: bool,
-    /// Counts disks, and connections that were made without who looks after the disk.
+    /// A number that is another after each disk that was put into the place, and after each connection that was not made by `Control`.
     epoch: u32,
     /// A device that is no longer the disk's, and has a watch.
     stale: Option<Frontend<Connected>>,

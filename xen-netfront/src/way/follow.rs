@@ -45,7 +45,8 @@ pub(crate) fn follow_by_asking<A: Ask>(
     })
 }
 
-/// Answers a change of the backend, and looks at the link if it may have `changed`.
+/// Follows the backend to its new state: our own state is switched accordingly. Reads the link's state if `changed`. Returns what
+/// there is to tell the card.
 fn answer<A: Ask>(
     ask: &mut A,
     tie: &Tie,

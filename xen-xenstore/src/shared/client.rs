@@ -1,4 +1,4 @@
-//! Who asks.
+//! The client: the handle by which a task asks xenstore.
 
 use core::fmt;
 use core::str::FromStr;

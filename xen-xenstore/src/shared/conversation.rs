@@ -43,7 +43,7 @@ impl<'s, 'x, P: Platform + Wait> Conversation<'s, 'x, P> {
         self.watches = 0;
     }
 
-    /// Who asks in it.
+    /// Returns the client of the same connection.
     pub fn client(&self) -> Client<'s, 'x, P> {
         Client::new(self.store)
     }

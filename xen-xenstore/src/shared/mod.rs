@@ -115,12 +115,12 @@ impl<'x, P: Platform + Wait> SharedStore<'x, P> {
         }
     }
 
-    /// Who runs the connection. Without it no answer arrives.
+    /// Returns the runner: the future that takes in responses and watch events. One task has to poll it; without it no response arrives.
     pub fn runner(&self) -> Runner<'_, 'x, P> {
         Runner::new(self)
     }
 
-    /// Who asks.
+    /// Returns a client: a handle by which a task asks. It is `Copy`; each task has one of its own.
     pub fn client(&self) -> Client<'_, 'x, P> {
         Client::new(self)
     }

@@ -9,7 +9,7 @@ use crate::{Error, Question, Watch};
 
 pub(crate) use sealed::Primitives;
 
-/// Who asks xenstore in a conversation. Nobody else implements it.
+/// A connection as a conversation uses it: the questions of several round trips, and watches. The trait is sealed.
 pub trait Ask: Primitives {
     /// Asks several questions at once, which takes hardly longer than to ask one. `each` is called with a question's place and its
     /// answer, once for each question, as the answers come.
